@@ -1,0 +1,1 @@
+"""The tests of the gateway, and the helpers that they share."""
