@@ -1,0 +1,414 @@
+"""The log: one event a line, written by a thread, so that a stalled reader never blocks the event loop.
+
+Callers use the standard library alone. An event is a name and its fields:
+
+    logger = logging.getLogger("gateway.connection")
+    logger.info("connection opened", extra={"event": "connection.opened", "connId": conn_id})
+
+A record becomes a line in the thread that logs it, so the fields are those of the moment. The line then waits
+in a queue that is bounded in bytes. What is lost is counted, and one line `log.lost` reports it.
+"""
+
+import logging
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.msgspec import MsgspecFormatter
+
+from gateway import config
+
+QUEUE_BYTES = 8 * 1024 * 1024
+"""The most that may wait for the writer, in bytes of finished lines: about 30,000 of a usual length."""
+
+BATCH_LINES = 256
+"""The most lines that go into one write: some 64 KiB, the capacity of a pipe."""
+
+PAUSE = 0.02
+"""Seconds between two writes. Lines that come meanwhile share one: a wake-up costs more than a line."""
+
+RETRY = 1.0
+"""Seconds from a failed write to the next attempt."""
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds for the last lines, when the process exits or another descriptor takes over."""
+
+_LEVELS = {
+    logging.DEBUG: "debug",
+    logging.INFO: "info",
+    logging.WARNING: "warning",
+    logging.ERROR: "error",
+    logging.CRITICAL: "critical",
+}
+_SHORT_LEVELS = {
+    "debug": "DEBUG",
+    "info": "INFO ",
+    "warning": "WARN ",
+    "error": "ERROR",
+    "critical": "CRIT ",
+}
+_NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
+
+
+class JsonFormatter(MsgspecFormatter):
+    """One JSON object: `time`, `level`, `logger`, `event`, `message`, then the event's fields as given.
+
+    `time` is RFC 3339 in UTC with milliseconds. A record without an event, as other libraries make them, has
+    the event `log`. A traceback is one string, the field `traceback`. What is no JSON value becomes text. A
+    field that bears the name of one of the first five gets an underscore behind its name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(json_default=_text)
+        self._time = _Clock("%Y-%m-%dT%H:%M:%S", time.gmtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its end. No field breaks the line. Never raises."""
+        head = {
+            "time": self._time(record.created) + "Z",
+            "level": _level(record),
+            "logger": record.name,
+            "event": record.__dict__.get("event", "log"),
+            "message": _message(record),
+        }
+        fields = _fields(record)
+        if record.exc_info or record.exc_text:
+            fields["traceback"] = _traceback(self, record)
+        line = head | fields
+        if len(line) < len(head) + len(fields):
+            line = head | {f"{name}_" if name in head else name: value for name, value in fields.items()}
+        try:
+            text = self.jsonify_log_record(line)
+        except Exception:  # from a value's own __str__, or for what JSON or UTF-8 cannot hold
+            text = ""
+        if not text or "\n" in text:  # msgspec.Raw goes out as it is, line breaks included
+            text = self.jsonify_log_record({_text(name): _encodable(value) for name, value in line.items()})
+        return text
+
+
+class TextFormatter(logging.Formatter):
+    """For a terminal: local time, level, event, fields as `name=value`, message; a traceback below.
+
+    Whatever a terminal would not show as a character is escaped, so that no peer's text can steer it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = _Clock("%H:%M:%S", time.localtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its end. Only a traceback adds lines, indented. Never raises."""
+        event = record.__dict__.get("event")
+        fields = _fields(record) if event else {"logger": record.name} | _fields(record)
+        parts = [self._time(record.created), _SHORT_LEVELS[_level(record)], _visible(_text(event or "log"))]
+        parts += [f"{_visible(_text(name))}={_shown(value)}" for name, value in fields.items()]
+        lines = [" ".join([*parts, _visible(_message(record))])]
+        if record.exc_info or record.exc_text:
+            lines += [f"    {_visible(line)}" for line in _traceback(self, record).split("\n")]
+        return "\n".join(lines)
+
+
+class _Clock:
+    """Text of a moment with milliseconds; the date and the seconds are laid out once a second."""
+
+    def __init__(self, layout: str, calendar: Callable[[float], time.struct_time]) -> None:
+        self._layout = layout
+        self._calendar = calendar
+        self._last = (-1, "", "")  # one tuple: threads that log at the same time see all of it or nothing
+
+    def __call__(self, created: float) -> str:
+        moment = int(created * 1000)
+        last, text, second = self._last
+        if moment != last:
+            if moment // 1000 != last // 1000:
+                second = time.strftime(self._layout, self._calendar(created))
+            text = f"{second}.{moment % 1000:03d}"
+            self._last = (moment, text, second)
+        return text
+
+
+def _level(record: logging.LogRecord) -> str:
+    """Return the level's name; a level between two is the lower one."""
+    name = _LEVELS.get(record.levelno)
+    return name or _LEVELS[max((level for level in _LEVELS if level <= record.levelno), default=logging.DEBUG)]
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Return the message; one that its arguments do not fit is shown with them behind it."""
+    try:
+        return record.getMessage()
+    except Exception:
+        return f"{_text(record.msg)} {_text(record.args)}"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """Return what the caller gave as `extra`, without the event."""
+    return {name: value for name, value in record.__dict__.items() if name not in _NOT_FIELDS}
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return record.exc_text or (formatter.formatException(record.exc_info) if record.exc_info else "")
+
+
+def _text(value: object) -> str:
+    """Return `value` as text that UTF-8 can hold. Never raises."""
+    try:
+        return str(value).encode(errors="backslashreplace").decode()
+    except Exception:
+        return f"<unprintable {type(value).__name__}>"
+
+
+def _encodable(value: object) -> object:
+    """Return `value` if it is JSON on one line, else its text."""
+    try:
+        if b"\n" not in msgspec.json.encode(value, enc_hook=_text):
+            return value
+    except Exception:
+        return _text(value)
+    return _text(value)
+
+
+def _visible(text: str) -> str:
+    """Return `text` with all that a terminal would not show as a character escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shown(value: object) -> str:
+    """Return a field's value for the text format: JSON, but without the quotes where a word needs none."""
+    plain = _encodable(value)
+    if isinstance(plain, str) and plain and not any(c in ' "=' for c in plain):
+        return _visible(plain)
+    return _visible(msgspec.json.encode(plain, enc_hook=_text).decode())
+
+
+class LogWriter:
+    """Writes lines to a file descriptor, in order and whole, from a thread of its own.
+
+    The descriptor may be a file, a pipe, a socket or a terminal, blocking or not. It is not closed, and must
+    stay open until `close` has returned True. The thread is a daemon: a stuck descriptor never holds up the
+    exit of the process.
+
+    A line is lost if the queue has no room for it or its write fails. From then on all lines are lost until
+    the queue is drained and writing works. So there is one gap, and one line that reports it in its place.
+
+    Args:
+        fd: The file descriptor.
+        report: Makes the line, with its end, which says how many lines were lost. Called in the thread. It
+            may be replaced at any time.
+    """
+
+    def __init__(self, fd: int, report: Callable[[int], bytes]) -> None:
+        self.fd = fd
+        self.report = report
+        self.lost = 0
+        """Lines lost in all."""
+        # Reentrant, for a finalizer or a signal handler may log while its thread is inside of `write`.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._queue: list[bytes] = []
+        self._queued = 0  # bytes, those in the present write included
+        self._gap = 0  # lines lost and not yet reported
+        self._reporting = 0  # lines told of by the report that is in the present write
+        self._rest = b""  # of a line that a failed write left unfinished
+        self._failing = False  # the last write failed
+        self._sleeping = False  # the thread waits for a line, and for nothing else
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
+
+    def write(self, line: bytes) -> None:
+        """Queue a line, which includes its end. Never waits for the descriptor. From any thread."""
+        with self._lock:
+            queued = self._queued + len(line)
+            if self._gap or self._closing or queued > QUEUE_BYTES:
+                self.drop()
+                return
+            self._queued = queued
+            self._queue.append(line)
+            if self._sleeping:
+                self._wake()
+
+    def drop(self, lines: int = 1) -> None:
+        """Count lines as lost. From any thread."""
+        with self._lock:
+            self.lost += lines
+            if not self._closing:
+                self._gap += lines
+                if self._sleeping:
+                    self._wake()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until each line so far is written or lost; blocks the caller, `timeout` seconds at most.
+
+        Returns:
+            False if lines still wait.
+        """
+        with self._lock:
+            self._wake()
+            return self._changed.wait_for(
+                lambda: not (self._queued or self._rest) and (self._failing or not self._gap), timeout
+            )
+
+    def close(self, timeout: float) -> bool:
+        """Take no more lines and wait for the last ones, `timeout` seconds at most. May be called again.
+
+        Returns:
+            False if lines still wait. They are written when the descriptor takes them, if the process lives.
+        """
+        with self._lock:
+            self._closing = True
+            self._wake()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        self._sleeping = False
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (batch := self._next()) is not None:
+            written = self._write(batch)
+            with self._lock:
+                self._settle(batch, written)
+                if self._failing and self._closing:
+                    break
+                if self._failing:
+                    self._changed.wait_for(lambda: self._closing, RETRY)
+                elif not (self._queue or self._gap or self._closing):
+                    self._changed.wait(PAUSE)
+        if self._rest:
+            self.drop()
+
+    def _next(self) -> list[bytes] | None:
+        """Wait for lines, and take some; with none left, the report of a gap. None: closed, and all done."""
+        with self._lock:
+            while not (self._queue or self._gap or self._rest or self._closing):
+                self._sleeping = True
+                self._changed.wait()
+            self._sleeping = False
+            if not (self._queue or self._gap or self._rest):
+                return None
+            self._reporting = 0 if self._queue else self._gap
+            if self._reporting:
+                line = self.report(self._reporting)
+                self._queue.append(line)
+                self._queued += len(line)
+                self._gap -= self._reporting  # not before: making the report may have lost a line of its own
+            batch = self._queue[:BATCH_LINES]
+            del self._queue[:BATCH_LINES]
+            return batch
+
+    def _settle(self, batch: list[bytes], written: int) -> None:
+        """Note that the first `written` lines of the batch are out. After an error the queue is lost too."""
+        self._queued -= sum(map(len, batch))
+        unwritten = len(batch) - written
+        self._failing = bool(unwritten or self._rest)
+        if self._failing:
+            if self._reporting and unwritten:  # a report is no loss, but what it told is still to be told
+                self._gap += self._reporting
+                unwritten = 0
+            self.drop(unwritten + len(self._queue))
+            self._queue.clear()
+            self._queued = 0
+        self._changed.notify_all()
+
+    def _write(self, batch: list[bytes]) -> int:
+        """Write lines, return how many are out. A line begun counts: the next write goes on with its rest."""
+        lines = [self._rest, *batch]
+        data = b"".join(lines)
+        missing = len(data) - self._send(data)
+        while len(lines) > 1 and missing >= len(lines[-1]):
+            missing -= len(lines.pop())
+        self._rest = lines[-1][-missing:] if missing else b""
+        return len(lines) - 1
+
+    def _send(self, data: bytes) -> int:
+        """Write `data`, however long it takes; return how many bytes went out before an error, if any."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self.fd, view) :]
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
+                poll = select.poll()
+                poll.register(self.fd, select.POLLOUT)
+                poll.poll()
+            except OSError:
+                break
+        return len(data) - len(view)
+
+
+class LogHandler(logging.Handler):
+    """Hands each record's line to a writer. `logging.shutdown`, run at exit, closes both."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record's line. A record that cannot be made into a line is counted as lost."""
+        try:
+            self.writer.write(self.format(record).encode() + b"\n")
+        except Exception:
+            self.writer.drop()
+
+    def close(self) -> None:
+        """Write what waits, for `CLOSE_TIMEOUT` seconds at most. May be called again."""
+        self.writer.close(CLOSE_TIMEOUT)
+        super().close()
+
+
+def configure(settings: config.Log, fd: int = 1) -> LogWriter:
+    """Send the records of all loggers to `fd`. May be called again: a reload changes level and format so.
+
+    If the descriptor is the same, the writer of the call before goes on: nothing is lost, nothing waits, and
+    `lost` counts on. For another descriptor there is a new writer, and the earlier one is closed.
+
+    Args:
+        settings: `level` is the lowest that is logged; `format` is `json` or `text`.
+        fd: Where the lines go; see `LogWriter`.
+    """
+    _tune()
+    formatter = JsonFormatter() if settings.format == "json" else TextFormatter()
+    report = partial(_report, formatter)
+    root = logging.getLogger()
+    root.setLevel(settings.level.upper())
+    handler = next((handler for handler in root.handlers if isinstance(handler, LogHandler)), None)
+    if handler and (handler.writer.fd != fd or handler.writer.closed):
+        root.removeHandler(handler)
+        handler.close()
+        handler = None
+    if not handler:
+        handler = LogHandler(LogWriter(fd, report))
+        root.addHandler(handler)
+    handler.setFormatter(formatter)
+    handler.writer.report = report
+    return handler.writer
+
+
+def _tune() -> None:
+    """Have no record look up what no line shows (Python's logging HOWTO, "Optimization")."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
+    logging.raiseExceptions = False  # its place would be standard error, often the same broken descriptor
+    logging.captureWarnings(True)
+
+
+def _report(formatter: logging.Formatter, lines: int) -> bytes:
+    record = logging.LogRecord(__name__, logging.WARNING, "", 0, "log lines were lost", None, None)
+    record.__dict__.update(event="log.lost", lines=lines)
+    return formatter.format(record).encode() + b"\n"
