@@ -1,0 +1,256 @@
+"""What systemd gives a service and wants from it: notifications, the watchdog, inherited sockets.
+
+The protocols are plain environment variables and datagrams, so no library is needed. Sources: sd_notify(3),
+sd_watchdog_enabled(3) and sd_listen_fds(3) of systemd 252. Outside systemd the variables are missing, and
+then all of this does nothing.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from itertools import repeat
+from typing import Final, Protocol
+
+__all__ = ["CallLater", "Notifier", "Timer", "Watchdog", "listen_fds", "watchdog_interval"]
+
+_LISTEN_FDS_START: Final = 3  # SD_LISTEN_FDS_START
+_USEC_INFINITY: Final = 2**64 - 1  # sd_watchdog_enabled(3) refuses it
+_TCP: Final = (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP)
+
+logger = logging.getLogger("gateway.systemd")
+
+
+class Timer(Protocol):
+    """The part of `asyncio.TimerHandle` that is needed here."""
+
+    def cancel(self) -> None:
+        """Stop the timer; may be called at any time, any number of times."""
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+"""`loop.call_later`, or a stand-in for it: seconds from now, what to call."""
+
+
+class Notifier:
+    """Tells the service manager how the service is doing (sd_notify(3)).
+
+    `environ` is read once: `NOTIFY_SOCKET` is an absolute path, or `@name` in the abstract namespace. Without
+    it every method does nothing. `monotonic_ns` is CLOCK_MONOTONIC in nanoseconds, the clock systemd compares
+    with.
+
+    No method blocks or raises. The first notification that cannot be delivered is logged, and then none until
+    one gets through again. A lost change of state goes out with the next notification, the next ping at the
+    latest: without its READY=1 systemd would end the service. All methods may be called any number of times.
+    """
+
+    def __init__(self, environ: Mapping[str, str], monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._monotonic_ns = monotonic_ns
+        self._losing = False
+        self._owed = ""
+        self._address = b""
+        self._socket: socket.socket | None = None
+        name = environ.get("NOTIFY_SOCKET", "")
+        if not name:
+            return
+        if name[0] not in "/@" or len(name) < 2:
+            self._lost(f"NOTIFY_SOCKET {name!r} is neither an absolute path nor an abstract name")
+            return
+        raw = os.fsencode(name)
+        self._address = b"\0" + raw[1:] if raw.startswith(b"@") else raw
+        # Opened now and kept: a ping must still go out on the day the file descriptors are used up.
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._lost(str(error))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a service manager to tell."""
+        return self._socket is not None
+
+    def ready(self) -> None:
+        """Start-up, or the reload that `reloading` announced, is over."""
+        self._change("READY=1")
+
+    def reloading(self) -> None:
+        """The configuration is being reloaded; `ready` must follow, also when the reload failed."""
+        self._change(f"RELOADING=1\nMONOTONIC_USEC={self._monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """The drain has begun."""
+        self._change("STOPPING=1")
+
+    def status(self, text: str) -> None:
+        """Show `text` in `systemctl status`. Line breaks become spaces: a line is an assignment."""
+        self._send("STATUS=" + " ".join(text.splitlines()))
+
+    def ping(self) -> None:
+        """Keep the watchdog quiet for another interval."""
+        self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Release the socket. Later notifications do nothing."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _change(self, state: str) -> None:
+        self._owed = state
+        self._send()
+
+    def _send(self, *news: str) -> None:
+        if self._socket is None:
+            return
+        message = "\n".join((self._owed, *news)).lstrip("\n")
+        try:
+            self._socket.sendto(message.encode(errors="replace"), self._address)
+        except OSError as error:
+            self._lost(str(error))
+        else:
+            self._losing = False
+            self._owed = ""
+
+    def _lost(self, why: str) -> None:
+        if not self._losing:
+            self._losing = True
+            logger.warning(
+                "the service manager cannot be notified: %s",
+                why,
+                extra={"event": "systemd.notify_lost", "reason": why},
+            )
+
+
+def watchdog_interval(environ: Mapping[str, str], getpid: Callable[[], int] = os.getpid) -> float | None:
+    """Seconds after which systemd takes a silent service for dead, None where there is no watchdog.
+
+    That is `WATCHDOG_USEC` (microseconds), if `WATCHDOG_PID` is not set or is this process. A value that is
+    not a number raises ValueError (sd_watchdog_enabled(3)).
+    """
+    if "WATCHDOG_USEC" not in environ:
+        return None
+    usec = _number(environ, "WATCHDOG_USEC")
+    if not 0 < usec < _USEC_INFINITY:
+        raise ValueError(f"WATCHDOG_USEC: {usec} is not an interval in microseconds")
+    if "WATCHDOG_PID" in environ and _number(environ, "WATCHDOG_PID") != getpid():
+        return None
+    return usec / 1_000_000
+
+
+class Watchdog:
+    """Pings the service manager at half the watchdog's interval, from a timer of the event loop.
+
+    Each ping arms the next, so a loop that no longer turns pings no more, and systemd ends the service. No
+    thread and no task of its own: they could outlive what they vouch for. Without a watchdog in `environ`
+    nothing happens; a malformed one is logged as a warning and counts as none.
+    """
+
+    def __init__(
+        self,
+        notifier: Notifier,
+        environ: Mapping[str, str],
+        call_later: CallLater,
+        getpid: Callable[[], int] = os.getpid,
+    ) -> None:
+        self._notifier = notifier
+        self._call_later = call_later
+        self._timer: Timer | None = None
+        try:
+            interval = watchdog_interval(environ, getpid)
+        except ValueError as error:
+            logger.warning(
+                "the watchdog stays off: %s",
+                error,
+                extra={"event": "systemd.watchdog_off", "reason": str(error)},
+            )
+            interval = None
+        self.period: Final = None if interval is None else interval / 2
+        """Seconds from ping to ping, None where there is no watchdog."""
+
+    def start(self) -> None:
+        """Ping now, and then once a period. Does nothing if it is running already."""
+        if self._timer is None and self.period is not None:
+            self._ping(self.period)
+
+    def stop(self) -> None:
+        """Ping no more. May be called twice, and before `start`; `start` begins again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ping(self, period: float) -> None:
+        self._notifier.ping()
+        self._timer = self._call_later(period, lambda: self._ping(period))
+
+
+def listen_fds(environ: MutableMapping[str, str], getpid: Callable[[], int] = os.getpid) -> list[socket.socket]:
+    """The listening sockets that systemd opened for this process, in the order of the socket units.
+
+    Empty where there are none: `LISTEN_FDS` or `LISTEN_PID` is missing, or `LISTEN_PID` is another process.
+    The sockets are non-blocking, are not inherited by child processes, and belong to the caller.
+
+    `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` are removed from `environ` in every case, so a second call
+    finds nothing and a child cannot take them for its own. Raises ValueError, with all sockets closed, if a
+    variable is malformed or a descriptor is not a listening TCP (IPv4, IPv6) or Unix stream socket. Source:
+    sd_listen_fds(3).
+    """
+    given: dict[str, str] = {}
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        if variable in environ:
+            given[variable] = environ.pop(variable)
+    if not given.keys() >= {"LISTEN_PID", "LISTEN_FDS"} or _number(given, "LISTEN_PID") != getpid():
+        return []
+    names = _fd_names(given)
+    sockets: list[socket.socket] = []
+    try:
+        for fd, name in enumerate(names, _LISTEN_FDS_START):
+            sockets.append(_adopt(fd, name))
+    except ValueError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _fd_names(given: Mapping[str, str]) -> Iterable[str]:
+    count = _number(given, "LISTEN_FDS")
+    if count < 1:
+        raise ValueError(f"LISTEN_FDS: {count} is not a number of sockets")
+    if "LISTEN_FDNAMES" not in given:
+        return repeat("unknown", count)
+    names = given["LISTEN_FDNAMES"].split(":")
+    if len(names) != count:
+        raise ValueError(f"LISTEN_FDNAMES: {len(names)} names for {count} sockets")
+    return names
+
+
+def _adopt(fd: int, name: str) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ValueError(f"LISTEN_FDS: descriptor {fd} ({name}) is not a socket: {error}") from error
+    wrong = _what_is_wrong(sock)
+    if wrong:
+        sock.close()
+        raise ValueError(f"LISTEN_FDS: descriptor {fd} ({name}) {wrong}")
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    return sock
+
+
+def _what_is_wrong(sock: socket.socket) -> str:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
+        return "is not a TCP or Unix stream socket; use ListenStream= in the socket unit"
+    if sock.family != socket.AF_UNIX and sock.proto not in _TCP:
+        return "is not a TCP socket; remove SocketProtocol= from the socket unit"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "is not listening; use Accept=no in the socket unit"
+    return ""
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ[name]
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{name}: {text!r} is not a number")
+    return int(text)
