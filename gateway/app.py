@@ -1,0 +1,171 @@
+"""The product: what the gateway is made of, and what answers where."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway import __version__, errors, frames, jsonrpc
+from gateway.config import Config, load
+from gateway.connection import Connection, Regime, remote_of
+from gateway.connections import Connections
+from gateway.dispatcher import Dispatcher
+from gateway.errors import Disconnect
+from gateway.handshake import Gatekeeper
+from gateway.limits import Sampler
+from gateway.outbox import Cork
+from gateway.status import Phase, Status
+
+logger = logging.getLogger("gateway.app")
+
+PROTOCOL: Final = 1
+"""The version of the contract, as `gateway.welcome` tells it."""
+
+REJECTIONS: Final = (20, 10.0)
+"""How many rejections of one address are logged in how many seconds; the rest is counted."""
+
+
+def create_app(config: Config | None = None) -> web.Application:
+    """The whole gateway as an aiohttp application, for `gateway.server`, a test client or another runner.
+
+    Without ``config`` it is read as `python -m gateway` reads it: from the file that GATEWAY_CONFIG names and the
+    environment; raises `config.ConfigError` where that is wrong.
+
+    ``app["connections"]``, and the typed ``app[CONNECTIONS]``, is the registry: connId → Connection.
+    """
+    if config is None:
+        config = load(None, os.environ, {})
+    app = web.Application(handler_args=handler_args(config), middlewares=())
+    app[CONFIG] = config
+    app[STATUS] = status = Status(str(uuid.uuid4()), time.monotonic)
+    app[CONNECTIONS] = connections = Connections()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        app["connections"] = connections
+    gateway = Gateway(config, status, connections)
+    app[GATEWAY] = gateway
+
+    app.router.add_get("/ws", gateway.websocket, allow_head=False)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+
+    app.on_startup.append(on_startup)
+    app.on_shutdown.append(on_shutdown)
+    return app
+
+
+class Gateway:
+    """What stands behind every connection of one application."""
+
+    def __init__(self, config: Config, status: Status, connections: Connections) -> None:
+        self._connections = connections
+        self._regime = Regime(config)
+        self._cork = Cork()
+        self.gatekeeper = Gatekeeper(config.server, config.limits.max_connections, status)
+        self._dispatcher = Dispatcher(status)
+        self._welcome = welcome_parts(config, status)
+        self._rejections = Sampler(time.monotonic, *REJECTIONS)
+
+    async def websocket(self, request: web.Request) -> web.StreamResponse:
+        """`GET /ws`: admit the request, then be its connection."""
+        remote = remote_of(request)
+        try:
+            self.gatekeeper.admit(request, len(self._connections))
+        except web.HTTPException as refusal:
+            self.reject(remote, refusal.status, (refusal.text or refusal.reason).strip())
+            refusal.force_close()
+            raise
+        return await Connection(remote, self, self._cork, self._regime).serve(request)
+
+    def reject(self, remote: str, status: int, reason: str) -> None:
+        """Log a refused handshake, sampled by address."""
+        left_out = self._rejections.admit(remote.rpartition(":")[0])
+        if left_out is None:
+            return
+        fields = {"event": "handshake.rejected", "remote": remote, "status": status, "reason": reason}
+        if left_out:
+            fields["leftOut"] = left_out
+        logger.info("handshake rejected: %s", reason, extra=fields)
+
+    def opened(self, connection: Connection) -> None:
+        """Register, then welcome: the first frame on every connection."""
+        self._connections.add(connection)
+        head, tail = self._welcome
+        connection.send_frame(frames.text_frame(head + connection.conn_id.encode() + tail))
+
+    def text(self, connection: Connection, data: bytes) -> None:
+        """JSON-RPC."""
+        self._dispatcher.dispatch(connection, data)
+
+    def binary(self, connection: Connection, data: bytes) -> None:
+        """Text frames only."""
+        connection.end(errors.UNSUPPORTED_DATA)
+
+    def closed(self, connection: Connection, end: Disconnect) -> None:
+        """Release all that the connection holds."""
+        self._connections.remove(connection)
+
+
+CONFIG: Final = web.AppKey("config", Config)
+STATUS: Final = web.AppKey("status", Status)
+CONNECTIONS: Final = web.AppKey("connections", Connections)
+GATEWAY: Final = web.AppKey("gateway", Gateway)
+
+
+def handler_args(config: Config) -> Mapping[str, Any]:
+    """How aiohttp handles HTTP for this application: arguments of its RequestHandler."""
+    return {
+        "access_log": None,
+        "keepalive_timeout": config.server.keepalive_timeout,
+        "timeout_ceil_threshold": float("inf"),  # aiohttp rounds timers above it to whole seconds
+        "lingering_time": 0.0,
+    }
+
+
+def welcome_parts(config: Config, status: Status) -> tuple[bytes, bytes]:
+    """The welcome before and after the connId."""
+    mark = "\0"
+    params = {
+        "connId": mark,
+        "protocol": PROTOCOL,
+        "server": {"name": "aisopod-gateway", "version": __version__, "instance": status.instance},
+        "heartbeat": {"interval": config.heartbeat.interval, "timeout": config.heartbeat.timeout},
+        "limits": {
+            "maxMessageBytes": config.limits.max_message_bytes,
+            "maxInFlight": config.limits.max_in_flight,
+            "maxBatch": config.limits.max_batch,
+        },
+        "principal": {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None},
+    }
+    head, _, tail = jsonrpc.notification("gateway.welcome", params).partition(b"\\u0000")
+    return head, tail
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """`GET /healthz`: 200 while the process is alive."""
+    return web.json_response({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """`GET /readyz`: 200 when connections are accepted, 503 with the reason when not."""
+    phase = request.app[STATUS].phase
+    return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
+
+
+async def on_startup(app: web.Application) -> None:
+    """Whoever runs the application listens right after this."""
+    app[STATUS].ready()
+
+
+async def on_shutdown(app: web.Application) -> None:
+    """Close all tracked sockets: for a bare runner the drain, for `gateway.server` what is left after it."""
+    app[STATUS].drain()
+    server = app[CONFIG].server
+    await app[CONNECTIONS].drain(server.drain_timeout, server.close_timeout)

@@ -1,0 +1,172 @@
+"""One connection: its identity, its WebSocket, its counts and its two lines in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from gateway import errors, jsonrpc
+from gateway.config import Config
+from gateway.errors import Disconnect
+from gateway.outbox import Cork
+from gateway.websocket import WebSocket
+
+logger = logging.getLogger("gateway.connection")
+
+
+class Regime:
+    """What every connection of a process lives under, taken from the configuration once; see `websocket.Regime`."""
+
+    __slots__ = (
+        "close_timeout",
+        "compression",
+        "heartbeat_interval",
+        "heartbeat_timeout",
+        "max_message_bytes",
+        "max_outbox_bytes",
+        "outbox_timeout",
+        "receive_timeout",
+    )
+
+    def __init__(self, config: Config) -> None:
+        self.heartbeat_interval = config.heartbeat.interval
+        self.heartbeat_timeout = config.heartbeat.timeout
+        self.receive_timeout = config.server.receive_timeout
+        self.close_timeout = config.server.close_timeout
+        self.compression = config.server.compression
+        self.max_message_bytes = config.limits.max_message_bytes
+        self.max_outbox_bytes = config.limits.max_outbox_bytes
+        self.outbox_timeout = config.limits.outbox_timeout
+
+
+class Endpoint(Protocol):
+    """What stands behind a connection, and knows what its messages mean. Nothing here may block."""
+
+    def opened(self, connection: Connection) -> None:
+        """The connection is open: register it, welcome it."""
+
+    def text(self, connection: Connection, data: bytes) -> None:
+        """One text message, valid UTF-8."""
+
+    def binary(self, connection: Connection, data: bytes) -> None:
+        """One binary message."""
+
+    def closed(self, connection: Connection, end: Disconnect) -> None:
+        """The connection is over: release all that it holds. Called once."""
+
+
+class Connection:
+    """One peer. ``serve(request)`` lives as long as the connection; everything else is a plain call.
+
+    ``conn_id`` is UUID4 text; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``; ``opened_at`` is seconds since
+    the epoch; ``in_flight`` counts the requests that are not answered yet.
+    """
+
+    __slots__ = ("_endpoint", "_leaving", "_opened", "conn_id", "in_flight", "opened_at", "remote", "ws")
+
+    def __init__(self, remote: str, endpoint: Endpoint, cork: Cork, regime: Regime) -> None:
+        self.conn_id: Final = str(uuid.uuid4())
+        self.remote: Final = remote
+        self.in_flight = 0
+        self.opened_at = 0.0
+        self._opened = 0.0
+        self._leaving = False
+        self._endpoint = endpoint
+        self.ws: Final = WebSocket(self, cork, regime)
+
+    async def serve(self, request: web.Request) -> WebSocket:
+        """Upgrade ``request`` and return when the connection is over. Once."""
+        await self.ws.prepare(request)
+        await self.ws.run()
+        return self.ws
+
+    def send(self, payload: bytes) -> None:
+        """Send one JSON text; does nothing unless the connection is open."""
+        self.ws.send_text(payload)
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
+        self.ws.send_frame_bytes(frame)
+
+    def notify(self, method: str, params: object) -> None:
+        """Send a notification."""
+        self.ws.send_text(jsonrpc.notification(method, params))
+
+    def end(self, end: Disconnect) -> None:
+        """End the connection, for the reason given. The first end wins, later ones do nothing."""
+        self.ws.end(end)
+
+    def abort(self) -> None:
+        """Drop the transport at once."""
+        self.ws.abort()
+
+    def leave_in(self, delay: float) -> None:
+        """Drain: end with 1001 after ``delay`` seconds, or when the last request in flight is answered."""
+        self.ws.loop.call_later(delay, self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = True
+        if not self.in_flight:
+            self.ws.end(errors.SHUTDOWN)
+
+    # From the WebSocket
+
+    def on_open(self) -> None:
+        """Log the opening, then let the endpoint say welcome."""
+        self.opened_at = time.time()
+        self._opened = self.ws.loop.time()
+        logger.info(
+            "connection opened",
+            extra={"event": "connection.opened", "connId": self.conn_id, "remote": self.remote},
+        )
+        self._endpoint.opened(self)
+
+    def on_text(self, data: bytes) -> None:
+        """One text message."""
+        self._endpoint.text(self, data)
+
+    def on_binary(self, data: bytes) -> None:
+        """One binary message."""
+        self._endpoint.binary(self, data)
+
+    def on_closed(self, end: Disconnect) -> None:
+        """Release, then log, whatever the release does."""
+        try:
+            self._endpoint.closed(self, end)
+        finally:
+            ws = self.ws
+            logger.info(
+                "connection closed: %s",
+                end.cause,
+                extra={
+                    "event": "connection.closed",
+                    "connId": self.conn_id,
+                    "remote": self.remote,
+                    "duration": round(ws.loop.time() - self._opened, 3),
+                    "code": end.code,
+                    "reason": end.reason,
+                    "cause": end.cause,
+                    "messagesIn": ws.messages_in,
+                    "messagesOut": ws.messages_out,
+                    "bytesIn": ws.bytes_in,
+                    "bytesOut": ws.bytes_out,
+                },
+            )
+
+
+def remote_of(request: web.Request) -> str:
+    """Where a request comes from: ``addr:port``, ``[addr]:port`` or ``unix``."""
+    transport = request.transport
+    return format_address(None if transport is None else transport.get_extra_info("peername"))
+
+
+def format_address(address: object) -> str:
+    """A socket address as the log has it; anything but an IP address and port is ``unix``."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return "unix"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,114 @@
+"""All open connections: `app["connections"]`, and how they leave when the gateway drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Final
+
+from gateway import errors
+from gateway.connection import Connection
+
+logger = logging.getLogger("gateway.connections")
+
+LEAVE_WITHIN: Final = 1.0
+"""Seconds over which idle connections are closed when the gateway drains, so that their reconnects spread."""
+
+RECONNECT_MS: Final = (500, 10_000)
+"""From and to: what ``reconnectAfterMs`` is drawn from."""
+
+_CHUNK: Final = 200
+_CUT_GRACE: Final = 0.5
+
+
+class Connections(dict[str, Connection]):
+    """connId → Connection, of those that are open.
+
+    A dictionary to look at; only :meth:`add`, :meth:`remove` and :meth:`drain` change it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened_total = 0
+        self._empty: asyncio.Event | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    def add(self, connection: Connection) -> None:
+        """Register an open connection."""
+        self[connection.conn_id] = connection
+        self.opened_total += 1
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection; one that is not registered is no error."""
+        self.pop(connection.conn_id, None)
+        if self._empty is not None and not self:
+            self._empty.set()
+
+    async def drain(self, drain_timeout: float, close_timeout: float) -> None:
+        """End all connections with 1001 and return when they are gone, whatever the peers do.
+
+        Takes ``drain_timeout`` + ``close_timeout`` + 0.5 seconds at most. Later calls wait for the first.
+        """
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._drain_in_steps(drain_timeout, close_timeout))
+        await asyncio.shield(self._drain)
+
+    async def _drain_in_steps(self, drain_timeout: float, close_timeout: float) -> None:
+        self._empty = asyncio.Event()
+        deadline = asyncio.get_running_loop().time() + drain_timeout
+        # 1. Tell: everybody hears it before the first is closed.
+        await self._each(lambda connection: _announce(connection, deadline))
+        # 2. Let go: the idle within a second, the busy when their last call is answered.
+        await self._each(lambda connection: connection.leave_in(_moment(connection, deadline)))
+        await self._gone_by(deadline)
+        # 3. Close those that are still busy.
+        await self._each(lambda connection: connection.end(errors.SHUTDOWN))
+        await self._gone_by(asyncio.get_running_loop().time() + close_timeout)
+        # 4. Cut those that do not answer.
+        if self:
+            logger.warning(
+                "%d connections did not close in time",
+                len(self),
+                extra={"event": "server.cut", "connections": len(self)},
+            )
+        await self._each(Connection.abort)
+        await self._gone_by(asyncio.get_running_loop().time() + _CUT_GRACE)
+
+    async def _each(self, act: Callable[[Connection], None]) -> None:
+        """Act on all, over several loop passes: none of them may hold up the others for long."""
+        for chunk in _chunks(list(self.values())):
+            for connection in chunk:
+                act(connection)
+            await asyncio.sleep(0)
+
+    async def _gone_by(self, deadline: float) -> None:
+        if not self or self._empty is None:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._empty.wait()
+        except TimeoutError:
+            return
+
+
+def _announce(connection: Connection, deadline: float) -> None:
+    left = max(0.0, deadline - connection.ws.loop.time())
+    connection.ws.keep_reading()
+    connection.notify(
+        "gateway.draining",
+        {"deadlineMs": int(left * 1000), "reconnectAfterMs": random.randint(*RECONNECT_MS)},
+    )
+
+
+def _moment(connection: Connection, deadline: float) -> float:
+    left = max(0.0, deadline - connection.ws.loop.time())
+    return random.uniform(0.0, min(LEAVE_WITHIN, left))
+
+
+def _chunks(connections: Iterable[Connection]) -> Iterator[list[Connection]]:
+    rest = iter(connections)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk

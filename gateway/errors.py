@@ -1,0 +1,130 @@
+"""Every code that the gateway puts on the wire or in the log, once.
+
+Two different things are named here. An :class:`RpcError` refuses one request and the connection lives on; a
+:class:`Disconnect` ends the connection. What each is issued for stands beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class RpcError(NamedTuple):
+    """A refusal of one request: JSON-RPC 2.0, section 5.1.
+
+    ``code`` and ``name`` are fixed by the contract; ``message`` is the sentence for a person; ``temporary`` tells a
+    client whether the same request may succeed later.
+    """
+
+    code: int
+    name: str
+    message: str
+    temporary: bool = False
+
+
+PARSE_ERROR: Final = RpcError(-32700, "parse_error", "Not valid JSON")
+INVALID_REQUEST: Final = RpcError(-32600, "invalid_request", "Not a valid JSON-RPC 2.0 request")
+METHOD_NOT_FOUND: Final = RpcError(-32601, "method_not_found", "No such method")
+INVALID_PARAMS: Final = RpcError(-32602, "invalid_params", "Invalid parameters")
+INTERNAL_ERROR: Final = RpcError(-32603, "internal_error", "Internal error")
+UNAUTHENTICATED: Final = RpcError(-32001, "unauthenticated", "Credential missing, wrong or expired")
+RATE_LIMITED: Final = RpcError(-32002, "rate_limited", "Too many requests", temporary=True)
+FORBIDDEN: Final = RpcError(-32003, "forbidden", "A scope is missing")
+NOT_FOUND: Final = RpcError(-32004, "not_found", "No such connection, node or topic")
+CONFLICT: Final = RpcError(-32007, "conflict", "Conflict")
+TIMEOUT: Final = RpcError(-32008, "timeout", "The call's deadline passed", temporary=True)
+OVERLOADED: Final = RpcError(-32009, "overloaded", "Too many calls in flight", temporary=True)
+NODE_LOST: Final = RpcError(-32010, "node_lost", "The node went away before it answered", temporary=True)
+DRAINING: Final = RpcError(-32011, "draining", "The gateway is shutting down", temporary=True)
+CANCELLED: Final = RpcError(-32800, "cancelled", "Cancelled")
+
+RPC_ERRORS: Final[tuple[RpcError, ...]] = (
+    PARSE_ERROR,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    INVALID_PARAMS,
+    INTERNAL_ERROR,
+    UNAUTHENTICATED,
+    RATE_LIMITED,
+    FORBIDDEN,
+    NOT_FOUND,
+    CONFLICT,
+    TIMEOUT,
+    OVERLOADED,
+    NODE_LOST,
+    DRAINING,
+    CANCELLED,
+)
+
+
+class Disconnect(NamedTuple):
+    """The end of a connection.
+
+    ``code`` is the close code (RFC 6455 section 7.4; 4000 to 4499: reconnect, 4500 to 4999: do not until something
+    changed), ``cause`` the word in log, metrics and history, ``reason`` the text of the close frame (at most 123
+    bytes of UTF-8). ``frame`` is false where no close frame is sent, because it could not arrive.
+    """
+
+    code: int
+    cause: str
+    reason: str = ""
+    frame: bool = True
+
+
+CLIENT_CLOSE: Final = Disconnect(1000, "client_close")
+SHUTDOWN: Final = Disconnect(1001, "shutdown", "the gateway is shutting down")
+PROTOCOL_ERROR: Final = Disconnect(1002, "protocol_error", "protocol error")
+UNSUPPORTED_DATA: Final = Disconnect(1003, "unsupported_data", "text frames only")
+INVALID_UTF8: Final = Disconnect(1007, "invalid_utf8", "a text message must be UTF-8")
+MESSAGE_TOO_BIG: Final = Disconnect(1009, "message_too_big", "message too big")
+INTERNAL_FAILURE: Final = Disconnect(1011, "internal_error", "internal error")
+TRANSPORT_LOST: Final = Disconnect(1006, "transport_lost", frame=False)
+HEARTBEAT_TIMEOUT: Final = Disconnect(1006, "heartbeat_timeout", frame=False)
+RECEIVE_TIMEOUT: Final = Disconnect(1006, "receive_timeout", frame=False)
+HANDSHAKE_TIMEOUT: Final = Disconnect(4001, "handshake_timeout", "no valid first message in time")
+SLOW_CONSUMER: Final = Disconnect(4002, "slow_consumer", frame=False)
+FLOOD: Final = Disconnect(4003, "flood", "rate limit ignored for too long")
+CREDENTIAL_EXPIRED: Final = Disconnect(4004, "credential_expired", "credential expired")
+CLOSED_UNAUTHENTICATED: Final = Disconnect(4500, "unauthenticated", "unauthenticated")
+CLOSED_BY_OPERATOR: Final = Disconnect(4501, "closed_by_operator", "closed by an operator")
+REPLACED: Final = Disconnect(4502, "replaced", "a newer connection has this node's name")
+CREDENTIAL_REVOKED: Final = Disconnect(4503, "credential_revoked", "credential revoked")
+
+DISCONNECTS: Final[tuple[Disconnect, ...]] = (
+    CLIENT_CLOSE,
+    SHUTDOWN,
+    PROTOCOL_ERROR,
+    UNSUPPORTED_DATA,
+    INVALID_UTF8,
+    MESSAGE_TOO_BIG,
+    INTERNAL_FAILURE,
+    TRANSPORT_LOST,
+    HEARTBEAT_TIMEOUT,
+    RECEIVE_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    SLOW_CONSUMER,
+    FLOOD,
+    CREDENTIAL_EXPIRED,
+    CLOSED_UNAUTHENTICATED,
+    CLOSED_BY_OPERATOR,
+    REPLACED,
+    CREDENTIAL_REVOKED,
+)
+
+NO_STATUS: Final = 1005
+"""The close code that stands for a close frame without one (RFC 6455 section 7.4.1); never sent."""
+
+_WIRE_CODES: Final = frozenset(range(1000, 1015)) - {1004, 1005, 1006}
+
+
+def may_be_on_the_wire(code: int) -> bool:
+    """Whether a peer may send this close code: RFC 6455 section 7.4 and the registry that it founds."""
+    return code in _WIRE_CODES or 3000 <= code <= 4999
+
+
+def disconnect_for(code: int) -> Disconnect:
+    """The end that a parser's close code stands for; anything unforeseen is an internal failure."""
+    return _BY_PARSER_CODE.get(code, INTERNAL_FAILURE)
+
+
+_BY_PARSER_CODE: Final = {end.code: end for end in (PROTOCOL_ERROR, UNSUPPORTED_DATA, INVALID_UTF8, MESSAGE_TOO_BIG)}

@@ -1,0 +1,118 @@
+"""Who may upgrade: what a request for `/ws` must look like, and the answer where it does not."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import HttpVersion11, hdrs, web
+
+from gateway.config import Server, is_loopback
+from gateway.status import Phase, Status
+
+RETRY_AFTER: Final = "5"
+"""Seconds that a client is asked to wait where the gateway is full, starting or draining."""
+
+_UPGRADE_HEADERS: Final = {hdrs.UPGRADE: "websocket", hdrs.SEC_WEBSOCKET_VERSION: "13"}
+
+
+class Gatekeeper:
+    """Admits a request for `/ws`, or raises the `web.HTTPException` that answers it; its text says what is wrong."""
+
+    def __init__(self, server: Server, max_connections: int, status: Status) -> None:
+        self._allowed_hosts = frozenset(server.allowed_hosts)
+        self._allowed_origins = frozenset(server.allowed_origins)
+        self.loopback_only = not server.unix_socket and not server.allowed_hosts and is_loopback(server.host)
+        self._max_connections = max_connections
+        self._status = status
+
+    def admit(self, request: web.Request, connections: int) -> None:
+        """Check everything, cheapest refusal first; ``connections`` is how many are open now."""
+        host = self._check_host(request)
+        self._check_origin(request, host)
+        _check_upgrade(request)
+        self._check_room(connections)
+
+    def _check_host(self, request: web.Request) -> str:
+        if request.version < HttpVersion11:
+            raise web.HTTPBadRequest(text="WebSocket needs HTTP/1.1 (RFC 6455 section 4.1)\n")
+        hosts = request.headers.getall(hdrs.HOST, [])
+        if len(hosts) != 1 or not hosts[0]:
+            raise web.HTTPBadRequest(text="exactly one Host header is needed (RFC 9112 section 3.2)\n")
+        name = _host_name(hosts[0])
+        if self._allowed_hosts:
+            allowed = name in self._allowed_hosts
+        else:
+            allowed = not self.loopback_only or is_loopback(name.strip("[]"))
+        if not allowed:
+            raise web.HTTPMisdirectedRequest(text="this host name is not served here; see server.allowed_hosts\n")
+        return hosts[0]
+
+    def _check_origin(self, request: web.Request, host: str) -> None:
+        """A browser says where a page comes from. No Origin is fine: that is not a browser."""
+        origins = request.headers.getall(hdrs.ORIGIN, [])
+        if not origins or (len(origins) == 1 and origins[0].lower() in self._allowed_origins):
+            return
+        if len(origins) > 1 or not _same_place(origins[0], host, request.secure):
+            raise web.HTTPForbidden(text="this origin is not allowed; see server.allowed_origins\n")
+
+    def _check_room(self, connections: int) -> None:
+        if self._status.phase is not Phase.READY:
+            why = f"the gateway is {self._status.phase}"
+        elif connections >= self._max_connections:
+            why = "the gateway is full; see limits.max_connections"
+        else:
+            return
+        raise web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: RETRY_AFTER}, text=f"{why}\n")
+
+
+def _check_upgrade(request: web.Request) -> None:
+    """RFC 6455 section 4.2.1."""
+    headers = request.headers
+    if "websocket" not in _tokens(headers.getall(hdrs.UPGRADE, [])):
+        raise _upgrade_required("this is a WebSocket endpoint")
+    if headers.get(hdrs.SEC_WEBSOCKET_VERSION, "").strip() != "13":
+        raise _upgrade_required("only version 13 is spoken here")
+    if "upgrade" not in _tokens(headers.getall(hdrs.CONNECTION, [])):
+        raise web.HTTPBadRequest(text='the Connection header must have "Upgrade"\n')
+    if hdrs.TRANSFER_ENCODING in headers or headers.get(hdrs.CONTENT_LENGTH, "0").strip() != "0":
+        raise web.HTTPBadRequest(text="an upgrade has no body\n")
+    keys = headers.getall(hdrs.SEC_WEBSOCKET_KEY, [])
+    if len(keys) != 1 or not _is_key(keys[0]):
+        raise web.HTTPBadRequest(text="Sec-WebSocket-Key must be 16 bytes in base64, once\n")
+
+
+def _upgrade_required(why: str) -> web.HTTPException:
+    return web.HTTPUpgradeRequired(headers=_UPGRADE_HEADERS, text=f"{why}\n")
+
+
+def _tokens(values: Sequence[str]) -> set[str]:
+    return {token.strip().lower() for value in values for token in value.split(",")}
+
+
+def _is_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key.strip(), validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, lower case, without its port; IPv6 stays in brackets."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
+
+
+def _same_place(origin: str, host: str, secure: bool) -> bool:
+    """Whether an origin has the host and the port that the Host header has (RFC 6454 section 5)."""
+    try:
+        parts = urlsplit(origin)
+        theirs = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        mine = urlsplit(f"//{host}")
+        return theirs == (mine.hostname, mine.port or (443 if secure else 80))
+    except ValueError:
+        return False

@@ -1,0 +1,372 @@
+"""Where connections come in: sockets, TLS, an accept loop of our own, and one deadline for the whole handshake.
+
+asyncio's own server cannot bound TLS and the request head in one budget, does not name a peer that never got through,
+and logs a traceback for every accept that finds no file descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+import stat
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+
+from gateway.connection import format_address
+from gateway.limits import Sampler
+from gateway.reader import RequestProtocol
+
+logger = logging.getLogger("gateway.listener")
+
+BACKLOG: Final = 4096
+"""Connections that the kernel queues for one socket; it takes no more than net.core.somaxconn."""
+
+TIMEOUTS: Final = (100, 10.0)
+"""How many handshake timeouts of one address are logged in how many seconds; the rest is counted."""
+
+_ACCEPTS: Final = 64
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE: Final = 0.5
+_PAUSE_LOG: Final = 60.0
+
+Reject = Callable[[str, int, str], None]
+"""Logs a refused handshake: remote, HTTP status (0 where there was no HTTP yet), reason."""
+
+
+class Handshake:
+    """One peer between its accept and its 101; ``drop`` is what ends it when the deadline passes."""
+
+    __slots__ = ("drop", "due", "remote", "stage")
+
+    def __init__(self, remote: str, stage: str) -> None:
+        self.remote = remote
+        self.stage = stage
+        self.due = 0.0
+        self.drop: Callable[[], None] = _nothing
+
+
+def _nothing() -> None:
+    """A handshake that is not under way yet."""
+
+
+class Handshakes:
+    """The peers that are in their handshake. All have the same time, so one timer for the oldest serves them all."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[Handshake, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timeouts = Sampler(time.monotonic, *TIMEOUTS)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def begin(self, handshake: Handshake) -> None:
+        """Start the deadline. Harmless while it runs."""
+        if handshake in self._pending:
+            return
+        handshake.due = self._loop.time() + self._timeout
+        self._pending[handshake] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(handshake.due, self._sweep)
+
+    def done(self, handshake: Handshake) -> None:
+        """Stop the deadline. Harmless when it does not run."""
+        self._pending.pop(handshake, None)
+
+    def drop_all(self) -> None:
+        """End all that are pending; for the end of the process."""
+        for handshake in list(self._pending):
+            del self._pending[handshake]
+            handshake.drop()
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._pending:
+            oldest = next(iter(self._pending))
+            if oldest.due > now:
+                self._timer = self._loop.call_at(oldest.due, self._sweep)
+                return
+            del self._pending[oldest]
+            self._log(oldest)
+            oldest.drop()
+
+    def _log(self, handshake: Handshake) -> None:
+        left_out = self._timeouts.admit(handshake.remote.rpartition(":")[0])
+        if left_out is None:
+            return
+        fields: dict[str, object] = {
+            "event": "handshake.timeout",
+            "remote": handshake.remote,
+            "stage": handshake.stage,
+            "timeout": self._timeout,
+        }
+        if left_out:
+            fields["leftOut"] = left_out
+        logger.info("no handshake within %s s", self._timeout, extra=fields)
+
+
+class HandshakeProtocol(RequestProtocol):
+    """An HTTP connection whose every request head has the handshake deadline."""
+
+    __slots__ = ("_handshake", "_handshakes", "_reject")
+
+    def __init__(self, manager: web.Server, handshake: Handshake, listener: Listener) -> None:
+        super().__init__(manager, loop=listener.loop, **listener.handler_args)
+        self._handshake: Handshake | None = handshake
+        self._handshakes = listener.handshakes
+        self._reject = listener.reject
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TCP, and TLS where there is any, are through."""
+        super().connection_made(transport)
+        handshake = self._handshake
+        if handshake is not None and isinstance(transport, asyncio.Transport):
+            handshake.stage = "request"
+            handshake.drop = transport.abort
+
+    def request_bytes(self) -> None:
+        """On a kept-alive connection a fresh deadline begins with the next request."""
+        if self._handshake is not None:
+            self._handshakes.begin(self._handshake)
+
+    def response_begins(self, *, upgraded: bool) -> None:
+        """The deadline is met; an open connection is never ended by it."""
+        if self._handshake is not None:
+            self._handshakes.done(self._handshake)
+            if upgraded:
+                self._handshake = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The transport is gone."""
+        if self._handshake is not None:
+            self._handshakes.done(self._handshake)
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Aiohttp logs a traceback for a request that it cannot parse; that is the peer's mistake, not ours."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        reason = str(exc.message).partition("\n")[0][:200]
+        self._reject(self._handshake.remote if self._handshake else "", status, reason)
+        response = web.Response(status=status, text=f"{reason}\n")
+        response.force_close()
+        return response
+
+
+async def response_begins(request: web.Request, response: web.StreamResponse) -> None:
+    """For `app.on_response_prepare`: tell the connection's deadline."""
+    if isinstance(request.protocol, HandshakeProtocol):
+        request.protocol.response_begins(upgraded=response.status == 101)
+
+
+class Listener:
+    """Accepts on listening sockets, and serves what comes in with an aiohttp server.
+
+    ``start`` once; ``stop`` may be called twice. ``context`` may be changed at any time, for those who come later.
+    """
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        handler_args: Mapping[str, Any],
+        handshakes: Handshakes,
+        reject: Reject,
+        context: ssl.SSLContext | None,
+        timeout: float,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.handler_args = handler_args
+        self.handshakes = handshakes
+        self.reject = reject
+        self.context = context
+        self._server = server
+        self._timeout = timeout
+        self._sockets: list[socket.socket] = []
+        self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._paused_logged = float("-inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, sockets: list[socket.socket]) -> None:
+        """Accept on these sockets: listening, non-blocking."""
+        self._sockets = sockets
+        for listening in sockets:
+            self.loop.add_reader(listening, self._accept, listening)
+
+    def stop(self) -> None:
+        """Accept no more; the sockets stay as they are."""
+        for listening in self._sockets:
+            if listening in self._paused:
+                self._paused.pop(listening).cancel()
+            else:
+                self.loop.remove_reader(listening)
+        self._sockets = []
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listening, error)
+                return
+            sock.setblocking(False)
+            handshake = Handshake(format_address(address), "request" if self.context is None else "tls")
+            task = self.loop.create_task(self._serve(sock, handshake))
+            handshake.drop = partial(_cancel, task)
+            self.handshakes.begin(handshake)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
+        """Hand the socket to aiohttp, through TLS where that is on; returns when the connection is made."""
+        context = self.context
+        # asyncio's own limit for TLS stands behind the handshake's, which comes first and is logged.
+        timeout = None if context is None else self._timeout + 1.0
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: HandshakeProtocol(self._server, handshake, self),
+                sock,
+                ssl=context,
+                ssl_handshake_timeout=timeout,
+            )
+        except (OSError, asyncio.CancelledError) as error:
+            sock.close()
+            if handshake.stage == "tls" and not isinstance(error, asyncio.CancelledError):
+                self.reject(handshake.remote, 0, f"TLS: {_reason(error)}")
+            self.handshakes.done(handshake)
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        """Out of file descriptors: what is open lives on, and the queue is looked at again in a moment.
+
+        A level-triggered loop would spin, and log, until a descriptor is free.
+        """
+        if error.errno not in _EXHAUSTED:
+            logger.error("accept failed: %s", error, extra={"event": "server.accept_failed"})
+        elif self.loop.time() - self._paused_logged >= _PAUSE_LOG:
+            self._paused_logged = self.loop.time()
+            logger.warning(
+                "cannot accept: %s; see LimitNOFILE in docs/operations.md",
+                error.strerror,
+                extra={"event": "server.accept_paused", "errno": errno.errorcode[error.errno]},
+            )
+        self.loop.remove_reader(listening)
+        self._paused[listening] = self.loop.call_later(_PAUSE, self._resume, listening)
+
+    def _resume(self, listening: socket.socket) -> None:
+        del self._paused[listening]
+        self.loop.add_reader(listening, self._accept, listening)
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or error).lower().replace("_", " ")
+    return str(error) or type(error).__name__
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
+    """TLS 1.2 and later with this certificate chain and key (PEM files); None where both are empty.
+
+    Raises OSError (`ssl.SSLError` among them) where they cannot be loaded.
+    """
+    if not cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(cert, key)
+    return context
+
+
+def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
+    """Listening, non-blocking sockets: the Unix socket where one is named, else every address of ``host``.
+
+    Raises OSError where an address is taken, not this machine's, or not permitted.
+    """
+    if unix_socket:
+        return [_bind_unix(unix_socket)]
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, proto, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, kind, proto)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Where port 0 takes a free one, the host's other addresses get the same.
+            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
+            sock.bind((address[0], taken, *address[2:]))
+            sock.setblocking(False)
+            sock.listen(BACKLOG)
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """A Unix socket for its owner and group. One that nobody listens on any more is replaced."""
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o117)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except OSError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            return
+
+
+def address_of(sock: socket.socket) -> str:
+    """A listening socket's address as the log has it; ``unix:`` and the path for a Unix socket."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    return format_address(sock.getsockname())

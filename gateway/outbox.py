@@ -1,0 +1,172 @@
+"""The way out: the frames on their way to one peer, corked for one loop pass, then in the transport's write buffer.
+
+The write buffer is the outbox. It has a bound, and a peer that stays over it is cut: no peer makes the gateway grow,
+and none is waited for by another.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from typing import Final, Protocol
+
+from gateway import errors
+from gateway.errors import Disconnect
+from gateway.frames import State
+
+CORK_BYTES: Final = 64 * 1024
+"""Corked bytes that are written at once, without waiting for the end of the loop pass."""
+
+_LOOKS: Final = 20
+"""How often an outbox over its bound is looked at within its timeout."""
+
+_OPEN: Final = State.OPEN
+
+
+class Cork:
+    """Lets the frames of one loop pass leave together, one ``transport.write`` a socket. One for each event loop."""
+
+    __slots__ = ("_corked",)
+
+    def __init__(self) -> None:
+        self._corked: list[Outbox] = []
+
+    def add(self, outbox: Outbox) -> None:
+        """Flush ``outbox`` at the end of this loop pass. Adding it twice is harmless."""
+        if not self._corked:
+            outbox.loop.call_soon(self._flush)
+        self._corked.append(outbox)
+
+    def _flush(self) -> None:
+        corked, self._corked = self._corked, []
+        for outbox in corked:
+            outbox.flush()
+
+
+class Flow(Protocol):
+    """The transport's protocol, as far as it knows of flow control (asyncio's ``pause_writing``)."""
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether the write buffer is over its high-water mark (64 KiB), and not yet under its low one."""
+
+
+class Outbox(abc.ABC):
+    """The sending half of a connection. Every call is plain, and does nothing unless the connection is open."""
+
+    __slots__ = (
+        "_cork",
+        "_corked_bytes",
+        "_outbox_bound",
+        "_outbox_timeout",
+        "_outbox_timer",
+        "_over_since",
+        "bytes_out",
+        "corked",
+        "flow",
+        "in_read",
+        "loop",
+        "messages_out",
+        "phase",
+        "stalled",
+        "transport",
+    )
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: Flow
+
+    def __init__(self, cork: Cork, max_outbox_bytes: int, outbox_timeout: float) -> None:
+        self._cork = cork
+        self._outbox_bound = max_outbox_bytes
+        self._outbox_timeout = outbox_timeout
+        self._over_since = 0.0
+        self._outbox_timer: asyncio.TimerHandle | None = None
+        self._corked_bytes = 0
+        self.corked: list[bytes] | None = None
+        self.phase = State.OPENING
+        self.in_read = False
+        self.stalled = False
+        self.messages_out = 0
+        self.bytes_out = 0
+
+    def send_frame_bytes(self, data: bytes) -> None:
+        """Send one whole data frame, as `gateway.frames.text_frame` makes it; many connections may share it."""
+        if self.phase is not _OPEN:
+            return
+        self.messages_out += 1
+        self.put(data)
+
+    def put(self, data: bytes) -> None:
+        """Cork one whole frame. While a read is being handled its end flushes, otherwise the loop pass's end does."""
+        if self.corked is None:
+            self.corked = [data]
+            if not self.in_read:
+                self._cork.add(self)
+        else:
+            self.corked.append(data)
+        self._corked_bytes += len(data)
+        if self._corked_bytes > CORK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is corked, now. Harmless at any time."""
+        corked = self.corked
+        if corked is None:
+            return
+        self.corked = None
+        size, self._corked_bytes = self._corked_bytes, 0
+        transport = self.transport
+        if transport.is_closing():
+            return
+        self.bytes_out += size
+        transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
+        if self.flow.writing_paused and self.phase is _OPEN:
+            self._check()
+            if not self.stalled:
+                self.stall()
+
+    @property
+    def outbox_bytes(self) -> int:
+        """Bytes that were sent and that the kernel has not taken yet."""
+        if self.phase is State.OPENING or self.phase is State.CLOSED:
+            return 0
+        return self.transport.get_write_buffer_size() + self._corked_bytes
+
+    @property
+    def drained(self) -> int:
+        """Bytes that the kernel has taken, in all: while it grows the peer's machine is alive."""
+        return self.bytes_out - self.transport.get_write_buffer_size()
+
+    def _check(self) -> None:
+        """Cut a peer whose outbox is over its bound for too long, or over twice the bound at once."""
+        size = self.transport.get_write_buffer_size()
+        if size <= self._outbox_bound:
+            self._over_since = 0.0
+            return
+        now = self.loop.time()
+        self._over_since = self._over_since or now
+        if size > 2 * self._outbox_bound or now - self._over_since >= self._outbox_timeout:
+            self.end(errors.SLOW_CONSUMER)
+        elif self._outbox_timer is None:
+            self._outbox_timer = self.loop.call_later(self._outbox_timeout / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._outbox_timer = None
+        if self.phase is _OPEN:
+            self._check()
+
+    def discard(self) -> None:
+        """Forget what is corked, and stop looking: the transport is gone. May be called twice."""
+        self.corked = None
+        if self._outbox_timer is not None:
+            self._outbox_timer.cancel()
+            self._outbox_timer = None
+
+    @abc.abstractmethod
+    def end(self, end: Disconnect) -> None:
+        """End the connection. For the class that owns the connection's life."""
+
+    @abc.abstractmethod
+    def stall(self) -> None:
+        """The peer does not read: read no more of it until it does. For the class that reads."""

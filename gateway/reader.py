@@ -1,0 +1,254 @@
+"""The way in: aiohttp's frame parser, in slices, short of its queue, and with the checks that it leaves out.
+
+With `gateway.websocket`, whose other half it is, the only code that leans on aiohttp's insides (tried against 3.14.5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Final, Protocol
+
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
+from aiohttp.http_websocket import WebSocketError
+from aiohttp.streams import EofStream
+
+from gateway.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, State
+
+SLICE: Final = 32 * 1024
+"""Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""
+
+_OPEN, _CLOSING, _CLOSED = State.OPEN, State.CLOSING, State.CLOSED
+_FED: Final = (False, b"")
+_GO_ON: Final = WSMessage(WSMsgType.CONTINUATION, b"", "")
+
+
+class Sink(Protocol):
+    """The WebSocket that is read for."""
+
+    phase: State
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    corked: list[bytes] | None
+    stalled: bool
+    in_read: bool
+    last_read: float
+    last_message: float
+    messages_in: int
+    bytes_in: int
+
+    def flush(self) -> None:
+        """Write what the messages of a read have corked."""
+
+    def on_message(self, opcode: int, data: bytes) -> None:
+        """One whole message. What it raises arrives in `fail`."""
+
+    def on_ping(self, payload: bytes) -> None:
+        """A ping, to be answered."""
+
+    def on_peer_close(self, code: int, reason: str) -> None:
+        """The peer's close frame; code 0 where it has none."""
+
+    def on_peer_eof(self) -> None:
+        """The peer's FIN."""
+
+    def on_lost(self) -> None:
+        """The transport is gone."""
+
+    def fail(self, error: BaseException) -> None:
+        """The stream cannot be parsed any further, or a message could not be handled."""
+
+
+class Inbox(WebSocketDataQueue):
+    """What ``receive()`` waits on, and where aiohttp's parser puts what it has assembled.
+
+    The base class's own fields stay unset: nothing is queued here but what is held back.
+    """
+
+    __slots__ = ("_held", "_sink", "_wake")
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._wake: asyncio.Future[None] | None = None
+        self._held: deque[WSMessage] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back."""
+        return bool(self._held)
+
+    def hold(self, message: WSMessage = _GO_ON) -> None:
+        """Hold a message back for ``receive()``; without one, only wake it."""
+        if self._held is None:
+            self._held = deque()
+        self._held.append(message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let ``read`` look again."""
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def read(self) -> WSMessage:
+        """The next message that was held back; raises EofStream when the transport is gone."""
+        while not self._held:
+            self._held = None
+            if self._sink.phase is _CLOSED:
+                raise EofStream
+            self._wake = self._sink.loop.create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        return self._held.popleft()
+
+    def feed_data(self, data: Any, size: int) -> None:
+        """From the parser: a message of several frames, a compressed one, or a close frame."""
+        if data[0] is WSMsgType.CLOSE:
+            self._sink.on_peer_close(data[1], data[2])
+        elif self._sink.stalled:
+            self.hold(data)
+        else:
+            self._sink.on_message(int(data[0]), data[1])
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        """From the parser: the stream is out of step."""
+        self._sink.fail(exc)
+
+    def feed_eof(self) -> None:
+        """From aiohttp's ``connection_lost``, by way of the parser."""
+        self._sink.on_lost()
+
+
+class Reader(WebSocketReader):
+    """Hands messages over while it parses; ``max_message_bytes`` is inclusive.
+
+    Flow control: a read larger than a slice, and a peer that does not read its replies, pause the transport.
+    """
+
+    __slots__ = ("_at", "_backlog", "_fragmented", "_inbox", "_paused", "_scheduled", "_sink")
+
+    def __init__(self, sink: Sink, inbox: Inbox, max_message_bytes: int, compress: bool) -> None:
+        super().__init__(inbox, max_message_bytes + 1, compress, False)
+        self._sink = sink
+        self._inbox = inbox
+        self._fragmented = False
+        self._paused = False
+        self._scheduled = False
+        self._backlog = b""
+        self._at = 0
+
+    def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
+        """One read of the socket."""
+        sink = self._sink
+        sink.last_read = sink.loop.time()
+        sink.bytes_in += len(data)
+        if self._paused:  # TLS delivers what it has decrypted even after pause_reading()
+            self._backlog = self._backlog[self._at :] + bytes(data)
+            self._at = 0
+        elif len(data) <= SLICE:
+            self._parse(data)
+        else:
+            self.pause()
+            self._backlog = bytes(data)
+            self.go_on()
+        return _FED
+
+    def pause(self) -> None:
+        """Stop reading the socket. May be called twice."""
+        if not self._paused:
+            self._paused = True
+            self._sink.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Parse one slice of what is left of a read; with nothing left, read again. Harmless at any time."""
+        self._scheduled = False
+        sink = self._sink
+        if sink.stalled or sink.phase is _CLOSED:
+            return
+        if self._backlog:
+            begin, self._at = self._at, self._at + SLICE
+            piece = self._backlog[begin : self._at]
+            if self._at >= len(self._backlog):
+                self._backlog = b""
+                self._at = 0
+            self._parse(piece)
+            if sink.stalled:
+                return
+        if self._backlog:
+            if not self._scheduled:
+                self._scheduled = True
+                sink.loop.call_soon(self.go_on)
+        elif self._paused:
+            self._paused = False
+            if not sink.transport.is_closing():
+                sink.transport.resume_reading()
+
+    def _parse(self, data: bytes | bytearray | memoryview) -> None:
+        sink = self._sink
+        before = sink.messages_in
+        sink.in_read = True
+        WebSocketReader.feed_data(self, data)
+        sink.in_read = False
+        if sink.messages_in != before:
+            sink.last_message = sink.last_read
+        if sink.corked is not None:
+            sink.flush()
+
+    def _handle_frame(self, fin: bool, opcode: int, payload: bytes | bytearray, compressed: int) -> None:
+        """One frame. aiohttp unmasks into a bytearray; bytes are what came without a mask (RFC 6455 section 5.1)."""
+        sink = self._sink
+        if sink.phase is not _OPEN and (sink.phase is not _CLOSING or opcode != CLOSE):
+            return  # nothing behind a close frame is acted upon
+        if type(payload) is bytes:
+            raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a client's frame must be masked")
+        if opcode == TEXT and fin and not compressed and not self._fragmented:
+            if sink.stalled:
+                self._inbox.hold(WSMessage(WSMsgType.TEXT, bytes(payload), ""))
+            else:
+                sink.on_message(TEXT, bytes(payload))
+        elif opcode == PING:
+            sink.last_message = sink.last_read
+            sink.on_ping(bytes(payload))
+        elif opcode == PONG:
+            sink.last_message = sink.last_read
+        else:
+            self._check_fragments(fin, opcode)
+            WebSocketReader._handle_frame(self, fin, opcode, payload, compressed)
+
+    def _check_fragments(self, fin: bool, opcode: int) -> None:
+        """RFC 6455 section 5.4; aiohttp sees a new message inside a fragmented one only where that has had a byte."""
+        if opcode == CONTINUATION:
+            self._fragmented = self._fragmented and not fin
+        elif opcode in (TEXT, BINARY):
+            if self._fragmented:
+                raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a new message inside a fragmented one")
+            self._fragmented = not fin
+
+    def peer_eof(self) -> None:
+        """From `RequestProtocol`: the peer's FIN."""
+        self._sink.on_peer_eof()
+
+
+class RequestProtocol(web.RequestHandler):
+    """aiohttp's RequestHandler with a short way in for frames, and a word at the first bytes of a request."""
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer, of a request or of frames."""
+        reader = self._payload_parser
+        if reader is not None:
+            reader.feed_data(data)
+            return
+        self.request_bytes()
+        super().data_received(data)
+
+    def eof_received(self) -> None:
+        """A FIN; asyncio closes the transport after it."""
+        if self._payload_parser is not None:
+            self._payload_parser.peer_eof()
+
+    def request_bytes(self) -> None:
+        """Bytes of a request have come. For subclasses."""

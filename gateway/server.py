@@ -1,0 +1,224 @@
+"""The process: it listens, says so, reloads, drains and exits, in numbered steps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+import uvloop
+from aiohttp import web
+
+from gateway import __version__
+from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
+from gateway.config import Config, ConfigError, is_loopback
+from gateway.listener import Handshakes, Listener, address_of, bind, response_begins, tls_context
+from gateway.log import LogWriter
+from gateway.systemd import Notifier, Watchdog, listen_fds
+
+logger = logging.getLogger("gateway.server")
+
+GC_THRESHOLDS: Final = (100_000, 50, 100)
+"""A connection makes many objects that stay: with Python's own thresholds a third of a connect is collection."""
+
+EXIT_FORCED: Final = 1
+"""Exit status after a second signal."""
+
+_LAST_MOMENT: Final = 0.5
+_LOG_FLUSH: Final = 0.3
+
+
+class Server:
+    """One run of the gateway. ``run`` once.
+
+    ``source_of`` says who set a key, for errors that show only in use. ``environ`` is where systemd left its words.
+    """
+
+    def __init__(
+        self, config: Config, source_of: Callable[[str], str], environ: dict[str, str], log: LogWriter
+    ) -> None:
+        self._config = config
+        self._source_of = source_of
+        self._environ = environ
+        self._log = log
+        self._notifier = Notifier(environ)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until a signal, then drain. Returns the exit status; raises ConfigError where it cannot listen."""
+        loop = asyncio.get_running_loop()
+        server = self._config.server
+        # 1. Take the sockets, so that an address in use is known before anything else is done.
+        inherited = self._inherit()
+        sockets = inherited or self._bind()
+        context = self._tls_context()
+        # 2. Assemble.
+        app = create_app(self._config)
+        app.on_response_prepare.append(response_begins)
+        if inherited:
+            app[GATEWAY].gatekeeper.loopback_only = all(map(_is_loopback_socket, inherited))
+        runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
+        await runner.setup()
+        assert runner.server is not None
+        handshakes = Handshakes(server.handshake_timeout)
+        self._listener = Listener(
+            runner.server,
+            handler_args=handler_args(self._config),
+            handshakes=handshakes,
+            reject=app[GATEWAY].reject,
+            context=context,
+            timeout=server.handshake_timeout,
+        )
+        # 3. Listen, and say so.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._listener.start(sockets)
+        watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
+        watchdog.start()
+        self._log_started(sockets, app)
+        self._notifier.ready()
+        logger.info("ready", extra={"event": "server.ready"})
+        # 4. Serve.
+        await self._stop.wait()
+        # 5. Refuse what is new. The socket of a socket unit is systemd's, and queues for the successor.
+        app[STATUS].drain()
+        self._notifier.stopping()
+        connections = app[CONNECTIONS]
+        logger.info("draining", extra={"event": "server.draining", "connections": len(connections)})
+        if inherited:
+            self._listener.stop()
+        # 6. Let everybody go.
+        await connections.drain(server.drain_timeout, server.close_timeout)
+        # 7. Close what is left: the listener, handshakes under way, idle HTTP.
+        self._listener.stop()
+        handshakes.drop_all()
+        await runner.cleanup()
+        for sock in sockets:
+            _close(sock, unlink=not inherited)
+        watchdog.stop()
+        logger.info(
+            "stopped",
+            extra={
+                "event": "server.stopped",
+                "uptime": round(app[STATUS].uptime, 3),
+                "connections": len(connections),
+            },
+        )
+        return 0
+
+    def _inherit(self) -> list[socket.socket]:
+        try:
+            sockets = listen_fds(self._environ)
+        except ValueError as error:
+            raise ConfigError("environment", "LISTEN_FDS", str(error), "listening stream sockets") from error
+        if sockets and self._config.auth.mode == "none" and not self._config.auth.allow_insecure:
+            for sock in sockets:
+                if not _is_loopback_socket(sock):
+                    raise ConfigError(
+                        "environment",
+                        "LISTEN_FDS",
+                        f'{address_of(sock)} is not loopback, and auth.mode "none" lets everybody in',
+                        "ListenStream on 127.0.0.1 or a path, or auth.allow_insecure = true",
+                    )
+        return sockets
+
+    def _bind(self) -> list[socket.socket]:
+        server = self._config.server
+        try:
+            return bind(server.host, server.port, server.unix_socket)
+        except OSError as error:
+            key = "server.unix_socket" if server.unix_socket else "server.port"
+            value = server.unix_socket or f"{server.host}:{server.port}"
+            if isinstance(error, socket.gaierror) or error.errno == 99:  # EADDRNOTAVAIL
+                key = "server.host"
+            raise ConfigError(
+                self._source_of(key),
+                key,
+                f"cannot listen on {value}: {error.strerror}",
+                "an address that is free",
+            ) from error
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        return tls_context(self._config.server.tls_cert, self._config.server.tls_key)
+
+    def _log_started(self, sockets: list[socket.socket], app: web.Application) -> None:
+        logger.info(
+            "gateway %s started",
+            __version__,
+            extra={
+                "event": "server.started",
+                "version": __version__,
+                "instance": app[STATUS].instance,
+                "pid": os.getpid(),
+                "listeners": [address_of(sock) for sock in sockets],
+                "tls": self._listener.context is not None,
+                "eventLoop": self._config.server.event_loop,
+            },
+        )
+
+    def _on_stop(self, number: int) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            return
+        logger.warning(
+            "second signal, ended at once",
+            extra={"event": "server.stopped", "signal": signal.Signals(number).name},
+        )
+        self._log.flush(_LOG_FLUSH)
+        os._exit(EXIT_FORCED)
+
+    def _reload(self) -> None:
+        """SIGHUP: certificate and key anew, for those who come later; what cannot be loaded changes nothing."""
+        self._notifier.reloading()
+        try:
+            self._listener.context = self._tls_context()
+        except OSError as error:
+            logger.error(
+                "reload failed, the old certificate stays: %s",
+                error,
+                extra={"event": "server.reload_failed", "reason": str(error)},
+            )
+        else:
+            logger.info("reloaded", extra={"event": "server.reloaded"})
+        self._notifier.ready()
+
+
+def serve(config: Config, source_of: Callable[[str], str], environ: dict[str, str], log: LogWriter) -> int:
+    """Run a gateway in this process and return its exit status. Raises ConfigError where it cannot listen."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    _raise_file_limit()
+    new_loop = uvloop.new_event_loop if config.server.event_loop == "uvloop" else asyncio.new_event_loop
+
+    async def main() -> int:
+        return await Server(config, source_of, environ, log).run()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(main())
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file descriptor: use all that the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _is_loopback_socket(sock: socket.socket) -> bool:
+    return sock.family == socket.AF_UNIX or is_loopback(sock.getsockname()[0])
+
+
+def _close(sock: socket.socket, *, unlink: bool) -> None:
+    path = sock.getsockname() if unlink and sock.family == socket.AF_UNIX else ""
+    sock.close()
+    if path:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            logger.warning("socket file stays: %s", error, extra={"event": "server.socket_stays"})

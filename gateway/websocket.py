@@ -1,0 +1,465 @@
+"""One WebSocket on aiohttp: `web.WebSocketResponse` with a bounded outbox, a short way in, and a named end.
+
+aiohttp's handshake, `heartbeat`, `receive_timeout` and `receive()` stay. A message is handed over while it is parsed
+(`gateway.reader`), frames leave by the cork (`gateway.outbox`), and one state is changed in one place: the first end
+wins and carries its cause. With `gateway.reader` the only code that leans on aiohttp's insides;
+`tests/test_websocket.py` fails on the day that one of them changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any, Final, Protocol, cast
+
+from aiohttp import ClientConnectionResetError, WSMessage, WSMsgType, web
+from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
+from aiohttp._websocket.writer import WebSocketWriter
+from aiohttp.compression_utils import ZLibBackend
+from aiohttp.http_websocket import WebSocketError
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway import errors
+from gateway.errors import Disconnect
+from gateway.frames import BINARY, CLOSE, PONG, RSV1, TEXT, State, close_frame, cut, frame, text_frame
+from gateway.outbox import Cork, Outbox
+from gateway.reader import Inbox, Reader
+
+logger = logging.getLogger("gateway.websocket")
+
+DEFLATE_FROM: Final = 1024
+"""Payload bytes from which a negotiated permessage-deflate is used; below it costs more than it saves."""
+
+_OPENING, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
+_SECOND_LOOK: Final = 0.02
+_HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
+_DEFLATE_TRAILING: Final = b"\x00\x00\xff\xff"
+_NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
+_NO_HEADERS_PROXY: Final = CIMultiDictProxy(_NO_HEADERS)
+_NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
+
+
+class Owner(Protocol):
+    """Who a WebSocket works for. Nothing here may block; what it raises ends the connection with 1011."""
+
+    def on_open(self) -> None:
+        """The 101 is written; frames may be sent. Called once, before the first message."""
+
+    def on_text(self, data: bytes) -> None:
+        """One whole text message, valid UTF-8."""
+
+    def on_binary(self, data: bytes) -> None:
+        """One whole binary message."""
+
+    def on_closed(self, end: Disconnect) -> None:
+        """The transport is gone. Called once, the last of all calls."""
+
+
+class Regime(Protocol):
+    """The limits that one WebSocket lives under; times in seconds, sizes in bytes."""
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Silence after which the peer is pinged."""
+
+    @property
+    def heartbeat_timeout(self) -> float:
+        """Silence after the ping that means death."""
+
+    @property
+    def receive_timeout(self) -> float:
+        """Time without a complete message or a control frame."""
+
+    @property
+    def close_timeout(self) -> float:
+        """Time for the peer to answer a close frame, and for the outbox to leave."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Inclusive."""
+
+    @property
+    def max_outbox_bytes(self) -> int:
+        """Over it for ``outbox_timeout``, or over twice of it at once: cut."""
+
+    @property
+    def outbox_timeout(self) -> float:
+        """See ``max_outbox_bytes``."""
+
+    @property
+    def compression(self) -> bool:
+        """Whether permessage-deflate may be negotiated."""
+
+
+class WebSocket(Outbox, web.WebSocketResponse):
+    """A server's WebSocket with a bounded outbox and a named end.
+
+    ``await prepare(request)``, then ``await run()`` until it is over, both once. Everything else is a plain call and
+    may be made at any time, before the opening and after the end as well: then it does nothing.
+    """
+
+    # Past 30 attributes an instance has a dictionary of its own (1.5 KB); some that the base class sets are here too.
+    __slots__ = (
+        "_autoclose",
+        "_autoping",
+        "_close_timer",
+        "_compress",
+        "_decode_text",
+        "_deflater",
+        "_drained_at_ping",
+        "_headers",
+        "_heartbeat",
+        "_inbox",
+        "_max_msg_size",
+        "_over",
+        "_owner",
+        "_pinged_at",
+        "_pong_heartbeat",
+        "_protocols",
+        "_receive_timeout",
+        "_regime",
+        "_timeout",
+        "_writer_limit",
+        "bytes_in",
+        "ended",
+        "last_message",
+        "last_read",
+        "messages_in",
+    )
+
+    def __init__(self, owner: Owner, cork: Cork, regime: Regime) -> None:
+        web.WebSocketResponse.__init__(
+            self,
+            timeout=regime.close_timeout,
+            receive_timeout=regime.receive_timeout,
+            heartbeat=regime.heartbeat_interval,
+            autoclose=False,
+            compress=regime.compression,
+            decode_text=False,
+        )
+        Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout)
+        self._pong_heartbeat = regime.heartbeat_timeout  # aiohttp fixes it at half of the heartbeat
+        self._owner = owner
+        self._regime = regime
+        self._deflater: WebSocketWriter | None = None
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._pinged_at = 0.0
+        self._drained_at_ping = 0
+        self.ended: Disconnect | None = None
+        self.last_read = 0.0
+        self.last_message = 0.0
+        self.messages_in = 0
+        self.bytes_in = 0
+
+    # The opening
+
+    def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: WebSocketWriter) -> None:
+        """Aiohttp has written the 101. Messages may arrive inside ``set_parser``, so all else comes before it."""
+        handler = cast(Any, request.protocol)
+        if handler.transport is None:
+            raise ConnectionResetError("Connection lost")
+        self.loop = asyncio.get_running_loop()
+        self.transport = handler.transport
+        self.flow = handler
+        self._ws_protocol = protocol
+        self._deflater = writer if self._compress else None
+        self._writer = cast(WebSocketWriter, _Writer(self))
+        self.last_read = self.last_message = self.loop.time()
+        handler._timeout_ceil_threshold = float("inf")  # aiohttp rounds timers above it to whole seconds
+        self._reset_heartbeat()
+        self._inbox = Inbox(self)
+        self._reader = cast(WebSocketDataQueue, self._inbox)
+        parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
+        self._parser = cast(WebSocketReader, parser)
+        self._move(_OPEN)
+        self._slim(cast(Any, request), handler)
+        self._owner.on_open()
+        handler.set_parser(parser)
+        handler.keep_alive(False)
+
+    def _slim(self, request: Any, handler: Any) -> None:
+        """Let go of what only the handshake needed."""
+        request._message = None
+        request._headers = _NO_HEADERS_PROXY
+        request._cache = {}
+        handler._parser = None
+        handler._messages = _NO_MESSAGES
+        self._headers = _NO_HEADERS
+
+    # The life
+
+    async def run(self) -> None:
+        """Return when the transport is gone. Cancelling it aborts the connection.
+
+        Messages are handed over by the reader; here arrive only the receive timeout, and what was held back because the
+        peer does not read its replies, each after a drain.
+        """
+        patience = self._regime.receive_timeout
+        try:
+            while self.phase is not _CLOSED:
+                try:
+                    message = await self.receive(patience)
+                except TimeoutError:
+                    patience = self._judge_silence()
+                    continue
+                if message.type in _HELD_BACK:
+                    await self._catch_up(message)
+        except asyncio.CancelledError:
+            self.end(errors.SHUTDOWN)
+            self.abort()
+            raise
+        finally:
+            # Break the cycle between the two, so that both are freed now and not by the collector some day.
+            self._reader = None
+            del self._inbox
+
+    def _judge_silence(self) -> float:
+        """``receive()`` gave up, but messages do not pass through it: believe the time of the last one.
+
+        Returns the seconds that may still pass.
+        """
+        left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
+        if left > 0 or self.phase is not _OPEN:
+            return max(left, self._regime.close_timeout)
+        self.end(errors.RECEIVE_TIMEOUT)
+        return self._regime.close_timeout
+
+    async def _catch_up(self, held: WSMessage) -> None:
+        """Handle what was held back, no faster than the peer takes the replies."""
+        try:
+            await cast(Any, self.flow)._drain_helper()
+        except ConnectionError:
+            return  # the transport is gone, and on_lost has ended it
+        if held.type is not WSMsgType.CONTINUATION:
+            try:
+                self.on_message(int(held.type), held.data)
+            except Exception as error:
+                self.fail(error)
+            self.flush()
+        if not self._inbox.holds and not self.flow.writing_paused:
+            self.stalled = False
+            if self._parser is not None:
+                cast(Reader, self._parser).go_on()
+
+    def on_message(self, opcode: int, data: bytes) -> None:
+        """From the reader: one whole message."""
+        if self.phase is not _OPEN:
+            return
+        if len(data) > self._regime.max_message_bytes:  # of a compressed one aiohttp lets a byte more pass
+            self.end(errors.MESSAGE_TOO_BIG)
+            return
+        self.messages_in += 1
+        if opcode == BINARY:
+            self._owner.on_binary(data)
+            return
+        if not data.isascii():
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self.end(errors.INVALID_UTF8)
+                return
+        self._owner.on_text(data)
+
+    def on_ping(self, payload: bytes) -> None:
+        """From the reader: answered at once, whatever the owner is busy with."""
+        self.put(frame(PONG, payload))
+
+    def stall(self) -> None:
+        """The peer does not read: read no more of it until it does."""
+        self.stalled = True
+        self._inbox.hold()
+        cast(Reader, self._parser).pause()
+
+    def keep_reading(self) -> None:
+        """Undo what a bare runner does first at its shutdown: it makes aiohttp drop all that arrives."""
+        if self.phase is not _OPENING:
+            cast(Any, self.flow)._close = False
+
+    def send_text(self, payload: bytes) -> None:
+        """Send one text message, compressed where that was negotiated and is worth it."""
+        if self._deflater is not None and len(payload) >= DEFLATE_FROM and self.phase is _OPEN:
+            self.send_frame_bytes(frame(TEXT, _deflate(self._deflater, payload), RSV1))
+        else:
+            self.send_frame_bytes(text_frame(payload))
+
+    # The heartbeat is aiohttp's own, but for two things: a byte from the peer is noted when it is read instead of by a
+    # callback for each read, and nobody is called dead while it is this side that does not read.
+
+    def _send_heartbeat(self) -> None:
+        self._heartbeat_when = max(self._heartbeat_when, self.last_read + self._regime.heartbeat_interval)
+        now = self.loop.time()
+        if now >= self._heartbeat_when:
+            self._pinged_at = now
+            self._drained_at_ping = self.drained
+        super()._send_heartbeat()
+
+    def _pong_not_received(self) -> None:
+        # After a blocked pass some loops run timers before they read: judge when what is there has been read.
+        self._pong_response_cb = self.loop.call_later(_SECOND_LOOK, self._judge_life)
+
+    def _judge_life(self) -> None:
+        self._pong_response_cb = None
+        if self.phase is not _OPEN:
+            return
+        if self.last_read >= self._pinged_at:
+            alive_at = self.last_read
+        elif self.stalled and self.drained > self._drained_at_ping:
+            alive_at = self.loop.time()
+        else:
+            self.end(errors.HEARTBEAT_TIMEOUT)
+            return
+        self._heartbeat_when = alive_at + self._regime.heartbeat_interval
+        self._heartbeat_cb = self.loop.call_at(self._heartbeat_when, self._send_heartbeat)
+
+    def _handle_ping_pong_exception(self, exc: BaseException) -> None:
+        """A ping could not be written: the transport is closing, and its end is on the way."""
+
+    # The end
+
+    def end(self, end: Disconnect) -> None:
+        """End the connection, for the reason given. The first end wins, later ones do nothing."""
+        if self.phase is not _OPEN:
+            return
+        self.ended = end
+        if end.frame:
+            self._move(_CLOSING)
+            self.put(close_frame(end.code, end.reason))
+            self.flush()
+        else:
+            self._move(_FLUSHING)
+            self.transport.abort()
+
+    def fail(self, error: BaseException) -> None:
+        """From the reader: end the connection because of what the parser, or the owner, raised.
+
+        The stream is out of step after it, so the peer's close frame is not awaited: this side is shut, and what still
+        comes is dropped until the peer shuts its own (a closed socket with unread data would be reset, and the reset
+        would overtake the close frame).
+        """
+        if isinstance(error, WebSocketError):
+            end = errors.disconnect_for(error.code)
+            self.end(end._replace(reason=cut(str(error))) if end is errors.PROTOCOL_ERROR else end)
+        else:
+            logger.error("a message could not be handled", exc_info=error, extra={"event": "connection.defect"})
+            self.end(errors.INTERNAL_FAILURE)
+        transport = self.transport
+        if self.phase is _CLOSING and transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+
+    def abort(self) -> None:
+        """Drop the transport at once, whatever is in the outbox."""
+        if self.phase is _OPEN:
+            self.end(errors.TRANSPORT_LOST)
+        elif self.phase is _CLOSING or self.phase is _FLUSHING:
+            self.transport.abort()
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        """Aiohttp's own call: close with any code and wait for the end, ``close_timeout`` at most.
+
+        Returns whether this call was the one that closed. The cause in the log is `closed_by_operator`.
+        """
+        if self.phase is not _OPEN:
+            return False
+        self.end(errors.CLOSED_BY_OPERATOR._replace(code=code, reason=message.decode("utf-8", "replace")))
+        self._over = self.loop.create_future()
+        await self._over
+        return True
+
+    def on_peer_close(self, code: int, reason: str) -> None:
+        """From the reader: answer with the peer's own code, or with 1002 where that may not be on the wire."""
+        if self.phase is _OPEN:
+            if code and not errors.may_be_on_the_wire(code):
+                self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
+                answer: int | None = self.ended.code
+            else:
+                self.ended = errors.CLIENT_CLOSE._replace(code=code or errors.NO_STATUS, reason=reason)
+                answer = code or None
+            self.put(close_frame(answer))
+            self.flush()
+        # Under the standard library's TLS a second close() disables abort(): never call it twice.
+        if self.phase is _OPEN or self.phase is _CLOSING:
+            self._move(_FLUSHING)
+            self.transport.close()
+
+    def on_peer_eof(self) -> None:
+        """From the reader: a FIN. The transport closes itself, but would wait for its flush without limit."""
+        if self.phase is _OPEN:
+            self.ended = errors.TRANSPORT_LOST
+        if self.phase is not _CLOSED:
+            self._move(_FLUSHING)
+
+    def on_lost(self) -> None:
+        """From the reader: the transport is gone. Every connection ends here, once."""
+        if self.phase is _CLOSED:
+            return
+        self._move(_CLOSED)
+        end = self.ended = self.ended or errors.TRANSPORT_LOST
+        self._close_code = end.code
+        self.discard()
+        self._set_closed()
+        self._writer = _SPENT_WRITER
+        self._parser = None
+        self._inbox.wake()
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+        owner, self._owner = self._owner, _NOBODY
+        owner.on_closed(end)
+
+    def _move(self, phase: State) -> None:
+        """Change the state; each one that waits for the peer has the close timeout."""
+        self.phase = phase
+        if phase is _CLOSED:
+            if self._close_timer is not None:
+                self._close_timer.cancel()
+        elif phase is not _OPEN:
+            self._cancel_heartbeat()
+            if self._close_timer is None:
+                self._close_timer = self.loop.call_later(self._regime.close_timeout, self.transport.abort)
+
+
+class _Writer:
+    """What aiohttp's own calls write to: its heartbeat, and ``ping``, ``pong``, ``send_str`` and their like."""
+
+    __slots__ = ("_ws",)
+
+    def __init__(self, ws: WebSocket | None) -> None:
+        self._ws = ws
+
+    async def send_frame(self, message: bytes, opcode: int, compress: int | None = None) -> None:
+        """Send one frame; a data frame waits while the peer does not read. Raises ConnectionError when it is over."""
+        ws = self._ws
+        if ws is None or ws.phase is not _OPEN:
+            raise ClientConnectionResetError("Cannot write to closing transport")
+        if opcode >= CLOSE:
+            ws.put(frame(opcode, message))
+            return
+        ws.send_frame_bytes(frame(opcode, message))
+        if ws.flow.writing_paused:
+            await cast(Any, ws.flow)._drain_helper()
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The transport, while there is one."""
+        return None if self._ws is None else self._ws.transport
+
+
+class _Nobody:
+    """The owner of a WebSocket that is over."""
+
+    def on_open(self) -> None: ...
+    def on_text(self, data: bytes) -> None: ...
+    def on_binary(self, data: bytes) -> None: ...
+    def on_closed(self, end: Disconnect) -> None: ...
+
+
+_SPENT_WRITER: Final = cast(WebSocketWriter, _Writer(None))
+_NOBODY: Final = _Nobody()
+
+
+def _deflate(writer: WebSocketWriter, payload: bytes) -> bytes:
+    """RFC 7692 section 7.2.1, with the compressor that aiohttp negotiated."""
+    compressor = writer._get_compressor(None)
+    mode = ZLibBackend.Z_FULL_FLUSH if writer.notakeover else ZLibBackend.Z_SYNC_FLUSH
+    return (compressor.compress_sync(payload) + compressor.flush(mode)).removesuffix(_DEFLATE_TRAILING)
