@@ -20,7 +20,6 @@ from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.handshake import Gatekeeper
 from gateway.limits import Sampler
-from gateway.outbox import Cork
 from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.app")
@@ -67,7 +66,6 @@ class Gateway:
     def __init__(self, config: Config, status: Status, connections: Connections) -> None:
         self._connections = connections
         self._regime = Regime(config)
-        self._cork = Cork()
         self.gatekeeper = Gatekeeper(config.server, config.limits.max_connections, status)
         self._dispatcher = Dispatcher(status)
         self._welcome = welcome_parts(config, status)
@@ -82,7 +80,7 @@ class Gateway:
             self.reject(remote, refusal.status, (refusal.text or refusal.reason).strip())
             refusal.force_close()
             raise
-        return await Connection(remote, self, self._cork, self._regime).serve(request)
+        return await Connection(remote, self, self._regime).serve(request)
 
     def reject(self, remote: str, status: int, reason: str) -> None:
         """Log a refused handshake, sampled by address."""
@@ -124,6 +122,7 @@ def handler_args(config: Config) -> Mapping[str, Any]:
     return {
         "access_log": None,
         "keepalive_timeout": config.server.keepalive_timeout,
+        "tcp_keepalive": False,  # the heartbeat does its work
         "timeout_ceil_threshold": float("inf"),  # aiohttp rounds timers above it to whole seconds
         "lingering_time": 0.0,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -13,17 +13,23 @@ from gateway import errors, jsonrpc
 from gateway.config import Config
 from gateway.errors import Disconnect
 from gateway.outbox import Cork
-from gateway.websocket import WebSocket
+from gateway.reader import RequestProtocol
+from gateway.websocket import Closings, WebSocket
 
 logger = logging.getLogger("gateway.connection")
 
 
 class Regime:
-    """What every connection of a process lives under, taken from the configuration once; see `websocket.Regime`."""
+    """What every connection of a process lives under, taken from the configuration once; see `websocket.Regime`.
+
+    With it the two things that they share: the cork, and the deadlines of those that are closing.
+    """
 
     __slots__ = (
         "close_timeout",
+        "closings",
         "compression",
+        "cork",
         "heartbeat_interval",
         "heartbeat_timeout",
         "max_message_bytes",
@@ -41,6 +47,8 @@ class Regime:
         self.max_message_bytes = config.limits.max_message_bytes
         self.max_outbox_bytes = config.limits.max_outbox_bytes
         self.outbox_timeout = config.limits.outbox_timeout
+        self.cork = Cork()
+        self.closings = Closings(self.close_timeout)
 
 
 class Endpoint(Protocol):
@@ -68,19 +76,22 @@ class Connection:
 
     __slots__ = ("_endpoint", "_leaving", "_opened", "conn_id", "in_flight", "opened_at", "remote", "ws")
 
-    def __init__(self, remote: str, endpoint: Endpoint, cork: Cork, regime: Regime) -> None:
-        self.conn_id: Final = str(uuid.uuid4())
+    def __init__(self, remote: str, endpoint: Endpoint, regime: Regime) -> None:
+        self.conn_id: Final = new_id()
         self.remote: Final = remote
         self.in_flight = 0
         self.opened_at = 0.0
         self._opened = 0.0
         self._leaving = False
         self._endpoint = endpoint
-        self.ws: Final = WebSocket(self, cork, regime)
+        self.ws: Final = WebSocket(self, regime.cork, regime, regime.closings)
 
     async def serve(self, request: web.Request) -> WebSocket:
         """Upgrade ``request`` and return when the connection is over. Once."""
-        await self.ws.prepare(request)
+        try:
+            await self.ws.prepare(request)
+        except ConnectionResetError:  # the peer left before the 101; aiohttp would take that for a defect
+            return self.ws
         await self.ws.run()
         return self.ws
 
@@ -158,8 +169,23 @@ class Connection:
             )
 
 
+_entropy = bytearray()
+
+
+def new_id() -> str:
+    """A UUID of version 4 (RFC 9562 section 5.4) as text. The kernel is asked once for 256 of them."""
+    if not _entropy:
+        _entropy.extend(os.urandom(16 * 256))
+    digits = _entropy[-16:].hex()
+    del _entropy[-16:]
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
 def remote_of(request: web.Request) -> str:
     """Where a request comes from: ``addr:port``, ``[addr]:port`` or ``unix``."""
+    if isinstance(request.protocol, RequestProtocol):
+        return request.protocol.remote
     transport = request.transport
     return format_address(None if transport is None else transport.get_extra_info("peername"))
 

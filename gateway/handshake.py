@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,7 +15,14 @@ from gateway.status import Phase, Status
 RETRY_AFTER: Final = "5"
 """Seconds that a client is asked to wait where the gateway is full, starting or draining."""
 
-_UPGRADE_HEADERS: Final = {hdrs.UPGRADE: "websocket", hdrs.SEC_WEBSOCKET_VERSION: "13"}
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_KEY: Final = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_UPGRADE_HEADERS: Final = {
+    hdrs.CONNECTION: "close, Upgrade",  # RFC 9110 section 7.8
+    hdrs.UPGRADE: "websocket",
+    hdrs.SEC_WEBSOCKET_VERSION: "13",
+}
 
 
 class Gatekeeper:
@@ -46,7 +52,7 @@ class Gatekeeper:
         if self._allowed_hosts:
             allowed = name in self._allowed_hosts
         else:
-            allowed = not self.loopback_only or is_loopback(name.strip("[]"))
+            allowed = not self.loopback_only or name in _LOOPBACK or is_loopback(name.strip("[]"))
         if not allowed:
             raise web.HTTPMisdirectedRequest(text="this host name is not served here; see server.allowed_hosts\n")
         return hosts[0]
@@ -56,7 +62,7 @@ class Gatekeeper:
         origins = request.headers.getall(hdrs.ORIGIN, [])
         if not origins or (len(origins) == 1 and origins[0].lower() in self._allowed_origins):
             return
-        if len(origins) > 1 or not _same_place(origins[0], host, request.secure):
+        if len(origins) > 1 or not _same_place(origins[0], host):
             raise web.HTTPForbidden(text="this origin is not allowed; see server.allowed_origins\n")
 
     def _check_room(self, connections: int) -> None:
@@ -72,16 +78,16 @@ class Gatekeeper:
 def _check_upgrade(request: web.Request) -> None:
     """RFC 6455 section 4.2.1."""
     headers = request.headers
-    if "websocket" not in _tokens(headers.getall(hdrs.UPGRADE, [])):
+    if not _has_token(headers, hdrs.UPGRADE, "websocket"):
         raise _upgrade_required("this is a WebSocket endpoint")
     if headers.get(hdrs.SEC_WEBSOCKET_VERSION, "").strip() != "13":
         raise _upgrade_required("only version 13 is spoken here")
-    if "upgrade" not in _tokens(headers.getall(hdrs.CONNECTION, [])):
+    if not _has_token(headers, hdrs.CONNECTION, "upgrade"):
         raise web.HTTPBadRequest(text='the Connection header must have "Upgrade"\n')
     if hdrs.TRANSFER_ENCODING in headers or headers.get(hdrs.CONTENT_LENGTH, "0").strip() != "0":
         raise web.HTTPBadRequest(text="an upgrade has no body\n")
     keys = headers.getall(hdrs.SEC_WEBSOCKET_KEY, [])
-    if len(keys) != 1 or not _is_key(keys[0]):
+    if len(keys) != 1 or not _KEY.fullmatch(keys[0].strip()):
         raise web.HTTPBadRequest(text="Sec-WebSocket-Key must be 16 bytes in base64, once\n")
 
 
@@ -89,15 +95,10 @@ def _upgrade_required(why: str) -> web.HTTPException:
     return web.HTTPUpgradeRequired(headers=_UPGRADE_HEADERS, text=f"{why}\n")
 
 
-def _tokens(values: Sequence[str]) -> set[str]:
-    return {token.strip().lower() for value in values for token in value.split(",")}
-
-
-def _is_key(key: str) -> bool:
-    try:
-        return len(base64.b64decode(key.strip(), validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False
+def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:
+    """Whether a header that is a list has this token, in any case; mostly it is all that there is."""
+    value = headers.get(name, "").lower()
+    return value == token or token in (part.strip() for part in value.split(","))
 
 
 def _host_name(host: str) -> str:
@@ -107,12 +108,14 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
-def _same_place(origin: str, host: str, secure: bool) -> bool:
-    """Whether an origin has the host and the port that the Host header has (RFC 6454 section 5)."""
+def _same_place(origin: str, host: str) -> bool:
+    """Whether an origin has the host and the port that the Host header has (RFC 6454 section 5).
+
+    A port left out is the origin's scheme's in both: a proxy may have taken TLS off before this server.
+    """
     try:
-        parts = urlsplit(origin)
-        theirs = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        mine = urlsplit(f"//{host}")
-        return theirs == (mine.hostname, mine.port or (443 if secure else 80))
+        theirs, mine = urlsplit(origin), urlsplit(f"//{host}")
+        default = _DEFAULT_PORTS.get(theirs.scheme)
+        return (theirs.hostname, theirs.port or default) == (mine.hostname, mine.port or default)
     except ValueError:
         return False

@@ -85,7 +85,7 @@ def _decode_one(data: bytes | Raw) -> Message:
     if identity and not _may_be_id(bytes(identity)):
         return Invalid(INVALID_REQUEST, '"id" must be a string, an integer or null')
     if envelope.method:
-        params = bytes(envelope.params[:1]) if envelope.params else b"["
+        params = bytes(memoryview(envelope.params)[:1]) or b"["
         if params not in (b"[", b"{"):
             return Invalid(INVALID_REQUEST, '"params" must be an array or an object', identity or NULL)
         return Request(identity, envelope.method, envelope.params)

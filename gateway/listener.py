@@ -16,12 +16,13 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from gateway.connection import format_address
+from gateway.deadlines import Deadlines
 from gateway.limits import Sampler
 from gateway.reader import RequestProtocol
 
@@ -33,6 +34,7 @@ BACKLOG: Final = 4096
 TIMEOUTS: Final = (100, 10.0)
 """How many handshake timeouts of one address are logged in how many seconds; the rest is counted."""
 
+HEAD_END: Final = b"\r\n\r\n"
 _ACCEPTS: Final = 64
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE: Final = 0.5
@@ -45,12 +47,11 @@ Reject = Callable[[str, int, str], None]
 class Handshake:
     """One peer between its accept and its 101; ``drop`` is what ends it when the deadline passes."""
 
-    __slots__ = ("drop", "due", "remote", "stage")
+    __slots__ = ("drop", "remote", "stage")
 
     def __init__(self, remote: str, stage: str) -> None:
         self.remote = remote
         self.stage = stage
-        self.due = 0.0
         self.drop: Callable[[], None] = _nothing
 
 
@@ -58,88 +59,57 @@ def _nothing() -> None:
     """A handshake that is not under way yet."""
 
 
-class Handshakes:
-    """The peers that are in their handshake. All have the same time, so one timer for the oldest serves them all."""
+class Handshakes(Deadlines[Handshake]):
+    """The peers that are in their handshake. Who is late is logged, with the stage, and dropped."""
+
+    __slots__ = ("_timeouts",)
 
     def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._loop = asyncio.get_running_loop()
-        self._pending: dict[Handshake, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        super().__init__(timeout, self._late)
         self._timeouts = Sampler(time.monotonic, *TIMEOUTS)
 
-    def __len__(self) -> int:
-        return len(self._pending)
-
-    def begin(self, handshake: Handshake) -> None:
-        """Start the deadline. Harmless while it runs."""
-        if handshake in self._pending:
-            return
-        handshake.due = self._loop.time() + self._timeout
-        self._pending[handshake] = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(handshake.due, self._sweep)
-
-    def done(self, handshake: Handshake) -> None:
-        """Stop the deadline. Harmless when it does not run."""
-        self._pending.pop(handshake, None)
-
-    def drop_all(self) -> None:
-        """End all that are pending; for the end of the process."""
-        for handshake in list(self._pending):
-            del self._pending[handshake]
-            handshake.drop()
-
-    def _sweep(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        while self._pending:
-            oldest = next(iter(self._pending))
-            if oldest.due > now:
-                self._timer = self._loop.call_at(oldest.due, self._sweep)
-                return
-            del self._pending[oldest]
-            self._log(oldest)
-            oldest.drop()
-
-    def _log(self, handshake: Handshake) -> None:
+    def _late(self, handshake: Handshake) -> None:
         left_out = self._timeouts.admit(handshake.remote.rpartition(":")[0])
-        if left_out is None:
-            return
-        fields: dict[str, object] = {
-            "event": "handshake.timeout",
-            "remote": handshake.remote,
-            "stage": handshake.stage,
-            "timeout": self._timeout,
-        }
-        if left_out:
-            fields["leftOut"] = left_out
-        logger.info("no handshake within %s s", self._timeout, extra=fields)
+        if left_out is not None:
+            fields: dict[str, object] = {
+                "event": "handshake.timeout",
+                "remote": handshake.remote,
+                "stage": handshake.stage,
+                "timeout": self._timeout,
+            }
+            if left_out:
+                fields["leftOut"] = left_out
+            logger.info("no handshake within %s s", self._timeout, extra=fields)
+        handshake.drop()
 
 
 class HandshakeProtocol(RequestProtocol):
     """An HTTP connection whose every request head has the handshake deadline."""
 
-    __slots__ = ("_handshake", "_handshakes", "_reject")
+    __slots__ = ("_cut_short", "_handshake", "_handshakes", "_reject", "remote")
 
     def __init__(self, manager: web.Server, handshake: Handshake, listener: Listener) -> None:
         super().__init__(manager, loop=listener.loop, **listener.handler_args)
+        self.remote = handshake.remote
         self._handshake: Handshake | None = handshake
         self._handshakes = listener.handshakes
+        self._cut_short = False
         self._reject = listener.reject
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TCP, and TLS where there is any, are through."""
         super().connection_made(transport)
         handshake = self._handshake
-        if handshake is not None and isinstance(transport, asyncio.Transport):
+        if handshake is not None:
             handshake.stage = "request"
-            handshake.drop = transport.abort
+            # Not every loop's transports are asyncio.Transport by inheritance; all can abort.
+            handshake.drop = cast(asyncio.Transport, transport).abort
 
-    def request_bytes(self) -> None:
+    def request_bytes(self, data: bytes) -> None:
         """On a kept-alive connection a fresh deadline begins with the next request."""
         if self._handshake is not None:
             self._handshakes.begin(self._handshake)
+            self._cut_short = not data.endswith(HEAD_END)
 
     def response_begins(self, *, upgraded: bool) -> None:
         """The deadline is met; an open connection is never ended by it."""
@@ -147,6 +117,8 @@ class HandshakeProtocol(RequestProtocol):
             self._handshakes.done(self._handshake)
             if upgraded:
                 self._handshake = None
+            elif self._cut_short:  # the next request has begun, in the same read
+                self._handshakes.begin(self._handshake)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The transport is gone."""
@@ -165,7 +137,7 @@ class HandshakeProtocol(RequestProtocol):
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         reason = str(exc.message).partition("\n")[0][:200]
-        self._reject(self._handshake.remote if self._handshake else "", status, reason)
+        self._reject(self.remote, status, reason)
         response = web.Response(status=status, text=f"{reason}\n")
         response.force_close()
         return response
@@ -229,7 +201,6 @@ class Listener:
             except OSError as error:
                 self._pause(listening, error)
                 return
-            sock.setblocking(False)
             handshake = Handshake(format_address(address), "request" if self.context is None else "tls")
             task = self.loop.create_task(self._serve(sock, handshake))
             handshake.drop = partial(_cancel, task)

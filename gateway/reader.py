@@ -236,13 +236,16 @@ class RequestProtocol(web.RequestHandler):
 
     __slots__ = ()
 
+    remote: str
+    """Where the peer is, as the log has it."""
+
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer, of a request or of frames."""
         reader = self._payload_parser
         if reader is not None:
             reader.feed_data(data)
             return
-        self.request_bytes()
+        self.request_bytes(data)
         super().data_received(data)
 
     def eof_received(self) -> None:
@@ -250,5 +253,5 @@ class RequestProtocol(web.RequestHandler):
         if self._payload_parser is not None:
             self._payload_parser.peer_eof()
 
-    def request_bytes(self) -> None:
+    def request_bytes(self, data: bytes) -> None:
         """Bytes of a request have come. For subclasses."""

@@ -99,7 +99,7 @@ class Server:
         await connections.drain(server.drain_timeout, server.close_timeout)
         # 7. Close what is left: the listener, handshakes under way, idle HTTP.
         self._listener.stop()
-        handshakes.drop_all()
+        handshakes.expire_all()
         await runner.cleanup()
         for sock in sockets:
             _close(sock, unlink=not inherited)

@@ -17,7 +17,7 @@ __all__ = ["CallLater", "Notifier", "Timer", "Watchdog", "listen_fds", "watchdog
 
 _LISTEN_FDS_START: Final = 3  # SD_LISTEN_FDS_START
 _USEC_INFINITY: Final = 2**64 - 1  # sd_watchdog_enabled(3) refuses it
-_TCP: Final = (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP)
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 logger = logging.getLogger("gateway.systemd")
 
@@ -240,10 +240,8 @@ def _adopt(fd: int, name: str) -> socket.socket:
 
 
 def _what_is_wrong(sock: socket.socket) -> str:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
+    if sock.family not in _FAMILIES or sock.type != socket.SOCK_STREAM:
         return "is not a TCP or Unix stream socket; use ListenStream= in the socket unit"
-    if sock.family != socket.AF_UNIX and sock.proto not in _TCP:
-        return "is not a TCP socket; remove SocketProtocol= from the socket unit"
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return "is not listening; use Accept=no in the socket unit"
     return ""

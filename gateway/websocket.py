@@ -21,6 +21,7 @@ from aiohttp.http_websocket import WebSocketError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import errors
+from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
 from gateway.frames import BINARY, CLOSE, PONG, RSV1, TEXT, State, close_frame, cut, frame, text_frame
 from gateway.outbox import Cork, Outbox
@@ -92,6 +93,15 @@ class Regime(Protocol):
         """Whether permessage-deflate may be negotiated."""
 
 
+class Closings(Deadlines["WebSocket"]):
+    """The WebSockets that wait for their peer to close, or for their outbox to leave: ``close_timeout`` each."""
+
+    __slots__ = ()
+
+    def __init__(self, close_timeout: float) -> None:
+        super().__init__(close_timeout, WebSocket.abort)
+
+
 class WebSocket(Outbox, web.WebSocketResponse):
     """A server's WebSocket with a bounded outbox and a named end.
 
@@ -103,7 +113,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
     __slots__ = (
         "_autoclose",
         "_autoping",
-        "_close_timer",
+        "_closings",
         "_compress",
         "_decode_text",
         "_deflater",
@@ -128,7 +138,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         "messages_in",
     )
 
-    def __init__(self, owner: Owner, cork: Cork, regime: Regime) -> None:
+    def __init__(self, owner: Owner, cork: Cork, regime: Regime, closings: Closings) -> None:
         web.WebSocketResponse.__init__(
             self,
             timeout=regime.close_timeout,
@@ -143,7 +153,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._owner = owner
         self._regime = regime
         self._deflater: WebSocketWriter | None = None
-        self._close_timer: asyncio.TimerHandle | None = None
+        self._closings = closings
         self._over: asyncio.Future[None] | None = None
         self._pinged_at = 0.0
         self._drained_at_ping = 0
@@ -155,8 +165,10 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     # The opening
 
+    _send_headers_immediately = False  # the 101 leaves with what the owner says first, in one write
+
     def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: WebSocketWriter) -> None:
-        """Aiohttp has written the 101. Messages may arrive inside ``set_parser``, so all else comes before it."""
+        """The 101 is made. Messages may arrive inside ``set_parser``, so all else comes before it."""
         handler = cast(Any, request.protocol)
         if handler.transport is None:
             raise ConnectionResetError("Connection lost")
@@ -167,17 +179,25 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._deflater = writer if self._compress else None
         self._writer = cast(WebSocketWriter, _Writer(self))
         self.last_read = self.last_message = self.loop.time()
-        handler._timeout_ceil_threshold = float("inf")  # aiohttp rounds timers above it to whole seconds
         self._reset_heartbeat()
         self._inbox = Inbox(self)
         self._reader = cast(WebSocketDataQueue, self._inbox)
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
+        self.put(self._take_head())
         self._slim(cast(Any, request), handler)
         self._owner.on_open()
+        self.flush()
         handler.set_parser(parser)
         handler.keep_alive(False)
+
+    def _take_head(self) -> bytes:
+        """The 101 that aiohttp holds back."""
+        writer = cast(Any, self._payload_writer)
+        head, writer._headers_buf = writer._headers_buf, None
+        writer._headers_written = True
+        return cast(bytes, head)
 
     def _slim(self, request: Any, handler: Any) -> None:
         """Let go of what only the handshake needed."""
@@ -411,12 +431,10 @@ class WebSocket(Outbox, web.WebSocketResponse):
         """Change the state; each one that waits for the peer has the close timeout."""
         self.phase = phase
         if phase is _CLOSED:
-            if self._close_timer is not None:
-                self._close_timer.cancel()
+            self._closings.done(self)
         elif phase is not _OPEN:
             self._cancel_heartbeat()
-            if self._close_timer is None:
-                self._close_timer = self.loop.call_later(self._regime.close_timeout, self.transport.abort)
+            self._closings.begin(self)
 
 
 class _Writer:
