@@ -41,7 +41,7 @@ LAYERS: Final = (
     ),
     Layer(
         "services",
-        frozenset({"auth", "bus", "dispatcher", "events", "log", "metrics", "nodes", "systemd"}),
+        frozenset({"auth", "bus", "deadlines", "dispatcher", "events", "log", "metrics", "nodes", "systemd"}),
         frozenset({"aiohttp"}),
     ),
     Layer(
@@ -109,7 +109,7 @@ def cycles(sources: Sources) -> list[str]:
 def intrusions(sources: Sources) -> list[str]:
     """Find uses of what is private to others, aiohttp above all, outside of the one module that may."""
     return [
-        f"{module}:{line}: {what} is private to another; for aiohttp's own there are {_insiders()}"
+        f"{module}:{line}: {what} is private to another; aiohttp's is for {', '.join(sorted(INSIDERS))}"
         for module, source in sources.items()
         if module not in INSIDERS
         for line, what in _private_uses(ast.parse(source))

@@ -424,6 +424,18 @@ def test_a_reader_that_comes_back_is_told_what_it_missed(tmp_path: Path, monkeyp
     assert writer.lost == 10
 
 
+def test_a_pipe_that_breaks_while_it_is_full_loses_all_that_waits() -> None:
+    reader, fd = os.pipe()
+    writer = log.configure(config.Log(), fd)
+    for _ in range(2000):
+        logger.info("x" * 1000)
+    assert not writer.flush(0.01)
+    os.close(reader)
+    assert writer.close(DEADLINE)
+    os.close(fd)
+    assert 2000 - 65536 / 1000 < writer.lost < 2000  # what went into the pipe was written
+
+
 def test_a_record_that_cannot_be_formatted_is_counted_and_reported(pipe: Pipe) -> None:
     class Broken(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -520,18 +532,19 @@ def test_configuring_again_changes_level_and_format_and_keeps_the_writer(pipe: P
     first = log.configure(config.Log(level="warning"), pipe.writer)
     logger.info("left out")
     logger.warning("one")
-    first.drop(2)
+    pipe.read()
+    assert first.flush(DEADLINE)
     second = log.configure(config.Log(level="debug", format="text"), pipe.writer)
     assert second is first
-    assert second.lost == 2
-    pipe.read()
+    second.drop(2)
     assert second.flush(DEADLINE)
+    assert second.lost == 2
     logger.debug("two", extra={"event": "e"})
     assert second.flush(DEADLINE)
     wait(lambda: pipe.data.endswith(b"DEBUG e two\n"))
     one, report, two = pipe.data.decode().splitlines()
     assert json.loads(one)["message"] == "one"
-    assert "log.lost" in report and report.isprintable()
+    assert report[12:] == " WARN  log.lost lines=2 log lines were lost"
     assert two[12:] == " DEBUG e two"
 
 
@@ -669,26 +682,40 @@ print(writer.flush(10), writer.lost, file=sys.stderr)
     assert (process.returncode, errors.split()) == (0, [b"True", b"101"])
 
 
-def test_e6_a_disk_that_was_full_in_the_middle_of_a_line_has_no_torn_line_afterwards(tmp_path: Path) -> None:
-    program = """
+LIMIT = """
 log.RETRY = 0.05
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 for number in range(30):
     logger.info("line", extra={"n": number})
 print(writer.flush(0.5), os.fstat(1).st_size, file=sys.stderr)
+"""
+
+
+def test_e6_a_disk_that_was_full_in_the_middle_of_a_line_has_no_torn_line_afterwards(tmp_path: Path) -> None:
+    program = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 print(writer.flush(10), writer.lost, file=sys.stderr)
 logger.info("after")
 """
     path = tmp_path / "log"
     with path.open("wb") as file:
-        process = start(program, file.fileno())
+        process = start(LIMIT + program, file.fileno())
         _, errors = process.communicate(timeout=DEADLINE)
     full, size, flushed, lost = errors.split()
     assert (process.returncode, full, size, flushed) == (0, b"False", b"1000", b"True")
-    *kept, report, after = lines(path.read_bytes())
     assert path.read_bytes()[999:1000] != b"\n"  # the limit was inside of a line
+    *kept, report, after = lines(path.read_bytes())
     assert [line["n"] for line in kept] == list(range(30 - int(lost)))
     assert (report["event"], report["lines"]) == ("log.lost", int(lost))
     assert after["message"] == "after"
+
+
+def test_e6_a_line_that_stays_unfinished_counts_as_lost(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        process = start(LIMIT + "print(writer.close(10), writer.lost, file=sys.stderr)", file.fileno())
+        _, errors = process.communicate(timeout=DEADLINE)
+    _, _, closed, lost = errors.split()
+    assert closed == b"True"
+    assert int(lost) == 30 - path.read_bytes().count(b"\n")

@@ -1,0 +1,39 @@
+"""Fixtures that several files share."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+import pytest
+
+from tests.certs import Authority, authority
+from tests.process import Config, EventLoopName, GatewayProcess, StartGateway
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[StartGateway]:
+    """Start gateways, each in its own process; they end with the test. Keywords: see GatewayProcess."""
+    async with AsyncExitStack() as stack:
+
+        async def start(config: Config | None = None, **options: Any) -> GatewayProcess:
+            return await stack.enter_async_context(GatewayProcess(config, **options))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def certificates() -> Authority:
+    """The certificate authority that `GatewayProcess(tls=True)` and its peers use."""
+    return authority()
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Run the test over TCP and over TLS: `GatewayProcess(tls=transport == "tls")`."""
+    return cast(str, request.param)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> EventLoopName:
+    """Run the test on both event loops: `GatewayProcess(loop=loop)`."""
+    return cast(EventLoopName, request.param)

@@ -1,0 +1,476 @@
+"""Connections before they are open: rows H1 to H6, H13 and H14 of the fault table, TLS, and the Unix socket.
+
+The rows about what a request says, H7 to H11, are in test_handshake.py.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.certs import Authority
+from tests.peers import Opcode, RawPeer, Response, Target
+from tests.process import EventLoopName, GatewayProcess, StartGateway
+
+LIMIT = 1.0
+"""The handshake timeout in this file, in seconds."""
+LATEST = LIMIT + 0.5
+EARLIEST = LIMIT - 0.02
+"""The gateway's clock and this one tick apart."""
+DRIBBLE = 0.2
+"""Seconds between two bytes of a peer that dribbles."""
+CONFIG = {"server": {"handshake_timeout": LIMIT}}
+GOOD_PEERS = 50
+SLOW = "/slow"
+"""The path whose handler works too long before its 101: see tests/slow_server.py."""
+
+module_loop = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["tcp", "tls"])
+async def limited(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
+    """A gateway with a handshake timeout of LIMIT, and a slow path beside /ws."""
+    async with GatewayProcess(CONFIG, tls=request.param == "tls", module="tests.slow_server") as process:
+        yield process
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["asyncio", "uvloop"])
+async def limited_tls(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
+    """A gateway with the same timeout over TLS, on both event loops: each has a TLS of its own."""
+    async with GatewayProcess(CONFIG, tls=True, loop=request.param) as process:
+        yield process
+
+
+async def expect_drop(process: GatewayProcess, peer: RawPeer, begin: float, stage: str) -> None:
+    """Fail unless the gateway drops this peer LIMIT after `begin`, and says so once."""
+    with contextlib.suppress(TimeoutError):
+        await peer.wait_closed(LATEST)
+    took = time.monotonic() - begin
+    assert EARLIEST <= took <= LATEST, f"there for {took:.3f} s"
+    line = await process.wait_event("handshake.timeout", remote=peer.local)
+    assert line["stage"] == stage
+    assert line["level"].lower() in ("info", "warning")
+    assert len(process.events("handshake.timeout", remote=peer.local)) == 1
+
+
+async def dribble(peer: RawPeer, data: bytes) -> None:
+    """Send one byte after the other until all are sent or the gateway has gone."""
+    with contextlib.suppress(OSError):
+        for byte in data:
+            await peer.send_raw(bytes([byte]))
+            await asyncio.sleep(DRIBBLE)
+
+
+async def drop_of_dribble(process: GatewayProcess, peer: RawPeer, data: bytes, begin: float, stage: str) -> None:
+    """As expect_drop, of a peer that dribbles `data` meanwhile."""
+    sender = asyncio.create_task(dribble(peer, data))
+    try:
+        await expect_drop(process, peer, begin, stage)
+    finally:
+        sender.cancel()
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """Return the first flight of a TLS client."""
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+# The peers that never become a connection: each returns when it was dropped as it should be.
+
+
+async def silent(process: GatewayProcess) -> None:
+    begin = time.monotonic()
+    with await RawPeer.connect(process) as peer:
+        await expect_drop(process, peer, begin, "request")
+
+
+async def half_a_head(process: GatewayProcess) -> None:
+    begin = time.monotonic()
+    with await RawPeer.connect(process) as peer:
+        await peer.send_raw(peer.upgrade_head()[:60])
+        await expect_drop(process, peer, begin, "request")
+
+
+async def dribbling(process: GatewayProcess) -> None:
+    begin = time.monotonic()
+    with await RawPeer.connect(process) as peer:
+        await drop_of_dribble(process, peer, peer.upgrade_head(), begin, "request")
+
+
+async def slow_handler(process: GatewayProcess) -> None:
+    begin = time.monotonic()
+    with await RawPeer.connect(process) as peer:
+        await peer.send_raw(peer.upgrade_head(SLOW))
+        await expect_drop(process, peer, begin, "request")
+
+
+async def kept_alive_dribbling(process: GatewayProcess) -> None:
+    """A fresh budget starts with the second request's first byte."""
+    with await RawPeer.connect(process) as peer:
+        assert (await peer.get("/healthz")).status == 200
+        await asyncio.sleep(LIMIT / 10)
+        await drop_of_dribble(process, peer, peer.upgrade_head(), time.monotonic(), "request")
+
+
+async def half_a_head_behind_a_request(process: GatewayProcess) -> None:
+    """The second request has begun in the same segment as the first."""
+    with await RawPeer.connect(process) as peer:
+        begin = time.monotonic()
+        first = f"GET /healthz HTTP/1.1\r\nHost: {peer.authority}\r\n\r\n"
+        await peer.send_raw(first.encode() + peer.upgrade_head()[:60])
+        assert (await peer.read_response()).status == 200
+        await expect_drop(process, peer, begin, "request")
+
+
+async def silent_in_tls(process: GatewayProcess) -> None:
+    begin = time.monotonic()
+    with await RawPeer.connect(process, tls=False) as peer:
+        await expect_drop(process, peer, begin, "tls")
+
+
+async def half_a_client_hello(process: GatewayProcess) -> None:
+    assert process.tls is not None
+    begin = time.monotonic()
+    with await RawPeer.connect(process, tls=False) as peer:
+        await peer.send_raw(client_hello(process.tls)[:100])
+        await expect_drop(process, peer, begin, "tls")
+
+
+async def dribbling_tls(process: GatewayProcess) -> None:
+    assert process.tls is not None
+    begin = time.monotonic()
+    with await RawPeer.connect(process, tls=False) as peer:
+        await drop_of_dribble(process, peer, client_hello(process.tls), begin, "tls")
+
+
+async def no_answer_to_the_server_hello(process: GatewayProcess) -> None:
+    assert process.tls is not None
+    begin = time.monotonic()
+    with await RawPeer.connect(process, tls=False) as peer:
+        await peer.send_raw(client_hello(process.tls))
+        await expect_drop(process, peer, begin, "tls")
+
+
+async def late_tls_then_silent(process: GatewayProcess) -> None:
+    """TLS and the request share one budget."""
+    assert process.tls is not None
+    begin = time.monotonic()
+    with await RawPeer.connect(process, tls=False) as peer:
+        await asyncio.sleep(0.6 * LIMIT)
+        await peer.wire.start_tls(process.tls, process.host)
+        await asyncio.sleep(0.2 * LIMIT)
+        await peer.send_raw(peer.upgrade_head()[:60])
+        await expect_drop(process, peer, begin, "request")
+
+
+BAD_PEERS: tuple[Callable[[GatewayProcess], Awaitable[None]], ...] = (
+    silent,
+    half_a_head,
+    dribbling,
+    slow_handler,
+    kept_alive_dribbling,
+    half_a_head_behind_a_request,
+)
+BAD_TLS_PEERS = (
+    silent_in_tls,
+    half_a_client_hello,
+    dribbling_tls,
+    no_answer_to_the_server_hello,
+    late_tls_then_silent,
+)
+
+
+@module_loop
+async def test_h1_silent_peer(limited: GatewayProcess) -> None:
+    await silent(limited)
+
+
+@module_loop
+async def test_h2_half_a_request_head(limited: GatewayProcess) -> None:
+    await half_a_head(limited)
+
+
+@module_loop
+async def test_h3_one_byte_every_200_ms(limited: GatewayProcess) -> None:
+    await dribbling(limited)
+
+
+@module_loop
+async def test_h4_slow_work_before_the_101(limited: GatewayProcess) -> None:
+    await slow_handler(limited)
+    # Whether its handler was cancelled or finds nobody there: it ends quietly, and nothing was opened.
+    await limited.wait_event("slow.ended")
+    await asyncio.sleep(0.1)
+    assert len(limited.events("connection.opened")) == len(limited.events("connection.closed"))
+    limited.assert_no_defects()
+
+
+@module_loop
+async def test_h5_stalls_inside_tls(limited_tls: GatewayProcess) -> None:
+    await asyncio.gather(*(kind(limited_tls) for kind in BAD_TLS_PEERS))
+
+
+@module_loop
+async def test_h6_plaintext_on_the_tls_port(limited_tls: GatewayProcess) -> None:
+    begin = time.monotonic()
+    with await RawPeer.connect(limited_tls, tls=False) as peer:
+        await peer.send_raw(peer.upgrade_head())
+        await peer.wait_closed()
+        assert time.monotonic() - begin < LIMIT / 2
+        line = await limited_tls.wait_event("handshake.rejected", remote=peer.local)
+        assert line["status"] == 0
+        assert "TLS" in line["reason"]
+    limited_tls.assert_no_defects()
+
+
+@module_loop
+async def test_h14_second_request_dribbles(limited: GatewayProcess) -> None:
+    await kept_alive_dribbling(limited)
+
+
+@module_loop
+async def test_h14_second_request_begins_in_the_first_ones_segment(limited: GatewayProcess) -> None:
+    await half_a_head_behind_a_request(limited)
+
+
+@module_loop
+async def test_good_peers_among_bad_ones(limited: GatewayProcess) -> None:
+    """Whatever the bad peers do, 50 others connect at once, and the deadline never ends what is open."""
+
+    async def good(number: int) -> None:
+        await asyncio.sleep(number * LIMIT / GOOD_PEERS)
+        begin = time.monotonic()
+        with await RawPeer.open(limited) as peer:
+            await peer.welcome()
+            assert time.monotonic() - begin < LIMIT / 2
+            await asyncio.sleep(1.3 * LIMIT)
+            await peer.alive()
+            await peer.leave()
+
+    async def late() -> None:
+        """Uses nearly all of its budget, and then is open like the others."""
+        with await RawPeer.connect(limited) as peer:
+            await asyncio.sleep(0.7 * LIMIT)
+            await peer.upgrade()
+            await peer.welcome()
+            await asyncio.sleep(1.5 * LIMIT)
+            await peer.alive()
+
+    async def rests() -> None:
+        """The deadline is for a request that has begun; between requests `keepalive_timeout` holds."""
+        with await RawPeer.connect(limited) as peer:
+            assert (await peer.get("/healthz")).status == 200
+            await asyncio.sleep(1.2 * LIMIT)
+            await peer.upgrade()
+            await peer.welcome()
+            await asyncio.sleep(1.1 * LIMIT)
+            await peer.alive()
+
+    kinds = BAD_PEERS + (BAD_TLS_PEERS if limited.tls else ())
+    bad = [kind(limited) for kind in kinds for _ in range(3)]
+    await asyncio.gather(late(), rests(), *bad, *(good(number) for number in range(GOOD_PEERS)))
+    limited.assert_no_defects()
+
+
+async def test_a_peer_that_leaves_in_its_handshake(gateway: StartGateway, transport: str) -> None:
+    """Nothing waits for the deadline of one who has left already."""
+    process = await gateway(tls=transport == "tls")
+    before = process.sockets()
+
+    async def leaves(number: int) -> None:
+        in_tls = transport == "tls" and number % 4 < 2
+        with await RawPeer.connect(process, tls=not in_tls) as peer:
+            if not in_tls:
+                await peer.send_raw(peer.upgrade_head()[:60])
+            await asyncio.sleep(0.2)
+            if number % 2:
+                peer.rst()
+
+    await asyncio.gather(*(leaves(number) for number in range(40)))
+    await asyncio.sleep(0.3)
+    assert process.sockets() == before
+    assert not process.events("handshake.timeout")
+
+
+async def test_keepalive_timeout(gateway: StartGateway) -> None:
+    process = await gateway({"server": {"keepalive_timeout": 1.0}})
+    with await RawPeer.connect(process) as peer:
+        assert (await peer.get("/healthz")).status == 200
+        begin = time.monotonic()
+        await peer.wait_closed()
+        assert 0.9 <= time.monotonic() - begin <= 2.5
+        assert not process.events("handshake.timeout")
+
+
+# H13
+
+
+async def at_least(count: int, tasks: Collection[asyncio.Task[Response]]) -> None:
+    """Wait until that many are done."""
+    async with asyncio.timeout(3.0):
+        while sum(task.done() for task in tasks) < count:
+            await asyncio.sleep(0.02)
+
+
+async def test_h13_descriptors_used_up(gateway: StartGateway, loop: EventLoopName) -> None:
+    process = await gateway(loop=loop, nofile=64)
+    spare = 64 - process.fds()
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(await RawPeer.connect(process)) for _ in range(spare + 20)]
+        waiting = {asyncio.create_task(peer.upgrade(timeout=20)): peer for peer in peers}
+        await asyncio.wait(waiting, timeout=1.0)
+        opened = [waiting.pop(task) for task in list(waiting) if task.done() and task.result().status == 101]
+        assert len(opened) >= spare - 10
+        assert len(waiting) >= 10, "nobody had to wait: the limit was not met"
+
+        # Neither the log nor the processor notices much, and who is open lives on.
+        lines, cpu = len(process.lines), process.cpu()
+        await asyncio.gather(*(peer.alive() for peer in opened))
+        await asyncio.sleep(1.0)
+        assert len(process.lines) - lines <= 5
+        assert process.cpu() - cpu < 0.5
+        assert sum(line["level"].lower() in ("warning", "error") for line in process.lines) in range(1, 10)
+
+        # Some leave: as many of those who wait are let in, without doing anything for it.
+        await asyncio.gather(*(peer.leave() for peer in opened[:10]))
+        await at_least(10, waiting)
+        assert sum(task.done() for task in waiting) == 10
+        await asyncio.gather(*(peer.leave() for peer in opened[10:]))
+        await at_least(len(waiting), waiting)
+        assert all(task.result().status == 101 for task in waiting)
+    process.assert_no_defects()
+
+
+# TLS
+
+
+def tls_1_1_client_hello() -> bytes:
+    """Return a ClientHello that offers TLS 1.1 at most (RFC 4346, section 7.4.1.2).
+
+    Made by hand: a system's OpenSSL may be configured so that no client would send it.
+    """
+    suites = bytes.fromhex("c014c00a00390035c013c00900330032002f000a00ff")
+    body = b"\x03\x02" + os.urandom(32) + b"\x00" + len(suites).to_bytes(2, "big") + suites + b"\x01\x00"
+    message = b"\x01" + len(body).to_bytes(3, "big") + body
+    return b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message
+
+
+@module_loop
+async def test_tls_1_1_is_refused(limited_tls: GatewayProcess) -> None:
+    with await RawPeer.connect(limited_tls, tls=False) as peer:
+        await peer.send_raw(tls_1_1_client_hello())
+        await peer.wait_closed()
+        line = await limited_tls.wait_event("handshake.rejected", remote=peer.local)
+        assert "unsupported protocol" in line["reason"]
+    limited_tls.assert_no_defects()
+
+
+@module_loop
+async def test_tls_1_2_is_enough(limited_tls: GatewayProcess, certificates: Authority) -> None:
+    context = certificates.client_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with await RawPeer.open(Target(port=limited_tls.port, tls=context)) as peer:
+        await peer.welcome()
+        await peer.leave()
+
+
+async def served_certificate(process: GatewayProcess) -> bytes:
+    with await RawPeer.open(process) as peer:
+        await peer.welcome()
+        return peer.wire.certificate()
+
+
+async def test_sighup_reloads_the_certificate(
+    gateway: StartGateway, loop: EventLoopName, certificates: Authority
+) -> None:
+    process = await gateway(tls=True, loop=loop)
+    assert process.files is not None
+    with await RawPeer.open(process) as peer:
+        await peer.welcome()
+        first = peer.wire.certificate()
+        assert await served_certificate(process) == first
+
+        certificates.issue(process.files.cert.parent)
+        assert await served_certificate(process) == first, "read before SIGHUP"
+        process.signal(signal.SIGHUP)
+        await process.wait_event("server.reloaded")
+        second = await served_certificate(process)
+        assert second != first
+
+        # A certificate that cannot be read is an error in the log, and nothing else changes.
+        for broken in (b"-----BEGIN CERTIFICATE-----\nnonsense\n", b""):
+            process.files.cert.write_bytes(broken)
+            errors = len(error_lines(process))
+            process.signal(signal.SIGHUP)
+            await expect_one_more_error(process, errors)
+            assert await served_certificate(process) == second
+        assert await peer.alive() < 1
+        assert not process.events("connection.closed", remote=peer.local)
+
+
+async def test_sighup_with_a_key_of_another_certificate(gateway: StartGateway, certificates: Authority) -> None:
+    process = await gateway(tls=True)
+    assert process.files is not None
+    first = await served_certificate(process)
+    old_key = process.files.key.read_bytes()
+    certificates.issue(process.files.cert.parent)
+    process.files.key.write_bytes(old_key)
+    process.signal(signal.SIGHUP)
+    await expect_one_more_error(process, 0)
+    assert await served_certificate(process) == first
+
+
+def error_lines(process: GatewayProcess) -> list[str]:
+    return [line["message"] for line in process.lines if line["level"].lower() == "error"]
+
+
+async def expect_one_more_error(process: GatewayProcess, before: int) -> None:
+    async with asyncio.timeout(5.0):
+        while len(error_lines(process)) == before:
+            await asyncio.sleep(0.01)
+    assert len(error_lines(process)) == before + 1
+
+
+# The Unix socket
+
+
+async def test_unix_socket(gateway: StartGateway, tmp_path: Path, loop: EventLoopName) -> None:
+    path = tmp_path / "gateway.sock"
+    process = await gateway({"server": {"unix_socket": str(path), "handshake_timeout": LIMIT}}, loop=loop)
+    assert f"unix:{path}" in process.listeners
+    where = Target(unix=path)
+    with await RawPeer.open(where) as peer, await RawPeer.connect(where) as quiet:
+        begin = time.monotonic()
+        conn = (await peer.welcome())["connId"]
+        assert (await process.wait_event("connection.opened", connId=conn))["remote"] == "unix"
+        await peer.send_frame(Opcode.PING, b"x")
+        assert (await peer.recv_frame()).payload == b"x"
+        await quiet.wait_closed(LATEST + 1)
+        assert EARLIEST - 0.1 <= time.monotonic() - begin <= LATEST
+        assert (await process.wait_event("handshake.timeout", remote="unix"))["stage"] == "request"
+        await peer.leave()
+    process.terminate()
+    assert await process.wait() == 0
+    assert not path.exists()
+
+
+async def test_unix_socket_of_a_process_that_died(gateway: StartGateway, tmp_path: Path) -> None:
+    """A socket file that nobody listens on is replaced."""
+    config = {"server": {"unix_socket": str(tmp_path / "gateway.sock")}}
+    first = await gateway(config)
+    first.signal(signal.SIGKILL)
+    assert await first.wait() == -signal.SIGKILL
+    assert (tmp_path / "gateway.sock").exists()
+    await gateway(config)
+    with await RawPeer.open(Target(unix=tmp_path / "gateway.sock")) as peer:
+        await peer.welcome()
