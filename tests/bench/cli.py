@@ -1,0 +1,209 @@
+"""The command line: `python -m tests.bench memory|connect|rpc`."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from tests.bench import connect, memory, rpc
+from tests.bench.peers import BASE, GATEWAY, LOOPS, MOST_CONNECTIONS, NAMES, select
+from tests.bench.process import BenchError, choose_cores
+from tests.bench.report import Report
+from tests.bench.run import Plan, make_plan
+
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+RPC_SERVERS = (GATEWAY, BASE, "aiohttp-json", "websockets", "picows", "node-ws")
+
+DESCRIPTION = f"""\
+Measure the gateway beside other servers on this machine, in one run. Each server is a process of its own
+on a free port of 127.0.0.1. The servers take turns in every round. A figure is the median of the rounds. A
+ratio is the median of the rounds' own ratios to {BASE}, a bare aiohttp handler that sends every
+message back.
+
+Where there are two cores, the servers run on the first and the load generator on the second.
+
+servers:
+  gateway              python -m gateway with heartbeat 30/10, receive_timeout 60, JSON log, no credentials;
+                       called gateway-uvloop or gateway-asyncio in the tables (see --loop)
+  {BASE}         async for message: await send_str(message.data); stdlib event loop; always measured
+  {BASE}-uvloop  the same on uvloop
+  aiohttp-json         bare aiohttp handler that answers JSON-RPC with the stdlib's json
+  aiohttp-json-uvloop  the same on uvloop
+  websockets           JSON-RPC with websockets and the stdlib's json
+  picows               raw echo with picows on uvloop, where it is installed
+  node-ws              JSON-RPC with Node's ws, where node finds the package (see NODE_PATH)
+"""
+EPILOG = "Exit status: 0 measured, 1 a server or a load generator failed, 2 wrong usage, 130 interrupted."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark and print its report. Returns the exit status; SystemExit 2 on wrong usage."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        report = _run(options)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    print(json.dumps(report.to_json(), indent=1) if options.json else report.to_text())
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="memory|connect|rpc")
+    _add_memory(commands.add_parser)
+    _add_connect(commands.add_parser)
+    _add_rpc(commands.add_parser)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> Report:
+    plan = _plan(options)
+    if options.command == "memory":
+        return memory.run(plan, options.connections)
+    if options.command == "connect":
+        return connect.run(plan, options.connects, options.at_once)
+    return rpc.run(plan, options.shapes, options.seconds, options.warmup)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    peers = select(options.servers, options.loop)
+    return make_plan(peers, options.rounds, choose_cores(options.pin), options.quiet)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # SystemExit unwinds the context managers, and they end the processes.
+    sys.exit(TERMINATED)
+
+
+NewParser = Callable[..., argparse.ArgumentParser]
+
+
+def _add_memory(new_parser: NewParser) -> None:
+    parser = _add(new_parser, "memory", "Memory of an idle connection.", memory.LAYOUT.method, (GATEWAY,))
+    parser.add_argument(
+        "--connections",
+        type=_WholeNumber(100, MOST_CONNECTIONS),
+        default=10_000,
+        metavar="N",
+        help="idle at once (default %(default)s)",
+    )
+
+
+def _add_connect(new_parser: NewParser) -> None:
+    parser = _add(new_parser, "connect", "CPU time of a connect.", connect.LAYOUT.method, (GATEWAY,))
+    parser.add_argument(
+        "--connects",
+        type=_WholeNumber(10, 100_000),
+        default=4_000,
+        metavar="N",
+        help="a sample (default %(default)s)",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=_WholeNumber(1, 1_000),
+        default=64,
+        metavar="N",
+        help="open at a time (default %(default)s)",
+    )
+
+
+def _add_rpc(new_parser: NewParser) -> None:
+    parser = _add(new_parser, "rpc", "Cost of a small request.", rpc.LAYOUT.method, RPC_SERVERS)
+    parser.add_argument(
+        "--shapes",
+        type=_shapes,
+        default=",".join(map(str, rpc.SHAPES)),
+        metavar="CxK,...",
+        help="connections x in flight (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="a sample's window (default %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=_seconds, default=0.5, metavar="S", help="before each window (default %(default)s)"
+    )
+
+
+def _add(
+    new_parser: NewParser, name: str, summary: str, method: str, servers: tuple[str, ...]
+) -> argparse.ArgumentParser:
+    parser = new_parser(
+        name,
+        help=summary,
+        description=f"{summary} Measured: {method}",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--servers",
+        type=_servers,
+        default=",".join(servers),
+        metavar="A,B,...",
+        help=f"of {', '.join(NAMES)} (default %(default)s)",
+    )
+    parser.add_argument(
+        "--loop", choices=list(LOOPS), default="uvloop", help="the gateway's event loop (default %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_WholeNumber(1, 100),
+        default=5,
+        metavar="N",
+        help="samples of each server (default %(default)s)",
+    )
+    parser.add_argument("--no-pin", dest="pin", action="store_false", help="leave all processes on all cores")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with every sample")
+    parser.add_argument("--quiet", action="store_true", help="say nothing on standard error while it runs")
+    return parser
+
+
+class _WholeNumber:
+    """An argparse type: a whole number within bounds, both included."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+
+    def __call__(self, text: str) -> int:
+        if not text.isdecimal() or not self._least <= int(text) <= self._most:
+            bounds = f"from {self._least} to {self._most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {bounds}")
+        return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.05 <= seconds <= 60:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.05 to 60")
+    return seconds
+
+
+def _servers(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in NAMES:
+            raise argparse.ArgumentTypeError(f"no server {name!r}; there are {', '.join(NAMES)}")
+    return names
+
+
+def _shapes(text: str) -> tuple[rpc.Shape, ...]:
+    try:
+        return tuple(rpc.Shape.parse(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,36 @@
+"""A load generator in a process of its own: `python -m tests.bench.load JOB`, JOB a JSON object.
+
+Its `kind` is `rpc`, `churn` or `hold`; it names the server's `port` and `pid`, and whether the server
+`welcomes`. What else it holds, and the result, is told by the function of that kind. The result is a line of
+JSON on standard output.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tests.bench.client import Target, say
+from tests.bench.frames import PeerError
+from tests.bench.load_churn import churn
+from tests.bench.load_hold import hold
+from tests.bench.load_rpc import rpc
+
+Job = dict[str, Any]
+JOBS: dict[str, Callable[[Target, Job], dict[str, Any]]] = {"rpc": rpc, "churn": churn, "hold": hold}
+
+
+def main(text: str) -> int:
+    """Do the job and say its result; a failure is one line on standard error and status 1."""
+    job = json.loads(text)
+    target = Target(job["port"], job["pid"], job["welcomes"])
+    try:
+        say(JOBS[job["kind"]](target, job))
+    except (OSError, PeerError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,218 @@
+"""The load of `rpc`: connections that each keep requests in flight."""
+
+import bisect
+import gc
+import itertools
+import os
+import select
+import socket
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tests.bench.client import PATIENCE, READ_SIZE, Target, open_websocket
+from tests.bench.frames import CLOSE, NORMAL_CLOSE, PONG, TEXT, PeerError, ReplyCounter, masked
+from tests.bench.procfs import Usage
+
+DRAIN_SECONDS = 3.0
+# Ids of one connection in flight must differ; a ring of frames is sent round and round.
+RING = 1024
+FIRST_ID = 1000
+MOST_IN_FLIGHT = RING // 2
+
+clock = time.perf_counter
+
+
+def request_ring() -> tuple[bytes, int]:
+    """Return `RING` masked requests in a row, twice, so that a slice never wraps; and the length of one."""
+    frames = [
+        masked(TEXT, b'{"jsonrpc":"2.0","id":%d,"method":"gateway.ping","params":[1]}' % number)
+        for number in range(FIRST_ID, FIRST_ID + RING)
+    ]
+    return b"".join(frames) * 2, len(frames[0])
+
+
+class Caller:
+    """One connection that keeps a number of requests in flight.
+
+    As many as one read answers, one send asks again. Replies are taken to come in the order of the requests.
+    """
+
+    __slots__ = (
+        "_batches",
+        "_frame",
+        "_latencies",
+        "_position",
+        "_recv",
+        "_ring",
+        "_send",
+        "_sock",
+        "replies",
+    )
+
+    def __init__(self, sock: socket.socket, ring: memoryview, frame: int, latencies: list[tuple[float, int]]) -> None:
+        self._sock = sock
+        self._recv, self._send = sock.recv, sock.send
+        self._ring = ring
+        self._frame = frame
+        self._latencies = latencies
+        self._position = 0
+        self._batches: deque[tuple[float, int]] = deque()
+        self.replies = ReplyCounter()
+
+    def ask(self, count: int, now: float) -> None:
+        """Send `count` requests in one send."""
+        start, frame = self._position, self._frame
+        end = start + count
+        self._send(self._ring[start * frame : end * frame])
+        self._position = end % RING
+        self._batches.append((now, count))
+
+    def take(self) -> tuple[int, float]:
+        """Read once; return how many replies that completed, and when. Notes how long each took."""
+        data = self._recv(READ_SIZE)
+        now = clock()
+        if not data:
+            raise PeerError("the server ended the connection")
+        replies, batches = self.replies, self._batches
+        count = replies.feed(data)
+        if replies.pings:
+            self._pong()
+        if batches and batches[0][1] == count:
+            # The usual case: one send's replies come in one read.
+            self._latencies.append((now - batches.popleft()[0], count))
+        else:
+            self._settle(count, now)
+        return count, now
+
+    def outstanding(self) -> int:
+        """Return how many requests are not answered."""
+        return sum(count for _, count in self._batches)
+
+    def close(self) -> None:
+        """Send a close frame and wait for the end, for `PATIENCE` seconds at most."""
+        self._sock.settimeout(PATIENCE)
+        self._sock.sendall(masked(CLOSE, NORMAL_CLOSE))
+        while self._sock.recv(READ_SIZE):
+            pass
+        self._sock.close()
+
+    def _settle(self, count: int, now: float) -> None:
+        batches = self._batches
+        while count:
+            if not batches:
+                raise PeerError("more replies than requests")
+            asked, size = batches[0]
+            taken = min(size, count)
+            self._latencies.append((now - asked, taken))
+            count -= taken
+            if taken == size:
+                batches.popleft()
+            else:
+                batches[0] = (asked, size - taken)
+
+    def _pong(self) -> None:
+        for payload in self.replies.pings:
+            self._sock.sendall(masked(PONG, payload))
+        self.replies.pings.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class RpcResult:
+    """What one sample saw in its window of `seconds`. p50 and p99 are in seconds.
+
+    errors and unanswered are of the whole sample. reads: reads of the load generator that completed a reply.
+    """
+
+    seconds: float
+    messages: int
+    reads: int
+    server: Usage
+    load: Usage
+    p50: float
+    p99: float
+    errors: int
+    unanswered: int
+
+
+class RpcLoad:
+    """Keeps `in_flight` requests outstanding on each of `connections` connections."""
+
+    def __init__(self, target: Target, connections: int, in_flight: int) -> None:
+        if not 1 <= in_flight <= MOST_IN_FLIGHT:
+            raise ValueError(f"in flight: 1 to {MOST_IN_FLIGHT}")
+        ring, frame = request_ring()
+        self._pid = target.pid
+        self._in_flight = in_flight
+        self._latencies: list[tuple[float, int]] = []
+        self._messages = 0
+        self._reads = 0
+        self._epoll = select.epoll()
+        self._callers: dict[int, Caller] = {}
+        for index in range(connections):
+            sock, rest = open_websocket(target, index)
+            if rest:
+                raise PeerError(f"the server spoke first: {rest[:100]!r}")
+            self._callers[sock.fileno()] = Caller(sock, memoryview(ring), frame, self._latencies)
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def run(self, warmup: float, seconds: float) -> RpcResult:
+        """Ask for `warmup` seconds, measure for `seconds`, and wait for the last replies. Use it once."""
+        now = clock()
+        for caller in self._callers.values():
+            caller.ask(self._in_flight, now)
+        self._turn(now + warmup, again=True)
+        self._latencies.clear()
+        self._messages = self._reads = 0
+        started, server, load = clock(), Usage.of(self._pid), Usage.of(os.getpid())
+        self._turn(started + seconds, again=True)
+        ended, server, load = clock(), Usage.of(self._pid).since(server), Usage.of(os.getpid()).since(load)
+        messages, reads = self._messages, self._reads
+        p50, p99 = quantiles(self._latencies, (0.5, 0.99))
+        self._turn(clock() + DRAIN_SECONDS, again=False)
+        callers = self._callers.values()
+        unanswered = sum(caller.outstanding() for caller in callers)
+        errors = sum(caller.replies.errors for caller in callers)
+        for caller in callers:
+            caller.close()
+        return RpcResult(ended - started, messages, reads, server, load, p50, p99, errors, unanswered)
+
+    def _turn(self, deadline: float, *, again: bool) -> None:
+        """Serve the connections until the deadline. `again` false: ask no more, stop when all is answered."""
+        poll, callers = self._epoll.poll, self._callers
+        messages = reads = 0
+        waiting = 0 if again else sum(caller.outstanding() for caller in callers.values())
+        while clock() < deadline and (again or messages < waiting):
+            for descriptor, _ in poll(0.05):
+                caller = callers[descriptor]
+                count, now = caller.take()
+                if count:
+                    if again:
+                        caller.ask(count, now)
+                    messages += count
+                    reads += 1
+        self._messages += messages
+        self._reads += reads
+
+
+def quantiles(latencies: list[tuple[float, int]], shares: tuple[float, ...]) -> list[float]:
+    """Return, for each share, the latency that this share of all replies stayed within.
+
+    latencies: pairs of a latency and how many replies had it. ValueError when there are none.
+    """
+    if not latencies:
+        raise ValueError("no reply came within the window")
+    ordered = sorted(latencies)
+    reached = list(itertools.accumulate(count for _, count in ordered))
+    return [ordered[bisect.bisect_left(reached, share * reached[-1])][0] for share in shares]
+
+
+def rpc(target: Target, job: dict[str, Any]) -> dict[str, Any]:
+    """Keep requests in flight.
+
+    Job: connections, inFlight, warmup and seconds (both in seconds). Result: RpcResult.
+    """
+    load = RpcLoad(target, job["connections"], job["inFlight"])
+    gc.disable()
+    return asdict(load.run(job["warmup"], job["seconds"]))
