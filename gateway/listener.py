@@ -111,13 +111,17 @@ class HandshakeProtocol(RequestProtocol):
             self._handshakes.begin(self._handshake)
             self._cut_short = not data.endswith(HEAD_END)
 
-    def response_begins(self, *, upgraded: bool) -> None:
-        """The deadline is met; an open connection is never ended by it."""
+    def upgraded(self) -> None:
+        """The deadline is met, for good: it never ends an open connection."""
         if self._handshake is not None:
             self._handshakes.done(self._handshake)
-            if upgraded:
-                self._handshake = None
-            elif self._cut_short:  # the next request has begun, in the same read
+            self._handshake = None
+
+    def response_begins(self) -> None:
+        """The deadline of this request is met."""
+        if self._handshake is not None:
+            self._handshakes.done(self._handshake)
+            if self._cut_short:  # the next request has begun, in the same read
                 self._handshakes.begin(self._handshake)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -146,7 +150,7 @@ class HandshakeProtocol(RequestProtocol):
 async def response_begins(request: web.Request, response: web.StreamResponse) -> None:
     """For `app.on_response_prepare`: tell the connection's deadline."""
     if isinstance(request.protocol, HandshakeProtocol):
-        request.protocol.response_begins(upgraded=response.status == 101)
+        request.protocol.response_begins()
 
 
 class Listener:

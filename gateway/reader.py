@@ -253,5 +253,8 @@ class RequestProtocol(web.RequestHandler):
         if self._payload_parser is not None:
             self._payload_parser.peer_eof()
 
+    def upgraded(self) -> None:
+        """The 101 is written: from now on the bytes are frames. For subclasses."""
+
     def request_bytes(self, data: bytes) -> None:
         """Bytes of a request have come. For subclasses."""
