@@ -144,6 +144,14 @@ class Connection:
         """One binary message."""
         self._endpoint.binary(self, data)
 
+    def on_defect(self, error: BaseException) -> None:
+        """Our own mistake: all of it in the log, nothing of it on the wire."""
+        logger.error(
+            "a message could not be handled",
+            exc_info=error,
+            extra={"event": "connection.defect", "connId": self.conn_id, "remote": self.remote},
+        )
+
     def on_closed(self, end: Disconnect) -> None:
         """Release, then log, whatever the release does."""
         try:

@@ -46,11 +46,11 @@ class Deadlines(Generic[Waiting]):
         """Stop the time of ``who``. Harmless when it does not run."""
         self._due.pop(who, None)
 
-    def expire_all(self) -> None:
-        """Treat everybody as late, now."""
-        for who in list(self._due):
-            self._due.pop(who, None)
-            self._expired(who)
+    def take_all(self) -> list[Waiting]:
+        """Stop the time of everybody, and tell who they were."""
+        waiting = list(self._due)
+        self._due.clear()
+        return waiting
 
     def _sweep(self) -> None:
         self._timer = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion11, hdrs, web
+from yarl import URL
 
 from gateway.config import Server, is_loopback
 from gateway.status import Phase, Status
@@ -17,7 +18,6 @@ RETRY_AFTER: Final = "5"
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _UPGRADE_HEADERS: Final = {
     hdrs.CONNECTION: "close, Upgrade",  # RFC 9110 section 7.8
     hdrs.UPGRADE: "websocket",
@@ -52,7 +52,7 @@ class Gatekeeper:
         if self._allowed_hosts:
             allowed = name in self._allowed_hosts
         else:
-            allowed = not self.loopback_only or name in _LOOPBACK or is_loopback(name.strip("[]"))
+            allowed = not self.loopback_only or name in _LOOPBACK or is_loopback(name.strip("[]")) or _is_unix(request)
         if not allowed:
             raise web.HTTPMisdirectedRequest(text="this host name is not served here; see server.allowed_hosts\n")
         return hosts[0]
@@ -114,8 +114,14 @@ def _same_place(origin: str, host: str) -> bool:
     A port left out is the origin's scheme's in both: a proxy may have taken TLS off before this server.
     """
     try:
-        theirs, mine = urlsplit(origin), urlsplit(f"//{host}")
-        default = _DEFAULT_PORTS.get(theirs.scheme)
-        return (theirs.hostname, theirs.port or default) == (mine.hostname, mine.port or default)
+        theirs = URL(origin)
+        mine = URL(f"{theirs.scheme}://{host}")
     except ValueError:
         return False
+    return bool(theirs.host) and (theirs.host, theirs.port) == (mine.host, mine.port)
+
+
+def _is_unix(request: web.Request) -> bool:
+    """A Unix socket has no address that a page could be made to believe in."""
+    sock = None if request.transport is None else request.transport.get_extra_info("socket")
+    return sock is not None and sock.family == socket.AF_UNIX

@@ -9,7 +9,7 @@ class Sampler:
     """Decides which of many like lines reach the log: the first ``burst`` of each key in ``window`` seconds.
 
     What is left out is counted, and the count is given with the next line of that key. It remembers ``max_keys`` keys
-    at most and then forgets the oldest, so that many addresses cannot make it grow.
+    at most and then forgets the one it has known longest, so that many addresses cannot make it grow.
     """
 
     __slots__ = ("_burst", "_clock", "_keys", "_max_keys", "_window")

@@ -68,6 +68,11 @@ class Handshakes(Deadlines[Handshake]):
         super().__init__(timeout, self._late)
         self._timeouts = Sampler(time.monotonic, *TIMEOUTS)
 
+    def drop_all(self) -> None:
+        """End all that are under way; for the end of the process."""
+        for handshake in self.take_all():
+            handshake.drop()
+
     def _late(self, handshake: Handshake) -> None:
         left_out = self._timeouts.admit(handshake.remote.rpartition(":")[0])
         if left_out is not None:
@@ -140,7 +145,8 @@ class HandshakeProtocol(RequestProtocol):
         """Aiohttp logs a traceback for a request that it cannot parse; that is the peer's mistake, not ours."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
-        reason = str(exc.message).partition("\n")[0][:200]
+        # Not aiohttp's own words: they quote the request, and a credential may be in it.
+        reason = f"malformed HTTP ({type(exc).__name__})"
         self._reject(self.remote, status, reason)
         response = web.Response(status=status, text=f"{reason}\n")
         response.force_close()
@@ -273,7 +279,7 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(cert, key)
+    context.load_cert_chain(cert, key, password="")  # with none given OpenSSL would ask on the terminal, and wait
     return context
 
 

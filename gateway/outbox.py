@@ -48,7 +48,7 @@ class Flow(Protocol):
 
     @property
     def writing_paused(self) -> bool:
-        """Whether the write buffer is over its high-water mark (64 KiB), and not yet under its low one."""
+        """Whether the write buffer is over its high-water mark, and not yet under its low one."""
 
 
 class Outbox(abc.ABC):

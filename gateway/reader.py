@@ -66,10 +66,11 @@ class Inbox(WebSocketDataQueue):
     The base class's own fields stay unset: nothing is queued here but what is held back.
     """
 
-    __slots__ = ("_held", "_sink", "_wake")
+    __slots__ = ("_held", "_max_message_bytes", "_sink", "_wake")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, max_message_bytes: int) -> None:
         self._sink = sink
+        self._max_message_bytes = max_message_bytes
         self._wake: asyncio.Future[None] | None = None
         self._held: deque[WSMessage] | None = None
 
@@ -104,13 +105,22 @@ class Inbox(WebSocketDataQueue):
         return self._held.popleft()
 
     def feed_data(self, data: Any, size: int) -> None:
-        """From the parser: a message of several frames, a compressed one, or a close frame."""
-        if data[0] is WSMsgType.CLOSE:
-            self._sink.on_peer_close(data[1], data[2])
-        elif self._sink.stalled:
-            self.hold(data)
-        else:
-            self._sink.on_message(int(data[0]), data[1])
+        """From the parser: a message of several frames, a compressed one, or a close frame.
+
+        The parser's compiled half swallows what is raised here, so nothing is.
+        """
+        sink = self._sink
+        try:
+            if data[0] is WSMsgType.CLOSE:
+                sink.on_peer_close(data[1], data[2])
+            elif size > self._max_message_bytes:  # of a compressed message aiohttp lets a byte more pass
+                sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
+            elif sink.stalled:
+                self.hold(data)
+            else:
+                sink.on_message(int(data[0]), data[1])
+        except Exception as error:
+            sink.fail(error)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         """From the parser: the stream is out of step."""

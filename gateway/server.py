@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -31,6 +32,12 @@ GC_THRESHOLDS: Final = (100_000, 50, 100)
 EXIT_FORCED: Final = 1
 """Exit status after a second signal."""
 
+_RIGHT: Final = {
+    errno.EADDRINUSE: "an address that is free",
+    errno.EACCES: "a port above 1023 or a writable directory, or the right to listen there",
+    errno.ENOENT: "a path in a directory that exists",
+    errno.ENOTDIR: "a path in a directory that exists",
+}
 _LAST_MOMENT: Final = 0.5
 _LOG_FLUSH: Final = 0.3
 
@@ -63,7 +70,8 @@ class Server:
         app = create_app(self._config)
         app.on_response_prepare.append(response_begins)
         if inherited:
-            app[GATEWAY].gatekeeper.loopback_only = all(map(_is_loopback_socket, inherited))
+            tcp = [sock for sock in inherited if sock.family != socket.AF_UNIX]
+            app[GATEWAY].gatekeeper.loopback_only = bool(tcp) and all(map(_is_loopback_socket, tcp))
         runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
         await runner.setup()
         assert runner.server is not None
@@ -99,7 +107,7 @@ class Server:
         await connections.drain(server.drain_timeout, server.close_timeout)
         # 7. Close what is left: the listener, handshakes under way, idle HTTP.
         self._listener.stop()
-        handshakes.expire_all()
+        handshakes.drop_all()
         await runner.cleanup()
         for sock in sockets:
             _close(sock, unlink=not inherited)

@@ -3,7 +3,7 @@
 aiohttp's handshake, `heartbeat`, `receive_timeout` and `receive()` stay. A message is handed over while it is parsed
 (`gateway.reader`), frames leave by the cork (`gateway.outbox`), and one state is changed in one place: the first end
 wins and carries its cause. With `gateway.reader` the only code that leans on aiohttp's insides;
-`tests/test_websocket.py` fails on the day that one of them changes.
+`tests/test_aiohttp_insides.py` fails on the day that one of them changes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
-import logging
 from collections import deque
 from typing import Any, Final, Protocol, cast
 
@@ -37,8 +36,6 @@ _SWITCHING: Final = (
     b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
 )
 
-logger = logging.getLogger("gateway.websocket")
-
 DEFLATE_FROM: Final = 1024
 """Payload bytes from which a negotiated permessage-deflate is used; below it costs more than it saves."""
 
@@ -62,6 +59,9 @@ class Owner(Protocol):
 
     def on_binary(self, data: bytes) -> None:
         """One whole binary message."""
+
+    def on_defect(self, error: BaseException) -> None:
+        """One of the calls above has raised; the connection ends with 1011."""
 
     def on_closed(self, end: Disconnect) -> None:
         """The transport is gone. Called once, the last of all calls."""
@@ -192,7 +192,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         writer.output_size += len(head)  # so that aiohttp never writes an error page into the stream
         self._req = request
         self._payload_writer = writer
-        self.loop = self._loop = request.loop
+        self.loop = self._loop = asyncio.get_running_loop()
         self.transport = handler.transport
         self.flow = handler
         self._open(request, handler, head)
@@ -216,14 +216,17 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._writer = cast(WebSocketWriter, _Writer(self))
         self.last_read = self.last_message = self.loop.time()
         self._reset_heartbeat()
-        self._inbox = Inbox(self)
+        self._inbox = Inbox(self, self._regime.max_message_bytes)
         self._reader = cast(WebSocketDataQueue, self._inbox)
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
         self.put(head)
         self._slim(request, handler)
-        self._owner.on_open()
+        try:
+            self._owner.on_open()
+        except Exception as error:
+            self.fail(error)
         self.flush()
         if isinstance(handler, RequestProtocol):
             handler.upgraded()
@@ -283,7 +286,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             await cast(Any, self.flow)._drain_helper()
         except ConnectionError:
             return  # the transport is gone, and on_lost has ended it
-        if held.type is not WSMsgType.CONTINUATION:
+        if held.type is not WSMsgType.CONTINUATION and self.phase is _OPEN:
             try:
                 self.on_message(int(held.type), held.data)
             except Exception as error:
@@ -295,12 +298,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
                 cast(Reader, self._parser).go_on()
 
     def on_message(self, opcode: int, data: bytes) -> None:
-        """From the reader: one whole message."""
-        if self.phase is not _OPEN:
-            return
-        if len(data) > self._regime.max_message_bytes:  # of a compressed one aiohttp lets a byte more pass
-            self.end(errors.MESSAGE_TOO_BIG)
-            return
+        """From the reader: one whole message, while the connection is open."""
         self.messages_in += 1
         if opcode == BINARY:
             self._owner.on_binary(data)
@@ -391,13 +389,20 @@ class WebSocket(Outbox, web.WebSocketResponse):
         """
         if isinstance(error, WebSocketError):
             end = errors.disconnect_for(error.code)
-            self.end(end._replace(reason=cut(str(error))) if end is errors.PROTOCOL_ERROR else end)
+            # Behind a colon aiohttp has bytes of the peer's.
+            reason = cut(str(error).partition(":")[0])
+            self.end(end._replace(reason=reason) if end is errors.PROTOCOL_ERROR else end)
         else:
-            logger.error("a message could not be handled", exc_info=error, extra={"event": "connection.defect"})
+            self._owner.on_defect(error)
             self.end(errors.INTERNAL_FAILURE)
         transport = self.transport
-        if self.phase is _CLOSING and transport.can_write_eof() and not transport.is_closing():
+        if self.phase is not _CLOSING or transport.is_closing():
+            return
+        if transport.can_write_eof():
             transport.write_eof()
+        else:  # TLS has no half-close: its own farewell takes the place
+            self._move(_FLUSHING)
+            transport.close()
 
     def abort(self) -> None:
         """Drop the transport at once, whatever is in the outbox."""
@@ -423,11 +428,10 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if self.phase is _OPEN:
             if code and not errors.may_be_on_the_wire(code):
                 self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
-                answer: int | None = self.ended.code
+                self.put(close_frame(self.ended.code, self.ended.reason))
             else:
                 self.ended = errors.CLIENT_CLOSE._replace(code=code or errors.NO_STATUS, reason=reason)
-                answer = code or None
-            self.put(close_frame(answer))
+                self.put(close_frame(code or None))
             self.flush()
         # Under the standard library's TLS a second close() disables abort(): never call it twice.
         if self.phase is _OPEN or self.phase is _CLOSING:
@@ -500,6 +504,7 @@ class _Nobody:
     def on_open(self) -> None: ...
     def on_text(self, data: bytes) -> None: ...
     def on_binary(self, data: bytes) -> None: ...
+    def on_defect(self, error: BaseException) -> None: ...
     def on_closed(self, end: Disconnect) -> None: ...
 
 
