@@ -145,14 +145,11 @@ class Server:
         except OSError as error:
             key = "server.unix_socket" if server.unix_socket else "server.port"
             value = server.unix_socket or f"{server.host}:{server.port}"
-            if isinstance(error, socket.gaierror) or error.errno == 99:  # EADDRNOTAVAIL
-                key = "server.host"
-            raise ConfigError(
-                self._source_of(key),
-                key,
-                f"cannot listen on {value}: {error.strerror}",
-                "an address that is free",
-            ) from error
+            right = _RIGHT.get(error.errno or 0, "an address that this process may listen on")
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                key, right = "server.host", "an address or name of this machine"
+            wrong = f"cannot listen on {value}: {error.strerror}"
+            raise ConfigError(self._source_of(key), key, wrong, right) from error
 
     def _tls_context(self) -> ssl.SSLContext | None:
         return tls_context(self._config.server.tls_cert, self._config.server.tls_key)
