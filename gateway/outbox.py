@@ -1,13 +1,15 @@
-"""The way out: the frames on their way to one peer, corked for one loop pass, then in the transport's write buffer.
+"""The way out: the frames on their way to one peer, corked for one loop pass, then written, or kept.
 
-The write buffer is the outbox. It has a bound, and a peer that stays over it is cut: no peer makes the gateway grow,
-and none is waited for by another.
+What is kept, and what is in the transport's write buffer, is the outbox. It has a bound, and a peer that stays over it
+is cut: no peer makes the gateway grow, and none is waited for by another. The transport gets no more than fills it to
+its high-water mark, for under TLS it hides what it holds beyond that from `get_write_buffer_size()`.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
+from collections import deque
 from typing import Final, Protocol
 
 from gateway import errors
@@ -57,6 +59,8 @@ class Outbox(abc.ABC):
     __slots__ = (
         "_cork",
         "_corked_bytes",
+        "_kept",
+        "_kept_bytes",
         "_outbox_bound",
         "_outbox_timeout",
         "_outbox_timer",
@@ -83,6 +87,8 @@ class Outbox(abc.ABC):
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
         self._corked_bytes = 0
+        self._kept: deque[bytes] | None = None
+        self._kept_bytes = 0
         self.corked: list[bytes] | None = None
         self.phase = State.OPENING
         self.in_read = False
@@ -120,27 +126,51 @@ class Outbox(abc.ABC):
         if transport.is_closing():
             return
         self.bytes_out += size
-        transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
-        if self.flow.writing_paused and self.phase is _OPEN:
+        data = corked[0] if len(corked) == 1 else b"".join(corked)
+        if self._kept is None and not self.flow.writing_paused:
+            transport.write(data)
+            if not self.flow.writing_paused:
+                return
+        else:
+            if self._kept is None:
+                self._kept = deque()
+            self._kept.append(data)
+            self._kept_bytes += size
+        if self.phase is _OPEN:
             self._check()
-            if not self.stalled:
-                self.stall()
+        if not self.stalled:
+            self.stall()
+
+    def pump(self, *, everything: bool = False) -> bool:
+        """Write what was kept, as far as the transport takes it without pausing; returns whether nothing is left.
+
+        ``everything``: whatever the transport says. For the last moment before it is closed.
+        """
+        kept = self._kept
+        while kept and (everything or not self.flow.writing_paused) and not self.transport.is_closing():
+            data = kept.popleft()
+            self._kept_bytes -= len(data)
+            self.transport.write(data)
+        if kept:
+            return False
+        self._kept = None
+        return not self.flow.writing_paused
 
     @property
     def outbox_bytes(self) -> int:
         """Bytes that were sent and that the kernel has not taken yet."""
         if self.phase is State.OPENING or self.phase is State.CLOSED:
             return 0
-        return self.transport.get_write_buffer_size() + self._corked_bytes
+        return self.transport.get_write_buffer_size() + self._kept_bytes + self._corked_bytes
 
     @property
     def drained(self) -> int:
         """Bytes that the kernel has taken, in all: while it grows the peer's machine is alive."""
-        return self.bytes_out - self.transport.get_write_buffer_size()
+        return self.bytes_out - self._kept_bytes - self.transport.get_write_buffer_size()
 
     def _check(self) -> None:
         """Cut a peer whose outbox is over its bound for too long, or over twice the bound at once."""
-        size = self.transport.get_write_buffer_size()
+        size = self.transport.get_write_buffer_size() + self._kept_bytes
         if size <= self._outbox_bound:
             self._over_since = 0.0
             return
@@ -157,8 +187,9 @@ class Outbox(abc.ABC):
             self._check()
 
     def discard(self) -> None:
-        """Forget what is corked, and stop looking: the transport is gone. May be called twice."""
-        self.corked = None
+        """Forget what has not left, and stop looking: the transport is gone. May be called twice."""
+        self.corked = self._kept = None
+        self._kept_bytes = 0
         if self._outbox_timer is not None:
             self._outbox_timer.cancel()
             self._outbox_timer = None

@@ -105,22 +105,16 @@ class Inbox(WebSocketDataQueue):
         return self._held.popleft()
 
     def feed_data(self, data: Any, size: int) -> None:
-        """From the parser: a message of several frames, a compressed one, or a close frame.
-
-        The parser's compiled half swallows what is raised here, so nothing is.
-        """
+        """From the parser: a message of several frames, a compressed one, or a close frame."""
         sink = self._sink
-        try:
-            if data[0] is WSMsgType.CLOSE:
-                sink.on_peer_close(data[1], data[2])
-            elif size > self._max_message_bytes:  # of a compressed message aiohttp lets a byte more pass
-                sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
-            elif sink.stalled:
-                self.hold(data)
-            else:
-                sink.on_message(int(data[0]), data[1])
-        except Exception as error:
-            sink.fail(error)
+        if data[0] is WSMsgType.CLOSE:
+            sink.on_peer_close(data[1], data[2])
+        elif size > self._max_message_bytes:  # of a compressed message aiohttp lets a byte more pass
+            sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
+        elif sink.stalled:
+            self.hold(data)
+        else:
+            sink.on_message(int(data[0]), data[1])
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         """From the parser: the stream is out of step."""

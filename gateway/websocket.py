@@ -159,7 +159,8 @@ class WebSocket(Outbox, web.WebSocketResponse):
             decode_text=False,
         )
         Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout)
-        self._pong_heartbeat = regime.heartbeat_timeout  # aiohttp fixes it at half of the heartbeat
+        # When to look after a ping. aiohttp fixes it at half of the heartbeat, and takes it for the deadline as well.
+        self._pong_heartbeat = min(regime.heartbeat_timeout, regime.heartbeat_interval)
         self._owner = owner
         self._regime = regime
         self._deflater: WebSocketWriter | None = None
@@ -222,6 +223,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
         self.put(head)
+        self.bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
         self._slim(request, handler)
         try:
             self._owner.on_open()
@@ -282,20 +284,33 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Handle what was held back, no faster than the peer takes the replies."""
-        try:
-            await cast(Any, self.flow)._drain_helper()
-        except ConnectionError:
-            return  # the transport is gone, and on_lost has ended it
+        if not await self._drained():
+            return
         if held.type is not WSMsgType.CONTINUATION and self.phase is _OPEN:
             try:
                 self.on_message(int(held.type), held.data)
             except Exception as error:
                 self.fail(error)
             self.flush()
-        if not self._inbox.holds and not self.flow.writing_paused:
-            self.stalled = False
-            if self._parser is not None:
-                cast(Reader, self._parser).go_on()
+        if self._inbox.holds:
+            return
+        if not self.pump():
+            self._inbox.hold()
+            return
+        self.stalled = False
+        if self._parser is not None:
+            cast(Reader, self._parser).go_on()
+
+    async def _drained(self) -> bool:
+        """Wait until all that was kept is written; False where the transport is on its way out."""
+        while not self.pump():
+            if self.transport.is_closing():
+                return False
+            try:
+                await cast(Any, self.flow)._drain_helper()
+            except ConnectionError:
+                return False
+        return True
 
     def on_message(self, opcode: int, data: bytes) -> None:
         """From the reader: one whole message, while the connection is open."""
@@ -318,8 +333,11 @@ class WebSocket(Outbox, web.WebSocketResponse):
     def stall(self) -> None:
         """The peer does not read: read no more of it until it does."""
         self.stalled = True
+        # The kernel takes no more: from now on what it takes is a sign of life.
+        self._drained_at_ping = max(self._drained_at_ping, self.drained)
         self._inbox.hold()
-        cast(Reader, self._parser).pause()
+        if self._parser is not None:
+            cast(Reader, self._parser).pause()
 
     def keep_reading(self) -> None:
         """Undo what a bare runner does first at its shutdown: it makes aiohttp drop all that arrives."""
@@ -352,10 +370,16 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._pong_response_cb = None
         if self.phase is not _OPEN:
             return
+        now = self.loop.time()
+        deadline = self._pinged_at + self._regime.heartbeat_timeout
         if self.last_read >= self._pinged_at:
             alive_at = self.last_read
+        elif now < deadline:
+            look = min(now + self._regime.heartbeat_interval, deadline + _SECOND_LOOK)
+            self._pong_response_cb = self.loop.call_at(look, self._judge_life)
+            return
         elif self.stalled and self.drained > self._drained_at_ping:
-            alive_at = self.loop.time()
+            alive_at = now
         else:
             self.end(errors.HEARTBEAT_TIMEOUT)
             return
@@ -398,6 +422,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         transport = self.transport
         if self.phase is not _CLOSING or transport.is_closing():
             return
+        self.pump(everything=True)
         if transport.can_write_eof():
             transport.write_eof()
         else:  # TLS has no half-close: its own farewell takes the place
@@ -435,6 +460,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             self.flush()
         # Under the standard library's TLS a second close() disables abort(): never call it twice.
         if self.phase is _OPEN or self.phase is _CLOSING:
+            self.pump(everything=True)
             self._move(_FLUSHING)
             self.transport.close()
 
