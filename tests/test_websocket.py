@@ -1,0 +1,495 @@
+"""The life of an open connection: rows L1 to L5, P1 to P5 and P9 of the fault table, the receive timeout, the close.
+
+Four gateways serve the whole file, TCP and TLS on both event loops: each test asks all of them at the same time. At
+its end the file looks for tracebacks in their logs.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import pytest_asyncio
+
+from gateway import errors
+from gateway.config import Heartbeat, parse
+from gateway.connection import Connection
+from tests.fleet import FLOOD_SERVER, Gateways, ended, in_process, on_each, request, sockets_back, started
+from tests.peers import Frame, Opcode, RawPeer, frame
+from tests.process import ROOT, GatewayProcess
+from tests.serving import MovableLoop, Script, run_on, serving
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("open-connections")]
+
+INTERVAL, TIMEOUT = 1.0, 0.5
+DEAD = INTERVAL + TIMEOUT
+LATEST = DEAD + 0.5
+TICK = 0.02
+"""Clocks of two processes, and timers, may be apart by so many seconds."""
+REPORT = 0.25
+"""Seconds that a log line may be on its way, where a test's own clock measures."""
+RECEIVE_TIMEOUT = 2.5
+CLOSE_TIMEOUT = 0.5
+PING = b"\x89\x00"
+PATIENT = 20.0
+"""Seconds for which a peer that only answers pings must stay."""
+MIB = 1 << 20
+CONFIG: Mapping[str, Mapping[str, object]] = {
+    "server": {"receive_timeout": RECEIVE_TIMEOUT, "close_timeout": CLOSE_TIMEOUT, "compression": True},
+    "heartbeat": {"interval": INTERVAL, "timeout": TIMEOUT},
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateways() -> AsyncIterator[Gateways]:
+    """TCP and TLS on both event loops, with methods that send much or answer late."""
+    async with started(CONFIG, module=FLOOD_SERVER) as gateways:
+        yield gateways
+
+
+@asynccontextmanager
+async def client(where: GatewayProcess, *prefix: str, ask: str = "") -> AsyncIterator["Client"]:
+    """A reading client in a process of its own; `prefix` is a command that runs it elsewhere."""
+    arguments = [where.host, str(where.port), *(["--tls"] if where.tls else []), *(["--ask", ask] if ask else [])]
+    process = await asyncio.create_subprocess_exec(
+        *(*prefix, sys.executable, "-m", "tests.reading_client", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        yield Client(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+class Client:
+    """A process of tests.reading_client."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def line(self, kind: str) -> str:
+        """Return the rest of its next line, which must be of this kind."""
+        assert self.process.stdout is not None
+        line = (await asyncio.wait_for(self.process.stdout.readline(), 10.0)).decode().split()
+        assert line[:1] == [kind], line
+        return line[1]
+
+    async def last_byte(self, pings: int) -> float:
+        """Wait until it has answered so many pings, and return the moment of the last answer."""
+        return [float(await self.line("ping")) for _ in range(pings)][-1]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def patients(gateways: Gateways) -> AsyncIterator[dict[str, Client]]:
+    """Clients that only read and answer pings, one on each gateway, from the file's first test to its last."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client(where)) for where in gateways]
+        yield {await patient.line("open"): patient for patient in clients}
+
+
+# The heartbeat
+
+
+async def test_l1_never_pongs(gateways: Gateways) -> None:
+    """Whether it reads or not, and also while megabytes are queued for it: less than would make it a slow consumer."""
+
+    async def reads(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            assert await peer.recv_frame() == Frame(True, Opcode.PING, b"")
+            end = await peer.recv_until_closed()
+            assert end.frames == [], "a close frame could not be answered"
+            await in_time(where, peer)
+
+    async def does_not_read(where: GatewayProcess) -> None:
+        with await RawPeer.open(where, rcvbuf=4096) as peer:
+            peer.stop_reading()
+            await in_time(where, peer)
+
+    async def has_much_to_read(where: GatewayProcess) -> None:
+        with await RawPeer.open(where, rcvbuf=4096) as peer:
+            await request(peer, "test.send", count=6, size=MIB)
+            peer.stop_reading()
+            await in_time(where, peer)
+
+    await on_each(gateways, reads, does_not_read, has_much_to_read)
+
+
+async def in_time(where: GatewayProcess, peer: RawPeer) -> None:
+    """Fail unless the connection dies DEAD after its opening."""
+    line = await ended(where, peer, "heartbeat_timeout", 1006)
+    assert DEAD - TICK <= line["duration"] <= LATEST, line
+
+
+async def test_l1_timeout_longer_than_the_interval(gateways: Gateways) -> None:
+    """The last byte counts, not the end of the wait for the pong before."""
+    beat = {"heartbeat": {"interval": 0.5, "timeout": 1.5}}
+    async with GatewayProcess(beat) as where:
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            await peer.recv_frame()
+            await peer.send_frame(Opcode.PONG)
+            begin = time.monotonic()
+            await peer.wait_closed()
+            assert 2.0 - TICK <= time.monotonic() - begin <= 2.5
+            await ended(where, peer, "heartbeat_timeout", 1006)
+
+
+async def dies(where: GatewayProcess, remote: str, last_byte: float) -> None:
+    """Fail unless this connection dies DEAD after the last byte of its peer."""
+    line = await where.wait_event("connection.closed", remote=remote)
+    took = time.monotonic() - last_byte
+    assert (line["cause"], line["code"]) == ("heartbeat_timeout", 1006), line
+    assert DEAD - TICK <= took <= LATEST + REPORT, f"after {took:.3f} s"
+
+
+async def test_l2_stopped(gateways: Gateways) -> None:
+    """Also while it is sent to: its kernel takes what is sent, long after the process has stopped."""
+
+    async def stop(where: GatewayProcess, ask: str = "") -> None:
+        async with client(where, ask=ask) as stopped:
+            remote = await stopped.line("open")
+            last_byte = await stopped.last_byte(1)
+            stopped.process.send_signal(signal.SIGSTOP)
+            await dies(where, remote, last_byte)
+
+    async def stop_and_send(where: GatewayProcess) -> None:
+        params = {"count": 200, "size": 65536, "every": 0.05}
+        await stop(where, json.dumps({"jsonrpc": "2.0", "id": 1, "method": "test.send", "params": params}))
+
+    await on_each(gateways, stop, stop_and_send)
+
+
+async def test_l2_sent_to_between_the_ping_and_the_deadline(gateways: Gateways) -> None:
+    """What its kernel takes is no sign of life."""
+
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where, rcvbuf=4096) as peer:
+            await request(peer, "test.send", seconds=INTERVAL + TIMEOUT / 2, count=6, size=MIB)
+            peer.stop_reading()
+            await in_time(where, peer)
+
+    await on_each(gateways, scenario)
+
+
+async def ip(*arguments: str) -> None:
+    """Run the command of this name."""
+    process = await asyncio.create_subprocess_exec("ip", *arguments, stderr=asyncio.subprocess.PIPE)
+    _, said = await process.communicate()
+    assert process.returncode == 0, (
+        f"ip {' '.join(arguments)}: {said.decode()}(this test makes a network: run it as root)"
+    )
+
+
+@asynccontextmanager
+async def other_network() -> AsyncIterator[tuple[str, str]]:
+    """Make a network namespace with a link to it; gives its name, and the address of this side of the link."""
+    # Addresses for tests of networks (RFC 2544); a link of its own for each process that runs tests.
+    block = 4 * (os.getpid() % 16384)
+    net = f"198.18.{block >> 8}.{block & 0xFF}"
+    here, there = (net.rpartition(".")[0] + f".{(block & 0xFF) + side}" for side in (1, 2))
+    name, link = f"gw{os.getpid()}", f"gw{os.getpid()}h"
+    await ip("netns", "add", name)
+    try:
+        await ip("link", "add", link, "type", "veth", "peer", "name", "link0", "netns", name)
+        await ip("address", "add", f"{here}/30", "dev", link)
+        await ip("link", "set", link, "up")
+        await ip("-n", name, "address", "add", f"{there}/30", "dev", "link0")
+        await ip("-n", name, "link", "set", "link0", "up")
+        yield name, here
+    finally:
+        await ip("netns", "delete", name)
+
+
+async def test_l3_link_goes_down() -> None:
+    async with other_network() as (network, here), AsyncExitStack() as stack:
+        config = {**CONFIG, "server": {**CONFIG["server"], "host": here}, "auth": {"allow_insecure": True}}
+        gateways = await stack.enter_async_context(started(config, only=slice(0, 4, 3)))
+        sockets = [where.sockets() for where in gateways]
+        clients = [await stack.enter_async_context(client(where, "ip", "netns", "exec", network)) for where in gateways]
+        remotes = [await cut_off.line("open") for cut_off in clients]
+        last_bytes = await asyncio.gather(*(cut_off.last_byte(2) for cut_off in clients))
+        await ip("-n", network, "link", "set", "link0", "down")
+        await asyncio.gather(*map(dies, gateways, remotes, last_bytes))
+        await asyncio.gather(*map(sockets_back, gateways, sockets))
+
+
+async def test_l4_alive_while_it_is_flooded(gateways: Gateways) -> None:
+    """It has a call of 3.5 seconds in flight, answers no ping, and has little to say: every byte is life."""
+
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await request(peer, "test.late", seconds=3.5)
+            await request(peer, "test.send", count=1500, size=2000, every=0.002)
+            talk = asyncio.create_task(repeat(peer, frame(Opcode.TEXT, b'{"jsonrpc":"2.0","method":"x"}'), 0.7))
+            replies = 0
+            while not replies:
+                got = await peer.recv_frame()
+                replies += got.payload.startswith(b'{"jsonrpc":"2.0","id":1,')
+            talk.cancel()
+            assert not where.events("connection.closed", remote=peer.local)
+            await peer.leave()
+            await ended(where, peer, "client_close", 1000)
+
+    await on_each(gateways, scenario)
+
+
+async def test_l4_reads_a_flood_slowly() -> None:
+    """Pings wait behind what it has not read yet, and while it does not read, it is not read: what it takes is life."""
+    count, size = 240, 60_000
+    config = {**CONFIG, "limits": {"max_outbox_bytes": 32 * MIB}}
+
+    def flood(connection: Connection, data: bytes) -> None:
+        for _ in range(count):
+            connection.send(bytes(size))
+
+    async def scenario(tls: bool) -> None:
+        script = Script(flood, sndbuf=32768)
+        async with serving(script, config, tls=tls) as target:
+            with await RawPeer.open(target, rcvbuf=32768) as peer:
+                await peer.send_frame(Opcode.TEXT, b"flood")
+                begin, messages = time.monotonic(), 0
+                while messages < count:
+                    got = await peer.recv_frame()
+                    if got.opcode == Opcode.PING:
+                        await peer.send_frame(Opcode.PONG, got.payload)
+                    messages += got.opcode == Opcode.TEXT
+                    await asyncio.sleep(0.0125)
+                assert time.monotonic() - begin > 2 * DEAD
+                assert await peer.alive()
+                assert not script.ends
+
+    await in_process(scenario)
+
+
+async def repeat(peer: RawPeer, data: bytes, every: float) -> None:
+    """Send the same bytes again and again, until the gateway has gone."""
+    with contextlib.suppress(OSError):
+        while True:
+            await peer.send_raw(data)
+            await asyncio.sleep(every)
+
+
+async def test_l5_pong_in_the_moment_of_the_deadline(gateways: Gateways) -> None:
+    """Either it is dead or it lives, and the log says it once."""
+    answers = [TIMEOUT - 0.3, *(TIMEOUT + number * 0.004 for number in range(-8, 17)), TIMEOUT + 0.3]
+
+    async def scenario(where: GatewayProcess) -> None:
+        verdicts = await asyncio.gather(*(verdict(where, answer) for answer in answers))
+        assert verdicts[0] == "client_close"
+        assert verdicts[-1] == "heartbeat_timeout"
+
+    await on_each(gateways, scenario)
+
+
+async def verdict(where: GatewayProcess, answer_after: float) -> str:
+    """Answer a ping after so many seconds, and return the cause of the connection's end."""
+    with await RawPeer.open(where) as peer:
+        await peer.welcome()
+        await peer.recv_frame()
+        await asyncio.sleep(answer_after)
+        lives = True
+        try:
+            await peer.send_frame(Opcode.PONG)
+            await peer.recv_frame()
+            await peer.leave()
+        except OSError:
+            lives = False
+        cause, code = ("client_close", 1000) if lives else ("heartbeat_timeout", 1006)
+        await ended(where, peer, cause, code)
+    return cause
+
+
+async def test_l5_pong_has_arrived_and_is_not_read_yet() -> None:
+    """The loop was busy over the deadline. Some loops run timers before they read."""
+
+    async def scenario(tls: bool) -> None:
+        script = Script()
+        async with serving(script, CONFIG, tls=tls) as target:
+            with await RawPeer.open(target) as peer:
+                assert await peer.recv_frame() == Frame(True, Opcode.PING, b"")
+                await peer.send_frame(Opcode.PONG)
+                time.sleep(TIMEOUT + 0.1)  # noqa: ASYNC251 — blocks the gateway, whose loop this is
+                assert (await peer.recv_frame()).opcode == Opcode.PING
+                assert not script.ends
+
+    await in_process(scenario)
+
+
+async def test_defaults_are_30_and_10_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    """A silent peer is pinged after 30 seconds and gone after 40, by a clock that the test moves."""
+    caplog.set_level(logging.INFO, "gateway.connection")
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MovableLoop)
+        script = Script()
+        async with serving(script) as target:
+            with await RawPeer.open(target) as peer:
+                ws = script.connections[0].ws
+                begin = ws.last_read
+                await loop.move_to(begin + 29.8)
+                assert ws.messages_out == ws.outbox_bytes == 0
+                sent = ws.bytes_out
+                await loop.move_to(begin + 30)
+                assert ws.bytes_out == sent + len(PING), "no ping"
+                await loop.move_to(begin + 39.8)
+                assert not script.ends
+                await loop.move_to(begin + 40)
+                assert script.ends == [errors.HEARTBEAT_TIMEOUT]
+                assert (await peer.recv_until_closed()).frames == [Frame(True, Opcode.PING, b"")]
+
+    await asyncio.to_thread(run_on, "movable", scenario())
+    assert parse({}).heartbeat == Heartbeat(interval=30.0, timeout=10.0)
+    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "connection.closed"]
+    assert 40.0 <= vars(line)["duration"] <= 40.5
+
+
+async def test_ping_comes_back_while_the_connection_is_busy(gateways: Gateways) -> None:
+    """A call is in flight, replies are on their way, and a message is half here."""
+
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await request(peer, "test.late", seconds=2)
+            await request(peer, "test.send", count=20, size=100_000, every=0.01)
+            await peer.send_frame(Opcode.TEXT, b'{"jsonrpc":"2.0",', fin=False)
+            for size in (0, 1, 125):
+                payload = os.urandom(size)
+                await peer.send_frame(Opcode.PING, payload)
+                async with asyncio.timeout(0.5):
+                    while (got := await peer.recv_frame()).opcode != Opcode.PONG:
+                        assert got.opcode == Opcode.TEXT, got
+                assert got.payload == payload
+
+    await on_each(gateways, scenario)
+
+
+# The receive timeout
+
+
+async def expect_receive_timeout(where: GatewayProcess, peer: RawPeer, last_message: float = 0.0) -> None:
+    """Fail unless the connection ends in time after its last message: seconds after its opening."""
+    await peer.wait_closed()
+    line = await ended(where, peer, "receive_timeout", 1006)
+    took = line["duration"] - last_message
+    # While nothing is due the reader looks no more often than every close timeout.
+    assert RECEIVE_TIMEOUT - TICK <= took <= RECEIVE_TIMEOUT + CLOSE_TIMEOUT + REPORT, line
+
+
+async def test_receive_timeout(gateways: Gateways) -> None:
+    """Bytes are life for the heartbeat, for as long as it likes; a message they are not."""
+
+    async def sends_half_a_message(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            dribble = asyncio.create_task(repeat_bytes(peer, frame(Opcode.TEXT, bytes(100)), 0.1))
+            await expect_receive_timeout(where, peer)
+            dribble.cancel()
+
+    async def sends_messages_then_half_a_one(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            begin = time.monotonic()
+            await peer.send_frame(Opcode.TEXT, b"{}")
+            await asyncio.sleep(RECEIVE_TIMEOUT / 2)
+            last_message = time.monotonic() - begin
+            await peer.send_raw(frame(Opcode.TEXT, b"{}") + frame(Opcode.TEXT, b"{", fin=False))
+            dribble = asyncio.create_task(repeat_bytes(peer, frame(Opcode.CONTINUATION, bytes(100)), 0.1))
+            await expect_receive_timeout(where, peer, last_message)
+            dribble.cancel()
+
+    async def sends_messages(where: GatewayProcess, message: bytes = frame(Opcode.TEXT, b"{}")) -> None:
+        """So often that no ping is due, and no control frame ever comes."""
+        with await RawPeer.open(where) as peer:
+            talk = asyncio.create_task(repeat(peer, message, INTERVAL / 3))
+            await asyncio.sleep(RECEIVE_TIMEOUT + CLOSE_TIMEOUT + INTERVAL)
+            talk.cancel()
+            assert await peer.alive() < 1.0
+
+    async def sends_fragments(where: GatewayProcess) -> None:
+        await sends_messages(where, frame(Opcode.TEXT, b"{", fin=False) + frame(Opcode.CONTINUATION, b"}"))
+
+    await on_each(gateways, sends_half_a_message, sends_messages_then_half_a_one, sends_messages, sends_fragments)
+
+
+async def repeat_bytes(peer: RawPeer, data: bytes, every: float) -> None:
+    """Send one byte after the other, until the gateway has gone."""
+    with contextlib.suppress(OSError):
+        for byte in data:
+            await peer.send_raw(bytes([byte]))
+            await asyncio.sleep(every)
+
+
+async def test_p6_endless_empty_fragments(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await peer.send_frame(Opcode.TEXT, fin=False)
+            flood = asyncio.create_task(repeat(peer, 100 * frame(Opcode.CONTINUATION, fin=False), 0.02))
+            await expect_receive_timeout(where, peer)
+            flood.cancel()
+
+    await on_each(gateways, scenario)
+
+
+# The close
+
+
+async def test_peer_that_never_answers_a_close_is_cut(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        for mistake, cause, code in (
+            (frame(Opcode.BINARY, b"x"), "unsupported_data", 1003),
+            (frame(Opcode.PING, rsv=1), "protocol_error", 1002),
+        ):
+            with await RawPeer.open(where) as peer:
+                await peer.welcome()
+                await peer.send_raw(mistake)
+                begin = time.monotonic()
+                await ended(where, peer, cause, code)
+                took = time.monotonic() - begin
+                assert CLOSE_TIMEOUT - TICK <= took <= CLOSE_TIMEOUT + REPORT, f"after {took:.3f} s"
+                end = await peer.recv_until_closed()
+                assert [got.opcode for got in end.frames] == [Opcode.CLOSE]
+
+    await on_each(gateways, scenario)
+
+
+async def test_peer_that_closes_and_does_not_read_is_cut(gateways: Gateways) -> None:
+    """The answer is behind megabytes that it does not take."""
+
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where, rcvbuf=4096) as peer:
+            await request(peer, "test.send", count=6, size=MIB)
+            await asyncio.sleep(0.1)
+            begin = time.monotonic()
+            await peer.send_raw(frame(Opcode.CLOSE, struct.pack("!H", 1000)))
+            line = await where.wait_event("connection.closed", remote=peer.local)
+            assert time.monotonic() - begin <= DEAD + CLOSE_TIMEOUT + REPORT
+            assert line["cause"] in ("client_close", "heartbeat_timeout")
+
+    await on_each(gateways, scenario)
+
+
+# The end of the file's patience
+
+
+async def test_l1_peer_that_only_pongs_stays(gateways: Gateways, patients: dict[str, Client]) -> None:
+    """For PATIENT seconds, of which the tests above have taken some."""
+
+    async def stays(where: GatewayProcess, remote: str) -> None:
+        pings = [float(await patients[remote].line("ping")) for _ in range(int(PATIENT / INTERVAL))]
+        assert not where.events("connection.closed", remote=remote)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(pings)]
+        assert min(gaps) >= INTERVAL - 2 * TICK, "pinged too early"
+        assert sum(gaps) / len(gaps) <= INTERVAL + 0.1, "pinged too late"
+
+    await asyncio.gather(*map(stays, gateways, patients))
