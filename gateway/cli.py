@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from gateway import __version__, log
 from gateway.config import ConfigError, load, source_of
@@ -37,8 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_WRONG_CONFIG
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as a wrong configuration does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(EXIT_WRONG_CONFIG, f"{self.prog}: {message}; see --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m gateway",
         description="Serve the gateway until SIGTERM or SIGINT. SIGHUP reloads the certificate.",
         epilog="Every setting is in conf/gateway.toml; the environment sets them as GATEWAY_SERVER__PORT=9000.",

@@ -1,0 +1,147 @@
+"""The command line, as somebody at a terminal has it: every test runs `python -m gateway`."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from gateway import __version__, cli
+from tests.command import Ended, run
+from tests.process import ROOT, StartGateway, clean_environment
+
+
+async def first_line(*arguments: str, environ: Mapping[str, str]) -> bytes:
+    """Start a gateway, return the first line of its log, and end it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", *arguments),
+        cwd=ROOT,
+        env=clean_environment() | dict(environ),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(15.0):
+            line = await process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            await process.stdout.read()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return line
+
+
+# What it says of itself
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(flag: str) -> None:
+    ended = run(flag)
+    assert (ended.status, ended.stderr) == (0, "")
+    for shown in ("--config", "--host", "--port", "--log-level", "--log-format", "--version", "GATEWAY_CONFIG"):
+        assert shown in ended.stdout
+    assert "conf/gateway.toml" in ended.stdout, "where every setting is"
+    assert "SIGHUP" in ended.stdout
+
+
+def test_version() -> None:
+    assert run("--version") == Ended(0, f"aisopod-gateway {__version__}\n", "")
+
+
+def test_the_installed_command_is_the_same_one() -> None:
+    """`aisopod-gateway`, which pip makes."""
+    scripts = re.search(r"^ *aisopod-gateway = (.*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    assert scripts is not None
+    module, _, function = scripts.group(1).partition(":")
+    assert (module, getattr(cli, function)) == ("gateway.cli", cli.main)
+
+
+# Where settings come from
+
+
+async def test_flags_over_environment_over_file(gateway: StartGateway) -> None:
+    """The file has a port of its own, the environment a host that nobody has and a level without a start."""
+    process = await gateway(
+        {"server": {"port": 1, "host": "127.0.0.3", "drain_timeout": 1.0}, "log": {"level": "error"}},
+        environ={
+            "GATEWAY_SERVER__PORT": "2",
+            "GATEWAY_SERVER__HOST": "127.0.0.4",
+            "GATEWAY_LOG__LEVEL": "warning",
+            "GATEWAY_SERVER__EVENT_LOOP": "asyncio",
+        },
+        arguments=["--host", "127.0.0.2", "--port", "0", "--log-level", "info"],
+    )
+    (started,) = process.events("server.started")
+    assert process.listeners == [f"127.0.0.2:{process.port}"]
+    assert process.port > 2
+    assert started["eventLoop"] == "asyncio", "no flag says otherwise"
+
+
+async def test_the_environment_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "named.toml"
+    file.write_text("[server]\nhost = '127.0.0.2'\nport = 0\n")
+    line = json.loads(await first_line(environ={"GATEWAY_CONFIG": str(file)}))
+    assert line["event"] == "server.started"
+    assert line["listeners"][0].startswith("127.0.0.2:")
+
+
+async def test_the_flag_names_it_more_strongly(tmp_path: Path) -> None:
+    file = tmp_path / "given.toml"
+    file.write_text("[server]\nhost = '127.0.0.2'\nport = 0\n")
+    line = json.loads(await first_line("--config", str(file), environ={"GATEWAY_CONFIG": "/nowhere.toml"}))
+    assert line["listeners"][0].startswith("127.0.0.2:")
+
+
+async def test_text_for_a_terminal() -> None:
+    line = (await first_line("--port", "0", "--log-format", "text", environ={})).decode()
+    assert re.match(r"\d\d:\d\d:\d\d\.\d{3} INFO  server\.started .*version=", line), line
+
+
+# Wrong usage: exit status 2 and one line, as for a wrong configuration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--prot", "9000"], "--prot"),
+        (["-p", "9000"], "-p"),
+        (["serve"], "serve"),
+        (["--port"], "--port"),
+        (["--port", "0", "--config"], "--config"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_wrong_usage(arguments: list[str], named: str) -> None:
+    ended = run(*arguments)
+    assert (ended.status, ended.stdout) == (2, "")
+    assert named in ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--port", "http"],
+            'flag --port: server.port: expected int, got str "http"; an integer from 0 to 65535',
+        ),
+        (
+            ["--log-level", "loud"],
+            'flag --log-level: log.level: "loud" is not allowed; "debug", "info", "warning" or "error"',
+        ),
+        (
+            ["--host", "0.0.0.0"],
+            'flag --host: server.host: "0.0.0.0" is not loopback, and auth.mode "none" lets everybody in;'
+            " 127.0.0.1, ::1, localhost, or auth.allow_insecure = true",
+        ),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_a_wrong_value_is_blamed_on_its_flag(arguments: list[str], line: str) -> None:
+    assert run(*arguments) == Ended(2, "", f"{line}\n")

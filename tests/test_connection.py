@@ -1,0 +1,447 @@
+"""One connection: its two lines in the log with what they count, rows E1 and E2 of the fault table, its names.
+
+Four gateways serve the first half of the file, TCP and TLS on both event loops: each test asks all of them at the
+same time, and at its end the file looks for tracebacks in their logs. In the second half the endpoint behind the
+connection is the test's own.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from gateway.connection import Connection, format_address, new_id
+from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
+from tests.fleet import Gateways, ended, in_process, on_each, request, started
+from tests.peers import Frame, Opcode, RawPeer, frame
+from tests.process import GatewayProcess, Line
+from tests.serving import Script, echo, serving
+
+pytestmark = pytest.mark.xdist_group("connection")
+module_loop = pytest.mark.asyncio(loop_scope="module")
+
+CLOSE_TIMEOUT = 0.5
+TICK = 0.02
+"""Clocks of two processes, and timers, may be apart by so many seconds."""
+COUNTS = ("messagesIn", "messagesOut", "bytesIn", "bytesOut")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateways() -> AsyncIterator[Gateways]:
+    """TCP and TLS on both event loops."""
+    async with started({"server": {"close_timeout": CLOSE_TIMEOUT}}) as gateways:
+        yield gateways
+
+
+def size(got: Frame) -> int:
+    """Return how many bytes a frame from the gateway has on the wire."""
+    return len(frame(got.opcode, got.payload, mask=False))
+
+
+# The two lines
+
+
+class Counting:
+    """A peer that counts the bytes of its frames, both ways."""
+
+    def __init__(self, peer: RawPeer) -> None:
+        self.peer = peer
+        self.sent = 0
+        self.received = 0
+
+    async def send(self, opcode: Opcode, payload: bytes = b"", *, fin: bool = True) -> None:
+        """Send one frame."""
+        data = frame(opcode, payload, fin=fin)
+        self.sent += len(data)
+        await self.peer.send_raw(data)
+
+    async def receive(self) -> Frame:
+        """Receive one frame."""
+        got = await self.peer.recv_frame()
+        self.received += size(got)
+        return got
+
+
+@module_loop
+async def test_the_lines_say_who_came_and_what_passed(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        connecting = time.monotonic()
+        with await RawPeer.open(where) as raw:
+            peer = Counting(raw)
+            await peer.receive()  # welcome
+            welcomed = time.monotonic()
+            opened = await where.wait_event("connection.opened", remote=raw.local)
+            for _ in range(3):
+                await peer.send(Opcode.TEXT, b'{"jsonrpc":"2.0","id":1,"method":"no.such"}')
+                assert (await peer.receive()).opcode == Opcode.TEXT
+            await peer.send(Opcode.TEXT, b'{"jsonrpc":"2.0",', fin=False)
+            await peer.send(Opcode.CONTINUATION, b'"method":"a notification"}')
+            await peer.send(Opcode.PONG)
+            await peer.send(Opcode.PING, b"x" * 125)
+            assert (await peer.receive()).opcode == Opcode.PONG
+            await asyncio.sleep(0.3)
+            leaving = time.monotonic()
+            await peer.send(Opcode.CLOSE, (4321).to_bytes(2, "big") + "bis später".encode())
+            assert (await peer.receive()).opcode == Opcode.CLOSE
+            await raw.wait_closed()
+            raw.close()
+            closed = await ended(where, raw, "client_close", 4321)
+        assert uuid.UUID(opened["connId"]).version == 4
+        assert opened["connId"] == closed["connId"]
+        assert opened["level"] == closed["level"] == "info"
+        assert closed["reason"] == "bis später"
+        assert leaving - welcomed - TICK <= closed["duration"] <= time.monotonic() - connecting + TICK
+        assert (closed["messagesIn"], closed["messagesOut"]) == (4, 4)
+        # What the handshake took is HTTP's; a connection is open, and counts, from its first frame on.
+        assert (closed["bytesIn"], closed["bytesOut"]) == (peer.sent, peer.received)
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_a_connection_that_says_nothing(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            conn = (await peer.welcome())["connId"]
+            await peer.leave()
+            line = await ended(where, peer, "client_close", 1000)
+            assert (line["connId"], line["reason"]) == (conn, "")
+            assert (line["messagesIn"], line["messagesOut"]) == (0, 1)
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_a_close_without_a_code_is_1005(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            await peer.send_close(None)
+            end = await peer.recv_until_closed()
+            assert end.frames == [Frame(True, Opcode.CLOSE, b"")], "1005 is never on the wire"
+            assert (await ended(where, peer, "client_close", 1005))["reason"] == ""
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_an_end_of_the_gateways_own_has_its_reason(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            await peer.send_frame(Opcode.BINARY, b"x")
+            await peer.recv_frame()
+            await peer.leave(1003)
+            line = await ended(where, peer, "unsupported_data", 1003)
+            assert line["reason"] == peer.close_reason != ""
+            assert (line["messagesIn"], line["messagesOut"]) == (1, 1)
+
+    await on_each(gateways, scenario)
+
+
+# E1: the peer is gone without a word
+
+
+async def lost(where: GatewayProcess, peer: RawPeer) -> Line:
+    """Return the line about a connection that was lost; whoever else is there lives on."""
+    line = await ended(where, peer, "transport_lost", 1006)
+    assert all(name in line for name in COUNTS), line
+    return line
+
+
+@module_loop
+async def test_e1_fin_without_close(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            peer.fin()
+            end = await peer.recv_until_closed()
+            assert end.frames == []
+            await lost(where, peer)
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_e1_fin_inside_of_a_message(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        for data in (b"\x81", frame(Opcode.TEXT, b"x" * 1000)[:500], frame(Opcode.TEXT, b"{", fin=False)):
+            with await RawPeer.open(where) as peer:
+                await peer.send_raw(data)
+                peer.fin()
+                await peer.wait_closed()
+                assert (await lost(where, peer))["messagesIn"] == 0
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_e1_socket_closed_at_once(gateways: Gateways) -> None:
+    """The gateway's frames meet a closed socket, as when a process ends."""
+
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            for _ in range(20):
+                await request(peer, "no.such")
+            peer.close()
+            await lost(where, peer)
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_e1_rst(gateways: Gateways) -> None:
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            await request(peer, "no.such")
+            await peer.recv_json()
+            peer.rst()
+            assert (await lost(where, peer))["messagesIn"] == 1
+
+    await on_each(gateways, scenario)
+
+
+@module_loop
+async def test_e1_rst_under_replies(gateways: Gateways) -> None:
+    """While the gateway writes, and while its outbox is full."""
+
+    async def scenario(where: GatewayProcess) -> None:
+        with await RawPeer.open(where, rcvbuf=4096) as peer:
+            batch = [{"jsonrpc": "2.0", "id": number, "method": "x" * 1000} for number in range(100)]
+            for _ in range(20):
+                await peer.send_json(batch)
+            peer.rst()
+            await lost(where, peer)
+
+    await on_each(gateways, scenario)
+
+
+# E2: an endpoint that raises
+
+
+class MistakeError(Exception):
+    """What the endpoints below raise."""
+
+
+class Failing(Script):
+    """An endpoint of which one call raises."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self._call = call
+
+    def _perhaps(self, call: str) -> None:
+        if call == self._call:
+            raise MistakeError(call)
+
+    def opened(self, connection: Connection) -> None:
+        """Note it, then perhaps raise."""
+        super().opened(connection)
+        self._perhaps("opened")
+
+    def text(self, connection: Connection, data: bytes) -> None:
+        """Note it, then perhaps raise."""
+        super().text(connection, data)
+        self._perhaps("text")
+
+    def binary(self, connection: Connection, data: bytes) -> None:
+        """Note it, then perhaps raise."""
+        super().binary(connection, data)
+        self._perhaps("binary")
+
+    def closed(self, connection: Connection, end: Disconnect) -> None:
+        """Note it, then perhaps raise."""
+        super().closed(connection, end)
+        self._perhaps("closed")
+
+
+def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records if getattr(record, "event", "") == event]
+
+
+def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return all records with a traceback; each must be of a MistakeError."""
+    told = [record for record in caplog.records if record.exc_info]
+    for record in told:
+        assert record.exc_info and isinstance(record.exc_info[1], MistakeError), record.getMessage()
+    return told
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(3.0):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+WHOLE = {"text": frame(Opcode.TEXT, b"{}"), "binary": frame(Opcode.BINARY, b"x")}
+PARTS = {
+    "text": frame(Opcode.TEXT, b"{", fin=False) + frame(Opcode.CONTINUATION, b"}"),
+    "binary": frame(Opcode.BINARY, b"x", fin=False) + frame(Opcode.CONTINUATION),
+}
+
+
+@pytest.mark.parametrize("messages", [WHOLE, PARTS], ids=["whole", "fragmented"])
+@pytest.mark.parametrize("call", ["text", "binary"])
+async def test_e2_a_message_that_cannot_be_handled(
+    call: str, messages: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gateway")
+    conns: set[str] = set()
+
+    async def scenario(tls: bool) -> None:
+        script = Failing(call)
+        async with serving(script, {"server": {"close_timeout": CLOSE_TIMEOUT}}, tls=tls) as target:
+            with await RawPeer.open(target) as peer, await RawPeer.open(target) as other:
+                await peer.send_raw(3 * messages[call])
+                await peer.recv_frame()
+                assert peer.close_code == 1011
+                assert "Mistake" not in peer.close_reason, "nothing of it is told to the peer"
+                await peer.send_close(1011)
+                assert (await peer.recv_until_closed()).frames == []
+                await wait_for(lambda: bool(script.ends))
+                assert script.ends == [INTERNAL_FAILURE]
+                assert len(script.messages) == 1, "what is behind it is not handled"
+                await other.alive()
+                conns.add(script.connections[0].conn_id)
+
+    await in_process(scenario)
+    assert len(tracebacks(caplog)) == len(conns)
+    defects = lines(caplog, "connection.defect")
+    assert {line.get("connId") for line in defects} == conns, "every line about a connection says which"
+    assert all(line.get("remote") for line in defects)
+    closed = [line for line in lines(caplog, "connection.closed") if line["connId"] in conns]
+    assert [(line["code"], line["cause"]) for line in closed] == [(1011, "internal_error")] * len(conns)
+
+
+async def test_e2_an_opening_that_cannot_be_handled(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway")
+
+    async def scenario(tls: bool) -> None:
+        script = Failing("opened")
+        async with serving(script, {"server": {"close_timeout": CLOSE_TIMEOUT}}, tls=tls) as target:
+            with await RawPeer.open(target) as peer:
+                end = await peer.recv_until_closed()
+                assert [got.opcode for got in end.frames] == [Opcode.CLOSE], end
+                assert peer.close_code == 1011
+            await wait_for(lambda: bool(script.ends))
+            assert script.ends == [INTERNAL_FAILURE]
+
+    await in_process(scenario)
+    assert len(tracebacks(caplog)) == 4
+
+
+async def test_e2_a_release_that_cannot_be_handled(caplog: pytest.LogCaptureFixture) -> None:
+    """The line about the end is there all the same."""
+    caplog.set_level(logging.INFO, "gateway")
+
+    async def scenario(tls: bool) -> None:
+        script = Failing("closed")
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target) as peer, await RawPeer.open(target) as other:
+                await peer.leave()
+                await wait_for(lambda: len(script.ends) == 1)
+                await other.alive()
+                await other.leave()
+                await wait_for(lambda: len(script.ends) == 2)
+
+    await in_process(scenario)
+    assert len(tracebacks(caplog)) == 8
+    assert [line["cause"] for line in lines(caplog, "connection.closed")] == ["client_close"] * 8
+
+
+# Plain calls
+
+
+async def test_leave_in_ends_an_idle_connection_after_the_delay() -> None:
+    async def scenario(tls: bool) -> None:
+        script = Script(echo)
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target) as peer:
+                await peer.send_frame(Opcode.TEXT, b"a")
+                await peer.recv_frame()
+                begin = time.monotonic()
+                script.connections[0].leave_in(0.4)
+                await peer.send_frame(Opcode.TEXT, b"b")
+                assert (await peer.recv_frame()).payload == b"b", "it is open until then"
+                await peer.recv_frame()
+                assert peer.close_code == 1001
+                assert 0.4 - TICK <= time.monotonic() - begin <= 2.5
+                await peer.leave(1001)
+                await wait_for(lambda: bool(script.ends))
+                assert script.ends == [SHUTDOWN]
+
+    await in_process(scenario)
+
+
+async def test_leave_in_spares_who_has_a_request_in_flight() -> None:
+    async def scenario(tls: bool) -> None:
+        script = Script(echo)
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target) as peer:
+                await peer.alive()
+                connection = script.connections[0]
+                connection.in_flight = 1
+                connection.leave_in(0.0)
+                await asyncio.sleep(0.2)
+                await peer.alive()
+                connection.end(SHUTDOWN)
+                await peer.recv_frame()
+                assert peer.close_code == 1001
+
+    await in_process(scenario)
+
+
+async def test_calls_after_the_end_do_nothing() -> None:
+    async def scenario(tls: bool) -> None:
+        script = Script(echo)
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target) as peer:
+                await peer.leave()
+                await wait_for(lambda: bool(script.ends))
+            (connection,) = script.connections
+            connection.send(b"{}")
+            connection.send_frame(b"\x81\x00")
+            connection.notify("a", {})
+            connection.end(SHUTDOWN)
+            connection.abort()
+            connection.leave_in(0.0)
+            await asyncio.sleep(0.05)
+            assert [end.cause for end in script.ends] == ["client_close"]
+            assert connection.ws.messages_out == 0
+
+    await in_process(scenario)
+
+
+# Names
+
+
+def test_ids_are_uuids_of_version_4_and_never_the_same() -> None:
+    ids = [new_id() for _ in range(5000)]
+    assert len(set(ids)) == len(ids)
+    for text in ids:
+        made = uuid.UUID(text)
+        assert (made.version, made.variant, str(made)) == (4, uuid.RFC_4122, text)
+    # All that is not fixed is drawn: each digit of each place comes up.
+    places = list(zip(*(text.replace("-", "") for text in ids), strict=True))
+    assert [len(set(place)) for place in places] == [1 if n == 12 else 4 if n == 16 else 16 for n in range(32)]
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("127.0.0.1", 4321), "127.0.0.1:4321"),
+        (("::1", 4321, 0, 0), "[::1]:4321"),
+        (("fe80::1%eth0", 4321, 0, 2), "[fe80::1%eth0]:4321"),
+        ("", "unix"),
+        (b"\0abstract", "unix"),
+        (None, "unix"),
+    ],
+)
+def test_addresses_as_the_log_has_them(address: object, text: str) -> None:
+    assert format_address(address) == text

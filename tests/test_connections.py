@@ -1,0 +1,279 @@
+"""The registry, and how all connections leave it: a drain inside the test's own event loop, with all kinds of peers."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway.connection import Connection
+from gateway.connections import LEAVE_WITHIN, RECONNECT_MS, Connections
+from gateway.errors import Disconnect
+from tests.fleet import in_process, until
+from tests.peers import Opcode, RawPeer, Target
+from tests.serving import Script, serving
+
+DRAIN_TIMEOUT, CLOSE_TIMEOUT = 1.2, 0.4
+LONG = 30.0
+"""A timeout that nobody comes to feel."""
+TICK = 0.02
+"""Clocks, and timers, may be apart by so many seconds."""
+SLACK = 2.0
+"""Seconds by which all may be late, beside other tests."""
+
+
+class Registered(Script):
+    """An endpoint that keeps a registry of its connections."""
+
+    def __init__(self, close_timeout: float) -> None:
+        super().__init__()
+        self.registry = Connections()
+        self._close_timeout = close_timeout
+
+    def opened(self, connection: Connection) -> None:
+        """Note and register it."""
+        super().opened(connection)
+        self.registry.add(connection)
+
+    def closed(self, connection: Connection, end: Disconnect) -> None:
+        """Note the end and forget it."""
+        super().closed(connection, end)
+        self.registry.remove(connection)
+
+    async def drain(self, drain_timeout: float) -> float:
+        """Drain and return how many seconds it took."""
+        begin = time.monotonic()
+        await self.registry.drain(drain_timeout, self._close_timeout)
+        return time.monotonic() - begin
+
+
+class Room:
+    """A served registry, and its peers: their sockets are closed at the end."""
+
+    def __init__(self, endpoint: Registered, target: Target, stack: ExitStack) -> None:
+        self.endpoint = endpoint
+        self.registry = endpoint.registry
+        self._target = target
+        self._stack = stack
+
+    async def peers(self, count: int) -> list[RawPeer]:
+        """Connect some; they are registered when this returns."""
+        wanted = len(self.registry) + count
+        peers = [self._stack.enter_context(await RawPeer.open(self._target)) for _ in range(count)]
+        await until(lambda: len(self.registry) == wanted, "not registered")
+        return peers
+
+    def newest(self) -> Connection:
+        """Return the connection that was registered last."""
+        return list(self.registry.values())[-1]
+
+
+@asynccontextmanager
+async def room(*, tls: bool, close_timeout: float = LONG) -> AsyncIterator[Room]:
+    """Serve, and have somebody who leaves nothing open."""
+    endpoint = Registered(close_timeout)
+    with ExitStack() as stack:
+        async with serving(endpoint, {"server": {"close_timeout": close_timeout}}, tls=tls) as target:
+            yield Room(endpoint, target, stack)
+
+
+class Seen:
+    """What a reading peer saw of a drain: the notification, then the close, which it answers at once."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, Any] = {}
+        self.told_at = 0.0
+        self.closed_at = 0.0
+        self.code: int | None = None
+
+    async def read(self, peer: RawPeer) -> None:
+        """Read until the end."""
+        message = await peer.recv_json()
+        self.told_at = time.monotonic()
+        assert message["method"] == "gateway.draining", message
+        assert "id" not in message
+        self.params = message["params"]
+        got = await peer.recv_frame()
+        self.closed_at = time.monotonic()
+        assert got.opcode == Opcode.CLOSE, got
+        self.code = peer.close_code
+        await peer.leave(1001)
+
+
+@contextlib.asynccontextmanager
+async def reading(peers: list[RawPeer]) -> AsyncIterator[list[Seen]]:
+    """Let peers read in the background; at the end each must have read to its own."""
+    seen = [Seen() for _ in peers]
+    tasks = [asyncio.create_task(one.read(peer)) for one, peer in zip(seen, peers, strict=True)]
+    yield seen
+    async with asyncio.timeout(5.0):
+        await asyncio.gather(*tasks)
+
+
+# A dictionary
+
+
+async def test_it_is_a_dictionary_of_open_connections() -> None:
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            first, second = await here.peers(2)
+            assert isinstance(here.registry, dict)
+            assert all(key == connection.conn_id for key, connection in here.registry.items())
+            assert {connection.remote for connection in here.registry.values()} == {first.local, second.local}
+            await first.leave()
+            await until(lambda: len(here.registry) == 1, "it is still registered")
+            (left,) = here.registry.values()
+            assert left.remote == second.local
+            assert here.registry.opened_total == 2
+
+    await in_process(scenario)
+
+
+async def test_removing_what_is_not_there_is_no_error() -> None:
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            await here.peers(1)
+            connection = here.newest()
+            for _ in range(2):
+                here.registry.remove(connection)
+                assert here.registry == {}
+
+    await in_process(scenario)
+
+
+# The drain
+
+
+@pytest.mark.parametrize("drain_timeout", [0.0, 60.0])
+async def test_with_nobody_there_it_is_over_at_once(drain_timeout: float) -> None:
+    registry = Connections()
+    async with asyncio.timeout(0.5):
+        await registry.drain(drain_timeout, 60.0)
+
+
+async def test_everybody_is_told_and_then_closed() -> None:
+    """All hear of it before the first is closed; nobody is kept for longer than its closing takes."""
+    count = 60
+
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            peers = await here.peers(count)
+            async with reading(peers) as seen:
+                begin = time.monotonic()
+                assert await here.endpoint.drain(60.0) <= LEAVE_WITHIN + SLACK
+            assert {one.code for one in seen} == {1001}
+            assert [end.cause for end in here.endpoint.ends] == ["shutdown"] * count
+            assert here.registry == {}
+            # The deadline is the same for all, told as what is left.
+            for one in seen:
+                assert 59_000 <= one.params["deadlineMs"] <= 60_000
+            low, high = RECONNECT_MS
+            drawn = sorted(one.params["reconnectAfterMs"] for one in seen)
+            assert low <= drawn[0] <= drawn[-1] <= high
+            assert len(set(drawn)) > count / 2
+            assert drawn[-1] - drawn[0] > (high - low) / 2
+            closes = sorted(one.closed_at - begin for one in seen)
+            assert closes[-1] - closes[0] > LEAVE_WITHIN / 2, "they leave one by one"
+            assert all(one.told_at <= one.closed_at for one in seen)
+
+    await in_process(scenario)
+
+
+async def test_the_busy_stay_until_the_deadline() -> None:
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            (busy,) = await here.peers(1)
+            here.newest().in_flight = 1
+            idle = await here.peers(3)
+            async with reading([busy, *idle]) as seen:
+                begin = time.monotonic()
+                took = await here.endpoint.drain(DRAIN_TIMEOUT)
+            assert DRAIN_TIMEOUT - TICK <= took <= DRAIN_TIMEOUT + SLACK
+            assert seen[0].closed_at - begin >= DRAIN_TIMEOUT - TICK
+            assert max(one.closed_at for one in seen[1:]) < seen[0].closed_at, "the idle go before"
+            assert {one.code for one in seen} == {1001}
+
+    await in_process(scenario)
+
+
+async def test_who_does_not_answer_is_cut() -> None:
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls, close_timeout=CLOSE_TIMEOUT) as here:
+            (silent,) = await here.peers(1)
+            peers = await here.peers(3)
+            async with reading(peers):
+                took = await here.endpoint.drain(60.0)
+            assert CLOSE_TIMEOUT - TICK <= took <= LEAVE_WITHIN + CLOSE_TIMEOUT + SLACK
+            assert here.registry == {}
+            end = await silent.recv_until_closed()
+            assert [got.opcode for got in end.frames] == [Opcode.TEXT, Opcode.CLOSE]
+
+    await in_process(scenario)
+
+
+async def test_who_does_not_answer_at_the_deadline_is_cut() -> None:
+    """The longest that a drain may take."""
+
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls, close_timeout=CLOSE_TIMEOUT) as here:
+            await here.peers(1)
+            here.newest().in_flight = 1
+            took = await here.endpoint.drain(DRAIN_TIMEOUT)
+            assert DRAIN_TIMEOUT + CLOSE_TIMEOUT - TICK <= took <= DRAIN_TIMEOUT + CLOSE_TIMEOUT + SLACK
+            assert here.registry == {}
+
+    await in_process(scenario)
+
+
+async def test_without_a_drain_timeout_all_are_closed_at_once() -> None:
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            peers = await here.peers(5)
+            here.newest().in_flight = 1
+            async with reading(peers) as seen:
+                assert await here.endpoint.drain(0.0) <= SLACK
+            assert {(one.code, one.params["deadlineMs"]) for one in seen} == {(1001, 0)}
+
+    await in_process(scenario)
+
+
+async def test_who_leaves_by_itself_meanwhile_is_no_trouble() -> None:
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            peers = await here.peers(8)
+            drain = asyncio.create_task(here.endpoint.drain(60.0))
+            await asyncio.gather(*(peer.recv_json() for peer in peers))
+            for number, peer in enumerate(peers):
+                if number % 2:
+                    peer.rst()
+                else:
+                    await peer.leave()
+            assert await drain <= LEAVE_WITHIN + SLACK
+            causes = [end.cause for end in here.endpoint.ends]
+            assert len(causes) == 8
+            assert set(causes) <= {"client_close", "transport_lost", "shutdown"}
+
+    await in_process(scenario)
+
+
+async def test_a_second_drain_waits_for_the_first() -> None:
+    """Cancelling one who waits does not stop it."""
+
+    async def scenario(tls: bool) -> None:
+        async with room(tls=tls) as here:
+            peers = await here.peers(3)
+            async with reading(peers) as seen:
+                impatient = asyncio.create_task(here.endpoint.drain(60.0))
+                second = asyncio.create_task(here.endpoint.drain(0.0))
+                await asyncio.sleep(0)
+                impatient.cancel()
+                assert await second <= LEAVE_WITHIN + SLACK
+                assert impatient.cancelled()
+            assert {one.code for one in seen} == {1001}
+            assert min(one.params["deadlineMs"] for one in seen) > 50_000, "the first one's deadline holds"
+            assert await here.endpoint.drain(LONG) < 0.5
+
+    await in_process(scenario)
