@@ -48,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m gateway",
+        allow_abbrev=False,
         description="Serve the gateway until SIGTERM or SIGINT. SIGHUP reloads the certificate.",
         epilog="Every setting is in conf/gateway.toml; the environment sets them as GATEWAY_SERVER__PORT=9000.",
     )

@@ -21,7 +21,7 @@ RECONNECT_MS: Final = (500, 10_000)
 """From and to: what ``reconnectAfterMs`` is drawn from."""
 
 _CHUNK: Final = 200
-_CUT_GRACE: Final = 0.5
+_CUT_GRACE: Final = 0.2
 
 
 class Connections(dict[str, Connection]):

@@ -56,10 +56,13 @@ class Deadlines(Generic[Waiting]):
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._due:
-            who, due = next(iter(self._due.items()))
-            if due > now:
-                self._timer = loop.call_at(due, self._sweep)
-                return
-            del self._due[who]
-            self._expired(who)
+        try:
+            while self._due:
+                who, due = next(iter(self._due.items()))
+                if due > now:
+                    break
+                del self._due[who]
+                self._expired(who)
+        finally:  # one that fails does not stop the others' time
+            if self._due and self._timer is None:
+                self._timer = loop.call_at(next(iter(self._due.values())), self._sweep)

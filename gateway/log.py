@@ -36,7 +36,7 @@ PAUSE = 0.02
 RETRY = 1.0
 """Seconds from a failed write to the next attempt."""
 
-CLOSE_TIMEOUT = 1.0
+CLOSE_TIMEOUT = 0.5
 """Seconds for the last lines, when the process exits or another descriptor takes over."""
 
 _LEVELS = {

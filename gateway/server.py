@@ -38,7 +38,7 @@ _RIGHT: Final = {
     errno.ENOENT: "a path in a directory that exists",
     errno.ENOTDIR: "a path in a directory that exists",
 }
-_LAST_MOMENT: Final = 0.5
+_LAST_MOMENT: Final = 0.2
 _LOG_FLUSH: Final = 0.3
 
 
@@ -182,6 +182,8 @@ class Server:
 
     def _reload(self) -> None:
         """SIGHUP: certificate and key anew, for those who come later; what cannot be loaded changes nothing."""
+        if self._stop.is_set():
+            return  # nobody comes any more, and systemd has been told of the end
         self._notifier.reloading()
         try:
             self._listener.context = self._tls_context()

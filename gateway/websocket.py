@@ -253,12 +253,19 @@ class WebSocket(Outbox, web.WebSocketResponse):
         peer does not read its replies, each after a drain.
         """
         patience = self._regime.receive_timeout
+        suspected = False
         try:
             while self.phase is not _CLOSED:
                 try:
                     message = await self.receive(patience)
                 except TimeoutError:
-                    patience = self._judge_silence()
+                    left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
+                    if left <= 0 and suspected:
+                        self.end(errors.RECEIVE_TIMEOUT)
+                    # Messages do not pass through receive(): believe the time of the last one. And after a pass that
+                    # took long, look again when what is there has been read.
+                    suspected = left <= 0
+                    patience = max(left, _SECOND_LOOK)
                     continue
                 if message.type in _HELD_BACK:
                     await self._catch_up(message)
@@ -270,17 +277,6 @@ class WebSocket(Outbox, web.WebSocketResponse):
             # Break the cycle between the two, so that both are freed now and not by the collector some day.
             self._reader = None
             del self._inbox
-
-    def _judge_silence(self) -> float:
-        """``receive()`` gave up, but messages do not pass through it: believe the time of the last one.
-
-        Returns the seconds that may still pass.
-        """
-        left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
-        if left > 0 or self.phase is not _OPEN:
-            return max(left, self._regime.close_timeout)
-        self.end(errors.RECEIVE_TIMEOUT)
-        return self._regime.close_timeout
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Handle what was held back, no faster than the peer takes the replies."""
