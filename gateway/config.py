@@ -365,7 +365,7 @@ def _literal(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return json.dumps(value if len(value) <= 200 else value[:199] + "…", ensure_ascii=False)
+            return json.dumps(value if len(value) <= 60 else value[:59] + "…", ensure_ascii=False)
         case int() if value.bit_length() > 64:  # str() refuses more than 4300 digits, hex() does not
             return f"{hex(value)[:18]}…"
         case _:
