@@ -18,7 +18,7 @@ from gateway.connection import Connection, Regime, remote_of
 from gateway.connections import Connections
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
-from gateway.handshake import Gatekeeper
+from gateway.handshake import Gatekeeper, RefusedError
 from gateway.limits import Sampler
 from gateway.status import Phase, Status
 
@@ -76,10 +76,11 @@ class Gateway:
         remote = remote_of(request)
         try:
             self.gatekeeper.admit(request, len(self._connections))
-        except web.HTTPException as refusal:
-            self.reject(remote, refusal.status, (refusal.text or refusal.reason).strip())
-            refusal.force_close()
-            raise
+        except RefusedError as refusal:
+            self.reject(remote, refusal.status, refusal.why)
+            answer = web.Response(status=refusal.status, text=f"{refusal.why}\n", headers=refusal.headers)
+            answer.force_close()
+            return answer
         return await Connection(remote, self, self._regime).serve(request)
 
     def reject(self, remote: str, status: int, reason: str) -> None:

@@ -18,15 +18,28 @@ RETRY_AFTER: Final = "5"
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")
-_UPGRADE_HEADERS: Final = {
+_UPGRADE_HEADERS: Final[dict[str, str]] = {
     hdrs.CONNECTION: "close, Upgrade",  # RFC 9110 section 7.8
     hdrs.UPGRADE: "websocket",
     hdrs.SEC_WEBSOCKET_VERSION: "13",
 }
 
 
+class RefusedError(Exception):
+    """A request that may not upgrade: the HTTP status of its answer, the text that says why, and headers of it.
+
+    Not a `web.HTTPException`: aiohttp keeps those, with the frames that raised them, for the garbage collector.
+    """
+
+    def __init__(self, status: int, why: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+        self.headers = headers
+
+
 class Gatekeeper:
-    """Admits a request for `/ws`, or raises the `web.HTTPException` that answers it; its text says what is wrong."""
+    """Admits a request for `/ws`, or raises `RefusedError`."""
 
     def __init__(self, server: Server, max_connections: int, status: Status) -> None:
         self._allowed_hosts = frozenset(server.allowed_hosts)
@@ -44,17 +57,17 @@ class Gatekeeper:
 
     def _check_host(self, request: web.Request) -> str:
         if request.version < HttpVersion11:
-            raise web.HTTPBadRequest(text="WebSocket needs HTTP/1.1 (RFC 6455 section 4.1)\n")
+            raise RefusedError(400, "WebSocket needs HTTP/1.1 (RFC 6455 section 4.1)")
         hosts = request.headers.getall(hdrs.HOST, [])
         if len(hosts) != 1 or not hosts[0]:
-            raise web.HTTPBadRequest(text="exactly one Host header is needed (RFC 9112 section 3.2)\n")
+            raise RefusedError(400, "exactly one Host header is needed (RFC 9112 section 3.2)")
         name = _host_name(hosts[0])
         if self._allowed_hosts:
             allowed = name in self._allowed_hosts
         else:
             allowed = not self.loopback_only or name in _LOOPBACK or is_loopback(name.strip("[]")) or _is_unix(request)
         if not allowed:
-            raise web.HTTPMisdirectedRequest(text="this host name is not served here; see server.allowed_hosts\n")
+            raise RefusedError(421, "this host name is not served here; see server.allowed_hosts")
         return hosts[0]
 
     def _check_origin(self, request: web.Request, host: str) -> None:
@@ -63,7 +76,7 @@ class Gatekeeper:
         if not origins or (len(origins) == 1 and origins[0].lower() in self._allowed_origins):
             return
         if len(origins) > 1 or not _same_place(origins[0], host):
-            raise web.HTTPForbidden(text="this origin is not allowed; see server.allowed_origins\n")
+            raise RefusedError(403, "this origin is not allowed; see server.allowed_origins")
 
     def _check_room(self, connections: int) -> None:
         if self._status.phase is not Phase.READY:
@@ -72,7 +85,7 @@ class Gatekeeper:
             why = "the gateway is full; see limits.max_connections"
         else:
             return
-        raise web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: RETRY_AFTER}, text=f"{why}\n")
+        raise RefusedError(503, why, {hdrs.RETRY_AFTER: RETRY_AFTER})
 
 
 def _check_upgrade(request: web.Request) -> None:
@@ -83,16 +96,16 @@ def _check_upgrade(request: web.Request) -> None:
     if headers.get(hdrs.SEC_WEBSOCKET_VERSION, "").strip() != "13":
         raise _upgrade_required("only version 13 is spoken here")
     if not _has_token(headers, hdrs.CONNECTION, "upgrade"):
-        raise web.HTTPBadRequest(text='the Connection header must have "Upgrade"\n')
+        raise RefusedError(400, 'the Connection header must have "Upgrade"')
     if hdrs.TRANSFER_ENCODING in headers or headers.get(hdrs.CONTENT_LENGTH, "0").strip() != "0":
-        raise web.HTTPBadRequest(text="an upgrade has no body\n")
+        raise RefusedError(400, "an upgrade has no body")
     keys = headers.getall(hdrs.SEC_WEBSOCKET_KEY, [])
     if len(keys) != 1 or not _KEY.fullmatch(keys[0].strip()):
-        raise web.HTTPBadRequest(text="Sec-WebSocket-Key must be 16 bytes in base64, once\n")
+        raise RefusedError(400, "Sec-WebSocket-Key must be 16 bytes in base64, once")
 
 
-def _upgrade_required(why: str) -> web.HTTPException:
-    return web.HTTPUpgradeRequired(headers=_UPGRADE_HEADERS, text=f"{why}\n")
+def _upgrade_required(why: str) -> RefusedError:
+    return RefusedError(426, why, _UPGRADE_HEADERS)
 
 
 def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:

@@ -145,6 +145,7 @@ class HandshakeProtocol(RequestProtocol):
         """Aiohttp logs a traceback for a request that it cannot parse; that is the peer's mistake, not ours."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
+        exc.__traceback__ = None  # aiohttp keeps the error, and its frames would keep the connection
         # Not aiohttp's own words: they quote the request, and a credential may be in it.
         reason = f"malformed HTTP ({type(exc).__name__})"
         self._reject(self.remote, status, reason)

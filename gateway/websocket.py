@@ -408,6 +408,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         would overtake the close frame).
         """
         if isinstance(error, WebSocketError):
+            error.__traceback__ = None  # the parser keeps the error, and the traceback would keep the parser
             end = errors.disconnect_for(error.code)
             # Behind a colon aiohttp has bytes of the peer's.
             reason = cut(str(error).partition(":")[0])
