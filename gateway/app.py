@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any, Final
 
 from aiohttp import web
 
-from gateway import __version__, errors, frames, jsonrpc
-from gateway.config import Config, load
+from gateway import errors
+from gateway.calls import Calls
+from gateway.config import Config, ConfigError, load
 from gateway.connection import Connection, Regime, remote_of
 from gateway.connections import Connections
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.handshake import Gatekeeper, RefusedError
 from gateway.limits import Sampler
+from gateway.methods.connection import ConnectionMethods
+from gateway.methods.gateway import GatewayMethods
+from gateway.methods.rpc import RpcMethods
 from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.app")
-
-PROTOCOL: Final = 1
-"""The version of the contract, as `gateway.welcome` tells it."""
 
 REJECTIONS: Final = (20, 10.0)
 """How many rejections of one address are logged in how many seconds; the rest is counted."""
 
 
-def create_app(config: Config | None = None) -> web.Application:
+def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> web.Application:
     """The whole gateway as an aiohttp application, for `gateway.server`, a test client or another runner.
+
+    ``methods`` are modules, objects or functions that declare methods with `gateway.method`, beside those that
+    ``methods.modules`` names. Raises ValueError for a name that is taken and TypeError for a wrong signature.
 
     Without ``config`` it is read as `python -m gateway` reads it: from the file that GATEWAY_CONFIG names and the
     environment; raises `config.ConfigError` where that is wrong.
@@ -48,8 +54,15 @@ def create_app(config: Config | None = None) -> web.Application:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         app["connections"] = connections
-    gateway = Gateway(config, status, connections)
-    app[GATEWAY] = gateway
+    app[GATEWAY] = gateway = Gateway(config, status, connections)
+    for name in config.methods.modules:
+        try:
+            gateway.dispatcher.add(load_methods(name))
+        except (TypeError, ValueError) as error:
+            right = "a module that declares methods, see gateway.method"
+            raise ConfigError("configuration", "methods.modules", f'"{name}": {error}', right) from error
+    for source in methods:
+        gateway.dispatcher.add(source)
 
     app.router.add_get("/ws", gateway.websocket, allow_head=False)
     app.router.add_get("/healthz", healthz)
@@ -67,8 +80,19 @@ class Gateway:
         self._connections = connections
         self._regime = Regime(config)
         self.gatekeeper = Gatekeeper(config.server, config.limits.max_connections, status)
-        self._dispatcher = Dispatcher(status)
-        self._welcome = welcome_parts(config, status)
+        self.calls: Final = Calls()
+        self.dispatcher: Final = Dispatcher(
+            status,
+            self.calls,
+            max_in_flight=config.limits.max_in_flight,
+            max_batch=config.limits.max_batch,
+            call_timeout=config.limits.call_timeout,
+        )
+        self.text: Callable[[Connection, bytes], None] = self.dispatcher.dispatch  # on the hot path: no call in between
+        own = GatewayMethods(config, status, connections)
+        self._welcome = own.welcome
+        for source in (own, RpcMethods(self.dispatcher), ConnectionMethods(connections)):
+            self.dispatcher.add(source, own=True)
         self._rejections = Sampler(time.monotonic, *REJECTIONS)
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
@@ -96,12 +120,7 @@ class Gateway:
     def opened(self, connection: Connection) -> None:
         """Register, then welcome: the first frame on every connection."""
         self._connections.add(connection)
-        head, tail = self._welcome
-        connection.send_frame(frames.text_frame(head + connection.conn_id.encode() + tail))
-
-    def text(self, connection: Connection, data: bytes) -> None:
-        """JSON-RPC."""
-        self._dispatcher.dispatch(connection, data)
+        connection.send_frame(self._welcome(connection))
 
     def binary(self, connection: Connection, data: bytes) -> None:
         """Text frames only."""
@@ -109,7 +128,8 @@ class Gateway:
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Release all that the connection holds."""
-        self._connections.remove(connection)
+        self._connections.remove(connection, end)
+        self.dispatcher.lost(connection)
 
 
 CONFIG: Final = web.AppKey("config", Config)
@@ -129,23 +149,15 @@ def handler_args(config: Config) -> Mapping[str, Any]:
     }
 
 
-def welcome_parts(config: Config, status: Status) -> tuple[bytes, bytes]:
-    """The welcome before and after the connId."""
-    mark = "\0"
-    params = {
-        "connId": mark,
-        "protocol": PROTOCOL,
-        "server": {"name": "aisopod-gateway", "version": __version__, "instance": status.instance},
-        "heartbeat": {"interval": config.heartbeat.interval, "timeout": config.heartbeat.timeout},
-        "limits": {
-            "maxMessageBytes": config.limits.max_message_bytes,
-            "maxInFlight": config.limits.max_in_flight,
-            "maxBatch": config.limits.max_batch,
-        },
-        "principal": {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None},
-    }
-    head, _, tail = jsonrpc.notification("gateway.welcome", params).partition(b"\\u0000")
-    return head, tail
+def load_methods(name: str) -> ModuleType:
+    """The user's module that `methods.modules` names. Raises ConfigError where it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but one that it needs is not: its own traceback says more
+        wrong = f'no module "{name}" in PYTHONPATH or site-packages'
+        raise ConfigError("configuration", "methods.modules", wrong, "a module that can be imported") from None
 
 
 async def healthz(request: web.Request) -> web.Response:

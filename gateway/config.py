@@ -148,6 +148,7 @@ SecondsOrZero = Annotated[float, Meta(ge=0, le=_YEAR, description=f"a number of 
 Rate = Annotated[float, Meta(ge=0, le=1e9, description="a number from 0 to 1000000000")]
 Port = Annotated[int, _integer(0, 65535)]
 Count = Annotated[int, _integer(1, _MANY)]
+Batch = Annotated[int, _integer(1, 10_000)]
 CountOrZero = Annotated[int, _integer(0, _MANY)]
 MessageBytes = Annotated[int, _integer(1, _GIBIBYTE)]
 OutboxBytes = Annotated[int, _integer(2, 4 * _GIBIBYTE)]
@@ -229,7 +230,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_message_bytes: MessageBytes = 1_048_576
     max_in_flight: Count = 64
     max_node_in_flight: Count = 256
-    max_batch: Count = 100
+    max_batch: Batch = 100
     call_timeout: Seconds = 30.0
     max_call_timeout: Seconds = 600.0
     max_outbox_bytes: OutboxBytes = 4_194_304

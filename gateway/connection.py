@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
 from gateway import errors, jsonrpc
+from gateway.calls import Call, Calls, call, failed
 from gateway.config import Config
+from gateway.dispatcher import Running
 from gateway.errors import Disconnect
+from gateway.frames import State
 from gateway.outbox import Cork
 from gateway.reader import RequestProtocol
+from gateway.scopes import ANONYMOUS
 from gateway.websocket import Closings, WebSocket
 
 logger = logging.getLogger("gateway.connection")
@@ -54,6 +58,10 @@ class Regime:
 class Endpoint(Protocol):
     """What stands behind a connection, and knows what its messages mean. Nothing here may block."""
 
+    @property
+    def calls(self) -> Calls:
+        """The calls that the gateway has sent."""
+
     def opened(self, connection: Connection) -> None:
         """The connection is open: register it, welcome it."""
 
@@ -71,15 +79,28 @@ class Connection:
     """One peer. ``serve(request)`` lives as long as the connection; everything else is a plain call.
 
     ``conn_id`` is UUID4 text; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``; ``opened_at`` is seconds since
-    the epoch; ``in_flight`` counts the requests that are not answered yet.
+    the epoch. ``running`` are its requests in flight, ``calls`` those that the gateway has sent it, both by id.
     """
 
-    __slots__ = ("_endpoint", "_leaving", "_opened", "conn_id", "in_flight", "opened_at", "remote", "ws")
+    __slots__ = (
+        "_endpoint",
+        "_leaving",
+        "_opened",
+        "calls",
+        "conn_id",
+        "opened_at",
+        "principal",
+        "remote",
+        "running",
+        "ws",
+    )
 
     def __init__(self, remote: str, endpoint: Endpoint, regime: Regime) -> None:
         self.conn_id: Final = new_id()
         self.remote: Final = remote
-        self.in_flight = 0
+        self.principal = ANONYMOUS
+        self.running: dict[object, Running] = {}
+        self.calls: dict[bytes, Call] = {}
         self.opened_at = 0.0
         self._opened = 0.0
         self._leaving = False
@@ -107,6 +128,35 @@ class Connection:
         """Send a notification."""
         self.ws.send_text(jsonrpc.notification(method, params))
 
+    async def call(self, method: str, params: object = None, timeout: float = 30.0) -> Any:
+        """Call a method of the client and return its decoded result; ``timeout`` is seconds.
+
+        Raises `calls.CallError` with the client's error, or `timeout` or `node_lost`. Cancelling it cancels the call.
+        """
+        if self.ws.phase is not State.OPEN:
+            raise failed(errors.NODE_LOST)
+        return await call(self._endpoint.calls, self, method, params, timeout)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of the peer that are not answered yet, and calls that it has not answered."""
+        return len(self.running) + len(self.calls)
+
+    @property
+    def last_seen_at(self) -> float:
+        """When the last byte came, in seconds since the epoch."""
+        return self.opened_at + (self.ws.last_read - self._opened)
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the opening, to the millisecond."""
+        return round(self.ws.loop.time() - self._opened, 3)
+
+    def settled(self) -> None:
+        """A request is no longer in flight: one who is leaving may go."""
+        if self._leaving and not self.in_flight:
+            self.ws.end(errors.SHUTDOWN)
+
     def end(self, end: Disconnect) -> None:
         """End the connection, for the reason given. The first end wins, later ones do nothing."""
         self.ws.end(end)
@@ -121,8 +171,7 @@ class Connection:
 
     def _leave(self) -> None:
         self._leaving = True
-        if not self.in_flight:
-            self.ws.end(errors.SHUTDOWN)
+        self.settled()
 
     # From the WebSocket
 
@@ -165,7 +214,7 @@ class Connection:
                     "event": "connection.closed",
                     "connId": self.conn_id,
                     "remote": self.remote,
-                    "duration": round(ws.loop.time() - self._opened, 3),
+                    "duration": self.duration,
                     "code": end.code,
                     "reason": end.reason,
                     "cause": end.cause,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway import errors
 from gateway.connection import Connection
+from gateway.errors import Disconnect
+from gateway.scopes import Principal
 
 logger = logging.getLogger("gateway.connections")
 
@@ -20,12 +24,30 @@ LEAVE_WITHIN: Final = 1.0
 RECONNECT_MS: Final = (500, 10_000)
 """From and to: what ``reconnectAfterMs`` is drawn from."""
 
+HISTORY: Final = 1000
+"""Ended connections that are remembered."""
+
 _CHUNK: Final = 200
 _CUT_GRACE: Final = 0.2
 
 
+class Closed(NamedTuple):
+    """What is kept of a connection that is over; ``closed_at`` is seconds since the epoch, ``duration`` seconds."""
+
+    conn_id: str
+    principal: Principal
+    remote: str
+    closed_at: float
+    duration: float
+    end: Disconnect
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+
+
 class Connections(dict[str, Connection]):
-    """connId → Connection, of those that are open.
+    """connId → Connection, of those that are open; ``history`` has the last that are over, the newest at its end.
 
     A dictionary to look at; only :meth:`add`, :meth:`remove` and :meth:`drain` change it.
     """
@@ -33,6 +55,7 @@ class Connections(dict[str, Connection]):
     def __init__(self) -> None:
         super().__init__()
         self.opened_total = 0
+        self.history: deque[Closed] = deque(maxlen=HISTORY)
         self._empty: asyncio.Event | None = None
         self._drain: asyncio.Task[None] | None = None
 
@@ -41,9 +64,10 @@ class Connections(dict[str, Connection]):
         self[connection.conn_id] = connection
         self.opened_total += 1
 
-    def remove(self, connection: Connection) -> None:
-        """Forget a connection; one that is not registered is no error."""
-        self.pop(connection.conn_id, None)
+    def remove(self, connection: Connection, end: Disconnect) -> None:
+        """Move a connection that is over to the history; one that is not registered is no error."""
+        if self.pop(connection.conn_id, None) is not None:
+            self.history.append(_closed(connection, end))
         if self._empty is not None and not self:
             self._empty.set()
 
@@ -92,6 +116,22 @@ class Connections(dict[str, Connection]):
                 await self._empty.wait()
         except TimeoutError:
             return
+
+
+def _closed(connection: Connection, end: Disconnect) -> Closed:
+    ws = connection.ws
+    return Closed(
+        connection.conn_id,
+        connection.principal,
+        connection.remote,
+        time.time(),
+        connection.duration,
+        end,
+        ws.messages_in,
+        ws.messages_out,
+        ws.bytes_in,
+        ws.bytes_out,
+    )
 
 
 def _announce(connection: Connection, deadline: float) -> None:

@@ -1,14 +1,19 @@
-"""Many deadlines of the same length, on one timer.
+"""Many deadlines on one timer.
 
-All who wait in one `Deadlines` have the same time, so the oldest is always the next one: a dictionary and one timer do
-what a timer for each would, for a fraction of its cost where nearly everybody is done in time.
+A timer for each costs much where nearly everybody is done in time. All who wait in one `Deadlines` have the same
+time, so the oldest is always the next one, and a dictionary does. A `Sweep` looks at deadlines of many lengths, ten
+times a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+TICK: Final = 0.1
+"""Seconds between two looks of a `Sweep`."""
 
 Waiting = TypeVar("Waiting", bound=Hashable)
 
@@ -66,3 +71,63 @@ class Deadlines(Generic[Waiting]):
         finally:  # one that fails does not stop the others' time
             if self._due and self._timer is None:
                 self._timer = loop.call_at(next(iter(self._due.values())), self._sweep)
+
+
+class Sweep(Generic[Waiting]):
+    """Deadlines of different lengths, to the next tenth of a second, on one timer.
+
+    Who begins and who is done costs a dictionary entry each, however many wait.
+    """
+
+    __slots__ = ("_due", "_expired", "_loop", "_order", "_ticks", "_timer")
+
+    def __init__(self, expired: Callable[[Waiting], None]) -> None:
+        self._expired = expired
+        self._ticks: dict[int, dict[Waiting, None]] = {}
+        self._order: list[int] = []
+        self._due: dict[Waiting, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def begin(self, who: Waiting, timeout: float) -> None:
+        """Call ``expired(who)`` in ``timeout`` seconds. For each once at a time."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        tick = int((loop.time() + timeout) / TICK) + 1
+        waiting = self._ticks.get(tick)
+        if waiting is None:
+            waiting = self._ticks[tick] = {}
+            heapq.heappush(self._order, tick)
+            if self._order[0] == tick:
+                self._arm(loop)
+        waiting[who] = None
+        self._due[who] = tick
+
+    def done(self, who: Waiting) -> None:
+        """Forget ``who``. Harmless for who does not wait."""
+        tick = self._due.pop(who, None)
+        if tick is not None:
+            del self._ticks[tick][who]
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._order[0] * TICK, self._sweep) if self._order else None
+
+    def _sweep(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._order and self._order[0] * TICK <= now:
+            tick = heapq.heappop(self._order)
+            waiting = self._ticks[tick]
+            while waiting:  # one that expires may let others be done
+                who = next(iter(waiting))
+                del waiting[who], self._due[who]
+                self._expired(who)
+            del self._ticks[tick]
+        self._arm(loop)

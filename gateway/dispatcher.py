@@ -1,47 +1,306 @@
-"""What the messages of a connection mean: each request finds its method, or gets the refusal that it deserves."""
+"""The one table of methods, and what becomes of each message: a reply, a refusal, a task, or the answer to a call."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
+
+from msgspec import Raw
 
 from gateway import errors, jsonrpc
+from gateway.calls import Callee, Calls
+from gateway.deadlines import Sweep
+from gateway.errors import RpcError
+from gateway.jsonrpc import Invalid, Message
+from gateway.method import AUTHENTICATED, RESERVED, BadParams, Method, Refusal, collect
+from gateway.scopes import Principal
 from gateway.status import Phase, Status
 
-_WHILE_DRAINING: Final = ("gateway.ping", "rpc.")
+logger = logging.getLogger("gateway.dispatcher")
+
+RETRY_AFTER_MS: Final = 100
+"""What a client is asked to wait that has too many requests in flight."""
+
+_NULL: Final = b"null"
+_DRAINING: Final = Phase.DRAINING
 
 
-class Peer(Protocol):
-    """The connection that a message came from, as far as it is answered."""
+class Peer(Callee, Protocol):
+    """The connection that a message came from."""
+
+    principal: Principal
+    running: dict[object, Running]
+    """Its requests in flight, by id; notifications by themselves."""
+
+    @property
+    def conn_id(self) -> str:
+        """UUID4 text."""
+
+    @property
+    def remote(self) -> str:
+        """Where it is, as the log has it."""
 
     def send(self, payload: bytes) -> None:
-        """Send one JSON text."""
+        """Send one JSON text; does nothing when the connection is over."""
+
+
+class Running:
+    """One ``async def`` method at work."""
+
+    __slots__ = ("batch", "identity", "key", "method", "peer", "task", "verdict")
+
+    def __init__(self, peer: Peer, method: Method, identity: bytes, batch: Batch | None) -> None:
+        self.peer = peer
+        self.method = method
+        self.identity = identity
+        self.key: object = identity or object()
+        self.batch = batch
+        self.task: asyncio.Task[Any] | None = None
+        self.verdict: RpcError | None = None
+        """Why it is being cancelled."""
+
+    def cancel(self, verdict: RpcError) -> None:
+        """Stop it; the first verdict stands."""
+        if self.task is not None and self.verdict is None:
+            self.verdict = verdict
+            self.task.cancel()
+
+
+class Batch:
+    """The replies to one batch, sent as one array when the last is there; nothing where there are none."""
+
+    __slots__ = ("_peer", "_replies", "_waiting")
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._replies: list[bytes] = []
+        self._waiting = 1  # for the end of the batch itself
+
+    def expect(self) -> None:
+        """One more reply, or its absence, is to come."""
+        self._waiting += 1
+
+    def done(self, reply: bytes | None) -> None:
+        """One that was expected is there."""
+        if reply is not None:
+            self._replies.append(reply)
+        self._waiting -= 1
+        if not self._waiting and self._replies:
+            self._peer.send(jsonrpc.batch(self._replies))
+
+    def add(self, reply: bytes | None) -> None:
+        """A reply that was there at once."""
+        if reply is not None:
+            self._replies.append(reply)
 
 
 class Dispatcher:
-    """Answers JSON-RPC messages."""
+    """Answers JSON-RPC messages from one table of methods."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(
+        self, status: Status, calls: Calls, *, max_in_flight: int, max_batch: int, call_timeout: float
+    ) -> None:
         self._status = status
+        self._calls = calls
+        self._max_in_flight = max_in_flight
+        self._max_batch = max_batch
+        self._call_timeout = call_timeout
+        self._methods: dict[str, Method] = {}
+        self._sweep: Sweep[Running] = Sweep(_late)
+        self.late_replies = 0
+        """Responses that nobody waited for."""
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """The table, by name."""
+        return self._methods
+
+    def add(self, source: object, *, own: bool = False) -> None:
+        """Enter the methods that a module, an object or a function declares.
+
+        ``own``: the gateway's own, which may have a reserved name. Raises ValueError for a name that is taken, or
+        reserved, and for a source without methods; TypeError for a wrong signature.
+        """
+        found = False
+        for entry in collect(source):
+            found = True
+            if not own and entry.name.startswith(RESERVED):
+                raise ValueError(f"method {entry.name}: names under {', '.join(RESERVED)} are the gateway's own")
+            if entry.name in self._methods:
+                raise ValueError(f"method {entry.name}: declared twice")
+            self._methods[entry.name] = entry
+        if not found:
+            raise ValueError(f"{source!r} declares no method; see gateway.method")
+
+    def permitted(self, peer: Peer) -> Iterable[Method]:
+        """The methods that this connection may call, by name."""
+        return [entry for _, entry in sorted(self._methods.items()) if _may(peer, entry)]
 
     def dispatch(self, peer: Peer, data: bytes) -> None:
-        """Handle one text message of ``peer``. Never blocks; raises only for a defect."""
-        message = jsonrpc.decode(data)
-        if not isinstance(message, list):
-            reply = self._answer(message)
-            if reply is not None:
-                peer.send(reply)
+        """Handle one text message of ``peer``, valid UTF-8. Never blocks; raises only for a defect."""
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.UNDECODABLE as error:
+            self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch))
             return
-        replies = [reply for reply in map(self._answer, message) if reply is not None]
-        if replies:
-            peer.send(jsonrpc.batch(replies))
+        reply = self._handle(peer, message, None)
+        if reply is not None:
+            peer.send(reply)
 
-    def _answer(self, message: jsonrpc.Message) -> bytes | None:
-        if isinstance(message, jsonrpc.Invalid):
-            return jsonrpc.error_reply(message.id, message.error, f"{message.error.message}: {message.detail}")
-        if isinstance(message, jsonrpc.Response) or not message.id:
+    def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid]) -> None:
+        if isinstance(found, list):
+            self._dispatch_batch(peer, found)
+        else:
+            peer.send(jsonrpc.error_reply(found.id, found.error, found.detail))
+
+    def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
+        batch = Batch(peer)
+        for message in messages:
+            if isinstance(message, Invalid):
+                batch.add(jsonrpc.error_reply(message.id, message.error, message.detail))
+            else:
+                batch.add(self._handle(peer, message, batch))
+        batch.done(None)
+
+    def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
+        """One message: the reply, or None where there is none, or none yet."""
+        identity = bytes(message.id)
+        name = message.method
+        if name is jsonrpc.NO_METHOD:
+            return self._response(peer, message, identity)
+        if identity and not identity.isdigit() and not jsonrpc.may_be_id(identity):
+            return jsonrpc.error_reply(_NULL, errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
+        data = bytes(message.params)
+        if data and data[0] not in jsonrpc.STRUCTURED:
+            detail = '"params" must be an array or an object'
+            return jsonrpc.error_reply(identity or _NULL, errors.INVALID_REQUEST, detail)
+        try:
+            method = self._methods.get(name)
+            if method is None or self._status.phase is _DRAINING:
+                method = self._unless_draining(method, name)
+            if method.scope is not AUTHENTICATED and not _may(peer, method):
+                raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
+            if peer.running and identity in peer.running:
+                raise Refusal(errors.CONFLICT, "this id is still in flight")
+            params = data if method.decode is None else method.decode(data)
+            if method.is_async:
+                self._start(peer, method, params, identity, batch)
+                return None
+            result = method.handler(peer) if method.params is None else method.handler(peer, params)
+        except Refusal as refusal:
+            return _refusal(peer, name, identity, refusal) if identity else None
+        except BadParams as error:
+            return jsonrpc.error_reply(identity, errors.INVALID_PARAMS, str(error)) if identity else None
+        except Exception as error:
+            return _defect(peer, name, identity, error)
+        return _result(peer, name, identity, result) if identity else None
+
+    def _unless_draining(self, method: Method | None, name: str) -> Method:
+        if self._status.phase is _DRAINING and (method is None or not method.while_draining):
+            raise Refusal(errors.DRAINING)
+        if method is None:
+            raise Refusal(errors.METHOD_NOT_FOUND, name[: jsonrpc.MAX_DETAIL])
+        return method
+
+    def _response(self, peer: Peer, message: Message, identity: bytes) -> bytes | None:
+        """The peer's answer to a call of ours; what is neither a request nor an answer is refused."""
+        if identity and jsonrpc.may_be_id(identity) and bool(bytes(message.result)) != bool(bytes(message.error)):
+            if not self._calls.answered(peer, message):
+                self.late_replies += 1
             return None
-        if self._status.phase is Phase.DRAINING and not message.method.startswith(_WHILE_DRAINING):
-            return jsonrpc.error_reply(message.id, errors.DRAINING)
-        return jsonrpc.error_reply(
-            message.id, errors.METHOD_NOT_FOUND, f"{errors.METHOD_NOT_FOUND.message}: {message.method}"
-        )
+        sendable = identity if identity and jsonrpc.may_be_id(identity) else _NULL
+        return jsonrpc.error_reply(sendable, errors.INVALID_REQUEST, '"method" is missing')
+
+    # Requests that take their time
+
+    def _start(self, peer: Peer, method: Method, params: Any, identity: bytes, batch: Batch | None) -> None:
+        if len(peer.running) >= self._max_in_flight:
+            raise Refusal(
+                errors.OVERLOADED, f"{self._max_in_flight} requests are in flight", retryAfterMs=RETRY_AFTER_MS
+            )
+        running = Running(peer, method, identity, batch)
+        work = method.handler(peer) if method.params is None else method.handler(peer, params)
+        running.task = asyncio.get_running_loop().create_task(work)
+        peer.running[running.key] = running
+        if batch is not None:
+            batch.expect()
+        self._sweep.begin(running, method.timeout or self._call_timeout)
+        # Not a `finally` of the work's own: a task that is cancelled before its first step never gets there.
+        running.task.add_done_callback(lambda task: self._finished(running, task))
+
+    def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
+        peer, identity = running.peer, running.identity
+        self._sweep.done(running)
+        peer.running.pop(running.key, None)
+        reply = _outcome(running, task)
+        if running.batch is not None:
+            running.batch.done(reply if identity else None)
+        elif reply is not None and identity:
+            peer.send(reply)
+        peer.settled()
+
+    def cancel(self, peer: Peer, identity: bytes) -> bool:
+        """The caller cancels its request with this id. False where none is in flight."""
+        running = peer.running.get(identity)
+        if running is None:
+            return False
+        running.cancel(errors.CANCELLED)
+        return True
+
+    def lost(self, peer: Peer) -> None:
+        """The connection is over: end what runs for it, and the calls that it has not answered."""
+        for running in list(peer.running.values()):
+            running.cancel(errors.CANCELLED)
+        self._calls.lost(peer)
+
+
+def _late(running: Running) -> None:
+    running.cancel(errors.TIMEOUT)
+
+
+def _may(peer: Peer, method: Method) -> bool:
+    return method.scope is not None and (method.scope == AUTHENTICATED or peer.principal.allows(method.scope))
+
+
+def _outcome(running: Running, task: asyncio.Task[Any]) -> bytes | None:
+    """The reply that a finished task stands for."""
+    peer, name, identity = running.peer, running.method.name, running.identity
+    if task.cancelled():
+        return jsonrpc.error_reply(identity, running.verdict or errors.CANCELLED)
+    error = task.exception()
+    if error is None:
+        return _result(peer, name, identity, task.result())
+    if isinstance(error, Refusal):
+        return _refusal(peer, name, identity, error)
+    if isinstance(error, BadParams):
+        return jsonrpc.error_reply(identity, errors.INVALID_PARAMS, str(error))
+    return _defect(peer, name, identity, error)
+
+
+def _result(peer: Peer, name: str, identity: bytes, result: Any) -> bytes:
+    if result.__class__ is Raw:
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (identity, result)
+    try:
+        return jsonrpc.result_reply(identity, jsonrpc.encode(result))
+    except Exception as error:
+        return _defect(peer, name, identity, error) or b""
+
+
+def _refusal(peer: Peer, name: str, identity: bytes, refusal: Refusal) -> bytes | None:
+    try:
+        return jsonrpc.error_reply(identity, refusal.error, refusal.detail, **refusal.data)
+    except Exception as error:
+        return _defect(peer, name, identity, error)
+
+
+def _defect(peer: Peer, name: str, identity: bytes, error: BaseException) -> bytes | None:
+    """A method has raised what it should not: all of it in the log, nothing of it in the reply."""
+    logger.error(
+        "method %s failed",
+        name,
+        exc_info=error,
+        extra={"event": "call.failed", "connId": peer.conn_id, "remote": peer.remote, "method": name},
+    )
+    return jsonrpc.error_reply(identity, errors.INTERNAL_ERROR) if identity else None

@@ -1,131 +1,162 @@
 """JSON-RPC 2.0 (jsonrpc.org/specification) as a pure codec: bytes in, messages out; messages in, bytes out.
 
 The envelope is decoded once. ``id``, ``params``, ``result`` and ``error`` stay `msgspec.Raw`: they are given back, or
-passed on, byte for byte.
+passed on, byte for byte. The decoder still checks all of it: a lone surrogate, a NaN or a missing bracket inside of a
+Raw is found here.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Raw
 
 from gateway.errors import INVALID_REQUEST, PARSE_ERROR, RpcError
 
+ABSENT: Final = Raw(b"")
+"""A member that is not there. The ``id`` of a notification."""
+
+NO_METHOD: Final = "\0no method"
+"""The ``method`` of a response; to be told by identity, for a request may name any text, an empty one too."""
+
 NULL: Final = Raw(b"null")
-NO_ID: Final = Raw(b"")
-"""The ``id`` of a notification."""
+
+MAX_DETAIL: Final = 200
+"""Characters of a decoder's own words that go into a reply."""
 
 
-class Request(NamedTuple):
-    """A request, or, where ``id`` is empty, a notification. ``params`` is empty where there is none."""
+class Message(msgspec.Struct, gc=False):
+    """One request, notification (no ``id``) or response (no ``method``)."""
 
-    id: Raw
-    method: str
-    params: Raw
-
-
-class Response(NamedTuple):
-    """The peer's answer to a call of ours; one of ``result`` and ``error`` is empty."""
-
-    id: Raw
-    result: Raw
-    error: Raw
+    jsonrpc: Literal["2.0"]
+    method: str = NO_METHOD
+    id: Raw = ABSENT
+    params: Raw = ABSENT
+    result: Raw = ABSENT
+    error: Raw = ABSENT
 
 
-class Invalid(NamedTuple):
-    """What is no JSON-RPC message: the refusal that it gets, and the id to send it under."""
+class Invalid(msgspec.Struct, gc=False):
+    """What is no JSON-RPC message: the refusal that it gets, why, and the id to send it under."""
 
     error: RpcError
     detail: str
-    id: Raw = NULL
+    id: bytes = b"null"
 
 
-Message = Request | Response | Invalid
+class _Identity(msgspec.Struct, gc=False):
+    id: Raw = ABSENT
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    jsonrpc: str = ""
-    method: str = ""
-    id: Raw = NO_ID
-    params: Raw = NO_ID
-    result: Raw = NO_ID
-    error: Raw = NO_ID
+decode: Final = msgspec.json.Decoder(Message).decode
+"""One text message, valid UTF-8, to the message that nearly all are: a single one.
 
+Raises one of `UNDECODABLE`, for `decode_other`. The kinds of ``id`` and ``params`` are for `may_be_id` and
+`STRUCTURED`: whoever handles the message looks at their bytes anyway.
+"""
 
-_envelope: Final = msgspec.json.Decoder(_Envelope)
-_envelopes: Final = msgspec.json.Decoder(list[Raw])
-_encode: Final = msgspec.json.Encoder().encode
-_INTEGER: Final = frozenset(b"-0123456789")
+UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
+STRUCTURED: Final = (ord("{"), ord("["))
+"""First bytes that ``params`` may have (the specification, section 4.2)."""
+
+_identity: Final = msgspec.json.Decoder(_Identity).decode
+_valid: Final = msgspec.json.Decoder(Raw).decode
+encode: Final = msgspec.json.Encoder().encode
+"""Any result to JSON, as msgspec encodes it; `msgspec.Raw` goes out as it is. Raises TypeError."""
+
 _BLANK: Final = b" \t\r\n"
 
 
-def decode(data: bytes) -> Message | list[Message]:
-    """One text message: a single message, or a list of them for a batch. Never raises; ``data`` is valid UTF-8."""
+def decode_other(data: bytes, error: Exception, max_batch: int) -> Invalid | list[Message | Invalid]:
+    """What is no single message, as `decode` has found with this error: a batch, or nothing valid. Never raises.
+
+    A batch of more than ``max_batch`` elements is refused before they are looked at.
+    """
     if data.lstrip(_BLANK)[:1] != b"[":
-        return _decode_one(data)
-    try:
-        elements = _envelopes.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
         return _classify(data, error)
-    if not elements:
+    try:
+        elements = _batch(max_batch + 1)(data)
+    except UNDECODABLE as deeper:
+        return _classify(data, deeper)
+    found = [element for element in msgspec.structs.astuple(elements) if element is not ABSENT]
+    if not found:
         return Invalid(INVALID_REQUEST, "an empty batch")
-    return [_decode_one(element) for element in elements]
+    if len(found) > max_batch:
+        return Invalid(INVALID_REQUEST, f"a batch of more than {max_batch}")
+    return [_decode_element(element) for element in found]
 
 
-def _decode_one(data: bytes | Raw) -> Message:
+@lru_cache
+def _batch(most: int) -> Callable[[bytes], msgspec.Struct]:
+    """A decoder of an array's first ``most`` elements, which only skips the rest.
+
+    A mebibyte of ``[1,1,…`` as a list would hold up everybody else for 20 ms; skipped, it takes 2.
+    """
+    fields = [(f"element{number}", Raw, ABSENT) for number in range(most)]
+    return msgspec.json.Decoder(msgspec.defstruct("Batch", fields, array_like=True, gc=False)).decode
+
+
+def _decode_element(data: Raw) -> Message | Invalid:
     try:
-        envelope = _envelope.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return decode(data)
+    except UNDECODABLE as error:
         return _classify(data, error)
-    if envelope.jsonrpc != "2.0":
-        return Invalid(INVALID_REQUEST, '"jsonrpc" must be "2.0"')
-    identity = envelope.id
-    if identity and not _may_be_id(bytes(identity)):
-        return Invalid(INVALID_REQUEST, '"id" must be a string, an integer or null')
-    if envelope.method:
-        params = bytes(memoryview(envelope.params)[:1]) or b"["
-        if params not in (b"[", b"{"):
-            return Invalid(INVALID_REQUEST, '"params" must be an array or an object', identity or NULL)
-        return Request(identity, envelope.method, envelope.params)
-    if identity and bool(envelope.result) != bool(envelope.error):
-        return Response(identity, envelope.result, envelope.error)
-    return Invalid(INVALID_REQUEST, '"method" is missing', identity or NULL)
-
-
-def _may_be_id(raw: bytes) -> bool:
-    return raw[:1] == b'"' or raw == b"null" or set(raw) <= _INTEGER
 
 
 def _classify(data: bytes | Raw, error: Exception) -> Invalid:
-    """Tell JSON that is no request from what is no JSON."""
+    """Tell JSON that is no message from what is no JSON, and find the id to answer under."""
+    if isinstance(error, RecursionError):
+        return Invalid(INVALID_REQUEST, "nested too deeply")
     try:
-        msgspec.json.decode(data)
-    except msgspec.DecodeError as deeper:
-        return Invalid(PARSE_ERROR, str(deeper))
+        _valid(data)
     except RecursionError:
         return Invalid(INVALID_REQUEST, "nested too deeply")
-    return Invalid(INVALID_REQUEST, str(error))
+    except msgspec.DecodeError as deeper:
+        return Invalid(PARSE_ERROR, str(deeper)[:MAX_DETAIL])
+    try:
+        raw = bytes(_identity(data).id)
+    except msgspec.DecodeError:
+        raw = b""
+    return Invalid(INVALID_REQUEST, str(error)[:MAX_DETAIL], raw if raw and may_be_id(raw) else b"null")
 
 
-def error_reply(identity: Raw, error: RpcError, detail: str = "", **data: object) -> bytes:
-    """An error reply; ``detail`` replaces the error's own sentence, ``data`` goes beside its name."""
+def may_be_id(raw: bytes) -> bool:
+    """Whether this JSON value is a string, an integer or null (the specification, section 4)."""
+    first = raw[:1]
+    return raw.isdigit() or first == b'"' or raw == b"null" or (first == b"-" and raw[1:].isdigit())
+
+
+def result_reply(identity: bytes, result: bytes) -> bytes:
+    """A reply with a result that is JSON already."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (identity, result)
+
+
+def error_reply(identity: bytes, error: RpcError, detail: str = "", **data: object) -> bytes:
+    """An error reply; ``detail`` goes behind the error's own sentence, ``data`` beside its name."""
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (
-        bytes(identity or NULL),
-        _encode(
+        identity,
+        encode(
             {
                 "code": error.code,
-                "message": detail or error.message,
+                "message": f"{error.message}: {detail}" if detail else error.message,
                 "data": {"code": error.name, "temporary": error.temporary, **data},
             }
         ),
     )
 
 
+def request(identity: bytes, method: str, params: object) -> bytes:
+    """A request; ``params`` is anything that msgspec encodes to an array or an object, None for none."""
+    head = b'{"jsonrpc":"2.0","id":%b,"method":%b' % (identity, encode(method))
+    return head + b"}" if params is None else b'%b,"params":%b}' % (head, encode(params))
+
+
 def notification(method: str, params: object) -> bytes:
     """A notification; ``params`` is anything that msgspec encodes to an array or an object."""
-    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (_encode(method), _encode(params))
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), encode(params))
 
 
 def batch(replies: list[bytes]) -> bytes:

@@ -26,7 +26,7 @@ from gateway.systemd import Notifier, Watchdog, listen_fds
 
 logger = logging.getLogger("gateway.server")
 
-GC_THRESHOLDS: Final = (100_000, 50, 100)
+GC_THRESHOLDS: Final = (25_000, 50, 100)
 """A connection makes many objects that stay: with Python's own thresholds a third of a connect is collection."""
 
 EXIT_FORCED: Final = 1

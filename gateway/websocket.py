@@ -342,10 +342,13 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def send_text(self, payload: bytes) -> None:
         """Send one text message, compressed where that was negotiated and is worth it."""
-        if self._deflater is not None and len(payload) >= DEFLATE_FROM and self.phase is _OPEN:
-            self.send_frame_bytes(frame(TEXT, _deflate(self._deflater, payload), RSV1))
+        if self.phase is not _OPEN:
+            return
+        self.messages_out += 1
+        if self._deflater is not None and len(payload) >= DEFLATE_FROM:
+            self.put(frame(TEXT, _deflate(self._deflater, payload), RSV1))
         else:
-            self.send_frame_bytes(text_frame(payload))
+            self.put(text_frame(payload))
 
     # The heartbeat is aiohttp's own, but for two things: a byte from the peer is noted when it is read instead of by a
     # callback for each read, and nobody is called dead while it is this side that does not read.

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from gateway import errors
 from gateway.app import handler_args
+from gateway.calls import Calls
 from gateway.config import Config, parse
 from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect
@@ -35,6 +36,7 @@ class Echo:
     """What stands behind every connection. Implements `gateway.connection.Endpoint`."""
 
     def __init__(self, config: Config) -> None:
+        self.calls = Calls()
         self._regime = Regime(config)
         self._open: set[Connection] = set()
 

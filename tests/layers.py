@@ -36,12 +36,14 @@ class Layer:
 LAYERS: Final = (
     Layer(
         "pure",
-        frozenset({"errors", "config", "frames", "jsonrpc", "limits", "scopes", "status", "topics"}),
+        frozenset(
+            {"errors", "config", "frames", "jsonrpc", "limits", "method", "openrpc", "scopes", "status", "topics"}
+        ),
         frozenset({"aiohttp", "asyncio", "time", "uvloop"}),
     ),
     Layer(
         "services",
-        frozenset({"auth", "bus", "deadlines", "dispatcher", "events", "log", "metrics", "nodes", "systemd"}),
+        frozenset({"auth", "bus", "calls", "deadlines", "dispatcher", "events", "log", "metrics", "nodes", "systemd"}),
         frozenset({"aiohttp"}),
     ),
     Layer(

@@ -16,6 +16,7 @@ import uvloop
 from aiohttp import web
 
 from gateway.app import handler_args
+from gateway.calls import Call, Calls
 from gateway.config import parse
 from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect
@@ -67,6 +68,7 @@ class Script:
     def __init__(
         self, on_text: OnMessage | None = None, on_binary: OnMessage | None = None, sndbuf: int | None = None
     ) -> None:
+        self.calls = Calls()
         self._on_text = on_text
         self._on_binary = on_binary
         self._sndbuf = sndbuf
@@ -152,3 +154,8 @@ async def serving(
 
 def _reject(remote: str, status: int, reason: str) -> None:
     logging.getLogger("gateway.tests").info("rejected %s: %d %s", remote, status, reason)
+
+
+def keep_busy(connection: Connection) -> None:
+    """Give a connection a call that it never answers."""
+    connection.calls[b"0"] = Call(connection, b"0", lambda outcome: None)

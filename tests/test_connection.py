@@ -20,7 +20,7 @@ from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
 from tests.fleet import Gateways, ended, in_process, on_each, request, started
 from tests.peers import Frame, Opcode, RawPeer, frame
 from tests.process import GatewayProcess, Line
-from tests.serving import Script, echo, serving
+from tests.serving import Script, echo, keep_busy, serving
 
 pytestmark = pytest.mark.xdist_group("connection")
 module_loop = pytest.mark.asyncio(loop_scope="module")
@@ -386,7 +386,7 @@ async def test_leave_in_spares_who_has_a_request_in_flight() -> None:
             with await RawPeer.open(target) as peer:
                 await peer.alive()
                 connection = script.connections[0]
-                connection.in_flight = 1
+                keep_busy(connection)
                 connection.leave_in(0.0)
                 await asyncio.sleep(0.2)
                 await peer.alive()

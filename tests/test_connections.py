@@ -11,10 +11,10 @@ import pytest
 
 from gateway.connection import Connection
 from gateway.connections import LEAVE_WITHIN, RECONNECT_MS, Connections
-from gateway.errors import Disconnect
+from gateway.errors import CLIENT_CLOSE, Disconnect
 from tests.fleet import in_process, until
 from tests.peers import Opcode, RawPeer, Target
-from tests.serving import Script, serving
+from tests.serving import Script, keep_busy, serving
 
 DRAIN_TIMEOUT, CLOSE_TIMEOUT = 1.2, 0.4
 LONG = 30.0
@@ -41,7 +41,7 @@ class Registered(Script):
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Note the end and forget it."""
         super().closed(connection, end)
-        self.registry.remove(connection)
+        self.registry.remove(connection, end)
 
     async def drain(self, drain_timeout: float) -> float:
         """Drain and return how many seconds it took."""
@@ -138,7 +138,7 @@ async def test_removing_what_is_not_there_is_no_error() -> None:
             await here.peers(1)
             connection = here.newest()
             for _ in range(2):
-                here.registry.remove(connection)
+                here.registry.remove(connection, CLIENT_CLOSE)
                 assert here.registry == {}
 
     await in_process(scenario)
@@ -186,7 +186,7 @@ async def test_the_busy_stay_until_the_deadline() -> None:
     async def scenario(tls: bool) -> None:
         async with room(tls=tls) as here:
             (busy,) = await here.peers(1)
-            here.newest().in_flight = 1
+            keep_busy(here.newest())
             idle = await here.peers(3)
             async with reading([busy, *idle]) as seen:
                 begin = time.monotonic()
@@ -220,7 +220,7 @@ async def test_who_does_not_answer_at_the_deadline_is_cut() -> None:
     async def scenario(tls: bool) -> None:
         async with room(tls=tls, close_timeout=CLOSE_TIMEOUT) as here:
             await here.peers(1)
-            here.newest().in_flight = 1
+            keep_busy(here.newest())
             took = await here.endpoint.drain(DRAIN_TIMEOUT)
             assert DRAIN_TIMEOUT + CLOSE_TIMEOUT - TICK <= took <= DRAIN_TIMEOUT + CLOSE_TIMEOUT + SLACK
             assert here.registry == {}
@@ -232,7 +232,7 @@ async def test_without_a_drain_timeout_all_are_closed_at_once() -> None:
     async def scenario(tls: bool) -> None:
         async with room(tls=tls) as here:
             peers = await here.peers(5)
-            here.newest().in_flight = 1
+            keep_busy(here.newest())
             async with reading(peers) as seen:
                 assert await here.endpoint.drain(0.0) <= SLACK
             assert {(one.code, one.params["deadlineMs"]) for one in seen} == {(1001, 0)}

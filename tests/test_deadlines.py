@@ -1,205 +1,334 @@
-"""Many deadlines of one length on one timer, by an event loop's clock that the tests move."""
+"""Many deadlines on one timer, by a clock that the test turns."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+import heapq
+import random
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
-from gateway.deadlines import Deadlines
-from tests.serving import MovableLoop, run_on
-
-TIMEOUT = 100.0
+from gateway.deadlines import TICK, Deadlines, Sweep
 
 
-class Rig:
-    """Deadlines for names, and who was late, in order."""
+class Timer:
+    """What `Clock.call_at` gives."""
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
-        self.late: list[str] = []
-        self.deadlines: Deadlines[str] = Deadlines(timeout, self.late.append)
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
 
-    async def begin(self, *names: str, after: float = 0.0) -> None:
-        """Start the time of these, each so long after the one before."""
-        for name in names:
-            await pass_time(after)
-            self.deadlines.begin(name)
+    def __lt__(self, other: "Timer") -> bool:
+        return self.when < other.when
 
-
-async def pass_time(seconds: float) -> None:
-    """Move the clock; what is due then is done."""
-    if seconds:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, MovableLoop)
-        loop.ahead += seconds
-    for _ in range(3):
-        await asyncio.sleep(0)
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
-def moved(scenario: Callable[[Rig], Coroutine[Any, Any, None]], timeout: float = TIMEOUT) -> None:
-    """Run a scenario on a loop whose clock can be moved."""
-    run_on("movable", scenario(Rig(timeout)))
+class Clock:
+    """The event loop's time, and its timers. A timer is never early, and the clock stands while it runs."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._timers: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    @property
+    def timers(self) -> int:
+        """How many wait."""
+        return sum(not timer.cancelled for timer in self._timers)
+
+    def turn(self, seconds: float, *, blocked: bool = False) -> None:
+        """Let time pass. blocked: the loop is busy meanwhile, and its timers are late."""
+        end = self.now + seconds
+        if blocked:
+            self.now = end
+        while self._timers and self._timers[0].when <= end:
+            timer = heapq.heappop(self._timers)
+            if not timer.cancelled:
+                self.now = max(self.now, timer.when)
+                timer.callback()
+        self.now = end
 
 
-def test_who_is_not_done_in_time_is_late() -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("a")
-        await pass_time(TIMEOUT - 1)
-        assert rig.late == []
-        await pass_time(1.1)
-        assert rig.late == ["a"]
-        await pass_time(10 * TIMEOUT)
-        assert rig.late == ["a"], "late twice"
-
-    moved(scenario)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
+    return clock
 
 
-def test_who_is_done_is_never_late() -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("a", "b")
-        rig.deadlines.done("a")
-        assert len(rig.deadlines) == 1
-        await pass_time(TIMEOUT + 1)
-        assert rig.late == ["b"]
-
-    moved(scenario)
+# Deadlines: all of one length
 
 
-def test_each_has_the_whole_time() -> None:
-    """The timer runs for the first; the second's time ends later, also if the first is done before."""
-
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("a", "b", "c", after=30.0)
-        rig.deadlines.done("a")
-        await pass_time(TIMEOUT - 30 - 1)
-        assert rig.late == []
-        await pass_time(1.1)
-        assert rig.late == ["b"]
-        await pass_time(30)
-        assert rig.late == ["b", "c"]
-
-    moved(scenario)
-
-
-def test_the_oldest_is_late_first() -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("c", "a", "b", after=1.0)
-        await pass_time(2 * TIMEOUT)
-        assert rig.late == ["c", "a", "b"]
-
-    moved(scenario)
+def test_who_is_not_done_in_time_expires(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, late.append)
+    deadlines.begin("a")
+    clock.turn(1.0)
+    deadlines.begin("b")
+    clock.turn(0.99)
+    assert late == []
+    clock.turn(0.01)
+    assert late == ["a"]
+    clock.turn(0.99)
+    assert late == ["a"]
+    clock.turn(0.01)
+    assert late == ["a", "b"]
+    clock.turn(10.0)
+    assert late == ["a", "b"]
+    assert (len(deadlines), clock.timers) == (0, 0)
 
 
-def test_beginning_again_does_not_prolong() -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("a")
-        await rig.begin("a", after=TIMEOUT / 2)
-        await pass_time(TIMEOUT / 2 + 0.1)
-        assert rig.late == ["a"]
-
-    moved(scenario)
-
-
-def test_after_done_a_fresh_time_begins() -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("a", "b")
-        rig.deadlines.done("a")
-        await rig.begin("a", after=TIMEOUT / 2)
-        await pass_time(TIMEOUT / 2 + 0.1)
-        assert rig.late == ["b"]
-        await pass_time(TIMEOUT / 2)
-        assert rig.late == ["b", "a"]
-
-    moved(scenario)
+def test_who_is_done_does_not_expire(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, late.append)
+    for name in "abc":
+        deadlines.begin(name)
+    clock.turn(1.0)
+    deadlines.done("a")
+    deadlines.done("c")
+    deadlines.done("c")
+    deadlines.done("nobody")
+    assert len(deadlines) == 1
+    clock.turn(10.0)
+    assert late == ["b"]
 
 
-def test_it_works_on_after_a_time_without_anybody() -> None:
-    async def scenario(rig: Rig) -> None:
-        for name in ("a", "b"):
-            await rig.begin(name)
-            await pass_time(TIMEOUT + 1)
-            await pass_time(TIMEOUT + 1)
-        assert rig.late == ["a", "b"]
-
-    moved(scenario)
-
-
-def test_done_of_who_is_not_there_is_harmless() -> None:
-    async def scenario(rig: Rig) -> None:
-        rig.deadlines.done("a")
-        await rig.begin("a")
-        await pass_time(TIMEOUT + 1)
-        rig.deadlines.done("a")
-        assert rig.late == ["a"]
-        assert len(rig.deadlines) == 0
-
-    moved(scenario)
+def test_a_second_beginning_does_not_move_the_first(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, late.append)
+    deadlines.begin("a")
+    clock.turn(1.5)
+    deadlines.begin("a")
+    clock.turn(0.5)
+    assert late == ["a"]
+    clock.turn(10.0)
+    assert late == ["a"]
 
 
-def test_who_is_late_may_make_others_begin_or_be_done() -> None:
-    """What `expired` does falls into the middle of a sweep."""
+def test_done_and_begun_anew_has_all_of_its_time(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, late.append)
+    deadlines.begin("a")
+    clock.turn(1.5)
+    deadlines.done("a")
+    deadlines.begin("a")
+    clock.turn(1.9)
+    assert late == []
+    clock.turn(0.1)
+    assert late == ["a"]
 
-    async def scenario(_: Rig) -> None:
+
+def test_thousands_wait_on_one_timer(clock: Clock) -> None:
+    late: list[int] = []
+    deadlines = Deadlines(2.0, late.append)
+    for number in range(5000):
+        deadlines.begin(number)
+        clock.turn(0.0001)
+    assert clock.timers == 1
+    clock.turn(2.0)
+    assert late == list(range(5000))
+
+
+def test_a_loop_that_was_busy_lets_all_expire_who_are_late(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, late.append)
+    for name in "abcd":
+        deadlines.begin(name)
+        clock.turn(0.5)
+    clock.turn(1.2, blocked=True)
+    assert late == ["a", "b", "c"]
+    assert (len(deadlines), clock.timers) == (1, 1)
+
+
+def test_the_time_of_everybody_can_be_stopped(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, late.append)
+    for name in "abc":
+        deadlines.begin(name)
+    deadlines.done("b")
+    assert deadlines.take_all() == ["a", "c"]
+    assert (deadlines.take_all(), len(deadlines)) == ([], 0)
+    deadlines.begin("a")
+    clock.turn(10.0)
+    assert late == ["a"]
+
+
+def test_who_expires_may_begin_again_and_let_others_be_done(clock: Clock) -> None:
+    late: list[tuple[str, float]] = []
+
+    def expired(who: str) -> None:
+        late.append((who, clock.now))
+        deadlines.done("b")
+        if len(late) < 3:
+            deadlines.begin(who)
+
+    deadlines = Deadlines(2.0, expired)
+    deadlines.begin("a")
+    deadlines.begin("b")
+    clock.turn(100.0)
+    assert late == [("a", 1002.0), ("a", 1004.0), ("a", 1006.0)]
+    assert clock.timers == 0
+
+
+# Sweep: of any length, to a tenth of a second
+
+
+def test_deadlines_of_different_lengths_come_in_order(clock: Clock) -> None:
+    late: list[str] = []
+    sweep = Sweep(late.append)
+    sweep.begin("long", 30.0)
+    sweep.begin("short", 1.0)
+    sweep.begin("middle", 5.0)
+    assert (len(sweep), clock.timers) == (3, 1)
+    clock.turn(0.99)
+    assert late == []
+    clock.turn(0.01 + TICK)
+    assert late == ["short"]
+    clock.turn(4.0)
+    assert late == ["short", "middle"]
+    clock.turn(24.8)
+    assert late == ["short", "middle"]
+    clock.turn(0.2)
+    assert late == ["short", "middle", "long"]
+    assert (len(sweep), clock.timers) == (0, 0)
+
+
+def test_nobody_expires_early_nor_more_than_a_tick_late(clock: Clock) -> None:
+    numbers = random.Random(7)
+    due: dict[int, float] = {}
+    late: dict[int, float] = {}
+
+    def expired(who: int) -> None:
+        assert who not in late
+        late[who] = clock.now
+
+    sweep = Sweep(expired)
+    for number in range(3000):
+        clock.turn(numbers.choice([0.0, 0.001, 0.05, 0.1, numbers.random()]))
+        timeout = numbers.choice([0.0, 0.1, 0.3, 1.0, 30.0, numbers.uniform(0.0, 60.0)])
+        due[number] = clock.now + timeout
+        sweep.begin(number, timeout)
+        assert clock.timers == 1
+    clock.turn(60.0 + TICK)
+    assert late.keys() == due.keys()
+    assert all(-1e-6 <= late[number] - due[number] <= TICK + 1e-6 for number in due)
+
+
+def test_who_is_done_is_forgotten(clock: Clock) -> None:
+    late: list[str] = []
+    sweep = Sweep(late.append)
+    for name in "abc":
+        sweep.begin(name, 1.0)
+    sweep.done("b")
+    sweep.done("b")
+    sweep.done("nobody")
+    assert len(sweep) == 2
+    clock.turn(1.0 + TICK)
+    assert late == ["a", "c"]
+    sweep.done("a")
+    assert len(sweep) == 0
+
+
+def test_done_and_begun_again_counts_from_the_second_time(clock: Clock) -> None:
+    late: list[str] = []
+    sweep = Sweep(late.append)
+    sweep.begin("a", 1.0)
+    clock.turn(0.5)
+    sweep.done("a")
+    sweep.begin("a", 1.0)
+    clock.turn(0.99)
+    assert late == []
+    clock.turn(0.01 + TICK)
+    assert late == ["a"]
+
+
+def test_a_shorter_deadline_takes_the_timer_over(clock: Clock) -> None:
+    late: list[str] = []
+    sweep = Sweep(late.append)
+    sweep.begin("long", 600.0)
+    for round in range(20):
+        sweep.begin(f"short {round}", 1.0)
+        assert clock.timers == 1
+        clock.turn(1.0 + TICK)
+        assert late.pop() == f"short {round}"
+    assert late == []
+    clock.turn(600.0)
+    assert late == ["long"]
+
+
+def test_one_that_expires_may_let_others_be_done(clock: Clock) -> None:
+    late: list[str] = []
+
+    def expired(who: str) -> None:
+        late.append(who)
+        for other in "abc":
+            sweep.done(other)
+
+    sweep = Sweep(expired)
+    for name in "abc":
+        sweep.begin(name, 1.0)
+    clock.turn(10.0)
+    assert late == ["a"]
+    assert len(sweep) == 0
+
+
+def test_one_that_expires_may_begin_again(clock: Clock) -> None:
+    late: list[float] = []
+
+    def expired(who: str) -> None:
+        late.append(clock.now)
+        if len(late) < 4:
+            sweep.begin(who, 0.5)
+            sweep.begin(f"{who}'", 300.0)
+            sweep.done(f"{who}'")
+
+    sweep = Sweep(expired)
+    sweep.begin("a", 0.5)
+    clock.turn(400.0)
+    assert len(late) == 4
+    assert all(0.5 <= after - before <= 0.5 + 2 * TICK for before, after in pairwise(late))
+    assert clock.timers == 0
+
+
+def test_a_loop_that_was_busy_sweeps_all_that_is_late(clock: Clock) -> None:
+    late: list[int] = []
+    sweep = Sweep(late.append)
+    for number in range(50):
+        sweep.begin(number, number / 5)
+    clock.turn(5.0, blocked=True)
+    assert late == list(range(len(late)))
+    assert 24 <= len(late) <= 26
+    clock.turn(10.0)
+    assert late == list(range(50))
+
+
+def test_the_timers_of_a_real_loop_do_the_same() -> None:
+    async def wait() -> list[str]:
         late: list[str] = []
+        over = asyncio.Event()
 
-        def expired(name: str) -> None:
-            late.append(name)
-            deadlines.done("b")
-            if name == "a":
-                deadlines.begin("a")
+        def expired(who: str) -> None:
+            late.append(who)
+            if who == "last":
+                over.set()
 
-        deadlines = Deadlines(TIMEOUT, expired)
-        for name in "abc":
-            deadlines.begin(name)
-        await pass_time(TIMEOUT + 1)
-        assert late == ["a", "c"]
-        assert len(deadlines) == 1
-        await pass_time(TIMEOUT + 1)
-        assert late == ["a", "c", "a"]
+        sweep = Sweep(expired)
+        deadlines = Deadlines(0.1, expired)
+        sweep.begin("last", 0.4)
+        deadlines.begin("first")
+        sweep.begin("never", 0.2)
+        sweep.done("never")
+        await asyncio.wait_for(over.wait(), 5.0)
+        return late
 
-    moved(scenario)
-
-
-def test_take_all_stops_the_time_of_all_and_tells_who_they_were() -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.begin("a", "b", "c")
-        rig.deadlines.done("b")
-        assert rig.deadlines.take_all() == ["a", "c"]
-        assert len(rig.deadlines) == 0
-        await pass_time(TIMEOUT + 1)
-        assert rig.late == []
-        assert rig.deadlines.take_all() == []
-        await rig.begin("d")
-        await pass_time(TIMEOUT + 1)
-        assert rig.late == ["d"], "it goes on with who comes later"
-
-    moved(scenario)
-
-
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_thousands_at_once(loop: str) -> None:
-    """On a real clock: nobody is early, and all are late together."""
-
-    async def scenario() -> None:
-        running = asyncio.get_running_loop()
-        early: list[float] = []
-        done = asyncio.Event()
-
-        def expired(number: int) -> None:
-            if running.time() < begun + 0.1:
-                early.append(number)
-            if number == 9999:
-                done.set()
-
-        deadlines: Deadlines[int] = Deadlines(0.1, expired)
-        begun = running.time()
-        for number in range(10_000):
-            deadlines.begin(number)
-        for number in range(5000):
-            deadlines.done(number)
-        async with asyncio.timeout(5.0):
-            await done.wait()
-        assert early == []
-        assert len(deadlines) == 0
-
-    run_on(loop, scenario())
+    assert asyncio.run(wait()) == ["first", "last"]

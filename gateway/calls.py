@@ -1,0 +1,155 @@
+"""Calls that the gateway has sent and waits for: one table for each peer, and one sweep for the deadlines of all.
+
+A call ends in exactly one way: the peer's answer, the peer's loss, the deadline, or because nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Raw
+
+from gateway import jsonrpc
+from gateway.deadlines import Sweep
+from gateway.errors import NODE_LOST, TIMEOUT, RpcError
+from gateway.jsonrpc import Message
+
+
+class CallError(Exception):
+    """A call that the gateway made has failed.
+
+    ``code``, ``message`` and ``data`` are those of the peer's error, or where the peer did not answer the gateway's
+    own: `node_lost` or `timeout`.
+    """
+
+    def __init__(self, code: int, message: str, data: object = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class Callee(Protocol):
+    """A peer that can be called."""
+
+    calls: dict[bytes, Call]
+
+    def send(self, payload: bytes) -> None:
+        """Send one JSON text."""
+
+    def settled(self) -> None:
+        """A request of the peer, or a call to it, is no longer in flight."""
+
+
+Ending = Callable[[Message | RpcError], None]
+"""Called once, with the peer's response, or with why there is none."""
+
+
+class Call:
+    """One call in flight."""
+
+    __slots__ = ("callee", "ending", "identity")
+
+    def __init__(self, callee: Callee, identity: bytes, ending: Ending) -> None:
+        self.callee = callee
+        self.identity = identity
+        self.ending = ending
+
+
+class Calls:
+    """All calls in flight. Ids are numbers of its own; they never meet those of the peer's requests."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._sweep: Final[Sweep[Call]] = Sweep(self._expired)
+
+    def __len__(self) -> int:
+        return len(self._sweep)
+
+    def start(self, callee: Callee, ending: Ending, timeout: float) -> Call:
+        """Enter a call, to be answered within ``timeout`` seconds; sending it is the caller's."""
+        call = Call(callee, b"%d" % next(self._numbers), ending)
+        callee.calls[call.identity] = call
+        self._sweep.begin(call, timeout)
+        return call
+
+    def answered(self, callee: Callee, message: Message) -> bool:
+        """A response has come. False where nobody waits for it: it is late, or was never asked for."""
+        call = callee.calls.pop(bytes(message.id), None)
+        if call is None:
+            return False
+        self._sweep.done(call)
+        call.ending(message)
+        callee.settled()
+        return True
+
+    def drop(self, call: Call) -> None:
+        """Nobody waits for this call any more. Harmless when it has ended."""
+        if call.callee.calls.pop(call.identity, None) is not None:
+            self._sweep.done(call)
+            call.callee.settled()
+
+    def lost(self, callee: Callee) -> None:
+        """The peer is gone: all that it has not answered ends."""
+        calls, callee.calls = callee.calls, {}
+        for call in calls.values():
+            self._sweep.done(call)
+            call.ending(NODE_LOST)
+
+    def _expired(self, call: Call) -> None:
+        del call.callee.calls[call.identity]
+        call.ending(TIMEOUT)
+        call.callee.settled()
+
+
+async def call(calls: Calls, callee: Callee, method: str, params: object, timeout: float) -> Any:
+    """Call a method of the peer and return its decoded result. Raises `CallError`, and TypeError for ``params``.
+
+    Cancelling it tells the peer, with `rpc.cancel`.
+    """
+    encoded = None if params is None else Raw(jsonrpc.encode(params))
+    answer: asyncio.Future[Message | RpcError] = asyncio.get_running_loop().create_future()
+
+    def ending(outcome: Message | RpcError) -> None:
+        if not answer.done():
+            answer.set_result(outcome)
+
+    entry = calls.start(callee, ending, timeout)
+    callee.send(jsonrpc.request(entry.identity, method, encoded))
+    try:
+        outcome = await answer
+    except asyncio.CancelledError:
+        calls.drop(entry)
+        callee.send(jsonrpc.notification("rpc.cancel", {"id": int(entry.identity)}))
+        raise
+    if isinstance(outcome, RpcError):
+        raise failed(outcome)
+    if bytes(outcome.error):
+        raise _peer_error(outcome)
+    try:
+        return msgspec.json.decode(outcome.result)
+    except jsonrpc.UNDECODABLE as error:  # valid JSON, but no number or stack of this machine holds it
+        raise CallError(0, f"the peer's result cannot be decoded: {error}"[: jsonrpc.MAX_DETAIL]) from None
+
+
+def failed(error: RpcError) -> CallError:
+    """A call that ends with one of the gateway's own errors."""
+    return CallError(error.code, error.message, {"code": error.name, "temporary": error.temporary})
+
+
+class _PeerError(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+    data: Any = None
+
+
+def _peer_error(message: Message) -> CallError:
+    try:
+        error = msgspec.json.decode(message.error, type=_PeerError)
+    except jsonrpc.UNDECODABLE:
+        return CallError(0, "the peer's error is not one that JSON-RPC knows")
+    return CallError(error.code, error.message, error.data)

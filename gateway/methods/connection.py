@@ -1,0 +1,196 @@
+"""`connection.*`: who is connected, who was, and ending a connection."""
+
+from __future__ import annotations
+
+import heapq
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gateway import errors
+from gateway.connection import Connection
+from gateway.connections import HISTORY, Connections
+from gateway.frames import cut
+from gateway.method import Refusal, method
+from gateway.scopes import ADMIN
+
+Limit = Annotated[int, Meta(ge=1, le=500)]
+
+
+class ListParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``after`` is the ``next`` of the page before; ``role`` leaves out all others."""
+
+    limit: Limit = 100
+    after: str = ""
+    role: str | None = None
+
+
+class ConnectionParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """Which connection."""
+
+    conn_id: str
+
+
+class CloseParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """``reason`` goes into the close frame, 123 bytes of it at most."""
+
+    conn_id: str
+    reason: str = ""
+
+
+class HistoryParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """``connId``: only that one."""
+
+    limit: Annotated[int, Meta(ge=1, le=HISTORY)] = 100
+    conn_id: str | None = None
+
+
+class ConnectionInfo(msgspec.Struct, rename="camel"):
+    """One connection that is open. Times are RFC 3339, in UTC; bytes are those on the wire."""
+
+    conn_id: str
+    name: str
+    role: str
+    remote: str
+    opened_at: str
+    last_seen_at: str
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+    in_flight: int
+    outbox_bytes: int
+
+
+class Page(msgspec.Struct):
+    """``next`` is null on the last page."""
+
+    connections: list[ConnectionInfo]
+    next: str | None
+
+
+class ClosedInfo(msgspec.Struct, rename="camel"):
+    """One connection that is over: ``cause`` and ``code`` say why, ``duration`` is seconds."""
+
+    conn_id: str
+    name: str
+    role: str
+    remote: str
+    opened_at: str
+    closed_at: str
+    duration: float
+    cause: str
+    code: int
+    reason: str
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+class History(msgspec.Struct):
+    """The newest first."""
+
+    connections: list[ClosedInfo]
+
+
+class Closed(msgspec.Struct):
+    """The answer of `connection.close`."""
+
+    closed: bool = True
+
+
+class ConnectionMethods:
+    """The methods, over one registry."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    @method("connection.list", scope=ADMIN)
+    def list(self, peer: Connection, params: ListParams) -> Page:
+        """List the open connections, in the order of their connIds, a page at a time.
+
+        A connection that opens or ends between two pages changes nothing for the others.
+        """
+        ids = (
+            conn_id
+            for conn_id, connection in self._connections.items()
+            if conn_id > params.after and (params.role is None or connection.principal.role == params.role)
+        )
+        page = heapq.nsmallest(params.limit + 1, ids)
+        rest = len(page) > params.limit
+        page = page[: params.limit]
+        return Page([_info(self._connections[conn_id]) for conn_id in page], page[-1] if rest else None)
+
+    @method("connection.get", scope=ADMIN)
+    def get(self, peer: Connection, params: ConnectionParams) -> ConnectionInfo:
+        """Tell about one open connection."""
+        return _info(self._find(params.conn_id))
+
+    @method("connection.close", scope=ADMIN)
+    def close(self, peer: Connection, params: CloseParams) -> Closed:
+        """Close a connection, with 4501: its client does not come back by itself."""
+        end = errors.CLOSED_BY_OPERATOR
+        ending = partial(self._find(params.conn_id).end, end._replace(reason=cut(params.reason) or end.reason))
+        peer.ws.loop.call_soon(ending)  # after this reply, where the connection is the caller's own
+        return Closed()
+
+    @method("connection.history", scope=ADMIN)
+    def history(self, peer: Connection, params: HistoryParams) -> History:
+        """Tell why connections have ended: the last thousand, the newest first."""
+        found: list[ClosedInfo] = []
+        for closed in reversed(self._connections.history):
+            if params.conn_id is None or closed.conn_id == params.conn_id:
+                found.append(
+                    ClosedInfo(
+                        conn_id=closed.conn_id,
+                        name=closed.principal.name,
+                        role=closed.principal.role,
+                        remote=closed.remote,
+                        opened_at=_time(closed.closed_at - closed.duration),
+                        closed_at=_time(closed.closed_at),
+                        duration=closed.duration,
+                        cause=closed.end.cause,
+                        code=closed.end.code,
+                        reason=closed.end.reason,
+                        messages_in=closed.messages_in,
+                        messages_out=closed.messages_out,
+                        bytes_in=closed.bytes_in,
+                        bytes_out=closed.bytes_out,
+                    )
+                )
+                if len(found) == params.limit:
+                    break
+        return History(found)
+
+    def _find(self, conn_id: str) -> Connection:
+        connection = self._connections.get(conn_id)
+        if connection is None:
+            raise Refusal(errors.NOT_FOUND, f"no open connection {conn_id[:36]!r}; see connection.history")
+        return connection
+
+
+def _info(connection: Connection) -> ConnectionInfo:
+    ws = connection.ws
+    return ConnectionInfo(
+        conn_id=connection.conn_id,
+        name=connection.principal.name,
+        role=connection.principal.role,
+        remote=connection.remote,
+        opened_at=_time(connection.opened_at),
+        last_seen_at=_time(connection.last_seen_at),
+        messages_in=ws.messages_in,
+        messages_out=ws.messages_out,
+        bytes_in=ws.bytes_in,
+        bytes_out=ws.bytes_out,
+        in_flight=connection.in_flight,
+        outbox_bytes=ws.outbox_bytes,
+    )
+
+
+def _time(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"

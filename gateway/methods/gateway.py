@@ -1,0 +1,116 @@
+"""`gateway.*`: the gateway itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from gateway import __version__, frames, jsonrpc
+from gateway.config import Config
+from gateway.connection import Connection
+from gateway.connections import Connections
+from gateway.method import AUTHENTICATED, method
+from gateway.status import Status
+
+PROTOCOL: Final = 1
+"""The version of the contract, as `gateway.welcome` tells it."""
+
+
+class ServerInfo(msgspec.Struct, rename="camel"):
+    """Which gateway this is; ``instance`` is new with every start."""
+
+    name: str
+    version: str
+    instance: str
+
+
+class Heartbeat(msgspec.Struct, rename="camel"):
+    """Seconds; see `heartbeat` in the configuration."""
+
+    interval: float
+    timeout: float
+
+
+class Limits(msgspec.Struct, rename="camel"):
+    """What one connection may use; times in milliseconds."""
+
+    max_message_bytes: int
+    max_in_flight: int
+    max_batch: int
+    max_outbox_bytes: int
+    call_timeout_ms: int
+    max_call_timeout_ms: int
+
+
+class Counts(msgspec.Struct, rename="camel"):
+    """Connections, now and since the start."""
+
+    connections: int
+    connections_total: int
+
+
+class Info(msgspec.Struct, rename="camel"):
+    """The answer of `gateway.info`; ``uptime`` is seconds."""
+
+    server: ServerInfo
+    protocol: int
+    uptime: float
+    heartbeat: Heartbeat
+    limits: Limits
+    counts: Counts
+
+
+class GatewayMethods:
+    """The methods, and the welcome, which tells much of the same."""
+
+    def __init__(self, config: Config, status: Status, connections: Connections) -> None:
+        self._status = status
+        self._connections = connections
+        self._server = ServerInfo("aisopod-gateway", __version__, status.instance)
+        self._heartbeat = Heartbeat(config.heartbeat.interval, config.heartbeat.timeout)
+        limits = config.limits
+        self._limits = Limits(
+            limits.max_message_bytes,
+            limits.max_in_flight,
+            limits.max_batch,
+            limits.max_outbox_bytes,
+            int(limits.call_timeout * 1000),
+            int(limits.max_call_timeout * 1000),
+        )
+        self._welcome = self._welcome_around("\0")
+
+    @method("gateway.ping", scope=AUTHENTICATED, while_draining=True)
+    def ping(self, peer: Connection, params: bytes) -> Raw:
+        """Return the parameters, unchanged; null if there are none."""
+        return Raw(params or b"null")
+
+    @method("gateway.info", scope=AUTHENTICATED)
+    def info(self, peer: Connection) -> Info:
+        """Tell version, instance, uptime, counts and limits of the gateway."""
+        counts = Counts(len(self._connections), self._connections.opened_total)
+        uptime = round(self._status.uptime, 3)
+        return Info(self._server, PROTOCOL, uptime, self._heartbeat, self._limits, counts)
+
+    def welcome(self, connection: Connection) -> bytes:
+        """The first frame on a connection."""
+        head, tail = self._welcome
+        return frames.text_frame(head + connection.conn_id.encode() + tail)
+
+    def _welcome_around(self, mark: str) -> tuple[bytes, bytes]:
+        """The welcome before and after the connId: all else is the same for every connection."""
+        principal = {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None}
+        text = jsonrpc.notification(
+            "gateway.welcome",
+            {
+                "connId": mark,
+                "protocol": PROTOCOL,
+                "server": self._server,
+                "heartbeat": self._heartbeat,
+                "limits": self._limits,
+                "principal": principal,
+            },
+        )
+        head, _, tail = text.partition(jsonrpc.encode(mark)[1:-1])
+        return head, tail

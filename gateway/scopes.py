@@ -1,0 +1,58 @@
+"""What a principal may do: scopes, their patterns, and the roles that come with some. Pure.
+
+A scope is ``admin``, or a verb and a pattern: ``call:camera.*``. A pattern's parts are divided by dots; ``*`` stands
+for one part, ``>`` for the rest, one part at least. ``*`` alone is every scope. What no scope allows is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+ADMIN: Final = "admin"
+EVERYTHING: Final = "*"
+"""The scope that holds all others; only mode none gives it."""
+
+ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
+    "operator": ("admin", "call:>", "subscribe:>", "publish:>"),
+    "node": ("serve:>", "publish:>", "subscribe:>"),
+    "ui": ("call:>", "subscribe:>"),
+}
+"""What a role has of its own, where its credential names no scopes."""
+
+
+class Principal(NamedTuple):
+    """Who a connection belongs to. ``expires_at`` is seconds since the epoch, None for never."""
+
+    name: str
+    role: str
+    scopes: tuple[str, ...]
+    expires_at: float | None = None
+
+    def allows(self, scope: str) -> bool:
+        """Whether one of the scopes covers the concrete ``scope``, such as ``call:camera.snapshot`` or ``admin``."""
+        return any(covers(held, scope) for held in self.scopes)
+
+
+ANONYMOUS: Final = Principal("anonymous", "operator", (EVERYTHING,))
+"""Everybody, in mode none."""
+
+
+def covers(held: str, wanted: str) -> bool:
+    """Whether a held scope, which may be a pattern, covers a concrete one."""
+    if held in (EVERYTHING, wanted):
+        return True
+    verb, colon, pattern = held.partition(":")
+    wanted_verb, wanted_colon, name = wanted.partition(":")
+    return bool(colon and wanted_colon) and verb == wanted_verb and matches(pattern, name)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of dotted parts matches a name: ``*`` one part, a last ``>`` the rest, one part at least."""
+    parts = name.split(".")
+    wanted = pattern.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(parts) <= len(wanted):
+            return False
+        parts = parts[: len(wanted)]
+    return len(parts) == len(wanted) and all(want in ("*", part) for want, part in zip(wanted, parts, strict=True))
