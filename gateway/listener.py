@@ -224,9 +224,10 @@ class Listener:
         context = self.context
         # asyncio's own limit for TLS stands behind the handshake's, which comes first and is logged.
         timeout = None if context is None else self._timeout + 1.0
+        protocol = HandshakeProtocol(self._server, handshake, self)
         try:
             await self.loop.connect_accepted_socket(
-                lambda: HandshakeProtocol(self._server, handshake, self),
+                lambda: protocol,
                 sock,
                 ssl=context,
                 ssl_handshake_timeout=timeout,
@@ -237,6 +238,7 @@ class Listener:
                 self.reject(handshake.remote, 0, f"TLS: {_reason(error)}")
             self.handshakes.done(handshake)
             # Else the error's frames would keep the TLS machinery, a quarter of a megabyte, for the garbage collector.
+            protocol.never_connected()
             handshake.drop = _nothing
             error.__traceback__ = error.__context__ = None
 

@@ -257,6 +257,10 @@ class RequestProtocol(web.RequestHandler):
         if self._payload_parser is not None:
             self._payload_parser.peer_eof()
 
+    def never_connected(self) -> None:
+        """Let go of aiohttp's parser, which refers back. For one that ``connection_made`` was never called on."""
+        self._parser = None
+
     def upgraded(self) -> None:
         """The 101 is written: from now on the bytes are frames. For subclasses."""
 

@@ -131,6 +131,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         "_headers",
         "_heartbeat",
         "_inbox",
+        "_last_taken",
         "_max_msg_size",
         "_over",
         "_owner",
@@ -168,6 +169,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._over: asyncio.Future[None] | None = None
         self._pinged_at = 0.0
         self._drained_at_ping = 0
+        self._last_taken = -1.0
         self.ended: Disconnect | None = None
         self.last_read = 0.0
         self.last_message = 0.0
@@ -293,6 +295,8 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if not self.pump():
             self._inbox.hold()
             return
+        if self.drained > self._drained_at_ping:
+            self._last_taken = self.loop.time()
         self.stalled = False
         if self._parser is not None:
             cast(Reader, self._parser).go_on()
@@ -377,7 +381,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             look = min(now + self._regime.heartbeat_interval, deadline + _SECOND_LOOK)
             self._pong_response_cb = self.loop.call_at(look, self._judge_life)
             return
-        elif self.stalled and self.drained > self._drained_at_ping:
+        elif self._last_taken >= self._pinged_at or (self.stalled and self.drained > self._drained_at_ping):
             alive_at = now
         else:
             self.end(errors.HEARTBEAT_TIMEOUT)

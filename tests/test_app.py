@@ -73,7 +73,14 @@ async def test_welcome_has_all_that_the_contract_promises(aiohttp_client: Aiohtt
             "protocol": 1,
             "server": {"name": "aisopod-gateway", "version": __version__, "instance": instance},
             "heartbeat": {"interval": 30.0, "timeout": 10.0},
-            "limits": {"maxMessageBytes": 1048576, "maxInFlight": 64, "maxBatch": 100},
+            "limits": {
+                "maxMessageBytes": 1048576,
+                "maxInFlight": 64,
+                "maxBatch": 100,
+                "maxOutboxBytes": 4194304,
+                "callTimeoutMs": 30000,
+                "maxCallTimeoutMs": 600000,
+            },
             "principal": {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None},
         },
     }
@@ -93,7 +100,8 @@ async def test_welcome_tells_what_is_configured(aiohttp_client: AiohttpClient) -
     async with client.ws_connect("/ws") as ws:
         params = await welcome(ws)
     assert params["heartbeat"] == {"interval": 5.0, "timeout": 1.5}
-    assert params["limits"] == {"maxMessageBytes": 1000, "maxInFlight": 3, "maxBatch": 7}
+    told = {"maxMessageBytes": 1000, "maxInFlight": 3, "maxBatch": 7}
+    assert params["limits"] | told == params["limits"]
 
 
 async def test_each_has_its_own_id_and_all_have_one_instance(aiohttp_client: AiohttpClient) -> None:

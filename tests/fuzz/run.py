@@ -76,7 +76,8 @@ class Outcome:
 async def fuzz(gateway: GatewayProcess, seed: int, messages: int, connections: int) -> Outcome:
     """Send this many messages, shared by the connections. The gateway must be configured with `CONFIG`."""
     # The model must be able to read what the gateway can: messages nested as deeply as its own limit allows.
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), RECURSION))
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, RECURSION))
     outcome = Outcome()
     begun = time.monotonic()
     shares = [messages // connections + (index < messages % connections) for index in range(connections)]
@@ -85,6 +86,7 @@ async def fuzz(gateway: GatewayProcess, seed: int, messages: int, connections: i
     for part in (warm, [share - first for share, first in zip(shares, warm, strict=True)]):
         await asyncio.gather(*(lane.run(count) for lane, count in zip(lanes, part, strict=True)))
         outcome.rss.append(gateway.rss())
+    sys.setrecursionlimit(before)
     for lane in lanes:
         lane.close()
     outcome.seconds = time.monotonic() - begun
