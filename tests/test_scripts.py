@@ -22,6 +22,7 @@ COMMANDS: Final = (
     "scripts/run",
     "scripts/test",
     "scripts/conformance",
+    "scripts/fuzz",
     "scripts/soak",
     "scripts/bench",
     ".ci/run",
@@ -110,14 +111,14 @@ def test_explains_itself_without_making_anything(project: Project, name: str) ->
     assert (errors, project.calls()) == ("", [])
 
 
-@pytest.mark.parametrize("name", ["conformance", "soak", "bench"])
+@pytest.mark.parametrize("name", ["conformance", "fuzz", "soak", "bench"])
 def test_hands_its_help_to_the_tool(project: Project, name: str) -> None:
     output, _ = project.run(f"scripts/{name}", "--help")
     assert output == f"-m tests.{name} --help\n"
     assert project.calls() == ["venv", *project.made("[test]")]
 
 
-@pytest.mark.parametrize("name", ["conformance", "soak", "bench"])
+@pytest.mark.parametrize("name", ["conformance", "fuzz", "soak", "bench"])
 def test_the_tool_explains_itself(name: str) -> None:
     script = ROOT / "scripts" / name
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, timeout=50)

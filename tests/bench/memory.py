@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from tests.bench.peers import Peer
 from tests.bench.process import BenchError, Load, Server, job_for, run_load
-from tests.bench.procfs import open_files, resident_bytes
+from tests.bench.procfs import cpu_seconds, open_files, resident_bytes
 from tests.bench.report import Column, Layout, Report, Sample
 from tests.bench.run import Plan, in_turn, require_files
 
@@ -25,10 +25,12 @@ LAYOUT = Layout(
         Column("beforeBytes", "before", 0),
         Column("afterBytes", "with all", 0),
         Column("openSeconds", "open s", 1),
+        Column("openMicros", "open us/conn", 1),
     ),
     "resident memory of the server (Rss of /proc/PID/smaps_rollup) with N idle connections, less the same"
     f" after a warm-up of {WARMUP} connections that came and went, over N. Each server is a new process, and"
-    " nobody collects its garbage for it. The kernel's socket buffers are not counted.",
+    " nobody collects its garbage for it. The kernel's socket buffers are not counted. open us/conn: CPU time of the"
+    " server, user and system, for the opening of one of them, its log line included.",
 )
 
 
@@ -50,11 +52,11 @@ def measure(plan: Plan, peer: Peer, connections: int, number: int) -> Sample:
         warmup = {"kind": "churn", "warmup": 0, "connects": WARMUP, "atOnce": 16}
         run_load(server, warmup, plan.cores, OPEN_TIMEOUT)
         before = settled_resident(server.pid)
-        started = time.monotonic()
+        started, used = time.monotonic(), cpu_seconds(server.pid)
         holders = [stack.enter_context(Load(job_for(server, job), plan.cores.load)) for job in hold_jobs(connections)]
         for holder in holders:
             holder.result(OPEN_TIMEOUT)
-        opened = time.monotonic() - started
+        opened, used = time.monotonic() - started, cpu_seconds(server.pid) - used
         after = settled_resident(server.pid)
         server.check()
         if (files := open_files(server.pid)) < connections:
@@ -64,6 +66,7 @@ def measure(plan: Plan, peer: Peer, connections: int, number: int) -> Sample:
         "beforeBytes": float(before),
         "afterBytes": float(after),
         "openSeconds": opened,
+        "openMicros": used / connections * 1e6,
     }
     return Sample(peer.name, f"{connections} idle", number, values)
 
