@@ -31,6 +31,10 @@ logger = logging.getLogger("gateway.listener")
 BACKLOG: Final = 4096
 """Connections that the kernel queues for one socket; it takes no more than net.core.somaxconn."""
 
+READ_BYTES: Final = 64 * 1024
+"""What the standard library's loop reads at once. Its own 256 KiB is over malloc's threshold: every read of a few bytes
+would map, shrink and unmap memory, three system calls more."""
+
 TIMEOUTS: Final = (100, 10.0)
 """How many handshake timeouts of one address are logged in how many seconds; the rest is counted."""
 
@@ -104,6 +108,8 @@ class HandshakeProtocol(RequestProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TCP, and TLS where there is any, are through."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # the standard library's; see READ_BYTES
+            transport.max_size = READ_BYTES
         handshake = self._handshake
         if handshake is not None:
             handshake.stage = "request"

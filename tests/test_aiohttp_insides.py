@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import zlib
+from asyncio import selector_events
 from collections.abc import Mapping
 from importlib.metadata import requires
 from typing import Any
@@ -20,6 +21,7 @@ from aiohttp.http import StreamWriter
 from aiohttp.http_websocket import WebSocketError
 from aiohttp.test_utils import make_mocked_request
 
+from gateway.listener import READ_BYTES
 from tests.peers import Opcode, frame
 
 INSIDES = "look at gateway/websocket.py and gateway/reader.py before this release of aiohttp is used"
@@ -213,3 +215,8 @@ async def test_aiohttp_drains_by_the_protocol() -> None:
     asyncio.get_running_loop().call_soon(protocol.connection_lost, OSError())
     with pytest.raises(ConnectionError):
         await protocol._drain_helper()
+
+
+def test_the_standard_library_still_reads_more_than_it_should() -> None:
+    """On the day that this fails, `gateway.listener.READ_BYTES` has nothing to do any more."""
+    assert vars(selector_events)["_SelectorTransport"].max_size > READ_BYTES
