@@ -177,7 +177,7 @@ async def test_there_is_nothing_after_the_last(caller: Caller, after: str) -> No
     ("name", "params", "why"),
     [
         ("list", {"limit": 0}, "limit: Expected `int` >= 1"),
-        ("list", {"limit": 501}, "limit: Expected `int` <= 500"),
+        ("list", {"limit": 201}, "limit: Expected `int` <= 200"),
         ("list", {"limit": "1"}, "limit: Expected `int`, got `str`"),
         ("list", {"after": None}, "after: Expected `str`, got `null`"),
         ("list", {"page": 2}, "Object contains unknown field `page`"),
@@ -211,7 +211,7 @@ async def test_only_an_admin_may(caller: Caller, name: str) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("limit", [100, 500])
+@pytest.mark.parametrize("limit", [100, 200])
 async def test_ten_thousand_connections_are_listed_without_a_stall(caller: Caller, limit: int) -> None:
     everybody = crowd(caller, MANY)
     peer, dispatch = caller.connection, caller.app[GATEWAY].dispatcher.dispatch

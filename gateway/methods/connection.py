@@ -17,7 +17,7 @@ from gateway.frames import cut
 from gateway.method import Refusal, method
 from gateway.scopes import ADMIN
 
-Limit = Annotated[int, Meta(ge=1, le=500)]
+Limit = Annotated[int, Meta(ge=1, le=200)]
 
 
 class ListParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,11 +115,10 @@ class ConnectionMethods:
 
         A connection that opens or ends between two pages changes nothing for the others.
         """
-        ids = (
-            conn_id
-            for conn_id, connection in self._connections.items()
-            if conn_id > params.after and (params.role is None or connection.principal.role == params.role)
-        )
+        after, role = params.after, params.role
+        ids = [conn_id for conn_id in self._connections if conn_id > after]
+        if role is not None:
+            ids = [conn_id for conn_id in ids if self._connections[conn_id].principal.role == role]
         page = heapq.nsmallest(params.limit + 1, ids)
         rest = len(page) > params.limit
         page = page[: params.limit]
