@@ -14,7 +14,7 @@ from typing import Any, Final
 import aiorpcx  # type: ignore[import-untyped]  # it has no types
 import pytest
 import pytest_asyncio
-from aiorpcx.websocket import WSTransport  # type: ignore[import-untyped]
+from aiorpcx.websocket import WSTransport  # type: ignore[import-untyped]  # as above
 
 from tests.process import GatewayProcess
 from tests.rpc import refused

@@ -334,7 +334,7 @@ def test_the_contract_s_defaults() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     config = Config()
     with pytest.raises(AttributeError):
-        config.server.port = 1  # type: ignore[misc]
+        config.server.port = 1  # type: ignore[misc]  # that it is refused is what is shown
     assert hash(config) == hash(parse({}))
 
 
