@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-import logging
 import os
 import time
 import uuid
@@ -12,33 +12,34 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from gateway import errors
+from gateway import auth, errors
+from gateway.admission import Admission
+from gateway.antechamber import Antechamber
 from gateway.calls import Calls
-from gateway.config import Config, ConfigError, load
-from gateway.connection import Connection, Regime, remote_of
+from gateway.config import Config, ConfigError, Server, load
+from gateway.connection import Connection, Regime
 from gateway.connections import Connections
+from gateway.credentials import NO_CREDENTIAL, Authenticator
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.handshake import Gatekeeper, RefusedError
-from gateway.limits import Sampler
+from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.rpc import RpcMethods
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.rejections import Rejections
 from gateway.status import Phase, Status
-
-logger = logging.getLogger("gateway.app")
-
-REJECTIONS: Final = (20, 10.0)
-"""How many rejections of one address are logged in how many seconds; the rest is counted."""
 
 
 def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> web.Application:
     """The whole gateway as an aiohttp application, for `gateway.server`, a test client or another runner.
 
     ``methods`` are modules, objects or functions that declare methods with `gateway.method`, beside those that
-    ``methods.modules`` names. Raises ValueError for a name that is taken and TypeError for a wrong signature.
+    ``methods.modules`` names. Raises ValueError for a name that is taken, TypeError for a wrong signature, and
+    `config.ConfigError` for a file of tokens or keys that cannot be used.
 
     Without ``config`` it is read as `python -m gateway` reads it: from the file that GATEWAY_CONFIG names and the
     environment; raises `config.ConfigError` where that is wrong.
@@ -67,6 +68,7 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
     app.router.add_get("/ws", gateway.websocket, allow_head=False)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
 
     app.on_startup.append(on_startup)
     app.on_shutdown.append(on_shutdown)
@@ -79,7 +81,9 @@ class Gateway:
     def __init__(self, config: Config, status: Status, connections: Connections) -> None:
         self._connections = connections
         self._regime = Regime(config)
-        self.gatekeeper = Gatekeeper(config.server, config.limits.max_connections, status)
+        self.gatekeeper: Final = Gatekeeper(config.server)
+        self.rejections: Final = Rejections()
+        self.admission: Final = Admission(config, status, auth.load(config.auth))
         self.calls: Final = Calls()
         self.dispatcher: Final = Dispatcher(
             status,
@@ -87,40 +91,52 @@ class Gateway:
             max_in_flight=config.limits.max_in_flight,
             max_batch=config.limits.max_batch,
             call_timeout=config.limits.call_timeout,
+            rate=Rate(config.limits.rate, config.limits.burst) if config.limits.rate else None,
         )
         self.text: Callable[[Connection, bytes], None] = self.dispatcher.dispatch  # on the hot path: no call in between
-        own = GatewayMethods(config, status, connections)
+        own = GatewayMethods(config, status, connections, self.admission)
         self._welcome = own.welcome
         for source in (own, RpcMethods(self.dispatcher), ConnectionMethods(connections)):
             self.dispatcher.add(source, own=True)
-        self._rejections = Sampler(time.monotonic, *REJECTIONS)
+        self.antechamber: Final = Antechamber(
+            self,
+            self.admission,
+            self.rejections,
+            timeout=config.server.handshake_timeout,
+            authenticate=self.dispatcher.methods["gateway.authenticate"],
+            welcome=own.welcome,
+            entered=self.entered,
+            over=connections.remember,
+        )
+        self.metrics: Final = Metrics(
+            roles=connections.roles,
+            opened=lambda: connections.opened_total,
+            disconnects=connections.disconnects,
+            failures=self.rejections.failures,
+        )
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
-        """`GET /ws`: admit the request, then be its connection."""
-        remote = remote_of(request)
+        """`GET /ws`: admit the request, then be its connection, in the antechamber where it owes its credential."""
+        remote = self.gatekeeper.remote_of(request)
         try:
-            self.gatekeeper.admit(request, len(self._connections))
+            self.gatekeeper.admit(request)
+            authorization = request.headers.getall(hdrs.AUTHORIZATION, ())
+            credential = self.admission.at_upgrade(authorization, remote, len(self._connections))
         except RefusedError as refusal:
-            self.reject(remote, refusal.status, refusal.why)
-            answer = web.Response(status=refusal.status, text=f"{refusal.why}\n", headers=refusal.headers)
-            answer.force_close()
-            return answer
-        return await Connection(remote, self, self._regime).serve(request)
-
-    def reject(self, remote: str, status: int, reason: str) -> None:
-        """Log a refused handshake, sampled by address."""
-        left_out = self._rejections.admit(remote.rpartition(":")[0])
-        if left_out is None:
-            return
-        fields = {"event": "handshake.rejected", "remote": remote, "status": status, "reason": reason}
-        if left_out:
-            fields["leftOut"] = left_out
-        logger.info("handshake rejected: %s", reason, extra=fields)
+            self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
+            return refused(refusal)
+        endpoint = self.antechamber if credential is NO_CREDENTIAL else self
+        return await Connection(remote, endpoint, self._regime, credential).serve(request)
 
     def opened(self, connection: Connection) -> None:
         """Register, then welcome: the first frame on every connection."""
-        self._connections.add(connection)
+        self.entered(connection)
         connection.send_frame(self._welcome(connection))
+
+    def entered(self, connection: Connection) -> None:
+        """Register: it is open, and authenticated."""
+        self._connections.add(connection)
+        self.admission.entered(connection)
 
     def binary(self, connection: Connection, data: bytes) -> None:
         """Text frames only."""
@@ -129,7 +145,19 @@ class Gateway:
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Release all that the connection holds."""
         self._connections.remove(connection, end)
+        self.admission.left(connection)
         self.dispatcher.lost(connection)
+
+    async def drain(self, server: Server) -> None:
+        """Let everybody go, those without a credential at once. Later calls wait for the first."""
+        await asyncio.gather(
+            self.antechamber.dismiss(server.close_timeout),
+            self._connections.drain(server.drain_timeout, server.close_timeout),
+        )
+
+    async def renew(self, authenticator: Authenticator) -> int:
+        """Tokens or keys have been read anew; returns how many connections this has ended."""
+        return await self.admission.renew(authenticator, self._connections.values())
 
 
 CONFIG: Final = web.AppKey("config", Config)
@@ -160,6 +188,13 @@ def load_methods(name: str) -> ModuleType:
         raise ConfigError("configuration", "methods.modules", wrong, "a module that can be imported") from None
 
 
+def refused(refusal: RefusedError) -> web.Response:
+    """The answer to a request that is refused; the connection is closed after it."""
+    answer = web.Response(status=refusal.status, text=f"{refusal.why}\n", headers=refusal.headers)
+    answer.force_close()
+    return answer
+
+
 async def healthz(request: web.Request) -> web.Response:
     """`GET /healthz`: 200 while the process is alive."""
     return web.json_response({"status": "ok"})
@@ -171,6 +206,16 @@ async def readyz(request: web.Request) -> web.Response:
     return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
 
 
+async def metrics(request: web.Request) -> web.Response:
+    """`GET /metrics`: Prometheus exposition, for those who call the gateway by a name of its own."""
+    gateway = request.app[GATEWAY]
+    try:
+        gateway.gatekeeper.check_host(request)
+    except RefusedError as refusal:
+        return refused(refusal)
+    return web.Response(body=gateway.metrics.text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+
 async def on_startup(app: web.Application) -> None:
     """Whoever runs the application listens right after this."""
     app[STATUS].ready()
@@ -179,5 +224,4 @@ async def on_startup(app: web.Application) -> None:
 async def on_shutdown(app: web.Application) -> None:
     """Close all tracked sockets: for a bare runner the drain, for `gateway.server` what is left after it."""
     app[STATUS].drain()
-    server = app[CONFIG].server
-    await app[CONNECTIONS].drain(server.drain_timeout, server.close_timeout)
+    await app[GATEWAY].drain(app[CONFIG].server)

@@ -105,7 +105,9 @@ def _is_origin(text: str) -> bool:
     return _is_host(host)
 
 
-def _is_network(text: str) -> bool:
+def _is_proxy(text: str) -> bool:
+    if text == "unix":
+        return True
     try:
         ipaddress.ip_network(text)
     except ValueError:
@@ -162,11 +164,11 @@ Origin = Annotated[
     str,
     _text('scheme://host[:port] in lower case, no default port, such as "https://example.com"', _is_origin),
 ]
-Network = Annotated[str, _text('an IP network with its host bits zero, such as "10.0.0.0/8" or "::1/128"', _is_network)]
+Proxy = Annotated[str, _text('"unix", or an IP network with its host bits zero, such as "10.0.0.0/8"', _is_proxy)]
 ModuleName = Annotated[str, _text('a dotted module name, such as "mypackage.handlers"', _is_module)]
 TopicPattern = Annotated[str, _text('a topic pattern, such as "camera.state" or "sensor.*"', _is_topic_pattern)]
 EventLoop = Annotated[Literal["uvloop", "asyncio"], Meta(description='"uvloop" or "asyncio"')]
-AuthMode = Annotated[Literal["none", "token", "jwt"], Meta(description='"none"')]
+AuthMode = Annotated[Literal["none", "token", "jwt"], Meta(description='"none", "token" or "jwt"')]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], Meta(description='"debug", "info", "warning" or "error"')
 ]
@@ -187,7 +189,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     take to answer a close frame. `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: they
     may not. `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
     `allowed_hosts` empty: loopback names on loopback, any elsewhere. `allowed_origins` empty: the origin that
-    `Host` names. `trusted_proxies` empty: no proxy.
+    `Host` names. `trusted_proxies` are those whose X-Forwarded-For or Forwarded is believed; "unix" is whoever
+    comes by a Unix socket. Empty: no proxy.
     """
 
     host: ListenHost = "127.0.0.1"
@@ -204,7 +207,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     event_loop: EventLoop = "uvloop"
     allowed_hosts: tuple[Host, ...] = ()
     allowed_origins: tuple[Origin, ...] = ()
-    trusted_proxies: tuple[Network, ...] = ()
+    trusted_proxies: tuple[Proxy, ...] = ()
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -217,16 +220,22 @@ class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[limits]`: what one connection, one address and all of them together may use.
 
-    `max_connections_per_address` 0: no limit. `max_message_bytes` is inclusive. `max_in_flight` counts a
-    connection's requests, `max_node_in_flight` the calls that a node has not answered, `max_batch` the
-    elements of one batch. `call_timeout` is a routed call's deadline, `max_call_timeout` the longest that a
-    caller may ask for. A connection whose outbox is over `max_outbox_bytes` for `outbox_timeout` is cut; 0:
-    at once. `rate` is requests a second and connection, 0: no limit. `burst` is how many may come at once, 0:
-    as many as one second's `rate`, and at least one.
+    `max_connections_per_address` and `max_connections_per_principal` 0: no limit; an IPv6 address is its /64.
+    `max_unauthenticated` are the connections that still owe their credential, `max_unauthenticated_per_address`
+    those of one address. `max_message_bytes` is inclusive. `max_in_flight` counts a connection's requests,
+    `max_node_in_flight` the calls that a node has not answered, `max_batch` the elements of one batch.
+    `call_timeout` is a routed call's deadline, `max_call_timeout` the longest that a caller may ask for. A
+    connection whose outbox is over `max_outbox_bytes` for `outbox_timeout` is cut; 0: at once. `rate` is
+    requests a second and connection, 0: no limit. `burst` is how many may come at once, 0: as many as one
+    second's `rate`, and at least one. `control_rate` is pings, pongs and empty fragments a second and
+    connection, ten times as many at once, 0: no limit.
     """
 
     max_connections: Count = 10_000
     max_connections_per_address: CountOrZero = 0
+    max_connections_per_principal: CountOrZero = 0
+    max_unauthenticated: Count = 1000
+    max_unauthenticated_per_address: Count = 100
     max_message_bytes: MessageBytes = 1_048_576
     max_in_flight: Count = 64
     max_node_in_flight: Count = 256
@@ -237,6 +246,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     outbox_timeout: SecondsOrZero = 5.0
     rate: Rate = 0.0
     burst: CountOrZero = 0
+    control_rate: Rate = 100.0
 
 
 class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -253,12 +263,14 @@ class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Auth(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[auth]`: who may come in. Mode none makes everybody an operator, so it is for loopback.
 
-    `allow_insecure` lets mode none listen anywhere. `tokens_file` is the TOML file of mode token.
+    `allow_insecure` lets mode none listen anywhere. `tokens_file` is the TOML file of mode token. A connection is
+    told `expiry_notice` seconds before its credential expires.
     """
 
     mode: AuthMode = "none"
     allow_insecure: Switch = False
     tokens_file: FilePath = ""
+    expiry_notice: SecondsOrZero = 60.0
     jwt: Jwt = Jwt()
 
 
@@ -550,10 +562,11 @@ def _check_sizes(config: Config, values: _Values) -> None:
 
 def _check_auth(config: Config, values: _Values) -> None:
     server, auth = config.server, config.auth
-    # Goes when tokens and JWT are built, with the description of AuthMode: a mode that is accepted and not
-    # enforced would be an open door.
-    if auth.mode != "none":
-        _blame(values, f'"{auth.mode}" is not supported yet', '"none"', "auth.mode")
+    if auth.mode == "token" and not auth.tokens_file:
+        right = "auth.tokens_file, the path of a TOML file of tokens"
+        _blame(values, '"token" without auth.tokens_file', right, "auth.mode")
+    if auth.mode == "jwt":
+        _check_jwt(auth.jwt, values)
     exposed = not server.unix_socket and not is_loopback(server.host)
     if auth.mode == "none" and exposed and not auth.allow_insecure:
         _blame(
@@ -564,6 +577,30 @@ def _check_auth(config: Config, values: _Values) -> None:
             "auth.mode",
             "auth.allow_insecure",
         )
+
+
+def _check_jwt(jwt: Jwt, values: _Values) -> None:
+    if not jwt.algorithms:
+        _blame(values, '"jwt" without auth.jwt.algorithms', 'those of its signatures, such as ["EdDSA"]', "auth.mode")
+    files = {
+        "auth.jwt.secret_file": jwt.secret_file,
+        "auth.jwt.public_key_file": jwt.public_key_file,
+        "auth.jwt.jwks_file": jwt.jwks_file,
+    }
+    given = [key for key, path in files.items() if path]
+    if len(given) != 1:
+        wrong = f"{' and '.join(given)} are set" if given else '"jwt" without a key'
+        right = "one of auth.jwt.secret_file, public_key_file and jwks_file"
+        _blame(values, wrong, right, *(given or ["auth.mode"]))
+    symmetric = [name for name in jwt.algorithms if name.startswith("HS")]
+    if symmetric and jwt.public_key_file:
+        # Else the public key could be taken for the secret (RFC 8725 section 2.1).
+        wrong = f"{symmetric[0]} needs a secret, and auth.jwt.public_key_file is set"
+        _blame(values, wrong, "an algorithm of that key, such as RS256", "auth.jwt.algorithms")
+    if len(symmetric) < len(jwt.algorithms) and jwt.secret_file:
+        other = next(name for name in jwt.algorithms if name not in symmetric)
+        wrong = f"{other} needs a public key, and auth.jwt.secret_file is set"
+        _blame(values, wrong, "HS256, HS384 or HS512", "auth.jwt.algorithms")
 
 
 class _PassphraseNeededError(Exception):

@@ -12,15 +12,20 @@ from aiohttp import web
 from gateway import errors, jsonrpc
 from gateway.calls import Call, Calls, call, failed
 from gateway.config import Config
+from gateway.credentials import ANYBODY, Credential
 from gateway.dispatcher import Running
 from gateway.errors import Disconnect
 from gateway.frames import State
+from gateway.limits import Bucket, Rate
 from gateway.outbox import Cork
 from gateway.reader import RequestProtocol
-from gateway.scopes import ANONYMOUS
+from gateway.scopes import NOBODY
 from gateway.websocket import Closings, WebSocket
 
 logger = logging.getLogger("gateway.connection")
+
+CONTROL_SECONDS: Final = 10
+"""How many seconds' worth of `limits.control_rate` may come at once."""
 
 
 class Regime:
@@ -33,6 +38,7 @@ class Regime:
         "close_timeout",
         "closings",
         "compression",
+        "control_rate",
         "cork",
         "heartbeat_interval",
         "heartbeat_timeout",
@@ -51,6 +57,8 @@ class Regime:
         self.max_message_bytes = config.limits.max_message_bytes
         self.max_outbox_bytes = config.limits.max_outbox_bytes
         self.outbox_timeout = config.limits.outbox_timeout
+        per_second = config.limits.control_rate
+        self.control_rate = Rate(per_second, int(per_second * CONTROL_SECONDS)) if per_second else None
         self.cork = Cork()
         self.closings = Closings(self.close_timeout)
 
@@ -80,25 +88,32 @@ class Connection:
 
     ``conn_id`` is UUID4 text; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``; ``opened_at`` is seconds since
     the epoch. ``running`` are its requests in flight, ``calls`` those that the gateway has sent it, both by id.
+    ``bucket`` is its share of `limits.rate`. ``quiet``: its end is not logged, for it is one of very many.
     """
 
     __slots__ = (
         "_endpoint",
         "_leaving",
         "_opened",
+        "bucket",
         "calls",
         "conn_id",
+        "credential",
         "opened_at",
         "principal",
+        "quiet",
         "remote",
         "running",
         "ws",
     )
 
-    def __init__(self, remote: str, endpoint: Endpoint, regime: Regime) -> None:
+    def __init__(self, remote: str, endpoint: Endpoint, regime: Regime, credential: Credential = ANYBODY) -> None:
         self.conn_id: Final = new_id()
         self.remote: Final = remote
-        self.principal = ANONYMOUS
+        self.credential = credential
+        self.principal = credential.principal
+        self.bucket: Bucket | None = None
+        self.quiet = False
         self.running: dict[object, Running] = {}
         self.calls: dict[bytes, Call] = {}
         self.opened_at = 0.0
@@ -133,9 +148,14 @@ class Connection:
 
         Raises `calls.CallError` with the client's error, or `timeout` or `node_lost`. Cancelling it cancels the call.
         """
-        if self.ws.phase is not State.OPEN:
+        if not self.is_open:
             raise failed(errors.NODE_LOST)
         return await call(self._endpoint.calls, self, method, params, timeout)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, and not on its way out."""
+        return self.ws.phase is State.OPEN
 
     @property
     def in_flight(self) -> int:
@@ -151,6 +171,17 @@ class Connection:
     def duration(self) -> float:
         """Seconds since the opening, to the millisecond."""
         return round(self.ws.loop.time() - self._opened, 3)
+
+    def adopt(self, credential: Credential) -> None:
+        """Take a credential in place of the one before, with all that is open as it is."""
+        self.credential = credential
+        self.principal = credential.principal
+
+    def enter(self, endpoint: Endpoint) -> None:
+        """The credential that was owed has been adopted: the connection is open, and ``endpoint`` stands behind it."""
+        self._endpoint = endpoint
+        self.ws.allowance = None
+        self._log_opened()
 
     def settled(self) -> None:
         """A request is no longer in flight: one who is leaving may go."""
@@ -176,14 +207,24 @@ class Connection:
     # From the WebSocket
 
     def on_open(self) -> None:
-        """Log the opening, then let the endpoint say welcome."""
+        """Log the opening, unless a credential is owed, then let the endpoint say welcome."""
         self.opened_at = time.time()
         self._opened = self.ws.loop.time()
+        if self.principal is not NOBODY:
+            self._log_opened()
+        self._endpoint.opened(self)
+
+    def _log_opened(self) -> None:
         logger.info(
             "connection opened",
-            extra={"event": "connection.opened", "connId": self.conn_id, "remote": self.remote},
+            extra={
+                "event": "connection.opened",
+                "connId": self.conn_id,
+                "remote": self.remote,
+                "principal": self.principal.name,
+                "role": self.principal.role,
+            },
         )
-        self._endpoint.opened(self)
 
     def on_text(self, data: bytes) -> None:
         """One text message."""
@@ -206,24 +247,29 @@ class Connection:
         try:
             self._endpoint.closed(self, end)
         finally:
-            ws = self.ws
-            logger.info(
-                "connection closed: %s",
-                end.cause,
-                extra={
-                    "event": "connection.closed",
-                    "connId": self.conn_id,
-                    "remote": self.remote,
-                    "duration": self.duration,
-                    "code": end.code,
-                    "reason": end.reason,
-                    "cause": end.cause,
-                    "messagesIn": ws.messages_in,
-                    "messagesOut": ws.messages_out,
-                    "bytesIn": ws.bytes_in,
-                    "bytesOut": ws.bytes_out,
-                },
-            )
+            if not self.quiet:
+                self._log_closed(end)
+
+    def _log_closed(self, end: Disconnect) -> None:
+        ws = self.ws
+        logger.info(
+            "connection closed: %s",
+            end.cause,
+            extra={
+                "event": "connection.closed",
+                "connId": self.conn_id,
+                "remote": self.remote,
+                "principal": self.principal.name,
+                "duration": self.duration,
+                "code": end.code,
+                "reason": end.reason,
+                "cause": end.cause,
+                "messagesIn": ws.messages_in,
+                "messagesOut": ws.messages_out,
+                "bytesIn": ws.bytes_in,
+                "bytesOut": ws.bytes_out,
+            },
+        )
 
 
 _entropy = bytearray()

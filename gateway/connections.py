@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
@@ -55,6 +55,8 @@ class Connections(dict[str, Connection]):
     def __init__(self) -> None:
         super().__init__()
         self.opened_total = 0
+        self.disconnects: Counter[str] = Counter(dict.fromkeys((end.cause for end in errors.DISCONNECTS), 0))
+        """Connections that have ended, by cause; those too that never came so far as to be registered."""
         self.history: deque[Closed] = deque(maxlen=HISTORY)
         self._empty: asyncio.Event | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -67,9 +69,19 @@ class Connections(dict[str, Connection]):
     def remove(self, connection: Connection, end: Disconnect) -> None:
         """Move a connection that is over to the history; one that is not registered is no error."""
         if self.pop(connection.conn_id, None) is not None:
-            self.history.append(_closed(connection, end))
+            self.remember(connection, end)
         if self._empty is not None and not self:
             self._empty.set()
+
+    def remember(self, connection: Connection, end: Disconnect) -> None:
+        """Count a connection that is over, and put it into the history, unless it is one of very many."""
+        self.disconnects[end.cause] += 1
+        if not connection.quiet:
+            self.history.append(_closed(connection, end))
+
+    def roles(self) -> Counter[str]:
+        """How many are open of each role."""
+        return Counter(connection.principal.role for connection in self.values())
 
     async def drain(self, drain_timeout: float, close_timeout: float) -> None:
         """End all connections with 1001 and return when they are gone, whatever the peers do.

@@ -51,6 +51,17 @@ class Deadlines(Generic[Waiting]):
         """Stop the time of ``who``. Harmless when it does not run."""
         self._due.pop(who, None)
 
+    def left(self, who: Waiting) -> float:
+        """Seconds that ``who`` has left; all of them where the time does not run."""
+        due = self._due.get(who)
+        if due is None or self._loop is None:
+            return self._timeout
+        return max(0.0, due - self._loop.time())
+
+    def oldest(self) -> Waiting:
+        """Who has waited longest. Raises StopIteration where nobody waits."""
+        return next(iter(self._due))
+
     def take_all(self) -> list[Waiting]:
         """Stop the time of everybody, and tell who they were."""
         waiting = list(self._due)
@@ -113,6 +124,13 @@ class Sweep(Generic[Waiting]):
         if tick is not None:
             del self._ticks[tick][who]
 
+    def take_all(self) -> list[Waiting]:
+        """Forget everybody, and tell who they were."""
+        waiting = list(self._due)
+        for who in waiting:
+            self.done(who)
+        return waiting
+
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -122,12 +140,15 @@ class Sweep(Generic[Waiting]):
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._order and self._order[0] * TICK <= now:
-            tick = heapq.heappop(self._order)
-            waiting = self._ticks[tick]
-            while waiting:  # one that expires may let others be done
-                who = next(iter(waiting))
-                del waiting[who], self._due[who]
-                self._expired(who)
-            del self._ticks[tick]
-        self._arm(loop)
+        try:
+            while self._order and self._order[0] * TICK <= now:
+                tick = self._order[0]
+                waiting = self._ticks[tick]
+                while waiting:  # one that expires may let others be done
+                    who = next(iter(waiting))
+                    del waiting[who], self._due[who]
+                    self._expired(who)
+                heapq.heappop(self._order)
+                del self._ticks[tick]
+        finally:  # one that fails does not stop the others' time
+            self._arm(loop)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from msgspec import Raw
@@ -12,10 +15,11 @@ from msgspec import Raw
 from gateway import errors, jsonrpc
 from gateway.calls import Callee, Calls
 from gateway.deadlines import Sweep
-from gateway.errors import RpcError
+from gateway.errors import Disconnect, RpcError
 from gateway.jsonrpc import Invalid, Message
-from gateway.method import AUTHENTICATED, RESERVED, BadParams, Method, Refusal, collect
-from gateway.scopes import Principal
+from gateway.limits import Bucket, Rate
+from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, collect
+from gateway.scopes import RESERVED, Principal
 from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.dispatcher")
@@ -31,6 +35,7 @@ class Peer(Callee, Protocol):
     """The connection that a message came from."""
 
     principal: Principal
+    bucket: Bucket | None
     running: dict[object, Running]
     """Its requests in flight, by id; notifications by themselves."""
 
@@ -44,6 +49,9 @@ class Peer(Callee, Protocol):
 
     def send(self, payload: bytes) -> None:
         """Send one JSON text; does nothing when the connection is over."""
+
+    def end(self, end: Disconnect) -> None:
+        """End the connection."""
 
 
 class Running:
@@ -100,13 +108,23 @@ class Dispatcher:
     """Answers JSON-RPC messages from one table of methods."""
 
     def __init__(
-        self, status: Status, calls: Calls, *, max_in_flight: int, max_batch: int, call_timeout: float
+        self,
+        status: Status,
+        calls: Calls,
+        *,
+        max_in_flight: int,
+        max_batch: int,
+        call_timeout: float,
+        rate: Rate | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._status = status
         self._calls = calls
         self._max_in_flight = max_in_flight
         self._max_batch = max_batch
         self._call_timeout = call_timeout
+        self._rate = rate
+        self._clock = clock
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
         self.late_replies = 0
@@ -153,16 +171,36 @@ class Dispatcher:
         if isinstance(found, list):
             self._dispatch_batch(peer, found)
         else:
-            peer.send(jsonrpc.error_reply(found.id, found.error, found.detail))
+            peer.send(self._invalid(peer, found))
 
     def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
         batch = Batch(peer)
         for message in messages:
             if isinstance(message, Invalid):
-                batch.add(jsonrpc.error_reply(message.id, message.error, message.detail))
+                batch.add(self._invalid(peer, message))
             else:
                 batch.add(self._handle(peer, message, batch))
         batch.done(None)
+
+    def _invalid(self, peer: Peer, found: Invalid) -> bytes:
+        try:
+            self._pace(peer)
+        except Refusal as refusal:
+            return jsonrpc.error_reply(found.id, refusal.error, refusal.detail, **refusal.data)
+        return jsonrpc.error_reply(found.id, found.error, found.detail)
+
+    def _pace(self, peer: Peer) -> None:
+        """Count a message against the peer's rate. Raises Refusal over it, and ends who never heeds that."""
+        if self._rate is None:
+            return
+        now = self._clock()
+        if peer.bucket is None:
+            peer.bucket = Bucket(self._rate, now)
+        wait = peer.bucket.take(now)
+        if wait:
+            if peer.bucket.ignored:
+                peer.end(errors.FLOOD)
+            raise Refusal(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
 
     def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
         """One message: the reply, or None where there is none, or none yet."""
@@ -171,12 +209,14 @@ class Dispatcher:
         if name is jsonrpc.NO_METHOD:
             return self._response(peer, message, identity)
         if identity and not identity.isdigit() and not jsonrpc.may_be_id(identity):
-            return jsonrpc.error_reply(_NULL, errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
+            return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null'))
         data = bytes(message.params)
         if data and data[0] not in jsonrpc.STRUCTURED:
             detail = '"params" must be an array or an object'
-            return jsonrpc.error_reply(identity or _NULL, errors.INVALID_REQUEST, detail)
+            return self._invalid(peer, Invalid(errors.INVALID_REQUEST, detail, identity or _NULL))
         try:
+            if self._rate is not None:
+                self._pace(peer)
             method = self._methods.get(name)
             if method is None or self._status.phase is _DRAINING:
                 method = self._unless_draining(method, name)
@@ -209,9 +249,11 @@ class Dispatcher:
         if identity and jsonrpc.may_be_id(identity) and bool(bytes(message.result)) != bool(bytes(message.error)):
             if not self._calls.answered(peer, message):
                 self.late_replies += 1
+                with suppress(Refusal):
+                    self._pace(peer)
             return None
         sendable = identity if identity and jsonrpc.may_be_id(identity) else _NULL
-        return jsonrpc.error_reply(sendable, errors.INVALID_REQUEST, '"method" is missing')
+        return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', sendable))
 
     # Requests that take their time
 

@@ -127,4 +127,6 @@ def disconnect_for(code: int) -> Disconnect:
     return _BY_PARSER_CODE.get(code, INTERNAL_FAILURE)
 
 
-_BY_PARSER_CODE: Final = {end.code: end for end in (PROTOCOL_ERROR, UNSUPPORTED_DATA, INVALID_UTF8, MESSAGE_TOO_BIG)}
+_BY_PARSER_CODE: Final = {
+    end.code: end for end in (PROTOCOL_ERROR, UNSUPPORTED_DATA, INVALID_UTF8, MESSAGE_TOO_BIG, FLOOD)
+}

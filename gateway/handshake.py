@@ -11,9 +11,11 @@ from aiohttp import HttpVersion11, hdrs, web
 from yarl import URL
 
 from gateway.config import Server, is_loopback
-from gateway.status import Phase, Status
+from gateway.connection import remote_of
+from gateway.proxies import Proxies, forwarded_for
+from gateway.rejections import Stage
 
-RETRY_AFTER: Final = "5"
+RETRY_AFTER: Final = 5
 """Seconds that a client is asked to wait where the gateway is full, starting or draining."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -28,36 +30,54 @@ _UPGRADE_HEADERS: Final[dict[str, str]] = {
 class RefusedError(Exception):
     """A request that may not upgrade: the HTTP status of its answer, the text that says why, and headers of it.
 
+    ``stage`` is what it counts under.
+
     Not a `web.HTTPException`: aiohttp keeps those, with the frames that raised them, for the garbage collector.
     """
 
-    def __init__(self, status: int, why: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, why: str, headers: Mapping[str, str] | None = None, stage: Stage = "request"
+    ) -> None:
         super().__init__(why)
         self.status = status
         self.why = why
         self.headers = headers
+        self.stage: Stage = stage
 
 
 class Gatekeeper:
     """Admits a request for `/ws`, or raises `RefusedError`."""
 
-    def __init__(self, server: Server, max_connections: int, status: Status) -> None:
+    def __init__(self, server: Server) -> None:
         self._allowed_hosts = frozenset(server.allowed_hosts)
         self._allowed_origins = frozenset(server.allowed_origins)
         self.loopback_only = not server.unix_socket and not server.allowed_hosts and is_loopback(server.host)
-        self._max_connections = max_connections
-        self._status = status
+        self._proxies = Proxies(server.trusted_proxies)
 
-    def admit(self, request: web.Request, connections: int) -> None:
-        """Check everything, cheapest refusal first; ``connections`` is how many are open now."""
-        host = self._check_host(request)
-        self._check_origin(request, host)
-        _check_upgrade(request)
-        self._check_room(connections)
-
-    def _check_host(self, request: web.Request) -> str:
+    def admit(self, request: web.Request) -> None:
+        """Check the head of a request. Raises RefusedError."""
         if request.version < HttpVersion11:
             raise RefusedError(400, "WebSocket needs HTTP/1.1 (RFC 6455 section 4.1)")
+        host = self.check_host(request)
+        self._check_origin(request, host)
+        _check_upgrade(request)
+
+    def remote_of(self, request: web.Request) -> str:
+        """Where a request comes from; of one that a trusted proxy has passed on, where the proxy says so.
+
+        X-Forwarded-For goes before Forwarded, which a proxy that adds to the one passes on as a stranger wrote it.
+        """
+        remote = remote_of(request)
+        if not self._proxies or not self._proxies.trusts(remote):
+            return remote
+        lines = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
+        if lines:
+            return self._proxies.client(remote, ",".join(lines).split(","))
+        elements = ",".join(request.headers.getall(hdrs.FORWARDED, [])).split(",")
+        return self._proxies.client(remote, map(forwarded_for, elements))
+
+    def check_host(self, request: web.Request) -> str:
+        """The one Host that a request has, if it is served here. Raises RefusedError."""
         hosts = request.headers.getall(hdrs.HOST, [])
         if len(hosts) != 1 or not hosts[0]:
             raise RefusedError(400, "exactly one Host header is needed (RFC 9112 section 3.2)")
@@ -77,15 +97,6 @@ class Gatekeeper:
             return
         if len(origins) > 1 or not _same_place(origins[0], host):
             raise RefusedError(403, "this origin is not allowed; see server.allowed_origins")
-
-    def _check_room(self, connections: int) -> None:
-        if self._status.phase is not Phase.READY:
-            why = f"the gateway is {self._status.phase}"
-        elif connections >= self._max_connections:
-            why = "the gateway is full; see limits.max_connections"
-        else:
-            return
-        raise RefusedError(503, why, {hdrs.RETRY_AFTER: RETRY_AFTER})
 
 
 def _check_upgrade(request: web.Request) -> None:

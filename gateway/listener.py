@@ -13,7 +13,6 @@ import os
 import socket
 import ssl
 import stat
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, cast
@@ -23,8 +22,8 @@ from aiohttp.http import HttpProcessingError
 
 from gateway.connection import format_address
 from gateway.deadlines import Deadlines
-from gateway.limits import Sampler
 from gateway.reader import RequestProtocol
+from gateway.rejections import Rejections, Stage
 
 logger = logging.getLogger("gateway.listener")
 
@@ -35,8 +34,8 @@ READ_BYTES: Final = 64 * 1024
 """What the standard library's loop reads at once. Its own 256 KiB is over malloc's threshold: every read of a few bytes
 would map, shrink and unmap memory, three system calls more."""
 
-TIMEOUTS: Final = (100, 10.0)
-"""How many handshake timeouts of one address are logged in how many seconds; the rest is counted."""
+MAX_HEAD: Final = 32 * 1024
+"""Bytes of a whole request head. aiohttp bounds each of its lines, and how many there are: together a megabyte."""
 
 HEAD_END: Final = b"\r\n\r\n"
 _ACCEPTS: Final = 64
@@ -44,8 +43,10 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _PAUSE: Final = 0.5
 _PAUSE_LOG: Final = 60.0
 
-Reject = Callable[[str, int, str], None]
-"""Logs a refused handshake: remote, HTTP status (0 where there was no HTTP yet), reason."""
+_HEAD_TOO_LARGE: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: 26\r\n\r\nrequest head over 32 KiB \n"
+)
 
 
 class Handshake:
@@ -53,9 +54,9 @@ class Handshake:
 
     __slots__ = ("drop", "remote", "stage")
 
-    def __init__(self, remote: str, stage: str) -> None:
+    def __init__(self, remote: str, stage: Stage) -> None:
         self.remote = remote
-        self.stage = stage
+        self.stage: Stage = stage
         self.drop: Callable[[], None] = _nothing
 
 
@@ -64,13 +65,26 @@ def _nothing() -> None:
 
 
 class Handshakes(Deadlines[Handshake]):
-    """The peers that are in their handshake. Who is late is logged, with the stage, and dropped."""
+    """The peers that are in their handshake. Who is late is logged, with the stage, and dropped.
 
-    __slots__ = ("_timeouts",)
+    Where ``most`` are under way, the one that has been longest goes for each that comes.
+    """
 
-    def __init__(self, timeout: float) -> None:
+    __slots__ = ("_most", "_rejections")
+
+    def __init__(self, timeout: float, rejections: Rejections, most: int = 10_000) -> None:
         super().__init__(timeout, self._late)
-        self._timeouts = Sampler(time.monotonic, *TIMEOUTS)
+        self._rejections = rejections
+        self._most = most
+
+    def accepted(self, handshake: Handshake) -> None:
+        """The time of one that was just accepted begins."""
+        if len(self) >= self._most:
+            oldest = self.oldest()
+            self.done(oldest)
+            self._rejections.rejected(oldest.remote, "too many handshakes under way", oldest.stage)
+            oldest.drop()
+        self.begin(handshake)
 
     def drop_all(self) -> None:
         """End all that are under way; for the end of the process."""
@@ -78,24 +92,14 @@ class Handshakes(Deadlines[Handshake]):
             handshake.drop()
 
     def _late(self, handshake: Handshake) -> None:
-        left_out = self._timeouts.admit(handshake.remote.rpartition(":")[0])
-        if left_out is not None:
-            fields: dict[str, object] = {
-                "event": "handshake.timeout",
-                "remote": handshake.remote,
-                "stage": handshake.stage,
-                "timeout": self._timeout,
-            }
-            if left_out:
-                fields["leftOut"] = left_out
-            logger.info("no handshake within %s s", self._timeout, extra=fields)
+        self._rejections.late(handshake.remote, handshake.stage, self._timeout)
         handshake.drop()
 
 
 class HandshakeProtocol(RequestProtocol):
     """An HTTP connection whose every request head has the handshake deadline."""
 
-    __slots__ = ("_cut_short", "_handshake", "_handshakes", "_reject", "remote")
+    __slots__ = ("_cut_short", "_handshake", "_handshakes", "_head_bytes", "_rejections", "remote")
 
     def __init__(self, manager: web.Server, handshake: Handshake, listener: Listener) -> None:
         super().__init__(manager, loop=listener.loop, **listener.handler_args)
@@ -103,7 +107,8 @@ class HandshakeProtocol(RequestProtocol):
         self._handshake: Handshake | None = handshake
         self._handshakes = listener.handshakes
         self._cut_short = False
-        self._reject = listener.reject
+        self._head_bytes = 0
+        self._rejections = listener.rejections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TCP, and TLS where there is any, are through."""
@@ -116,11 +121,25 @@ class HandshakeProtocol(RequestProtocol):
             # Not every loop's transports are asyncio.Transport by inheritance; all can abort.
             handshake.drop = cast(asyncio.Transport, transport).abort
 
-    def request_bytes(self, data: bytes) -> None:
-        """On a kept-alive connection a fresh deadline begins with the next request."""
-        if self._handshake is not None:
-            self._handshakes.begin(self._handshake)
-            self._cut_short = not data.endswith(HEAD_END)
+    def request_bytes(self, data: bytes) -> bool:
+        """On a kept-alive connection a fresh deadline begins with the next request; a head over the bound ends here."""
+        if self._handshake is None:
+            return True
+        self._handshakes.begin(self._handshake)
+        self._cut_short = not data.endswith(HEAD_END)
+        end = data.find(HEAD_END)
+        self._head_bytes += len(data) if end < 0 else end
+        if self._head_bytes <= MAX_HEAD:
+            return True
+        if self.transport is not None and not self.transport.is_closing():
+            self._rejections.rejected(self.remote, "the request head is over 32 KiB", "request", status=400)
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+        return False
+
+    def time_left(self) -> float | None:
+        """Seconds of the handshake's time that are left."""
+        return None if self._handshake is None else self._handshakes.left(self._handshake)
 
     def upgraded(self) -> None:
         """The deadline is met, for good: it never ends an open connection."""
@@ -130,6 +149,7 @@ class HandshakeProtocol(RequestProtocol):
 
     def response_begins(self) -> None:
         """The deadline of this request is met."""
+        self._head_bytes = 0
         if self._handshake is not None:
             self._handshakes.done(self._handshake)
             if self._cut_short:  # the next request has begun, in the same read
@@ -154,7 +174,7 @@ class HandshakeProtocol(RequestProtocol):
         exc.__traceback__ = None  # aiohttp keeps the error, and its frames would keep the connection
         # Not aiohttp's own words: they quote the request, and a credential may be in it.
         reason = f"malformed HTTP ({type(exc).__name__})"
-        self._reject(self.remote, status, reason)
+        self._rejections.rejected(self.remote, reason, "request", status=status)
         response = web.Response(status=status, text=f"{reason}\n")
         response.force_close()
         return response
@@ -178,14 +198,14 @@ class Listener:
         *,
         handler_args: Mapping[str, Any],
         handshakes: Handshakes,
-        reject: Reject,
+        rejections: Rejections,
         context: ssl.SSLContext | None,
         timeout: float,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.handler_args = handler_args
         self.handshakes = handshakes
-        self.reject = reject
+        self.rejections = rejections
         self.context = context
         self._server = server
         self._timeout = timeout
@@ -221,7 +241,7 @@ class Listener:
             handshake = Handshake(format_address(address), "request" if self.context is None else "tls")
             task = self.loop.create_task(self._serve(sock, handshake))
             handshake.drop = partial(_cancel, task)
-            self.handshakes.begin(handshake)
+            self.handshakes.accepted(handshake)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -241,7 +261,7 @@ class Listener:
         except (OSError, asyncio.CancelledError) as error:
             sock.close()
             if handshake.stage == "tls" and not isinstance(error, asyncio.CancelledError):
-                self.reject(handshake.remote, 0, f"TLS: {_reason(error)}")
+                self.rejections.rejected(handshake.remote, f"TLS: {_reason(error)}", "tls", status=0)
             self.handshakes.done(handshake)
             # Else the error's frames would keep the TLS machinery, a quarter of a megabyte, for the garbage collector.
             protocol.never_connected()

@@ -30,9 +30,6 @@ AUTHENTICATED: Final = "authenticated"
 CALL: Final = "call"
 """Short for ``call:`` and the method's own name."""
 
-RESERVED: Final = ("gateway.", "rpc.", "connection.", "node.", "event.")
-"""What a method of the gateway's own begins with; a user's method may not."""
-
 _MARK: Final = "__gateway_method__"
 _BLANK: Final = b" \t\r\n"
 _MAX_DETAIL: Final = 200

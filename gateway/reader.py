@@ -14,12 +14,14 @@ from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp.http_websocket import WebSocketError
 from aiohttp.streams import EofStream
 
+from gateway.errors import FLOOD
 from gateway.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, State
 
 SLICE: Final = 32 * 1024
 """Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""
 
 _OPEN, _CLOSING, _CLOSED = State.OPEN, State.CLOSING, State.CLOSED
+_PROBES: Final = frozenset({PING, PONG})
 _FED: Final = (False, b"")
 _GO_ON: Final = WSMessage(WSMsgType.CONTINUATION, b"", "")
 
@@ -37,12 +39,16 @@ class Sink(Protocol):
     last_message: float
     messages_in: int
     bytes_in: int
+    allowance: int | None
 
     def flush(self) -> None:
         """Write what the messages of a read have corked."""
 
     def on_message(self, opcode: int, data: bytes) -> None:
         """One whole message. What it raises arrives in `fail`."""
+
+    def on_control(self) -> bool:
+        """A ping, a pong or an empty fragment; False where there are too many."""
 
     def on_ping(self, payload: bytes) -> None:
         """A ping, to be answered."""
@@ -191,6 +197,8 @@ class Reader(WebSocketReader):
 
     def _parse(self, data: bytes | bytearray | memoryview) -> None:
         sink = self._sink
+        if sink.allowance is not None and not self._allowed(sink, len(data)):
+            return
         before = sink.messages_in
         sink.in_read = True
         WebSocketReader.feed_data(self, data)
@@ -199,6 +207,15 @@ class Reader(WebSocketReader):
             sink.last_message = sink.last_read
         if sink.corked is not None:
             sink.flush()
+
+    def _allowed(self, sink: Sink, size: int) -> bool:
+        """Whether so many bytes more are accepted of a peer that may not send much yet. The parser would keep them."""
+        left = sink.allowance = (sink.allowance or 0) - size
+        if left >= 0:
+            return True
+        if sink.phase is _OPEN:
+            sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
+        return False
 
     def _handle_frame(self, fin: bool, opcode: int, payload: bytes | bytearray, compressed: int) -> None:
         """One frame. aiohttp unmasks into a bytearray; bytes are what came without a mask (RFC 6455 section 5.1)."""
@@ -212,12 +229,15 @@ class Reader(WebSocketReader):
                 self._inbox.hold(WSMessage(WSMsgType.TEXT, bytes(payload), ""))
             else:
                 sink.on_message(TEXT, bytes(payload))
-        elif opcode == PING:
+        elif opcode in _PROBES:
             sink.last_message = sink.last_read
-            sink.on_ping(bytes(payload))
-        elif opcode == PONG:
-            sink.last_message = sink.last_read
+            if not sink.on_control():
+                raise WebSocketError(FLOOD.code, FLOOD.reason)
+            if opcode == PING:
+                sink.on_ping(bytes(payload))
         else:
+            if not (payload or fin or sink.on_control()):
+                raise WebSocketError(FLOOD.code, FLOOD.reason)
             self._check_fragments(fin, opcode)
             WebSocketReader._handle_frame(self, fin, opcode, payload, compressed)
 
@@ -249,8 +269,8 @@ class RequestProtocol(web.RequestHandler):
         if reader is not None:
             reader.feed_data(data)
             return
-        self.request_bytes(data)
-        super().data_received(data)
+        if self.request_bytes(data):
+            super().data_received(data)
 
     def eof_received(self) -> None:
         """A FIN; asyncio closes the transport after it."""
@@ -261,8 +281,13 @@ class RequestProtocol(web.RequestHandler):
         """Let go of aiohttp's parser, which refers back. For one that ``connection_made`` was never called on."""
         self._parser = None
 
+    def time_left(self) -> float | None:
+        """Seconds of the handshake's time that are left; None where nobody counts them. For subclasses."""
+        return None
+
     def upgraded(self) -> None:
         """The 101 is written: from now on the bytes are frames. For subclasses."""
 
-    def request_bytes(self, data: bytes) -> None:
-        """Bytes of a request have come. For subclasses."""
+    def request_bytes(self, data: bytes) -> bool:
+        """Bytes of a request have come: whether they are to be looked at. For subclasses."""
+        return True

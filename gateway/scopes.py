@@ -6,7 +6,11 @@ for one part, ``>`` for the rest, one part at least. ``*`` alone is every scope.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
+
+RESERVED: Final = ("gateway.", "rpc.", "connection.", "node.", "event.")
+"""What the gateway's own methods and topics begin with: nobody serves or publishes there."""
 
 ADMIN: Final = "admin"
 EVERYTHING: Final = "*"
@@ -20,6 +24,10 @@ ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
 """What a role has of its own, where its credential names no scopes."""
 
 
+_PART = r"[^\s.*>:]+"
+_SCOPE: Final = re.compile(rf"(?:call|serve|subscribe|publish):(?:(?:{_PART}|\*)\.)*(?:{_PART}|\*|>)")
+
+
 class Principal(NamedTuple):
     """Who a connection belongs to. ``expires_at`` is seconds since the epoch, None for never."""
 
@@ -29,12 +37,30 @@ class Principal(NamedTuple):
     expires_at: float | None = None
 
     def allows(self, scope: str) -> bool:
-        """Whether one of the scopes covers the concrete ``scope``, such as ``call:camera.snapshot`` or ``admin``."""
+        """Whether one of the scopes covers the concrete ``scope``, such as ``call:camera.snapshot`` or ``admin``.
+
+        The gateway's own names are out of every pattern's reach: nobody serves or publishes there, and an admin
+        alone subscribes to its topics.
+        """
+        verb, _, name = scope.partition(":")
+        if name.startswith(RESERVED):
+            if verb in ("serve", "publish"):
+                return False
+            if verb == "subscribe" and name.startswith(RESERVED[0]):
+                scope = ADMIN
         return any(covers(held, scope) for held in self.scopes)
 
 
+NOBODY: Final = Principal("", "", ())
+"""Who a connection belongs to that has not authenticated."""
+
 ANONYMOUS: Final = Principal("anonymous", "operator", (EVERYTHING,))
 """Everybody, in mode none."""
+
+
+def is_scope(text: str) -> bool:
+    """Whether ``text`` is a scope that a credential may have: ``admin``, or a verb and a pattern."""
+    return text == ADMIN or (text.isprintable() and _SCOPE.fullmatch(text) is not None)
 
 
 def covers(held: str, wanted: str) -> bool:

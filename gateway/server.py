@@ -17,7 +17,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from gateway import __version__
+from gateway import __version__, auth
 from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
 from gateway.config import Config, ConfigError, is_loopback
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins, tls_context
@@ -60,6 +60,8 @@ class Server:
         self._log = log
         self._notifier = Notifier(environ)
         self._stop = asyncio.Event()
+        self._reload_wanted = False
+        self._reloading: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Serve until a signal, then drain. Returns the exit status; raises ConfigError where it cannot listen."""
@@ -78,19 +80,21 @@ class Server:
         runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
         await runner.setup()
         assert runner.server is not None
-        handshakes = Handshakes(server.handshake_timeout)
+        self._gateway = app[GATEWAY]
+        rejections = self._gateway.rejections
+        handshakes = Handshakes(server.handshake_timeout, rejections, self._config.limits.max_connections)
         self._listener = Listener(
             runner.server,
             handler_args=handler_args(self._config),
             handshakes=handshakes,
-            reject=app[GATEWAY].reject,
+            rejections=rejections,
             context=context,
             timeout=server.handshake_timeout,
         )
         # 3. Listen, and say so.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         self._listener.start(sockets)
         watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
         watchdog.start()
@@ -107,7 +111,7 @@ class Server:
         if inherited:
             self._listener.stop()
         # 6. Let everybody go.
-        await connections.drain(server.drain_timeout, server.close_timeout)
+        await self._gateway.drain(server)
         # 7. Close what is left: the listener, handshakes under way, idle HTTP.
         self._listener.stop()
         handshakes.drop_all()
@@ -183,22 +187,32 @@ class Server:
         self._log.flush(_LOG_FLUSH)
         os._exit(EXIT_FORCED)
 
-    def _reload(self) -> None:
-        """SIGHUP: certificate and key anew, for those who come later; what cannot be loaded changes nothing."""
+    def _on_reload(self) -> None:
         if self._stop.is_set():
             return  # nobody comes any more, and systemd has been told of the end
+        self._reload_wanted = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """SIGHUP: certificate, tokens and keys anew; where one of them cannot be loaded, nothing changes."""
         self._notifier.reloading()
-        try:
-            self._listener.context = self._tls_context()
-        except OSError as error:
-            logger.error(
-                "reload failed, the old certificate stays: %s",
-                error,
-                extra={"event": "server.reload_failed", "reason": str(error)},
-            )
-        else:
-            logger.info("reloaded", extra={"event": "server.reloaded"})
-        self._notifier.ready()
+        while self._reload_wanted:  # one that came meanwhile stands for newer files
+            self._reload_wanted = False
+            try:
+                context, authenticator = self._tls_context(), auth.load(self._config.auth)
+            except (OSError, ConfigError) as error:
+                logger.error(
+                    "reload failed, all stays as it was: %s",
+                    error,
+                    extra={"event": "server.reload_failed", "reason": str(error)},
+                )
+                continue
+            self._listener.context = context
+            revoked = await self._gateway.renew(authenticator)
+            logger.info("reloaded", extra={"event": "server.reloaded", "revoked": revoked})
+        if not self._stop.is_set():
+            self._notifier.ready()
 
 
 def serve(config: Config, source_of: Callable[[str], str], environ: dict[str, str], log: LogWriter) -> int:

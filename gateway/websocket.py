@@ -27,6 +27,7 @@ from gateway import errors
 from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
 from gateway.frames import BINARY, CLOSE, PONG, RSV1, TEXT, State, close_frame, cut, frame, text_frame
+from gateway.limits import Bucket, Rate
 from gateway.outbox import Cork, Outbox
 from gateway.reader import Inbox, Reader, RequestProtocol
 
@@ -99,6 +100,10 @@ class Regime(Protocol):
         """See ``max_outbox_bytes``."""
 
     @property
+    def control_rate(self) -> Rate | None:
+        """Pings, pongs and empty fragments; None: any number."""
+
+    @property
     def compression(self) -> bool:
         """Whether permessage-deflate may be negotiated."""
 
@@ -125,6 +130,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         "_autoping",
         "_closings",
         "_compress",
+        "_controls",
         "_decode_text",
         "_deflater",
         "_drained_at_ping",
@@ -142,6 +148,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         "_regime",
         "_timeout",
         "_writer_limit",
+        "allowance",
         "bytes_in",
         "ended",
         "last_message",
@@ -170,6 +177,9 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._pinged_at = 0.0
         self._drained_at_ping = 0
         self._last_taken = -1.0
+        self._controls: Bucket | None = None
+        self.allowance: int | None = None
+        """Bytes that are still accepted from the peer; None: any number."""
         self.ended: Disconnect | None = None
         self.last_read = 0.0
         self.last_message = 0.0
@@ -278,7 +288,8 @@ class WebSocket(Outbox, web.WebSocketResponse):
         finally:
             # Break the cycle between the two, so that both are freed now and not by the collector some day.
             self._reader = None
-            del self._inbox
+            if self.phase is _CLOSED:
+                del self._inbox
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Handle what was held back, no faster than the peer takes the replies."""
@@ -326,6 +337,15 @@ class WebSocket(Outbox, web.WebSocketResponse):
                 return
         self._owner.on_text(data)
 
+    def on_control(self) -> bool:
+        """From the reader: a frame that is no message; False where there are too many."""
+        rate = self._regime.control_rate
+        if rate is None:
+            return True
+        if self._controls is None:
+            self._controls = Bucket(rate, self.last_read)
+        return not self._controls.take(self.last_read)
+
     def on_ping(self, payload: bytes) -> None:
         """From the reader: answered at once, whatever the owner is busy with."""
         self.put(frame(PONG, payload))
@@ -343,6 +363,11 @@ class WebSocket(Outbox, web.WebSocketResponse):
         """Undo what a bare runner does first at its shutdown: it makes aiohttp drop all that arrives."""
         if self.phase is not _OPENING:
             cast(Any, self.flow)._close = False
+
+    @property
+    def handshake_left(self) -> float | None:
+        """Seconds that are left of the handshake's time, while ``on_open`` runs; None where nobody counts them."""
+        return self.flow.time_left() if isinstance(self.flow, RequestProtocol) else None
 
     def send_text(self, payload: bytes) -> None:
         """Send one text message, compressed where that was negotiated and is worth it."""

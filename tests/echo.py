@@ -23,13 +23,12 @@ from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect
 from gateway.frames import BINARY, frame
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
+from gateway.rejections import Rejections
 
 MAX_MESSAGE_BYTES = 32 << 20
 # One echo of the largest message may be on its way while the next one is read.
 MAX_OUTBOX_BYTES = 2 * MAX_MESSAGE_BYTES
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-
-logger = logging.getLogger("gateway.tests")
 
 
 class Echo:
@@ -91,12 +90,13 @@ async def serve(host: str, port: int, config: Config) -> None:
     await runner.setup()
     assert runner.server is not None
     timeout = config.server.handshake_timeout
-    handshakes = Handshakes(timeout)
+    rejections = Rejections()
+    handshakes = Handshakes(timeout, rejections)
     listener = Listener(
         runner.server,
         handler_args=arguments,
         handshakes=handshakes,
-        reject=reject,
+        rejections=rejections,
         context=None,
         timeout=timeout,
     )
@@ -109,11 +109,6 @@ async def serve(host: str, port: int, config: Config) -> None:
     await runner.cleanup()
     for sock in sockets:
         sock.close()
-
-
-def reject(remote: str, status: int, reason: str) -> None:
-    """Log a refused handshake."""
-    logger.info("handshake rejected: %s", reason, extra={"remote": remote, "status": status})
 
 
 def make_parser(prog: str, text: str) -> argparse.ArgumentParser:

@@ -37,20 +37,62 @@ LAYERS: Final = (
     Layer(
         "pure",
         frozenset(
-            {"errors", "config", "frames", "jsonrpc", "limits", "method", "openrpc", "scopes", "status", "topics"}
+            {
+                "errors",
+                "config",
+                "credentials",
+                "frames",
+                "jsonrpc",
+                "limits",
+                "method",
+                "openrpc",
+                "proxies",
+                "scopes",
+                "status",
+                "topics",
+            }
         ),
         frozenset({"aiohttp", "asyncio", "time", "uvloop"}),
     ),
     Layer(
         "services",
-        frozenset({"auth", "bus", "calls", "deadlines", "dispatcher", "events", "log", "metrics", "nodes", "systemd"}),
+        frozenset(
+            {
+                "auth",
+                "bus",
+                "calls",
+                "deadlines",
+                "dispatcher",
+                "events",
+                "expiry",
+                "jwts",
+                "log",
+                "metrics",
+                "nodes",
+                "rejections",
+                "systemd",
+                "tokens",
+            }
+        ),
         frozenset({"aiohttp"}),
     ),
     Layer(
         "live",
-        frozenset({"outbox", "reader", "websocket", "connection", "connections", "handshake", "methods"}),
+        frozenset(
+            {
+                "admission",
+                "antechamber",
+                "connection",
+                "connections",
+                "handshake",
+                "methods",
+                "outbox",
+                "reader",
+                "websocket",
+            }
+        ),
     ),
-    Layer("assembly", frozenset({"app", "listener", "server", "cli", "__main__"})),
+    Layer("assembly", frozenset({"app", "listener", "server", "commands", "cli", "__main__"})),
 )
 RANKS: Final = {member: rank for rank, layer in enumerate(LAYERS) for member in layer.members}
 # Beside the layers: they know next to nothing of the gateway, and only the assembly knows them.

@@ -254,7 +254,10 @@ class RawPeer:
     @property
     def authority(self) -> str:
         """What a proper client sends as `Host`."""
-        return "localhost" if self.where.unix else f"{self.where.host}:{self.where.port}"
+        if self.where.unix:
+            return "localhost"
+        host = self.where.host
+        return f"[{host}]:{self.where.port}" if ":" in host else f"{host}:{self.where.port}"
 
     def upgrade_head(
         self,

@@ -15,6 +15,8 @@ from gateway.calls import Call
 from gateway.config import parse
 from gateway.connection import Connection
 from gateway.dispatcher import Running
+from gateway.errors import Disconnect
+from gateway.limits import Bucket
 from gateway.scopes import ANONYMOUS, Principal
 
 WAIT = 5.0
@@ -148,12 +150,18 @@ class Listing:
         self.principal = principal
         self.running: dict[object, Running] = {}
         self.calls: dict[bytes, Call] = {}
+        self.bucket: Bucket | None = None
+        self.ended: Disconnect | None = None
         self.sent: list[str] = []
         self.settlements = 0
 
     def send(self, payload: bytes) -> None:
         """Keep it."""
         self.sent.append(payload.decode())
+
+    def end(self, end: Disconnect) -> None:
+        """Keep how it was ended first."""
+        self.ended = self.ended or end
 
     def settled(self) -> None:
         """Count it."""

@@ -4,7 +4,6 @@ For what has to be seen from within: an injected clock, a socket with a small bu
 """
 
 import asyncio
-import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from gateway.config import parse
 from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect
 from gateway.listener import Handshakes, Listener, bind, response_begins, tls_context
+from gateway.rejections import Rejections
 from tests.certs import authority
 from tests.peers import Target
 
@@ -129,12 +129,13 @@ async def serving(
         files = authority().issue(Path(directory)) if tls else None
         context = tls_context(str(files.cert), str(files.key)) if files else None
     timeout = settings.server.handshake_timeout
-    handshakes = Handshakes(timeout)
+    rejections = Rejections()
+    handshakes = Handshakes(timeout, rejections)
     listener = Listener(
         runner.server,
         handler_args=handler_args(settings),
         handshakes=handshakes,
-        reject=_reject,
+        rejections=rejections,
         context=context,
         timeout=timeout,
     )
@@ -150,10 +151,6 @@ async def serving(
         await runner.cleanup()
         for sock in sockets:
             sock.close()
-
-
-def _reject(remote: str, status: int, reason: str) -> None:
-    logging.getLogger("gateway.tests").info("rejected %s: %d %s", remote, status, reason)
 
 
 def keep_busy(connection: Connection) -> None:

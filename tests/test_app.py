@@ -26,10 +26,11 @@ from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from pytest_aiohttp.plugin import AiohttpClient
 
 from gateway import __version__
-from gateway.app import CONFIG, CONNECTIONS, REJECTIONS, STATUS, create_app
+from gateway.app import CONFIG, CONNECTIONS, STATUS, create_app
 from gateway.config import Config, ConfigError, parse
 from gateway.connection import Connection
 from gateway.listener import tls_context
+from gateway.rejections import REJECTIONS
 from gateway.status import Phase
 from tests.certs import authority
 from tests.fleet import in_process, until
@@ -80,6 +81,8 @@ async def test_welcome_has_all_that_the_contract_promises(aiohttp_client: Aiohtt
                 "maxOutboxBytes": 4194304,
                 "callTimeoutMs": 30000,
                 "maxCallTimeoutMs": 600000,
+                "rate": 0.0,
+                "burst": 0,
             },
             "principal": {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None},
         },

@@ -24,7 +24,7 @@ from tests.bench.frames import (
     after_upgrade,
 )
 from tests.bench.load_rpc import FIRST_ID, RING, quantiles, request_ring
-from tests.bench.peers import BASE, GATEWAY, NAMES, Peer, select
+from tests.bench.peers import BASE, GATEWAY, OPEN, Peer, select
 from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, job_for
 from tests.bench.procfs import Usage, open_files
 from tests.bench.report import Report, Sample
@@ -57,7 +57,7 @@ def report(*samples: Sample) -> Report:
 
 
 def test_rpc_measures_every_server() -> None:
-    with_all = plan(*NAMES)
+    with_all = plan(*OPEN)
     run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.1, warmup=0.05)
     rows = run.rows()
     assert [(row.shape, row.server) for row in rows] == [("5x4", peer.name) for peer in with_all.servers]
@@ -72,8 +72,12 @@ def test_rpc_measures_every_server() -> None:
 
 
 def test_connect_measures_the_gateway_and_the_base() -> None:
-    rows = connect.run(plan(GATEWAY), connects=60, at_once=8).rows()
-    assert [row.server for row in rows] == [BASE, "gateway-asyncio", "gateway-uvloop"]
+    named = (GATEWAY, "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing")
+    rows = connect.run(plan(*named), connects=60, at_once=8).rows()
+    assert [row.server for row in rows] == [
+        BASE,
+        *(f"{name}-{loop}" for name in named for loop in ("asyncio", "uvloop")),
+    ]
     assert all(row.medians["cpuMicros"] > 1 and row.medians["rate"] > 1 for row in rows)
 
 
@@ -398,6 +402,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["rpc", "--shapes", "1x600"], "in flight"),
     (["rpc", "--seconds", "nan"], "seconds"),
     (["rpc", "--servers", "nginx"], "no server 'nginx'"),
+    (["memory", "--servers", "gateway-refusing"], "no server 'gateway-refusing'"),
     (["memory", "--connections", "99"], "whole number"),
     (["connect", "--rounds", "0"], "whole number"),
     ([], "required"),

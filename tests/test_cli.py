@@ -46,6 +46,7 @@ def test_help(flag: str) -> None:
     assert (ended.status, ended.stderr) == (0, "")
     for shown in ("--config", "--host", "--port", "--log-level", "--log-format", "--version", "GATEWAY_CONFIG"):
         assert shown in ended.stdout
+    assert re.search(r"^ +token +make, list and revoke", ended.stdout, re.MULTILINE), "a command, and what it is for"
     assert "conf/gateway.toml" in ended.stdout, "where every setting is"
     assert "SIGHUP" in ended.stdout
 
@@ -112,6 +113,9 @@ async def test_text_for_a_terminal() -> None:
         (["--prot", "9000"], "--prot"),
         (["-p", "9000"], "-p"),
         (["serve"], "serve"),
+        (["--port", "0", "tokens"], "tokens"),
+        (["--nmae", "a", "token"], "--nmae"),
+        (["token", "--nmae", "a"], "--nmae"),
         (["--port"], "--port"),
         (["--port", "0", "--config"], "--config"),
     ],

@@ -22,9 +22,30 @@ COUNT = "an integer from 1 to 2147483647"
 HOST = 'a name in lower case without scheme and port, such as "example.com" or "[::1]"'
 ORIGIN = 'scheme://host[:port] in lower case, no default port, such as "https://example.com"'
 LISTEN = 'one address or name, such as "127.0.0.1", "::1" or "localhost"'
+ALGORITHM = '"HS256", "RS256", "ES256", a longer one of these, or "EdDSA"'
 TOML = 'TOML, such as port = 8765 or host = "127.0.0.1"'
 
 TOO_LONG = "an integer too long or arrays nested too deep; a TOML file such as conf/gateway.toml"
+
+# A table [auth.jwt], and the line that it earns.
+ONE_FILE = "one of auth.jwt.secret_file, public_key_file and jwks_file"
+WRONG_JWT = [
+    (
+        "algorithms = ['HS256']\nsecret_file = 's'\njwks_file = 'j'",
+        f"auth.jwt.secret_file: auth.jwt.secret_file and auth.jwt.jwks_file are set; {ONE_FILE}",
+    ),
+    (
+        "algorithms = ['RS256', 'HS512']\npublic_key_file = 'p'",
+        "auth.jwt.algorithms: HS512 needs a secret, and auth.jwt.public_key_file is set;"
+        " an algorithm of that key, such as RS256",
+    ),
+    (
+        "algorithms = ['HS256', 'EdDSA']\nsecret_file = 's'",
+        "auth.jwt.algorithms: EdDSA needs a public key, and auth.jwt.secret_file is set; HS256, HS384 or HS512",
+    ),
+    ("algorithms = 'HS256'", f'auth.jwt.algorithms: expected array, got str "HS256"; an array, each item {ALGORITHM}'),
+    ("secret_file = 5", "auth.jwt.secret_file: expected str, got int 5; a path, or an empty string for none"),
+]
 
 # A file's text, and the line that it earns, behind the file's name.
 WRONG_FILES = [
@@ -94,7 +115,7 @@ WRONG_FILES = [
     (
         "[server]\ntrusted_proxies = ['::1', '10.0.0.1/8']",
         'server.trusted_proxies[1]: "10.0.0.1/8" is not allowed;'
-        ' an IP network with its host bits zero, such as "10.0.0.0/8" or "::1/128"',
+        ' "unix", or an IP network with its host bits zero, such as "10.0.0.0/8"',
     ),
     (
         "[methods]\nmodules = ['my-package']",
@@ -109,9 +130,15 @@ WRONG_FILES = [
         'log.level: "INFO" is not allowed; "debug", "info", "warning" or "error"',
     ),
     ("[log]\nformat = 'xml'", 'log.format: "xml" is not allowed; "json" or "text"'),
-    ("[auth]\nmode = 'open'", 'auth.mode: "open" is not allowed; "none"'),
-    ("[auth]\nmode = 'token'", 'auth.mode: "token" is not supported yet; "none"'),
-    ("[auth]\nmode = 'jwt'", 'auth.mode: "jwt" is not supported yet; "none"'),
+    ("[auth]\nmode = 'open'", 'auth.mode: "open" is not allowed; "none", "token" or "jwt"'),
+    ("[auth]\nexpiry_notice = -1", "auth.expiry_notice: -1.0 is out of range; a number of seconds from 0 to 31536000"),
+    ("[limits]\nmax_unauthenticated = 0", f"limits.max_unauthenticated: 0 is out of range; {COUNT}"),
+    (
+        "[limits]\nmax_unauthenticated_per_address = 0",
+        f"limits.max_unauthenticated_per_address: 0 is out of range; {COUNT}",
+    ),
+    ("[limits]\ncontrol_rate = -1", "limits.control_rate: -1.0 is out of range; a number from 0 to 1000000000"),
+    *((f"[auth]\nmode = 'jwt'\n[auth.jwt]\n{table}", line) for table, line in WRONG_JWT),
     (
         "[auth.jwt]\nalgorithms = ['none']",
         'auth.jwt.algorithms[0]: "none" is not allowed; "HS256", "RS256", "ES256", a longer one of these, or "EdDSA"',
@@ -250,7 +277,7 @@ def test_wrong_file(text: str, line: str, tmp_path: Path) -> None:
             "AUTH__JWT: auth.jwt: expected table, got str;"
             " a table of algorithms, secret_file, public_key_file, jwks_file, issuer, audience",
         ),
-        ({"GATEWAY_AUTH__MODE": "token"}, 'AUTH__MODE: auth.mode: "token" is not supported yet; "none"'),
+        ({"GATEWAY_AUTH__MODE": "jwks"}, 'AUTH__MODE: auth.mode: "jwks" is not allowed; "none", "token" or "jwt"'),
     ],
 )
 def test_wrong_variable(environ: dict[str, str], line: str) -> None:
@@ -329,6 +356,8 @@ def test_the_contract_s_defaults() -> None:
     assert (config.server.close_timeout, config.server.drain_timeout) == (2.0, 10.0)
     assert (config.limits.max_message_bytes, config.limits.max_outbox_bytes) == (1_048_576, 4_194_304)
     assert (config.limits.call_timeout, config.limits.max_call_timeout) == (30.0, 600.0)
+    assert (config.limits.rate, config.limits.max_connections_per_address) == (0.0, 0)
+    assert (config.server.allowed_hosts, config.server.trusted_proxies) == ((), ())
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -456,6 +485,10 @@ def test_no_integer(key: str, value: object) -> None:
         ("limits.max_outbox_bytes", 2_097_152),
         ("limits.max_call_timeout", 30),
         ("limits.max_connections_per_address", 1),
+        ("limits.max_connections_per_principal", 0),
+        ("limits.max_unauthenticated", 1),
+        ("limits.control_rate", 0),
+        ("auth.expiry_notice", 0),
         ("events.history_count", 0),
         ("auth.tokens_file", "not/there/yet.toml"),
     ],
@@ -497,8 +530,8 @@ def test_the_last_value_that_is_allowed(key: str, value: object) -> None:
         ),
         (
             "server.trusted_proxies",
-            ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32", "::1"],
-            ["10.0.0.1/8", "10.0.0.0/33", "proxy.example", "", "10"],
+            ["10.0.0.0/8", "192.0.2.1", "unix", "2001:db8::/32", "::1"],
+            ["10.0.0.1/8", "10.0.0.0/33", "proxy.example", "", "10", "Unix", "unix:", "unix:/run/proxy.sock"],
         ),
         ("methods.modules", ["a", "a.b_c"], ["", "a.", ".a", "a-b", "a.class", "a/b.py"]),
         ("events.conflate", ["a", "a.*", "a.>", ">"], ["", "a.", "a b", "a\n"]),
@@ -524,6 +557,43 @@ def test_mode_none_stays_on_loopback(host: str) -> None:
     assert refusal(lambda: parse(open_to_all)).startswith(f'configuration: server.host: "{host}" is not loopback')
     assert parse(open_to_all | {"auth": {"allow_insecure": True}}).server.host == host
     assert parse({"server": {"host": host, "unix_socket": "/run/gateway.sock"}}).server.host == host
+
+
+NEEDED = [
+    ({"mode": "token"}, "auth.tokens_file"),
+    ({"mode": "jwt"}, "auth.jwt.algorithms"),
+    ({"mode": "jwt", "jwt": {"jwks_file": "keys.json"}}, "auth.jwt.algorithms"),
+    ({"mode": "jwt", "jwt": {"algorithms": ["EdDSA"]}}, ONE_FILE),
+    ({"mode": "jwt", "jwt": {"algorithms": ["EdDSA"], "public_key_file": ""}}, ONE_FILE),
+]
+
+
+@pytest.mark.parametrize(("table", "needed"), NEEDED)
+def test_a_mode_without_what_it_needs_is_blamed_on_who_set_it(table: dict[str, Any], needed: str) -> None:
+    """Not on the defaults: nobody has them open in an editor."""
+    line = refusal(lambda: parse({"auth": table}, "a.toml"))
+    assert line.startswith("a.toml: auth.")
+    assert needed in line
+    line = refusal(lambda: load(None, {"GATEWAY_AUTH__MODE": table["mode"]}, {}))
+    assert line.startswith("environment variable GATEWAY_AUTH__MODE: auth.mode: ")
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {"mode": "token", "tokens_file": "t.toml"},
+        {"mode": "jwt", "jwt": {"algorithms": ["HS256", "HS512"], "secret_file": "s"}},
+        {"mode": "jwt", "jwt": {"algorithms": ["RS256", "ES384", "EdDSA"], "public_key_file": "p", "issuer": "i"}},
+        {"mode": "jwt", "jwt": {"algorithms": ["RS256", "HS256"], "jwks_file": "j", "audience": "a"}},
+    ],
+)
+def test_with_credentials_it_may_listen_anywhere(auth: dict[str, Any]) -> None:
+    """The files are read when it starts."""
+    config = parse({"server": {"host": "0.0.0.0"}, "auth": auth})
+    assert (config.auth.mode, config.auth.allow_insecure) == (auth["mode"], False)
+    # What belongs to a mode is not asked for in another.
+    assert parse({"auth": auth | {"mode": "none"}}).auth.mode == "none"
+    assert parse({"auth": {"jwt": {"algorithms": ["HS256"], "public_key_file": "p"}}}).auth.mode == "none"
 
 
 def test_a_socket_path_is_measured_in_bytes() -> None:

@@ -180,6 +180,75 @@ def test_who_expires_may_begin_again_and_let_others_be_done(clock: Clock) -> Non
     assert clock.timers == 0
 
 
+def test_what_is_left_shrinks_with_the_time(clock: Clock) -> None:
+    deadlines: Deadlines[str] = Deadlines(2.0, lambda who: None)
+    assert deadlines.left("a") == 2.0, "nobody has begun yet"
+    deadlines.begin("a")
+    assert (deadlines.left("a"), deadlines.left("b")) == (2.0, 2.0)
+    clock.turn(1.5)
+    deadlines.begin("b")
+    assert (deadlines.left("a"), deadlines.left("b")) == (0.5, 2.0)
+    deadlines.done("a")
+    assert deadlines.left("a") == 2.0, "it would begin anew"
+
+
+def test_who_is_late_on_a_busy_loop_has_nothing_left(clock: Clock) -> None:
+    left: list[float] = []
+
+    def expired(who: str) -> None:
+        left.append(deadlines.left("b"))
+
+    deadlines = Deadlines(2.0, expired)
+    deadlines.begin("a")
+    deadlines.begin("b")
+    clock.turn(7.0, blocked=True)
+    assert left == [0.0, 2.0]
+
+
+def test_the_oldest_is_who_began_first_and_is_not_done(clock: Clock) -> None:
+    deadlines: Deadlines[str] = Deadlines(2.0, lambda who: None)
+    with pytest.raises(StopIteration):
+        deadlines.oldest()
+    for name in "abc":
+        deadlines.begin(name)
+        clock.turn(0.5)
+    assert deadlines.oldest() == "a"
+    deadlines.begin("a")
+    assert deadlines.oldest() == "a", "it runs already"
+    deadlines.done("a")
+    deadlines.begin("a")
+    assert deadlines.oldest() == "b"
+    clock.turn(1.2)
+    assert deadlines.oldest() == "c", "the time of b is over"
+    clock.turn(0.5)
+    assert deadlines.oldest() == "a"
+    clock.turn(2.0)
+    with pytest.raises(StopIteration):
+        deadlines.oldest()
+
+
+def fails_on(name: str, late: list[str]) -> Callable[[str], None]:
+    """What notes who is late, and then fails for one of them."""
+
+    def expired(who: str) -> None:
+        late.append(who)
+        if who == name:
+            raise RuntimeError(who)
+
+    return expired
+
+
+def test_one_that_fails_does_not_stop_the_time_of_the_others(clock: Clock) -> None:
+    late: list[str] = []
+    deadlines = Deadlines(2.0, fails_on("a", late))
+    for name in "abc":
+        deadlines.begin(name)
+    with pytest.raises(RuntimeError):
+        clock.turn(2.0)
+    clock.turn(1.0)
+    assert (late, clock.timers) == (["a", "b", "c"], 0)
+
+
 # Sweep: of any length, to a tenth of a second
 
 
@@ -310,6 +379,51 @@ def test_a_loop_that_was_busy_sweeps_all_that_is_late(clock: Clock) -> None:
     assert 24 <= len(late) <= 26
     clock.turn(10.0)
     assert late == list(range(50))
+
+
+def test_everybody_can_be_taken_out(clock: Clock) -> None:
+    late: list[str] = []
+    sweep = Sweep(late.append)
+    for number, name in enumerate("abcd"):
+        sweep.begin(name, 3.0 - number / 2)
+    sweep.done("b")
+    assert sweep.take_all() == ["a", "c", "d"], "in the order in which they began"
+    assert (sweep.take_all(), len(sweep)) == ([], 0)
+    sweep.done("a")
+    sweep.begin("c", 5.0)
+    clock.turn(4.0)
+    assert late == []
+    clock.turn(1.0 + TICK)
+    assert (late, clock.timers) == (["c"], 0)
+
+
+def test_one_that_expires_may_take_everybody_out(clock: Clock) -> None:
+    late: list[str] = []
+    taken: list[str] = []
+
+    def expired(who: str) -> None:
+        late.append(who)
+        taken.extend(sweep.take_all())
+
+    sweep = Sweep(expired)
+    for name, timeout in {"a": 1.0, "b": 1.0, "c": 1.5}.items():
+        sweep.begin(name, timeout)
+    clock.turn(10.0)
+    assert (late, taken, len(sweep), clock.timers) == (["a"], ["b", "c"], 0, 0)
+
+
+def test_one_that_fails_does_not_stop_the_sweep(clock: Clock) -> None:
+    late: list[str] = []
+    sweep = Sweep(fails_on("a", late))
+    for name, timeout in {"a": 1.0, "b": 1.0, "c": 1.5}.items():
+        sweep.begin(name, timeout)
+    with pytest.raises(RuntimeError):
+        clock.turn(1.0 + TICK)
+    clock.turn(1.0)
+    assert late == ["a", "b", "c"]
+    sweep.begin("d", 1.0)
+    clock.turn(1.0 + TICK)
+    assert (late, len(sweep), clock.timers) == (["a", "b", "c", "d"], 0, 0)
 
 
 def test_the_timers_of_a_real_loop_do_the_same() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.method import RESERVED
+from gateway.scopes import RESERVED
 from tests.peers import RawPeer
 from tests.process import ROOT, EventLoopName, StartGateway, clean_environment
 

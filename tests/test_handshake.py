@@ -294,3 +294,10 @@ async def test_any_host_where_the_gateway_is_not_on_loopback() -> None:
     """Rebinding gains nothing there: a credential is needed, or its absence was chosen."""
     async with GatewayProcess({"server": {"host": "0.0.0.0"}, "auth": {"allow_insecure": True}}) as process:
         assert (await ask(process, Host="any.example")).status == 101
+
+
+async def test_h11_rebinding_host_on_the_metrics(served: GatewayProcess) -> None:
+    with await RawPeer.connect(served) as peer:
+        assert (await peer.get("/metrics", headers={"Host": "evil.example"})).status == 421
+    with await RawPeer.connect(served) as peer:
+        assert (await peer.get("/metrics")).status == 200

@@ -8,23 +8,21 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.bench.process import Load
+from tests.fair import OTHERS, Fair
 from tests.flood import KINDS
 from tests.peers import Opcode, RawPeer, frame
 from tests.process import ROOT, EventLoopName, GatewayProcess, StartGateway
 
 METHODS = {"methods": {"modules": ["tests.load_methods"]}}
 MEBIBYTE = 1 << 20
-OTHERS = 0.05
-"""Seconds that the p99 of another peer's `gateway.ping` stays under, whatever one peer does."""
 STALL = 0.02
 """Seconds that nothing may hold the event loop for."""
 PATIENCE = 30.0
@@ -179,38 +177,11 @@ async def settled(other: Client, conn_id: str) -> dict[str, Any]:
 # Floods
 
 
-class Fair:
-    """Measures waits, less the time in which the gateway or this process were ready to run and had no core.
-
-    On a machine that others use too, that time says nothing about the gateway. Linux counts it for each thread, in
-    the second field of schedstat (Documentation/scheduler/sched-stats.rst). The two may have waited at the same time,
-    so only the longer of their times is taken off.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._paths = (Path(f"/proc/{pid}/task/{pid}/schedstat"), Path("/proc/thread-self/schedstat"))
-        self.waits: list[float] = []
-
-    @contextmanager
-    def wait(self) -> Iterator[None]:
-        """Measure one."""
-        begun, without = time.perf_counter(), self._without_core()
-        yield
-        lost = max(later - earlier for later, earlier in zip(self._without_core(), without, strict=True))
-        self.waits.append(max(0.0, time.perf_counter() - begun - lost))
-
-    def _without_core(self) -> list[float]:
-        return [int(path.read_text().split()[1]) / 1e9 for path in self._paths]
-
-    def quantile(self, share: float) -> float:
-        """The wait that this share of all does not exceed."""
-        return sorted(self.waits)[int(len(self.waits) * share)]
-
-
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_flood_is_not_noticed_by_others(gateway: StartGateway, loop: EventLoopName, kind: str) -> None:
-    process = await gateway(loop=loop)
+    """Also without the limits that would end it; with them: test_attacks.py."""
+    process = await gateway({"limits": {"control_rate": 0}}, loop=loop)
     async with client(process) as other:
         before, most = process.rss(), 0
         fair = Fair(process.pid)

@@ -22,6 +22,7 @@ CONFIG: dict[str, dict[str, Any]] = {
         "max_outbox_bytes": 65536,
         "call_timeout": 1.5,
         "max_call_timeout": 20.0,
+        "rate": 50,
     },
 }
 LIMITS = {
@@ -31,6 +32,8 @@ LIMITS = {
     "maxOutboxBytes": 65536,
     "callTimeoutMs": 1500,
     "maxCallTimeoutMs": 20000,
+    "rate": 50.0,
+    "burst": 50,
 }
 HEARTBEAT = {"interval": 7.5, "timeout": 2.0}
 
@@ -86,6 +89,12 @@ async def test_everybody_may_ping_and_ask_for_info(caller: Caller) -> None:
     caller.connection.principal = Principal("nobody", "ui", ())
     assert await caller.ask(request("gateway.ping")) == accepted("null")
     assert "server" in await caller.result("gateway.info")
+
+
+async def test_authenticate_in_mode_none_gives_what_everybody_has(caller: Caller) -> None:
+    answer = await caller.result("gateway.authenticate", {"token": "anything"})
+    assert answer == {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None}
+    assert await caller.ask(request("gateway.authenticate")) == refused(-32602, "Object missing required field `token`")
 
 
 async def test_the_welcome_is_that_of_the_contract(caller: Caller) -> None:

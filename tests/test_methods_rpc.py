@@ -15,6 +15,7 @@ OWN = [
     "connection.get",
     "connection.history",
     "connection.list",
+    "gateway.authenticate",
     "gateway.info",
     "gateway.ping",
     "rpc.cancel",
@@ -72,7 +73,7 @@ async def test_discover_leaves_out_what_the_connection_may_not_call(caller: Call
     caller.connection.principal = Principal("page", "ui", ("call:echo",))
     listed = [entry["name"] for entry in (await caller.result("rpc.discover"))["methods"]]
     open_to_all = ["get_data", "notify_hello", "notify_sum", "subtract", "sum", "update"]
-    assert listed == ["echo", "gateway.info", "gateway.ping", *open_to_all[:3], *OWN[6:], *open_to_all[3:]]
+    assert listed == ["echo", *OWN[4:7], *open_to_all[:3], *OWN[7:], *open_to_all[3:]]
 
 
 async def test_discover_without_other_methods(aiohttp_client: AiohttpClient) -> None:

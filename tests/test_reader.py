@@ -68,6 +68,9 @@ class Sink:
         self.last_message = 0.0
         self.messages_in = 0
         self.bytes_in = 0
+        self.allowance: int | None = None
+        self.controls: int | None = None
+        """How many pings, pongs and empty fragments may come; None: any number."""
         self.seen: list[tuple[object, ...]] = []
         self.failure: BaseException | None = None
         self.raises: Exception | None = None
@@ -84,6 +87,13 @@ class Sink:
         """Note it."""
         self.messages_in += 1
         self._see(opcode, data)
+
+    def on_control(self) -> bool:
+        """Count one."""
+        if self.controls is None:
+            return True
+        self.controls -= 1
+        return self.controls >= 0
 
     def on_ping(self, payload: bytes) -> None:
         """Note it."""

@@ -1,8 +1,26 @@
-"""Scopes, their patterns, and what each role may do of its own: section 6 of the contract."""
+"""Scopes, their patterns, what each role may do of its own, and a matrix of who may do what: sections 3 and 6."""
+
+import json
+from typing import Final
 
 import pytest
 
-from gateway.scopes import ADMIN, ANONYMOUS, EVERYTHING, ROLE_SCOPES, Principal, covers, matches
+from gateway.app import GATEWAY, create_app
+from gateway.config import parse
+from gateway.dispatcher import Dispatcher
+from gateway.method import method
+from gateway.scopes import (
+    ADMIN,
+    ANONYMOUS,
+    EVERYTHING,
+    RESERVED,
+    ROLE_SCOPES,
+    Principal,
+    covers,
+    is_scope,
+    matches,
+)
+from tests.rpc import Listing, accepted, refused, request
 
 
 @pytest.mark.parametrize(
@@ -128,3 +146,229 @@ def test_what_a_role_may_of_its_own(role: str, may: set[str]) -> None:
 
 def test_there_are_no_other_roles() -> None:
     assert ROLE_SCOPES.keys() == {"operator", "node", "ui"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "admin",
+        "call:a",
+        "call:camera.snapshot",
+        "call:>",
+        "call:*",
+        "call:a.*",
+        "call:*.b",
+        "call:*.*.>",
+        "call:a.>",
+        "serve:a-b.c_d.E9",
+        "subscribe:gateway.connection.opened",
+        "subscribe:küche.licht",
+        "publish:a.b.c.d.e.f.g",
+    ],
+)
+def test_a_credential_may_have_this_scope(text: str) -> None:
+    assert is_scope(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "*",  # everything is mode none's alone
+        ">",
+        "call",
+        "call:",
+        ":a",
+        "a",
+        "a.b",
+        "admin:",
+        "admin:>",
+        "Admin",
+        "ADMIN",
+        " admin",
+        "admin\n",
+        "Call:a",
+        "CALL:a",
+        "read:a",
+        "*:a",
+        "call:a:b",
+        "call:.a",
+        "call:a.",
+        "call:a..b",
+        "call:.",
+        "call:a*",
+        "call:*a",
+        "call:a>",
+        "call:>.a",
+        "call:a.>.b",
+        "call:**",
+        "call:>>",
+        "call: a",
+        "call:a b",
+        "call:a ",
+        "call:a\n",
+        "call:a,call:b",
+        "call:a call:b",
+    ],
+)
+def test_this_is_no_scope(text: str) -> None:
+    assert not is_scope(text)
+
+
+def test_every_scope_of_a_role_is_one_that_a_credential_may_have() -> None:
+    assert all(is_scope(scope) for scopes in ROLE_SCOPES.values() for scope in scopes)
+
+
+# The matrix: who may do what
+
+WHO: Final = {
+    "operator": Principal("o", "operator", ROLE_SCOPES["operator"]),
+    "node": Principal("n", "node", ROLE_SCOPES["node"]),
+    "ui": Principal("u", "ui", ROLE_SCOPES["ui"]),
+    "custom": Principal("c", "node", ("serve:camera.*", "call:lamp.>", "publish:camera.>", "subscribe:gateway.>")),
+    "watcher": Principal("w", "ui", ("admin", "subscribe:lamp")),
+    "nothing": Principal("x", "operator", ()),
+}
+"""A principal for each column; the last three have scopes of their own, in place of their role's."""
+
+ALL: Final = frozenset(WHO)
+ADMINS: Final = frozenset({"operator", "watcher"})
+NOBODY_AT_ALL: Final[frozenset[str]] = frozenset()
+
+METHODS: Final = {
+    "gateway.authenticate": ALL,
+    "gateway.ping": ALL,
+    "gateway.info": ALL,
+    "rpc.discover": ALL,
+    "rpc.cancel": ALL,
+    "connection.list": ADMINS,
+    "connection.get": ADMINS,
+    "connection.history": ADMINS,
+    "connection.close": ADMINS,
+}
+"""The gateway's own methods, and who may call them: section 3 of the contract."""
+
+SCOPES: Final = {
+    # Routed calls, and a user's own methods
+    "call:camera.snapshot": {"operator", "ui"},
+    "call:lamp.on": {"operator", "ui", "custom"},
+    "call:lamp.hall.on": {"operator", "ui", "custom"},
+    "call:lamp": {"operator", "ui"},
+    # Registrations
+    "serve:camera.snapshot": {"node", "custom"},
+    "serve:camera.front.snapshot": {"node"},
+    "serve:lamp.on": {"node"},
+    "serve:gateways.list": {"node"},
+    # Topics, published
+    "publish:camera.motion": {"operator", "node", "custom"},
+    "publish:camera.front.motion": {"operator", "node", "custom"},
+    "publish:lamp": {"operator", "node"},
+    "publish:gateways.on": {"operator", "node"},
+    # Topics, subscribed
+    "subscribe:lamp": {"operator", "node", "ui", "watcher"},
+    "subscribe:camera.motion": {"operator", "node", "ui"},
+    "subscribe:nodes": {"operator", "node", "ui"},
+    # The gateway's own topics: an admin's, whatever pattern another has
+    "subscribe:gateway.connection.opened": ADMINS,
+    "subscribe:gateway.connection.closed": ADMINS,
+    "subscribe:gateway.node.online": ADMINS,
+    "subscribe:gateway.node.offline": ADMINS,
+    "subscribe:gateway.draining": ADMINS,
+    "subscribe:gateway.>": ADMINS,
+    # Reserved names: nobody's
+    "serve:gateway.ping": NOBODY_AT_ALL,
+    "serve:rpc.x": NOBODY_AT_ALL,
+    "serve:connection.list": NOBODY_AT_ALL,
+    "serve:node.call": NOBODY_AT_ALL,
+    "serve:event.publish": NOBODY_AT_ALL,
+    "publish:gateway.x": NOBODY_AT_ALL,
+    "publish:gateway.connection.opened": NOBODY_AT_ALL,
+    "publish:rpc.x": NOBODY_AT_ALL,
+    "publish:connection.x": NOBODY_AT_ALL,
+    "publish:node.x": NOBODY_AT_ALL,
+    "publish:event.x": NOBODY_AT_ALL,
+    # The rest
+    "admin": ADMINS,
+    "*": NOBODY_AT_ALL,
+    "call": NOBODY_AT_ALL,
+    "": NOBODY_AT_ALL,
+}
+"""What is asked for besides, as the gateway asks it, and who may."""
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_matrix_of_names_and_topics(scope: str, who: str) -> None:
+    assert WHO[who].allows(scope) is (who in SCOPES[scope])
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    """The gateway's own, with its own methods and one more that has no rule."""
+    return create_app(parse({}), [unruled])[GATEWAY].dispatcher
+
+
+@method("test.unruled")
+def unruled(peer: object) -> None:
+    """Say nothing of who may call it."""
+    raise AssertionError("somebody could")
+
+
+def test_every_method_has_its_row(dispatcher: Dispatcher) -> None:
+    assert dispatcher.methods.keys() == METHODS.keys() | {"test.unruled"}
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_matrix_of_methods(dispatcher: Dispatcher, who: str) -> None:
+    """Who may call a method is told of it by `rpc.discover`; who may not is refused, with the scope that is missing."""
+    allowed = {name for name, columns in METHODS.items() if who in columns}
+    assert {entry.name for entry in dispatcher.permitted(Listing(WHO[who]))} == allowed
+    for name in METHODS.keys() - allowed:
+        assert answer(dispatcher, WHO[who], name) == refused(-32003, "admin"), name
+
+
+def answer(dispatcher: Dispatcher, principal: Principal, name: str) -> str:
+    """The reply to a request without parameters."""
+    peer = Listing(principal)
+    dispatcher.dispatch(peer, request(name).encode())
+    (reply,) = peer.take()
+    return reply
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_who_may_call_a_method_is_not_refused(dispatcher: Dispatcher, who: str) -> None:
+    """By parameters that it cannot take, so that none of them does anything: it has looked at them."""
+    for name, columns in METHODS.items():
+        if who in columns and name != "gateway.ping":
+            peer = Listing(WHO[who])
+            dispatcher.dispatch(peer, request(name, {"not": "its own"}).encode())
+            assert json.loads(peer.take()[0])["error"]["code"] == -32602, name
+    assert answer(dispatcher, WHO[who], "gateway.ping") == accepted("null")
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, *WHO.values()], ids=lambda principal: principal.name)
+def test_a_method_without_a_rule_is_refused(dispatcher: Dispatcher, principal: Principal) -> None:
+    assert answer(dispatcher, principal, "test.unruled") == refused(-32003, "no scope allows this method")
+    assert "test.unruled" not in {entry.name for entry in dispatcher.permitted(Listing(principal))}
+
+
+def test_a_reserved_name_is_nobodys_in_mode_none_too() -> None:
+    reserved = [f"{verb}:{prefix}x" for verb in ("serve", "publish") for prefix in RESERVED]
+    assert not any(map(ANONYMOUS.allows, reserved))
+    assert ANONYMOUS.allows("subscribe:gateway.connection.opened"), "it is an admin"
+
+
+@pytest.mark.parametrize(
+    "scopes", [("subscribe:>",), ("subscribe:gateway.>",), ("subscribe:gateway.draining",), ("call:>",)]
+)
+def test_no_pattern_but_admin_reaches_the_gateways_topics(scopes: tuple[str, ...]) -> None:
+    topic = "subscribe:gateway.draining"
+    assert not Principal("somebody", "ui", scopes).allows(topic)
+    assert Principal("somebody", "ui", (*scopes, ADMIN)).allows(topic)
+    assert not Principal("somebody", "ui", (*scopes, ADMIN)).allows("publish:gateway.draining")
+
+
+def test_the_gateways_topics_are_no_others() -> None:
+    """What only looks like them is a topic like any other."""
+    somebody = Principal("somebody", "ui", ("subscribe:>", "publish:>"))
+    assert all(map(somebody.allows, ("subscribe:gateways.a", "subscribe:a.gateway.b", "publish:my.event.a")))

@@ -701,7 +701,7 @@ def test_certificate_that_cannot_be_read(tmp_path: Path) -> None:
             "[server]\nreceive_timeout = 5\n",
             r"server\.receive_timeout: .+ does not exceed .+; a server\.receive_timeout above 40\.0",
         ),
-        ("[auth]\nmode = 'token'\n", r'auth\.mode: "token" is not supported yet; "none"'),
+        ("[auth]\nmode = 'token'\n", r'auth\.mode: "token" without auth\.tokens_file; auth\.tokens_file, .+'),
     ],
     ids=lambda text: text.split("\n")[0] if text.startswith("[") else "",
 )

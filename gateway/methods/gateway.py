@@ -8,11 +8,15 @@ import msgspec
 from msgspec import Raw
 
 from gateway import __version__, frames, jsonrpc
+from gateway.admission import Admission
 from gateway.config import Config
 from gateway.connection import Connection
 from gateway.connections import Connections
+from gateway.limits import Rate
 from gateway.method import AUTHENTICATED, method
+from gateway.scopes import ANONYMOUS, NOBODY, Principal
 from gateway.status import Status
+from gateway.tokens import time_of
 
 PROTOCOL: Final = 1
 """The version of the contract, as `gateway.welcome` tells it."""
@@ -33,8 +37,32 @@ class Heartbeat(msgspec.Struct, rename="camel"):
     timeout: float
 
 
+class PrincipalInfo(msgspec.Struct, rename="camel"):
+    """Who a connection belongs to; ``expires_at`` is RFC 3339 in UTC, null for never."""
+
+    name: str
+    role: str
+    scopes: tuple[str, ...]
+    expires_at: str | None
+
+
+def described(principal: Principal) -> PrincipalInfo:
+    """A principal as clients see it."""
+    expires_at = None if principal.expires_at is None else time_of(principal.expires_at)
+    return PrincipalInfo(principal.name, principal.role, principal.scopes, expires_at)
+
+
+class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``token``: a token, or a JSON Web Token, without the word Bearer."""
+
+    token: str
+
+
 class Limits(msgspec.Struct, rename="camel"):
-    """What one connection may use; times in milliseconds."""
+    """What one connection may use; times in milliseconds, ``rate`` in requests a second, 0 for any number.
+
+    ``burst`` requests may come at once.
+    """
 
     max_message_bytes: int
     max_in_flight: int
@@ -42,6 +70,8 @@ class Limits(msgspec.Struct, rename="camel"):
     max_outbox_bytes: int
     call_timeout_ms: int
     max_call_timeout_ms: int
+    rate: float
+    burst: int
 
 
 class Counts(msgspec.Struct, rename="camel"):
@@ -65,7 +95,8 @@ class Info(msgspec.Struct, rename="camel"):
 class GatewayMethods:
     """The methods, and the welcome, which tells much of the same."""
 
-    def __init__(self, config: Config, status: Status, connections: Connections) -> None:
+    def __init__(self, config: Config, status: Status, connections: Connections, admission: Admission) -> None:
+        self._admission = admission
         self._status = status
         self._connections = connections
         self._server = ServerInfo("aisopod-gateway", __version__, status.instance)
@@ -78,8 +109,21 @@ class GatewayMethods:
             limits.max_outbox_bytes,
             int(limits.call_timeout * 1000),
             int(limits.max_call_timeout * 1000),
+            limits.rate,
+            int(Rate(limits.rate, limits.burst).burst) if limits.rate else 0,
         )
-        self._welcome = self._welcome_around("\0")
+        self._welcome = self._welcome_around("\0 connId", "\0 principal")
+        self._principals = {NOBODY: b"null", ANONYMOUS: jsonrpc.encode(described(ANONYMOUS))}
+
+    @method("gateway.authenticate", scope=AUTHENTICATED)
+    def authenticate(self, peer: Connection, params: AuthenticateParams) -> PrincipalInfo:
+        """Take a new credential of the same principal, at any time; returns the principal.
+
+        Calls and subscriptions stay. Where a credential is owed, it is the first message. A wrong one leaves an open
+        connection as it was.
+        """
+        self._admission.refresh(peer, params.token)
+        return described(peer.principal)
 
     @method("gateway.ping", scope=AUTHENTICATED, while_draining=True)
     def ping(self, peer: Connection, params: bytes) -> Raw:
@@ -95,16 +139,16 @@ class GatewayMethods:
 
     def welcome(self, connection: Connection) -> bytes:
         """The first frame on a connection."""
-        head, tail = self._welcome
-        return frames.text_frame(head + connection.conn_id.encode() + tail)
+        head, middle, tail = self._welcome
+        principal = self._principals.get(connection.principal) or jsonrpc.encode(described(connection.principal))
+        return frames.text_frame(head + connection.conn_id.encode() + middle + principal + tail)
 
-    def _welcome_around(self, mark: str) -> tuple[bytes, bytes]:
-        """The welcome before and after the connId: all else is the same for every connection."""
-        principal = {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None}
+    def _welcome_around(self, conn_id: str, principal: str) -> tuple[bytes, bytes, bytes]:
+        """The welcome before, between and after connId and principal: all else is the same for every connection."""
         text = jsonrpc.notification(
             "gateway.welcome",
             {
-                "connId": mark,
+                "connId": conn_id,
                 "protocol": PROTOCOL,
                 "server": self._server,
                 "heartbeat": self._heartbeat,
@@ -112,5 +156,6 @@ class GatewayMethods:
                 "principal": principal,
             },
         )
-        head, _, tail = text.partition(jsonrpc.encode(mark)[1:-1])
-        return head, tail
+        head, _, rest = text.partition(jsonrpc.encode(conn_id)[1:-1])
+        middle, _, tail = rest.partition(jsonrpc.encode(principal))
+        return head, middle, tail

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.bench import connect, memory, rpc
-from tests.bench.peers import BASE, GATEWAY, LOOPS, MOST_CONNECTIONS, NAMES, select
+from tests.bench.peers import BASE, GATEWAY, LOOPS, MOST_CONNECTIONS, NAMES, OPEN, select
 from tests.bench.process import BenchError, choose_cores
 from tests.bench.report import Report
 from tests.bench.run import Plan, make_plan
@@ -28,6 +28,10 @@ Where there are two cores, the servers run on the first and the load generator o
 servers:
   gateway              python -m gateway with heartbeat 30/10, receive_timeout 60, JSON log, no credentials;
                        called gateway-uvloop or gateway-asyncio in the tables (see --loop)
+  gateway-token        the same in mode token, each connect with a token in its Authorization header
+  gateway-jwt          in mode jwt (HS256), with a hundred tokens, which it remembers
+  gateway-new-jwt      in mode jwt (HS256), with 8,192 tokens, more than it remembers: each is verified
+  gateway-refusing     without credentials, each upgrade with a foreign Origin: 403
   {BASE}         async for message: await send_str(message.data); stdlib event loop; always measured
   {BASE}-uvloop  the same on uvloop
   aiohttp-json         bare aiohttp handler that answers JSON-RPC with the stdlib's json
@@ -150,10 +154,10 @@ def _add(
     )
     parser.add_argument(
         "--servers",
-        type=_servers,
+        type=_Servers(NAMES if name == "connect" else OPEN),
         default=",".join(servers),
         metavar="A,B,...",
-        help=f"of {', '.join(NAMES)} (default %(default)s)",
+        help=f"of {', '.join(NAMES if name == 'connect' else OPEN)} (default %(default)s)",
     )
     parser.add_argument(
         "--loop", choices=list(LOOPS), default="uvloop", help="the gateway's event loop (default %(default)s)"
@@ -194,12 +198,18 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _servers(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in NAMES:
-            raise argparse.ArgumentTypeError(f"no server {name!r}; there are {', '.join(NAMES)}")
-    return names
+class _Servers:
+    """An argparse type: names of servers, with commas between."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        for name in names:
+            if name not in self._names:
+                raise argparse.ArgumentTypeError(f"no server {name!r}; there are {', '.join(self._names)}")
+        return names
 
 
 def _shapes(text: str) -> tuple[rpc.Shape, ...]:

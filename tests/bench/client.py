@@ -23,11 +23,20 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server: its port on 127.0.0.1, its process, and whether its first frame is `gateway.welcome`."""
+    """The server: its port on 127.0.0.1, its process, and whether its first frame is `gateway.welcome`.
+
+    headers: a connect has one of these lines, in turn. refuses: each upgrade is to be refused.
+    """
 
     port: int
     pid: int
     welcomes: bool
+    headers: tuple[str, ...] = ()
+    refuses: bool = False
+
+    def request(self, index: int) -> bytes:
+        """The upgrade request of this connect."""
+        return upgrade_request(HOST, self.port, self.headers[index % len(self.headers)] if self.headers else "")
 
 
 def connect(target: Target, index: int) -> socket.socket:
@@ -47,7 +56,7 @@ def open_websocket(target: Target, index: int) -> tuple[socket.socket, bytes]:
     The socket blocks without a limit from here on. PeerError when the server refuses or closes.
     """
     sock = connect(target, index)
-    sock.sendall(upgrade_request(HOST, target.port))
+    sock.sendall(target.request(index))
     data = b""
     while (rest := after_upgrade(data)) is None:
         data += receive(sock)

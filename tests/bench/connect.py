@@ -13,11 +13,13 @@ LAYOUT = Layout(
     (
         Column("cpuMicros", "us/connect", 1),
         Column("rate", "connects/s", 0),
+        Column("peakKiB", "peak KiB", 0),
         Column("serverBusy", "server busy", 2),
         Column("loadBusy", "load busy", 2),
     ),
     "CPU time of the server, user and system, for a TCP connect, the upgrade, the gateway's welcome, the"
-    " close handshake and the end, its log lines included. disturbed: other processes had one of the two"
+    " close handshake and the end, its log lines included; for a server that refuses, for the answer and the end."
+    " peak: what its highest resident memory grew by meanwhile. disturbed: other processes had one of the two"
     " cores for more than 10% of the time.",
 )
 
@@ -41,6 +43,7 @@ def measure(plan: Plan, server: Server, connects: int, at_once: int, number: int
     values = {
         "cpuMicros": result["server"]["cpu"] / connects * 1e6,
         "rate": connects / result["seconds"],
+        "peakKiB": result["peak"] / 1024,
         **usage_values(result),
     }
     return Sample(server.peer.name, f"{connects} connects, {at_once} at a time", number, values)

@@ -26,11 +26,12 @@ class Frame(NamedTuple):
     size: int
 
 
-def upgrade_request(host: str, port: int) -> bytes:
-    """Return a whole upgrade request (RFC 6455 section 4.1) for `/ws`."""
+def upgrade_request(host: str, port: int, header: str = "") -> bytes:
+    """Return a whole upgrade request (RFC 6455 section 4.1) for `/ws`, with one more header line where one is given."""
+    more = f"{header}\r\n" if header else ""
     return (
         f"GET /ws HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
     ).encode()
 
 

@@ -1,13 +1,14 @@
 """A load generator in a process of its own: `python -m tests.bench.load JOB`, JOB a JSON object.
 
-Its `kind` is `rpc`, `churn` or `hold`; it names the server's `port` and `pid`, and whether the server
-`welcomes`. What else it holds, and the result, is told by the function of that kind. The result is a line of
-JSON on standard output.
+Its `kind` is `rpc`, `churn` or `hold`; it names the server's `port` and `pid`, a file of `headers`, and whether the
+server `welcomes` or `refuses`. What else it holds, and the result, is told by the function of that kind. The result is
+a line of JSON on standard output.
 """
 
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.bench.client import Target, say
@@ -20,11 +21,17 @@ Job = dict[str, Any]
 JOBS: dict[str, Callable[[Target, Job], dict[str, Any]]] = {"rpc": rpc, "churn": churn, "hold": hold}
 
 
+def target_of(job: Job) -> Target:
+    """Where the server of a job is, and how a connection to it begins. Raises OSError."""
+    headers = tuple(Path(job["headers"]).read_text(encoding="utf-8").splitlines())
+    return Target(job["port"], job["pid"], job["welcomes"], headers, job["refuses"])
+
+
 def main(text: str) -> int:
     """Do the job and say its result; a failure is one line on standard error and status 1."""
     job = json.loads(text)
-    target = Target(job["port"], job["pid"], job["welcomes"])
     try:
+        target = target_of(job)
         say(JOBS[job["kind"]](target, job))
     except (OSError, PeerError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

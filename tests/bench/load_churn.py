@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from tests.bench.client import HOST, PATIENCE, READ_SIZE, Target, connect, settled_usage
+from tests.bench.client import PATIENCE, READ_SIZE, Target, connect, settled_usage
 from tests.bench.frames import (
     CLOSE,
     NORMAL_CLOSE,
@@ -16,9 +16,8 @@ from tests.bench.frames import (
     PeerError,
     after_upgrade,
     masked,
-    upgrade_request,
 )
-from tests.bench.procfs import Usage
+from tests.bench.procfs import Usage, forget_peak, peak_bytes
 
 
 class Visit:
@@ -57,16 +56,37 @@ class Visit:
         return False
 
 
+class Refused:
+    """One that is refused: a response that is no 101, and the end."""
+
+    __slots__ = ("_head", "_sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._head = b""
+
+    def step(self) -> bool:
+        """Read once. Returns True when the server has ended the connection."""
+        data = self._sock.recv(READ_SIZE)
+        self._head += data
+        if data:
+            return False
+        if not self._head.startswith(b"HTTP/1.1 4"):
+            raise PeerError(f"the upgrade was answered {self._head[:40]!r}")
+        self._sock.close()
+        return True
+
+
 def visit_all(target: Target, connects: int, at_once: int) -> None:
     """Open and close `connects` connections, `at_once` of them at a time. TimeoutError when nothing moves."""
     poll = select.epoll()
-    visits: dict[int, Visit] = {}
+    visits: dict[int, Visit | Refused] = {}
     opened = 0
     while opened < connects or visits:
         while opened < connects and len(visits) < at_once:
             sock = connect(target, opened)
-            sock.sendall(upgrade_request(HOST, target.port))
-            visits[sock.fileno()] = Visit(sock, target.welcomes)
+            sock.sendall(target.request(opened))
+            visits[sock.fileno()] = Refused(sock) if target.refuses else Visit(sock, target.welcomes)
             poll.register(sock.fileno(), select.EPOLLIN)
             opened += 1
         ready = poll.poll(PATIENCE)
@@ -81,12 +101,15 @@ def visit_all(target: Target, connects: int, at_once: int) -> None:
 def churn(target: Target, job: dict[str, Any]) -> dict[str, Any]:
     """Open and close connections.
 
-    Job: connects, atOnce, warmup (connects before the count). Result: seconds, and the Usage of server and
-    load.
+    Job: connects, atOnce, warmup (connects before the count). Result: seconds, the Usage of server and load, and
+    the bytes by which the server's peak of resident memory has grown.
     """
     visit_all(target, job["warmup"], job["atOnce"])
+    forget_peak(target.pid)
+    before = peak_bytes(target.pid)
     server, load, started = settled_usage(target.pid), Usage.of(os.getpid()), time.perf_counter()
     visit_all(target, job["connects"], job["atOnce"])
     seconds, load = time.perf_counter() - started, Usage.of(os.getpid()).since(load)
     server = settled_usage(target.pid).since(server)
-    return {"seconds": seconds, "server": asdict(server), "load": asdict(load)}
+    grown = peak_bytes(target.pid) - before
+    return {"seconds": seconds, "server": asdict(server), "load": asdict(load), "peak": grown}

@@ -1,14 +1,19 @@
 """The servers under test: how each is called and started, and whether it can be started on this machine."""
 
 import importlib.util
+import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jwt
+
+from gateway.tokens import digest_of
 from tests.process import clean_environment, to_toml
 
 HERE = Path(__file__).resolve().parent
@@ -16,6 +21,7 @@ SERVERS = HERE / "servers"
 NODE_SERVER = SERVERS / "node_ws.cjs"
 BASE = "aiohttp-echo"
 GATEWAY = "gateway"
+TOKEN, JWT, NEW_JWT, REFUSING = "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing"
 # More than any run opens.
 MOST_CONNECTIONS = 50_000
 
@@ -28,7 +34,9 @@ class Peer:
     """A server under test.
 
     command: arguments that start it; `{config}` in one stands for the path of a file with the text `config`.
+    files: further files beside it, name and text; `{directory}` in `config` stands for where they are.
     welcomes: whether its first frame is `gateway.welcome`. needs: Python modules without which it cannot run.
+    headers: a connect has one of these header lines, in turn. refuses: whether it refuses all upgrades.
     """
 
     name: str
@@ -37,6 +45,9 @@ class Peer:
     needs: tuple[str, ...] = ()
     node: bool = False
     config: str = ""
+    files: tuple[tuple[str, str], ...] = ()
+    headers: tuple[str, ...] = ()
+    refuses: bool = False
 
     def missing(self) -> str | None:
         """Return what this machine lacks to start it, None when nothing is missing."""
@@ -61,7 +72,7 @@ def _missing_node() -> str | None:
     return None if probe.returncode == 0 else "node does not find the package ws (npm install ws, or NODE_PATH)"
 
 
-def _gateway(loop: LoopName) -> Peer:
+def _gateway(loop: LoopName, auth: Mapping[str, object]) -> Peer:
     # The drain's limits play no part in a figure: they only keep the end of a run short.
     config = to_toml(
         {
@@ -75,12 +86,56 @@ def _gateway(loop: LoopName) -> Peer:
             },
             "heartbeat": {"interval": 30.0, "timeout": 10.0},
             "limits": {"max_connections": MOST_CONNECTIONS},
-            "auth": {"mode": "none"},
+            "auth": auth,
             "log": {"level": "info", "format": "json"},
         }
     )
     command = (sys.executable, "-m", "gateway", "--config", "{config}")
     return Peer(f"{GATEWAY}-{loop}", command, welcomes=True, needs=_loop_needs(loop), config=config)
+
+
+def _with_nothing(loop: LoopName) -> Peer:
+    return _gateway(loop, {"mode": "none"})
+
+
+def _with_token(loop: LoopName) -> Peer:
+    """A token in the Authorization header, one of a hundred."""
+    tokens = [secrets.token_urlsafe(32) for _ in range(100)]
+    entries = [
+        f'[[token]]\nname = "node-{number}"\nrole = "node"\nsha256 = "{digest_of(token)}"\n'
+        for number, token in enumerate(tokens)
+    ]
+    peer = _gateway(loop, {"mode": "token", "tokens_file": "{directory}/tokens.toml"})
+    headers = tuple(f"Authorization: Bearer {token}" for token in tokens)
+    return replace(peer, name=f"{TOKEN}-{loop}", files=(("tokens.toml", "\n".join(entries)),), headers=headers)
+
+
+def _with_jwt(loop: LoopName, distinct: int) -> Peer:
+    """A JWT in the Authorization header, one of so many; the gateway remembers 4,096 that it has verified."""
+    secret = secrets.token_urlsafe(32)
+    expires = int(time.time()) + 86_400
+    headers = tuple(
+        f"Authorization: Bearer {jwt.encode({'sub': f'node-{n}', 'role': 'node', 'exp': expires}, secret, 'HS256')}"
+        for n in range(distinct)
+    )
+    settings = {"mode": "jwt", "jwt": {"algorithms": ["HS256"], "secret_file": "{directory}/secret"}}
+    return replace(_gateway(loop, settings), files=(("secret", secret),), headers=headers)
+
+
+def _refusing(loop: LoopName) -> Peer:
+    """Each upgrade comes from a page of another origin: 403."""
+    return replace(
+        _with_nothing(loop), name=f"{REFUSING}-{loop}", headers=("Origin: https://foreign.example",), refuses=True
+    )
+
+
+GATEWAYS: dict[str, Callable[[LoopName], Peer]] = {
+    GATEWAY: _with_nothing,
+    TOKEN: _with_token,
+    JWT: lambda loop: replace(_with_jwt(loop, 100), name=f"{JWT}-{loop}"),
+    NEW_JWT: lambda loop: replace(_with_jwt(loop, 8192), name=f"{NEW_JWT}-{loop}"),
+    REFUSING: _refusing,
+}
 
 
 def _loop_needs(loop: LoopName) -> tuple[str, ...]:
@@ -103,8 +158,10 @@ def _others() -> Iterable[Peer]:
 
 
 OTHERS = {peer.name: peer for peer in _others()}
-NAMES = (GATEWAY, *OTHERS)
+NAMES = (*GATEWAYS, *OTHERS)
 """Every name that `select` takes."""
+OPEN = tuple(name for name in NAMES if name != REFUSING)
+"""Those that can be connected to."""
 LOOPS: dict[LoopChoice, tuple[LoopName, ...]] = {
     "asyncio": ("asyncio",),
     "uvloop": ("uvloop",),
@@ -119,8 +176,8 @@ def select(names: Iterable[str], loop: LoopChoice) -> list[Peer]:
     """
     chosen = {BASE: OTHERS[BASE]}
     for name in names:
-        if name == GATEWAY:
-            chosen |= {peer.name: peer for peer in map(_gateway, LOOPS[loop])}
+        if name in GATEWAYS:
+            chosen |= {peer.name: peer for peer in map(GATEWAYS[name], LOOPS[loop])}
         elif name in OTHERS:
             chosen[name] = OTHERS[name]
         else:

@@ -54,6 +54,8 @@ class Server:
         self._cores = cores
         self._directory = tempfile.TemporaryDirectory(prefix="gateway-bench-")
         self._errors = Path(self._directory.name, "stderr")
+        self.headers = Path(self._directory.name, "headers")
+        """A file with the peer's header lines."""
         self._process: subprocess.Popen[bytes] | None = None
         self._drain: subprocess.Popen[bytes] | None = None
 
@@ -85,7 +87,10 @@ class Server:
 
     def _start(self) -> None:
         config = Path(self._directory.name, "config.toml")
-        config.write_text(self.peer.config, encoding="utf-8")
+        config.write_text(self.peer.config.replace("{directory}", self._directory.name), encoding="utf-8")
+        self.headers.write_text("\n".join(self.peer.headers), encoding="utf-8")  # too many for a command line
+        for name, text in self.peer.files:
+            config.with_name(name).write_text(text, encoding="utf-8")
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 [part.replace("{config}", str(config)) for part in self.peer.command],
@@ -229,7 +234,15 @@ def run_load(server: Server, job: dict[str, Any], cores: Cores, timeout: float) 
 
 def job_for(server: Server, job: dict[str, Any]) -> dict[str, Any]:
     """Return the job with where the server is and how it begins."""
-    return {**job, "port": server.port, "pid": server.pid, "welcomes": server.peer.welcomes}
+    peer = server.peer
+    return {
+        **job,
+        "port": server.port,
+        "pid": server.pid,
+        "welcomes": peer.welcomes,
+        "headers": str(server.headers),
+        "refuses": peer.refuses,
+    }
 
 
 def _last_line(text: bytes) -> str:

@@ -58,6 +58,17 @@ def resident_bytes(pid: int) -> int:
     raise OSError(f"/proc/{pid}/smaps_rollup has no Rss")
 
 
+def forget_peak(pid: int) -> None:
+    """Let the peak of the resident memory be what it is now (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the highest resident memory since `forget_peak`, in bytes: `VmHWM` of /proc/PID/status."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def open_files(pid: int) -> int:
     """Return how many file descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))

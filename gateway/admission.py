@@ -1,0 +1,211 @@
+"""Who comes in, how many of them, and until when: credentials and the bounds on connections.
+
+`Gatekeeper` (`gateway.handshake`) has looked at the request before; what a principal may do is `gateway.scopes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from aiohttp import hdrs
+
+from gateway import errors
+from gateway.config import Config
+from gateway.connection import Connection
+from gateway.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Credential, CredentialError
+from gateway.expiry import Expiries
+from gateway.handshake import RETRY_AFTER, RefusedError
+from gateway.limits import Counts, Failures, address_key
+from gateway.method import Refusal
+from gateway.rejections import Stage
+from gateway.status import Phase, Status
+
+logger = logging.getLogger("gateway.admission")
+
+_CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisopod-gateway", error="invalid_token"'}
+_SLICE: Final = 200
+"""Connections that a reload looks at in one loop pass."""
+
+
+class Admission:
+    """The bounds, and the credentials. Every call but ``renew`` is plain; none may be made twice for the same event."""
+
+    def __init__(self, config: Config, status: Status, authenticator: Authenticator) -> None:
+        self._status = status
+        self._limits = config.limits
+        self._authenticator = authenticator
+        self._failures = Failures(time.monotonic)
+        self._expiries = Expiries(config.auth.expiry_notice)
+        self._of_address = Counts()
+        self._of_principal = Counts()
+        self._owing = Counts()
+        self._owing_in_all = 0
+
+    # At the upgrade
+
+    def at_upgrade(self, authorization: Sequence[str], remote: str, opened: int) -> Credential:
+        """The credential of a request, or `NO_CREDENTIAL` where it is to follow. Raises RefusedError.
+
+        ``authorization`` are the headers of that name; ``opened`` is how many connections are open now.
+        """
+        if self._status.phase is not Phase.READY:
+            raise _unavailable(f"the gateway is {self._status.phase}")
+        if opened + self._owing_in_all >= self._limits.max_connections:
+            raise _unavailable("the gateway is full; see limits.max_connections")
+        address = address_key(remote)
+        most = self._limits.max_connections_per_address
+        if most and address and self._of_address.of(address) >= most:
+            raise _too_many("too many connections from this address; see limits.max_connections_per_address")
+        if not self._authenticator.asks:
+            return ANYBODY
+        if authorization:
+            return self._bearer(authorization, address)
+        if self._owing_in_all >= self._limits.max_unauthenticated:
+            raise _unavailable("too many connections owe their credential; see limits.max_unauthenticated")
+        if address and self._owing.of(address) >= self._limits.max_unauthenticated_per_address:
+            why = "too many connections from this address owe their credential"
+            raise _too_many(f"{why}; see limits.max_unauthenticated_per_address")
+        return NO_CREDENTIAL
+
+    def _bearer(self, authorization: Sequence[str], address: str) -> Credential:
+        scheme, _, token = authorization[0].strip().partition(" ")
+        if len(authorization) > 1 or scheme.lower() != "bearer" or not token.strip():
+            raise _unauthenticated("the Authorization header must be Bearer and a token, once")
+        wait = self._failures.wait(address) if address else 0.0
+        if wait:
+            why = "too many wrong credentials from this address"
+            raise _too_many(why, math.ceil(wait), stage="authenticate")
+        try:
+            credential = self._verified(token.strip(), address)
+        except CredentialError as error:
+            raise _unauthenticated(str(error)) from None
+        if self._is_crowded(credential):
+            raise _too_many("too many connections of this principal; see limits.max_connections_per_principal")
+        return credential
+
+    # By a message
+
+    def refresh(self, connection: Connection, token: str) -> None:
+        """`gateway.authenticate` of an open connection. Raises Refusal, and the credential before stays."""
+        credential = self.by_message(connection, token)
+        if self._authenticator.asks:
+            connection.adopt(credential)
+            self._adopted(connection)
+
+    def by_message(self, connection: Connection, token: str) -> Credential:
+        """The credential of `gateway.authenticate`, for whom owes one, or to refresh. Raises Refusal."""
+        if not self._authenticator.asks:
+            return ANYBODY
+        address = address_key(connection.remote)
+        wait = self._failures.wait(address) if address else 0.0
+        if wait:
+            why = "too many wrong credentials from this address"
+            raise Refusal(errors.RATE_LIMITED, why, retryAfterMs=math.ceil(wait * 1000))
+        try:
+            credential = self._verified(token, address)
+        except CredentialError as error:
+            raise Refusal(errors.UNAUTHENTICATED, str(error)) from None
+        before = connection.credential
+        if before is NO_CREDENTIAL:
+            if self._is_crowded(credential):
+                raise Refusal(errors.OVERLOADED, "too many connections of this principal", retryAfterMs=1000)
+        elif credential.principal.name != before.principal.name:
+            raise Refusal(errors.CONFLICT, f"this connection is {before.principal.name}'s")
+        return credential
+
+    def _verified(self, token: str, address: str) -> Credential:
+        try:
+            return self._authenticator.verify(token, time.time())
+        except CredentialError:
+            if address:
+                self._failures.failed(address)
+            raise
+
+    def _is_crowded(self, credential: Credential) -> bool:
+        most = self._limits.max_connections_per_principal
+        return bool(most) and self._of_principal.of(credential.principal.name) >= most
+
+    # The life of a connection
+
+    def owes(self, connection: Connection) -> None:
+        """It is open but for its credential."""
+        address = address_key(connection.remote)
+        self._of_address.enter(address)
+        self._owing.enter(address)
+        self._owing_in_all += 1
+
+    def owes_no_more(self, connection: Connection) -> None:
+        """It has brought its credential, or is over."""
+        address = address_key(connection.remote)
+        self._of_address.leave(address)
+        self._owing.leave(address)
+        self._owing_in_all -= 1
+
+    def entered(self, connection: Connection) -> None:
+        """It is open, under the credential that it has."""
+        if self._limits.max_connections_per_address:
+            self._of_address.enter(address_key(connection.remote))
+        if self._authenticator.asks:
+            self._of_principal.enter(connection.principal.name)
+            self._adopted(connection)
+
+    def _adopted(self, connection: Connection) -> None:
+        principal = connection.principal
+        self._expiries.watch(connection)
+        logger.info(
+            "%s authenticated",
+            principal.name,
+            extra={
+                "event": "connection.authenticated",
+                "connId": connection.conn_id,
+                "remote": connection.remote,
+                "principal": principal.name,
+                "role": principal.role,
+            },
+        )
+
+    def left(self, connection: Connection) -> None:
+        """It was open, and is over."""
+        if self._limits.max_connections_per_address:
+            self._of_address.leave(address_key(connection.remote))
+        if self._authenticator.asks:
+            self._of_principal.leave(connection.principal.name)
+            self._expiries.forget(connection)
+
+    async def renew(self, authenticator: Authenticator, connections: Iterable[Connection]) -> int:
+        """Tokens or keys have been read anew: end those whose credential is gone, and tell how many these were.
+
+        One whose credential has other scopes now, or expires at another time, lives under the new ones at once.
+        """
+        self._authenticator = authenticator
+        revoked = 0
+        for number, connection in enumerate(list(connections), 1):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+            if not connection.is_open:
+                continue
+            renewed = authenticator.renewed(connection.credential)
+            if renewed is None:
+                connection.end(errors.CREDENTIAL_REVOKED)
+                revoked += 1
+            elif renewed is not connection.credential:
+                connection.adopt(renewed)
+                self._expiries.watch(connection)
+        return revoked
+
+
+def _unavailable(why: str) -> RefusedError:
+    return RefusedError(503, why, {hdrs.RETRY_AFTER: str(RETRY_AFTER)})
+
+
+def _too_many(why: str, retry_after: int = RETRY_AFTER, stage: Stage = "request") -> RefusedError:
+    return RefusedError(429, why, {hdrs.RETRY_AFTER: str(retry_after)}, stage)
+
+
+def _unauthenticated(why: str) -> RefusedError:
+    return RefusedError(401, why, _CHALLENGE, "authenticate")

@@ -1,0 +1,176 @@
+"""Where a connection waits that owes its credential: one message, 64 KiB, and what is left of the handshake's time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from gateway import errors, jsonrpc
+from gateway.admission import Admission
+from gateway.calls import Calls
+from gateway.connection import Connection, Endpoint
+from gateway.deadlines import Sweep
+from gateway.errors import Disconnect
+from gateway.frames import cut
+from gateway.jsonrpc import Message
+from gateway.method import BadParams, Method, Refusal
+from gateway.methods.gateway import AuthenticateParams, described
+from gateway.rejections import Rejections
+
+MAX_FIRST_MESSAGE: Final = 64 * 1024
+"""Bytes of the message that brings the credential."""
+
+_FRAMING: Final = 1024
+"""Bytes beside that message: its header, and a ping or two."""
+
+_CUT_GRACE: Final = 0.2
+_ENDS: Final = {
+    errors.UNAUTHENTICATED: errors.CLOSED_UNAUTHENTICATED,
+    errors.RATE_LIMITED: errors.FLOOD,
+    errors.OVERLOADED: errors.FLOOD,
+}
+"""What each refusal of a first message ends the connection with."""
+
+
+class Antechamber:
+    """The `connection.Endpoint` of those who owe their credential; ``inside`` is that of those who have brought it.
+
+    ``authenticate`` is the method of that name, ``welcome`` makes the first frame, ``entered`` is told of everybody who
+    may go on, ``over`` of everybody who leaves instead.
+    """
+
+    def __init__(
+        self,
+        inside: Endpoint,
+        admission: Admission,
+        rejections: Rejections,
+        *,
+        timeout: float,
+        authenticate: Method,
+        welcome: Callable[[Connection], bytes],
+        entered: Callable[[Connection], None],
+        over: Callable[[Connection, Disconnect], None],
+    ) -> None:
+        self.calls = Calls()
+        self._inside = inside
+        self._admission = admission
+        self._rejections = rejections
+        self._timeout = timeout
+        self._authenticate = authenticate
+        self._welcome = welcome
+        self._entered = entered
+        self._over = over
+        self._waiting: Sweep[Connection] = Sweep(self._late)
+        self._told: set[Connection] = set()
+        self._present: set[Connection] = set()
+        self._empty = asyncio.Event()
+
+    def opened(self, connection: Connection) -> None:
+        """Welcome it, with no principal; what is left of the handshake's time runs on."""
+        left = connection.ws.handshake_left
+        self._admission.owes(connection)
+        self._present.add(connection)
+        connection.ws.allowance = MAX_FIRST_MESSAGE + _FRAMING
+        self._waiting.begin(connection, self._timeout if left is None else left)
+        connection.send_frame(self._welcome(connection))
+
+    def text(self, connection: Connection, data: bytes) -> None:
+        """The one message: `gateway.authenticate`, or the end."""
+        if len(data) > MAX_FIRST_MESSAGE:
+            self._refuse(connection, errors.MESSAGE_TOO_BIG, "the first message is too big")
+            return
+        message, identity = _decoded(data)
+        try:
+            credential = self._admission.by_message(connection, self._token(message))
+        except Refusal as refusal:
+            if identity:
+                connection.send(jsonrpc.error_reply(identity, refusal.error, refusal.detail, **refusal.data))
+            self._refuse(connection, _ENDS[refusal.error]._replace(reason=cut(refusal.detail)), refusal.detail)
+            return
+        self._leave(connection)
+        connection.adopt(credential)
+        connection.enter(self._inside)
+        self._entered(connection)
+        if identity:
+            connection.send(jsonrpc.result_reply(identity, jsonrpc.encode(described(connection.principal))))
+
+    def _token(self, message: Message | None) -> str:
+        """The token in the first message. Raises Refusal, in words of our own: they go into the log."""
+        if message is None or message.method != self._authenticate.name:
+            raise Refusal(errors.UNAUTHENTICATED, f"the first message must be {self._authenticate.name}")
+        try:
+            params = self._authenticate.decode(bytes(message.params)) if self._authenticate.decode else None
+        except (BadParams, *jsonrpc.UNDECODABLE):
+            params = None
+        if not isinstance(params, AuthenticateParams):
+            raise Refusal(errors.UNAUTHENTICATED, '"params" must be {"token": "…"}')
+        return params.token
+
+    def binary(self, connection: Connection, data: bytes) -> None:
+        """Text frames only."""
+        self._refuse(connection, errors.UNSUPPORTED_DATA, "a binary message")
+
+    def closed(self, connection: Connection, end: Disconnect) -> None:
+        """It leaves without having entered."""
+        self._leave(connection)
+        if connection not in self._told:
+            self._tell(connection, end, end.cause)
+        self._told.discard(connection)
+        self._over(connection, end)
+
+    async def dismiss(self, close_timeout: float) -> None:
+        """The gateway drains: end all who wait, and return when they are gone, after ``close_timeout`` at most."""
+        for connection in self._waiting.take_all():
+            connection.end(errors.SHUTDOWN)
+        if not self._present:
+            return
+        self._empty.clear()
+        await self._empty_within(close_timeout)
+        for connection in list(self._present):
+            connection.abort()
+        await self._empty_within(_CUT_GRACE)
+
+    async def _empty_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+
+    def _leave(self, connection: Connection) -> None:
+        self._waiting.done(connection)
+        self._admission.owes_no_more(connection)
+        self._present.discard(connection)
+        if not self._present:
+            self._empty.set()
+
+    def _refuse(self, connection: Connection, end: Disconnect, why: str) -> None:
+        self._waiting.done(connection)
+        self._tell(connection, end, why)
+        connection.end(end)
+
+    def _tell(self, connection: Connection, end: Disconnect, why: str) -> None:
+        """One verdict on what is logged: this line, that of its end, and its place in the history, or none of them."""
+        self._told.add(connection)
+        connection.quiet = not self._rejections.rejected(
+            connection.remote, why, "authenticate", connId=connection.conn_id, code=end.code, cause=end.cause
+        )
+
+    def _late(self, connection: Connection) -> None:
+        self._told.add(connection)
+        connection.quiet = not self._rejections.late(
+            connection.remote, "authenticate", self._timeout, connId=connection.conn_id
+        )
+        connection.end(errors.HANDSHAKE_TIMEOUT)
+
+
+def _decoded(data: bytes) -> tuple[Message | None, bytes]:
+    """A message, where it is a single one, and the id to answer under; empty for a notification."""
+    try:
+        message = jsonrpc.decode(data)
+    except jsonrpc.UNDECODABLE:
+        return None, b"null"
+    identity = bytes(message.id)
+    if identity and not jsonrpc.may_be_id(identity):
+        return None, b"null"
+    return message, identity

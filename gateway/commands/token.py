@@ -1,0 +1,132 @@
+"""`python -m gateway token`: make, list and revoke the tokens of a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from gateway import tokens
+from gateway.config import ConfigError
+from gateway.scopes import ROLE_SCOPES, is_scope
+from gateway.tokens import Entry, time_of
+
+EXIT_FAILED: Final = 1
+EXIT_WRONG: Final = 2
+
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_RELOAD: Final = "a running gateway takes it up on SIGHUP: systemctl reload gateway"
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "token",
+        allow_abbrev=False,
+        help="make, list and revoke the tokens of auth.tokens_file",
+        description="Make a token and print it, once: the file has its digest alone. Or list the tokens of the file,"
+        " or revoke one.",
+        epilog="examples: token --name kitchen-pi --role node --scope 'serve:camera.*' --file tokens.toml;"
+        " token list --file tokens.toml; token revoke kitchen-pi --file tokens.toml",
+    )
+    parser.add_argument("action", nargs="?", choices=("add", "list", "revoke"), default="add", help="add by default")
+    parser.add_argument("who", nargs="?", metavar="NAME", help="the same as --name")
+    parser.add_argument("--file", required=True, metavar="FILE", help="the file that auth.tokens_file names")
+    parser.add_argument("--name", metavar="NAME", help="whose token it is, a node's name; unique in the file")
+    parser.add_argument("--role", choices=tuple(ROLE_SCOPES), help="what it may, where no --scope says so")
+    parser.add_argument(
+        "--scope",
+        action="append",
+        type=_scope,
+        metavar="SCOPE",
+        help="admin, or call:, serve:, subscribe:, publish: with a pattern; may be given several times",
+    )
+    parser.add_argument(
+        "--expires", type=_expiry, metavar="WHEN", help="2027-01-01, 2027-01-01T12:00:00Z, or from now: 90d, 12h, 30m"
+    )
+    parser.add_argument("--json", action="store_true", help="list: as JSON")
+    parser.set_defaults(run=run, fail=parser.error)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do it; returns the exit status: 1 where the file cannot be written, 2 for what is wrong otherwise."""
+    if given.who is not None:
+        if given.name is not None:
+            given.fail("NAME and --name are one too many")
+        given.name = given.who
+    action: Callable[[argparse.Namespace], None] = {"add": _add, "list": _list, "revoke": _revoke}[given.action]
+    try:
+        action(given)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG
+    except OSError as error:
+        print(f"{given.file}: cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _add(given: argparse.Namespace) -> None:
+    if given.name is None or given.role is None:
+        given.fail("a new token needs --name and --role")
+    scopes = None if given.scope is None else tuple(given.scope)
+    token = tokens.add(given.file, given.name, given.role, scopes, given.expires)
+    print(token)
+    print(f"{given.name} is in {given.file}; {_RELOAD}", file=sys.stderr)
+
+
+def _revoke(given: argparse.Namespace) -> None:
+    if given.name is None:
+        given.fail("revoke needs the name")
+    tokens.revoke(given.file, given.name)
+    print(f"{given.name} is no longer in {given.file}; {_RELOAD}", file=sys.stderr)
+
+
+def _list(given: argparse.Namespace) -> None:
+    entries = tokens.load(given.file, "--file")
+    if given.json:
+        print(json.dumps([_described(entry) for entry in entries], indent=2))
+        return
+    rows = [("NAME", "ROLE", "EXPIRES", "SCOPES")]
+    for entry in entries:
+        name, role, scopes, expires_at = entry.principal
+        expires = "never" if expires_at is None else time_of(expires_at)
+        expired = " (expired)" if expires_at is not None and expires_at <= time.time() else ""
+        rows.append((name, role, expires + expired, " ".join(scopes)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _described(entry: Entry) -> dict[str, object]:
+    name, role, scopes, expires_at = entry.principal
+    expires = None if expires_at is None else time_of(expires_at)
+    return {"name": name, "role": role, "scopes": scopes, "expires": expires, "sha256": entry.sha256}
+
+
+def _scope(text: str) -> str:
+    if not is_scope(text):
+        raise argparse.ArgumentTypeError(f'"{text}" is no scope: admin, or such as call:camera.* or serve:>')
+    return text
+
+
+def _expiry(text: str) -> datetime:
+    """A day, a moment, or a time from now; to the second, in UTC."""
+    span = _SPAN.fullmatch(text)
+    try:
+        if span:
+            moment = datetime.now(UTC) + timedelta(**{_UNITS[span[2]]: int(span[1])})
+        else:
+            moment = datetime.fromisoformat(text)
+            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f'"{text}" is no time: 2027-01-01, 2027-01-01T12:00:00Z or 90d') from None
+    if moment <= datetime.now(UTC):
+        raise argparse.ArgumentTypeError(f'"{text}" is past')
+    return moment.replace(microsecond=0)

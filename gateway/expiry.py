@@ -1,0 +1,64 @@
+"""Credentials that expire while their connection is open: announced, then ended with 4004.
+
+An expiry is a moment of the wall clock, and turned into a wait when the credential is adopted: a clock that jumps later
+ends nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from gateway import errors
+from gateway.deadlines import Sweep
+from gateway.errors import Disconnect
+from gateway.scopes import Principal
+from gateway.tokens import time_of
+
+
+class Holder(Hashable, Protocol):
+    """An open connection, as far as its credential is concerned."""
+
+    principal: Principal
+
+    def notify(self, method: str, params: object) -> None:
+        """Send a notification."""
+
+    def end(self, end: Disconnect) -> None:
+        """End the connection."""
+
+
+class Expiries:
+    """Those whose credential expires some day. ``notice`` is seconds, 0: nothing is announced."""
+
+    def __init__(self, notice: float, wall: Callable[[], float] = time.time) -> None:
+        self._notice = notice
+        self._wall = wall
+        self._notices: Sweep[Holder] = Sweep(self._announce)
+        self._ends: Sweep[Holder] = Sweep(_expired)
+
+    def watch(self, holder: Holder) -> None:
+        """Its credential has been adopted. Again for the next one, which takes the place of the one before."""
+        self.forget(holder)
+        expires_at = holder.principal.expires_at
+        if expires_at is None:
+            return
+        left = max(0.0, expires_at - self._wall())
+        self._ends.begin(holder, left)
+        if self._notice:
+            self._notices.begin(holder, max(0.0, left - self._notice))
+
+    def forget(self, holder: Holder) -> None:
+        """It is over. Harmless for one that is not watched."""
+        self._notices.done(holder)
+        self._ends.done(holder)
+
+    def _announce(self, holder: Holder) -> None:
+        expires_at = holder.principal.expires_at or 0.0
+        left = max(0.0, expires_at - self._wall())
+        holder.notify("gateway.expiring", {"expiresAt": time_of(expires_at), "leftMs": int(left * 1000)})
+
+
+def _expired(holder: Holder) -> None:
+    holder.end(errors.CREDENTIAL_EXPIRED)

@@ -1,0 +1,269 @@
+"""Mode token: the file of tokens, read by the gateway and written by `python -m gateway token`.
+
+Only digests are in it. A token has 256 random bits, so a plain SHA-256 cannot be turned back and needs neither salt nor
+stretching; what is compared in constant time is the digest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import tomli
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from gateway.config import ConfigError
+from gateway.credentials import MAX_NAME, Credential, CredentialError, is_name
+from gateway.scopes import ROLE_SCOPES, Principal, is_scope
+
+TOKEN_BYTES: Final = 32
+"""Random bytes of a token."""
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_NO_DIGEST: Final = b"0" * 64
+_SCOPES: Final = 'an array of "admin", and of "call:", "serve:", "subscribe:" or "publish:" with a pattern'
+
+
+class Entry(NamedTuple):
+    """One ``[[token]]``: whose it is and what it may, and the hexadecimal SHA-256 of the token."""
+
+    principal: Principal
+    sha256: str
+
+
+class Tokens:
+    """The tokens of one file, as a `credentials.Authenticator`."""
+
+    asks = True
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._by_digest = {entry.sha256: Credential(entry.principal, entry.sha256.encode()) for entry in entries}
+
+    def verify(self, token: str, now: float) -> Credential:
+        """Raises CredentialError for a token that is not in the file, or has expired."""
+        digest = digest_of(token)
+        credential = self._by_digest.get(digest)
+        known = _NO_DIGEST if credential is None else credential.voucher
+        if not hmac.compare_digest(digest.encode(), known) or credential is None:
+            raise CredentialError("unknown token")
+        expires_at = credential.principal.expires_at
+        if expires_at is not None and expires_at <= now:
+            raise CredentialError(f"the token of {credential.principal.name} has expired")
+        return credential
+
+    def renewed(self, credential: Credential) -> Credential | None:
+        """The principal as the file has it now; None where the token is gone, or is somebody else's now."""
+        found = self._by_digest.get(credential.voucher.decode())
+        return found if found is not None and found.principal.name == credential.principal.name else None
+
+
+def digest_of(token: str) -> str:
+    """What the file has of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def load(path: str, named_by: str = "auth.tokens_file") -> list[Entry]:
+    """The tokens of a file. Raises `config.ConfigError`, whose text is one line with the file and the key."""
+    return _entries(path, _parsed(path, named_by))
+
+
+def add(path: str, name: str, role: str, scopes: tuple[str, ...] | None, expires: datetime | None) -> str:
+    """Make a token, write its digest to the file, and return it: it is nowhere else.
+
+    A file that does not exist is made, readable for its owner alone. Raises ConfigError: the file is wrong, the name is
+    taken, or what the new entry would have is wrong; and OSError. The file is then as it was.
+    """
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    with _edited(path) as document:
+        if any(entry["name"] == name for entry in document.get("token", [])):
+            raise ConfigError(path, "token.name", f'"{name}" has a token', "another name, or `token revoke` first")
+        entry = tomlkit.table()
+        entry["name"] = name
+        entry["role"] = role
+        entry["sha256"] = digest_of(token)
+        if scopes is not None:
+            entry["scopes"] = list(scopes)
+        if expires is not None:
+            entry["expires"] = expires
+        tables = document.setdefault("token", tomlkit.aot())
+        if isinstance(tables, tomlkit.items.Array):  # token = [{…}]
+            inline = tomlkit.inline_table()
+            inline.update(entry)
+            tables.append(inline)
+        else:
+            tables.append(entry)
+    return token
+
+
+def revoke(path: str, name: str) -> None:
+    """Take a token out of the file. Raises ConfigError where the file is wrong or has none of this name; OSError."""
+    with _edited(path) as document:
+        tokens = document.get("token", [])
+        index = next((number for number, entry in enumerate(tokens) if entry["name"] == name), None)
+        if index is None:
+            raise ConfigError(path, "token.name", f'no token of "{name}"', "one of those that `token list` shows")
+        # What follows its last key, up to the next [[token]], is about that one or about all, and stays.
+        body = tokens[index].value.body
+        last = max(number for number, (key, _) in enumerate(body) if key is not None)
+        comments = body[last + 1 :]
+        del tokens[index]
+        if index:
+            tokens[index - 1].value.body.extend(comments)
+        else:
+            place = next(number for number, (key, _) in enumerate(document.body) if key is not None)
+            if not tokens:
+                del document["token"]
+            document.body[place:place] = comments
+
+
+# Reading
+
+
+def _parsed(path: str, named_by: str) -> Mapping[str, object]:
+    try:
+        return tomli.loads(Path(path).read_bytes().decode())
+    except OSError as error:
+        wrong = f"cannot be read: {error.strerror}"
+        raise ConfigError(path, named_by, wrong, "the path of a readable TOML file of tokens") from None
+    except tomli.TOMLDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(path, where, error.msg, "TOML, with a [[token]] for each") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(path, named_by, "is no TOML file", "TOML in UTF-8, with a [[token]] for each") from None
+
+
+def _entries(path: str, data: Mapping[str, object]) -> list[Entry]:
+    for key in data:
+        if key != "token":
+            raise ConfigError(path, key, "unknown key", "a [[token]] for each token")
+    tables = data.get("token", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(path, "token", f"expected tables, got {type(tables).__name__}", "a [[token]] for each token")
+    entries: list[Entry] = []
+    seen: dict[tuple[str, str], str] = {}
+    for number, table in enumerate(tables):
+        at = f"token[{number}]"
+        entry = _entry(path, at, table)
+        for key, value in (("name", entry.principal.name), ("sha256", entry.sha256)):
+            if (key, value) in seen:
+                wrong = f"the same as {seen[key, value]}"
+                raise ConfigError(path, f"{at}.{key}", wrong, "one that no other token has")
+            seen[key, value] = f"{at}.{key}"
+        entries.append(entry)
+    return entries
+
+
+def _entry(path: str, at: str, table: dict[str, object]) -> Entry:
+    for key in table:
+        if key not in _CHECKS:
+            raise ConfigError(path, f"{at}.{key}", "unknown key", f"one of {', '.join(_CHECKS)}")
+    for key, (needed, right, check) in _CHECKS.items():
+        if key in table and not check(table[key]):
+            # The value is not shown: somebody may have put the token itself there.
+            raise ConfigError(path, f"{at}.{key}", f"{type(table[key]).__name__} is not allowed", right)
+        if needed and key not in table:
+            raise ConfigError(path, f"{at}.{key}", "missing", right)
+    values: dict[str, Any] = table
+    role = values["role"]
+    expires = values.get("expires")
+    principal = Principal(
+        values["name"],
+        role,
+        tuple(values.get("scopes", ROLE_SCOPES[role])),
+        None if expires is None else expires.timestamp(),
+    )
+    return Entry(principal, values["sha256"])
+
+
+def _is_moment(value: object) -> bool:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        return False
+    try:
+        time_of(value.timestamp())
+    except (ValueError, OverflowError):  # not in a year of four digits, where it is told in UTC
+        return False
+    return True
+
+
+def _are_scopes(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and is_scope(item) for item in value)
+
+
+_CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
+    "name": (True, f"a name of 1 to {MAX_NAME} printable characters", lambda v: isinstance(v, str) and is_name(v)),
+    "role": (True, '"operator", "node" or "ui"', lambda v: isinstance(v, str) and v in ROLE_SCOPES),
+    "sha256": (
+        True,
+        "64 hexadecimal digits in lower case, the SHA-256 of the token",
+        lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
+    ),
+    "scopes": (False, _SCOPES, _are_scopes),
+    "expires": (False, "a time with its offset, such as 2027-01-01T00:00:00Z", _is_moment),
+}
+"""What each key must be: whether it is needed, what would be right, and the test."""
+
+
+# Writing
+
+
+@contextmanager
+def _edited(path: str) -> Iterator[tomlkit.TOMLDocument]:
+    """The file to be changed, comments and all; written when the block ends, if what is in it then is right.
+
+    Its directory is locked meanwhile, so that of two who write at once neither's token is lost.
+    """
+    with suppress(FileNotFoundError):
+        os.stat(path)  # raises OSError for links in a circle
+    target = Path(path).resolve()  # where the name is a link, what it stands for is replaced
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        if target.exists():
+            load(path)
+            document = tomlkit.parse(target.read_bytes().decode())
+        else:
+            document = tomlkit.document()
+        yield document
+        text = tomlkit.dumps(document)
+        _entries(path, tomli.loads(text))
+        _replace(target, text)
+        os.fsync(directory)
+    except TOMLKitError as error:
+        raise ConfigError(path, "token", str(error), "TOML, with a [[token]] for each") from None
+    finally:
+        os.close(directory)
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old one or the new one. Mode and owner stay."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            if target.exists():
+                before = target.stat()
+                os.fchmod(file.fileno(), before.st_mode & 0o7777)
+                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def time_of(seconds: float) -> str:
+    """A moment in seconds since the epoch as RFC 3339 has it, to the second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
