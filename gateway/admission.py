@@ -95,7 +95,8 @@ class Admission:
         credential = self.by_message(connection, token)
         if self._authenticator.asks:
             connection.adopt(credential)
-            self._adopted(connection)
+            self._expiries.watch(connection)
+            self.authenticated(connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
         """The credential of `gateway.authenticate`, for whom owes one, or to refresh. Raises Refusal."""
@@ -152,11 +153,11 @@ class Admission:
             self._of_address.enter(address_key(connection.remote))
         if self._authenticator.asks:
             self._of_principal.enter(connection.principal.name)
-            self._adopted(connection)
+            self._expiries.watch(connection)
 
-    def _adopted(self, connection: Connection) -> None:
+    def authenticated(self, connection: Connection) -> None:
+        """Log that it has brought a credential in a message."""
         principal = connection.principal
-        self._expiries.watch(connection)
         logger.info(
             "%s authenticated",
             principal.name,

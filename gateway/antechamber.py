@@ -93,6 +93,7 @@ class Antechamber:
         connection.adopt(credential)
         connection.enter(self._inside)
         self._entered(connection)
+        self._admission.authenticated(connection)
         if identity:
             connection.send(jsonrpc.result_reply(identity, jsonrpc.encode(described(connection.principal))))
 

@@ -154,6 +154,8 @@ class Reader(WebSocketReader):
         sink = self._sink
         sink.last_read = sink.loop.time()
         sink.bytes_in += len(data)
+        if sink.allowance is not None:
+            data = self._ahead(sink, data)
         if self._paused:  # TLS delivers what it has decrypted even after pause_reading()
             self._backlog = self._backlog[self._at :] + bytes(data)
             self._at = 0
@@ -208,6 +210,13 @@ class Reader(WebSocketReader):
         if sink.corked is not None:
             sink.flush()
 
+    def _ahead(self, sink: Sink, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+        """What is left of a read once a peer that may not send much yet has had it parsed: none of it is kept."""
+        while sink.allowance is not None and sink.phase is not _CLOSED and not self._paused and len(data) > SLICE:
+            self._parse(data[:SLICE])
+            data = data[SLICE:]
+        return data if sink.allowance is None or sink.allowance >= 0 else b""
+
     def _allowed(self, sink: Sink, size: int) -> bool:
         """Whether so many bytes more are accepted of a peer that may not send much yet. The parser would keep them."""
         left = sink.allowance = (sink.allowance or 0) - size
@@ -236,7 +245,8 @@ class Reader(WebSocketReader):
             if opcode == PING:
                 sink.on_ping(bytes(payload))
         else:
-            if not (payload or fin or sink.on_control()):
+            # Before the credential every fragment counts: 64 KiB can be very many.
+            if not (fin or (payload and sink.allowance is None) or sink.on_control()):
                 raise WebSocketError(FLOOD.code, FLOOD.reason)
             self._check_fragments(fin, opcode)
             WebSocketReader._handle_frame(self, fin, opcode, payload, compressed)

@@ -381,12 +381,12 @@ async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> 
         await asyncio.sleep(every)
 
 
-async def by_hand(kind: str, count: int) -> None:
-    """Run one attack, as large as it is to be, and tell the figures."""
+async def by_hand(count: int) -> None:
+    """Let one address ask for so many upgrades, and tell the figures."""
     async with GatewayProcess(UPGRADES) as where:
         used = where.cpu()
         async with siege(where) as under:
-            outcome = await under.attack(Storm(kind, seconds=3600.0, count=count, hold=HOLD))
+            outcome = await under.attack(Storm("upgrades", seconds=3600.0, count=count, hold=HOLD))
         used = where.cpu() - used
         lines = where.events("handshake.rejected")
         told = len(lines), sum(line.get("leftOut", 0) for line in lines)
@@ -396,15 +396,15 @@ async def by_hand(kind: str, count: int) -> None:
 def main() -> int:
     """Be the attacker, or run one attack by hand."""
     parser = argparse.ArgumentParser(prog="python -m tests.attacks")
-    parser.add_argument("kind", help="upgrades or another kind; `storm` is for the tests")
-    parser.add_argument("storm", nargs="?", help="JSON")
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("kind", choices=["upgrades", "storm"], help="storm: for the tests")
+    parser.add_argument("storm", nargs="?", help="a Storm as JSON")
+    parser.add_argument("--port", type=int, help="where the storm goes")
+    parser.add_argument("--count", type=int, default=100_000, help="how many upgrades (default: %(default)s)")
     options = parser.parse_args()
     if options.kind == "storm":
         print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
     else:
-        asyncio.run(by_hand(options.kind, options.count))
+        asyncio.run(by_hand(options.count))
     return 0
 
 

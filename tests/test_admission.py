@@ -78,7 +78,7 @@ async def test_a_refresh_keeps_the_connection_and_its_calls(tmp_path: Path) -> N
             await peer.send_json({"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": "slow"}})
             assert (await peer.recv_json())["error"]["code"] == -32800
             assert await gains(where, before) == {}
-            assert len(where.events("connection.authenticated", connId=conn, principal="op")) == 2
+            assert len(where.events("connection.authenticated", connId=conn, principal="op")) == 1
             assert len(where.events("connection.opened", connId=conn)) == 1
             await peer.leave()
 

@@ -84,7 +84,7 @@ async def test_a_right_bearer_is_in_with_its_welcome(desk: Desk, holder: Holder)
     with await RawPeer.open(desk.where, headers={"Authorization": f"{scheme} {desk.right[holder.name]}"}) as peer:
         welcome = await peer.welcome()
         assert_is(welcome["principal"], holder)
-        await assert_in(desk, peer, holder, welcome["connId"], before)
+        await assert_in(desk, peer, holder, welcome["connId"], before, told=["connection.opened"])
 
 
 @pytest.mark.parametrize("bad", ["wrong", "expired", "revoked"])
@@ -225,20 +225,20 @@ async def test_a_right_first_message_is_in(desk: Desk, frames: Callable[[Desk], 
             reply = await texts(peer, 1)
             assert reply[0]["id"] == identity
             assert_is(reply[0]["result"], PI)
-        await assert_in(desk, peer, PI, conn, before)
+        await assert_in(desk, peer, PI, conn, before, told=["connection.opened", "connection.authenticated"])
 
 
-async def assert_in(desk: Desk, peer: RawPeer, holder: Holder, conn: str, before: Any) -> None:
-    """Fail unless this connection is open as this holder's, on the wire, in the log and in the metrics."""
+async def assert_in(desk: Desk, peer: RawPeer, holder: Holder, conn: str, before: Any, *, told: list[str]) -> None:
+    """Fail unless this connection is open as this holder's, on the wire, in the log (`told`) and in the metrics."""
     where = desk.where
     await request(peer, "gateway.ping", here=1)
     assert (await texts(peer, 1))[0]["result"] == {"here": 1}
     assert await gains(where, before) == {OPENED: 1, connections(holder.role): 1}
-    for event in ("connection.opened", "connection.authenticated"):
+    for event in told:
         line = await where.wait_event(event, connId=conn)
         assert [line[name] for name in ("remote", "principal", "role")] == [peer.local, holder.name, holder.role]
     order = [line["event"] for line in where.lines if line.get("connId") == conn]
-    assert order == ["connection.opened", "connection.authenticated"]
+    assert order == told
     await peer.leave()
     assert (await ended(where, peer, "client_close", 1000))["principal"] == holder.name
     assert await gains(where, before) == {OPENED: 1, disconnects("client_close"): 1}

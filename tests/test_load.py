@@ -228,6 +228,8 @@ async def crowd(process: GatewayProcess, count: int) -> AsyncIterator[None]:
                 "welcomes": True,
                 "connections": each,
                 "first": at,
+                "headers": "/dev/null",
+                "refuses": False,
             }
             for at in (0, each)
         ]
