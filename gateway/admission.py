@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from aiohttp import hdrs
@@ -33,12 +33,22 @@ _SLICE: Final = 200
 
 
 class Admission:
-    """The bounds, and the credentials. Every call but ``renew`` is plain; none may be made twice for the same event."""
+    """The bounds, and the credentials. Every call but ``renew`` is plain; none may be made twice for the same event.
 
-    def __init__(self, config: Config, status: Status, authenticator: Authenticator) -> None:
+    ``rescoped`` is told of each open connection that has taken another credential.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        status: Status,
+        authenticator: Authenticator,
+        rescoped: Callable[[Connection], None],
+    ) -> None:
         self._status = status
         self._limits = config.limits
         self._authenticator = authenticator
+        self._rescoped = rescoped
         self._failures = Failures(time.monotonic)
         self._expiries = Expiries(config.auth.expiry_notice)
         self._of_address = Counts()
@@ -95,6 +105,7 @@ class Admission:
         credential = self.by_message(connection, token)
         if self._authenticator.asks:
             connection.adopt(credential)
+            self._rescoped(connection)
             self._expiries.watch(connection)
             self.authenticated(connection)
 
@@ -196,6 +207,7 @@ class Admission:
                 revoked += 1
             elif renewed is not connection.credential:
                 connection.adopt(renewed)
+                self._rescoped(connection)
                 self._expiries.watch(connection)
         return revoked
 

@@ -113,6 +113,9 @@ class Antechamber:
         """Text frames only."""
         self._refuse(connection, errors.UNSUPPORTED_DATA, "a binary message")
 
+    def ending(self, connection: Connection) -> None:
+        """It holds nothing yet."""
+
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """It leaves without having entered."""
         self._leave(connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import secrets
 import time
 import uuid
 import warnings
@@ -17,6 +18,7 @@ from aiohttp import hdrs, web
 from gateway import auth, errors
 from gateway.admission import Admission
 from gateway.antechamber import Antechamber
+from gateway.bus.memory import MemoryBus
 from gateway.calls import Calls
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connection import Connection, Regime
@@ -24,14 +26,21 @@ from gateway.connections import Connections
 from gateway.credentials import NO_CREDENTIAL, Authenticator
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
+from gateway.events import Events
 from gateway.handshake import Gatekeeper, RefusedError
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
+from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
+from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import RpcMethods
 from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.nodes import Nodes
+from gateway.presence import Presence
 from gateway.rejections import Rejections
+from gateway.routing import Router
 from gateway.status import Phase, Status
+from gateway.topics import Topics
 
 
 def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> web.Application:
@@ -83,7 +92,10 @@ class Gateway:
         self._regime = Regime(config)
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.rejections: Final = Rejections()
-        self.admission: Final = Admission(config, status, auth.load(config.auth))
+        self.admission: Final = Admission(config, status, auth.load(config.auth), self.rescoped)
+        self.events: Final = Events(_topics(config), MemoryBus())
+        self._presence = Presence(self.events)
+        self.nodes: Final = Nodes(self._presence.online, self._presence.offline)
         self.calls: Final = Calls()
         self.dispatcher: Final = Dispatcher(
             status,
@@ -96,7 +108,23 @@ class Gateway:
         self.text: Callable[[Connection, bytes], None] = self.dispatcher.dispatch  # on the hot path: no call in between
         own = GatewayMethods(config, status, connections, self.admission)
         self._welcome = own.welcome
-        for source in (own, RpcMethods(self.dispatcher), ConnectionMethods(connections)):
+        self.router: Final = Router(
+            self.nodes,
+            self.calls,
+            call_timeout=config.limits.call_timeout,
+            max_in_flight=config.limits.max_in_flight,
+            max_node_in_flight=config.limits.max_node_in_flight,
+        )
+        self.dispatcher.route = self.router
+        nodes = NodeMethods(
+            self.nodes,
+            self.router,
+            self.dispatcher.methods,
+            named=config.auth.mode != "none",
+            max_call_timeout=config.limits.max_call_timeout,
+        )
+        rpc = RpcMethods(self.dispatcher, self.router, self.nodes)
+        for source in (own, rpc, ConnectionMethods(connections), nodes, EventMethods(self.events)):
             self.dispatcher.add(source, own=True)
         self.antechamber: Final = Antechamber(
             self,
@@ -113,6 +141,12 @@ class Gateway:
             opened=lambda: connections.opened_total,
             disconnects=connections.disconnects,
             failures=self.rejections.failures,
+            routed=self.router.outcomes,
+            gauges={"calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls))},
+            counters={
+                "events_published": ("Messages published.", lambda: self.events.published),
+                "events_delivered": ("Messages sent to subscribers.", lambda: self.events.delivered),
+            },
         )
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
@@ -137,19 +171,37 @@ class Gateway:
         """Register: it is open, and authenticated."""
         self._connections.add(connection)
         self.admission.entered(connection)
+        self._presence.opened(connection)
 
     def binary(self, connection: Connection, data: bytes) -> None:
         """Text frames only."""
         connection.end(errors.UNSUPPORTED_DATA)
 
+    def ending(self, connection: Connection) -> None:
+        """Answer for it, and forget what it serves and hears: nobody waits until its transport is gone."""
+        self.nodes.unregister(connection)
+        self.dispatcher.lost(connection)
+        self.events.lost(connection)
+
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Release all that the connection holds."""
         self._connections.remove(connection, end)
         self.admission.left(connection)
-        self.dispatcher.lost(connection)
+        self.ending(connection)
+        self._presence.closed(connection, end, connection.duration)
+
+    def rescoped(self, connection: Connection) -> None:
+        """It has another credential: what that does not allow goes."""
+        node = connection.node
+        if node is not None:
+            allows = connection.principal.allows
+            self.nodes.unregister(connection, [name for name in node.methods if not allows(f"serve:{name}")])
+        self.events.rescoped(connection)
 
     async def drain(self, server: Server) -> None:
         """Let everybody go, those without a credential at once. Later calls wait for the first."""
+        if self._connections:
+            self._presence.draining(server.drain_timeout)
         await asyncio.gather(
             self.antechamber.dismiss(server.close_timeout),
             self._connections.drain(server.drain_timeout, server.close_timeout),
@@ -158,6 +210,19 @@ class Gateway:
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read anew; returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
+
+
+def _topics(config: Config) -> Topics:
+    events = config.events
+    return Topics(
+        time.monotonic,
+        lambda: secrets.token_hex(8),
+        max_topics=events.max_topics,
+        history_count=events.history_count,
+        history_age=events.history_age,
+        history_bytes=events.history_bytes,
+        conflate=events.conflate,
+    )
 
 
 CONFIG: Final = web.AppKey("config", Config)
@@ -206,14 +271,19 @@ async def readyz(request: web.Request) -> web.Response:
     return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
 
 
-async def metrics(request: web.Request) -> web.Response:
-    """`GET /metrics`: Prometheus exposition, for those who call the gateway by a name of its own."""
-    gateway = request.app[GATEWAY]
+def foreign(request: web.Request) -> web.Response | None:
+    """The refusal of a request for a host name that is not the gateway's; None where it is."""
     try:
-        gateway.gatekeeper.check_host(request)
+        request.app[GATEWAY].gatekeeper.check_host(request)
     except RefusedError as refusal:
         return refused(refusal)
-    return web.Response(body=gateway.metrics.text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+    return None
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """`GET /metrics`: Prometheus exposition."""
+    text = request.app[GATEWAY].metrics.text()
+    return foreign(request) or web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
 
 async def on_startup(app: web.Application) -> None:

@@ -5,9 +5,9 @@ A call ends in exactly one way: the peer's answer, the peer's loss, the deadline
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import itertools
-from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -45,19 +45,18 @@ class Callee(Protocol):
         """A request of the peer, or a call to it, is no longer in flight."""
 
 
-Ending = Callable[[Message | RpcError], None]
-"""Called once, with the peer's response, or with why there is none."""
+class Call(abc.ABC):
+    """One call in flight; ``identity`` is the id under which the callee has it."""
 
+    __slots__ = ("callee", "identity")
 
-class Call:
-    """One call in flight."""
-
-    __slots__ = ("callee", "ending", "identity")
-
-    def __init__(self, callee: Callee, identity: bytes, ending: Ending) -> None:
+    def __init__(self, callee: Callee, identity: bytes) -> None:
         self.callee = callee
         self.identity = identity
-        self.ending = ending
+
+    @abc.abstractmethod
+    def ending(self, outcome: Message | RpcError) -> None:
+        """Called once, with the peer's response, or with why there is none."""
 
 
 class Calls:
@@ -70,18 +69,21 @@ class Calls:
     def __len__(self) -> int:
         return len(self._sweep)
 
-    def start(self, callee: Callee, ending: Ending, timeout: float) -> Call:
-        """Enter a call, to be answered within ``timeout`` seconds; sending it is the caller's."""
-        call = Call(callee, b"%d" % next(self._numbers), ending)
-        callee.calls[call.identity] = call
-        self._sweep.begin(call, timeout)
-        return call
+    def new_id(self) -> bytes:
+        """An id for the next call."""
+        return b"%d" % next(self._numbers)
 
-    def answered(self, callee: Callee, message: Message) -> bool:
-        """A response has come. False where nobody waits for it: it is late, or was never asked for."""
-        call = callee.calls.pop(bytes(message.id), None)
-        if call is None:
+    def enter(self, call: Call, timeout: float) -> None:
+        """A call begins, to be answered within ``timeout`` seconds; sending it is the caller's."""
+        call.callee.calls[call.identity] = call
+        self._sweep.begin(call, timeout)
+
+    def answered(self, callee: Callee, identity: bytes, message: Message) -> bool:
+        """A response has come. False where nobody waits for it: it is late, or was never asked for, or is none."""
+        call = callee.calls.get(identity)
+        if call is None or not jsonrpc.is_response(message):
             return False
+        del callee.calls[identity]
         self._sweep.done(call)
         call.ending(message)
         callee.settled()
@@ -106,6 +108,21 @@ class Calls:
         call.callee.settled()
 
 
+class _OwnCall(Call):
+    """A call of the gateway's own: its end wakes who waits for it."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, callee: Callee, identity: bytes, answer: asyncio.Future[Message | RpcError]) -> None:
+        super().__init__(callee, identity)
+        self._answer = answer
+
+    def ending(self, outcome: Message | RpcError) -> None:
+        """Hand it over, unless nobody waits any more."""
+        if not self._answer.done():
+            self._answer.set_result(outcome)
+
+
 async def call(calls: Calls, callee: Callee, method: str, params: object, timeout: float) -> Any:
     """Call a method of the peer and return its decoded result. Raises `CallError`, and TypeError for ``params``.
 
@@ -113,12 +130,8 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
     """
     encoded = None if params is None else Raw(jsonrpc.encode(params))
     answer: asyncio.Future[Message | RpcError] = asyncio.get_running_loop().create_future()
-
-    def ending(outcome: Message | RpcError) -> None:
-        if not answer.done():
-            answer.set_result(outcome)
-
-    entry = calls.start(callee, ending, timeout)
+    entry = _OwnCall(callee, calls.new_id(), answer)
+    calls.enter(entry, timeout)
     callee.send(jsonrpc.request(entry.identity, method, encoded))
     try:
         outcome = await answer

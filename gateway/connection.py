@@ -13,10 +13,12 @@ from gateway import errors, jsonrpc
 from gateway.calls import Call, Calls, call, failed
 from gateway.config import Config
 from gateway.credentials import ANYBODY, Credential
-from gateway.dispatcher import Running
+from gateway.dispatcher import Request
 from gateway.errors import Disconnect
+from gateway.events import Subscriber
 from gateway.frames import State
 from gateway.limits import Bucket, Rate
+from gateway.nodes import Node
 from gateway.outbox import Cork
 from gateway.reader import RequestProtocol
 from gateway.scopes import NOBODY
@@ -79,6 +81,9 @@ class Endpoint(Protocol):
     def binary(self, connection: Connection, data: bytes) -> None:
         """One binary message."""
 
+    def ending(self, connection: Connection) -> None:
+        """The connection is no longer open: nothing that it owes will come. Called once, before ``closed``."""
+
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """The connection is over: release all that it holds. Called once."""
 
@@ -88,7 +93,8 @@ class Connection:
 
     ``conn_id`` is UUID4 text; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``; ``opened_at`` is seconds since
     the epoch. ``running`` are its requests in flight, ``calls`` those that the gateway has sent it, both by id.
-    ``bucket`` is its share of `limits.rate`. ``quiet``: its end is not logged, for it is one of very many.
+    ``node`` is its registration, ``subscriber`` what it has subscribed to, ``bucket`` its share of `limits.rate`.
+    ``quiet``: its end is not logged, for it is one of very many.
     """
 
     __slots__ = (
@@ -99,11 +105,13 @@ class Connection:
         "calls",
         "conn_id",
         "credential",
+        "node",
         "opened_at",
         "principal",
         "quiet",
         "remote",
         "running",
+        "subscriber",
         "ws",
     )
 
@@ -114,7 +122,9 @@ class Connection:
         self.principal = credential.principal
         self.bucket: Bucket | None = None
         self.quiet = False
-        self.running: dict[object, Running] = {}
+        self.node: Node | None = None
+        self.subscriber: Subscriber | None = None
+        self.running: dict[object, Request] = {}
         self.calls: dict[bytes, Call] = {}
         self.opened_at = 0.0
         self._opened = 0.0
@@ -151,6 +161,16 @@ class Connection:
         if not self.is_open:
             raise failed(errors.NODE_LOST)
         return await call(self._endpoint.calls, self, method, params, timeout)
+
+    @property
+    def max_held_bytes(self) -> int:
+        """How much of events may wait behind a reply that is still to come."""
+        return 2 * self.ws.outbox_bound
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the peer does not read at the moment."""
+        return self.ws.stalled
 
     @property
     def is_open(self) -> bool:
@@ -241,6 +261,15 @@ class Connection:
             exc_info=error,
             extra={"event": "connection.defect", "connId": self.conn_id, "remote": self.remote},
         )
+
+    def on_drained(self) -> None:
+        """The peer has read what waited for it."""
+        if self.subscriber is not None:
+            self.subscriber.drained()
+
+    def on_ending(self) -> None:
+        """A close frame was sent, or the transport is going."""
+        self._endpoint.ending(self)
 
     def on_closed(self, end: Disconnect) -> None:
         """Release, then log, whatever the release does."""

@@ -18,7 +18,8 @@ from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
 from gateway.jsonrpc import Invalid, Message
 from gateway.limits import Bucket, Rate
-from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, collect
+from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
+from gateway.nodes import Forward
 from gateway.scopes import RESERVED, Principal
 from gateway.status import Phase, Status
 
@@ -36,7 +37,7 @@ class Peer(Callee, Protocol):
 
     principal: Principal
     bucket: Bucket | None
-    running: dict[object, Running]
+    running: dict[object, Request]
     """Its requests in flight, by id; notifications by themselves."""
 
     @property
@@ -52,6 +53,42 @@ class Peer(Callee, Protocol):
 
     def end(self, end: Disconnect) -> None:
         """End the connection."""
+
+
+class Request(Protocol):
+    """A request in flight."""
+
+    def cancel(self, verdict: RpcError) -> None:
+        """End it, for this reason."""
+
+    def abandon(self) -> None:
+        """End it: the caller is gone."""
+
+
+class Route(Protocol):
+    """The way to nodes; see `gateway.routing`."""
+
+    def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
+        """Where a method goes that the gateway does not have itself. Raises Refusal."""
+
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
+        """Send a request on. Raises Refusal."""
+
+    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
+        """The refusal, counted, of a call that no node gets."""
+
+
+class _Nowhere:
+    """The way where there are no nodes."""
+
+    def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
+        raise self.refused(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
+
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
+        raise self.refused(errors.NOT_FOUND)
+
+    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
+        return Refusal(error, detail, **data)
 
 
 class Running:
@@ -75,16 +112,22 @@ class Running:
             self.verdict = verdict
             self.task.cancel()
 
+    def abandon(self) -> None:
+        """Stop it: nobody waits for it."""
+        self.cancel(errors.CANCELLED)
+
 
 class Batch:
     """The replies to one batch, sent as one array when the last is there; nothing where there are none."""
 
-    __slots__ = ("_peer", "_replies", "_waiting")
+    __slots__ = ("_peer", "_replies", "_waiting", "behind")
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._replies: list[bytes] = []
         self._waiting = 1  # for the end of the batch itself
+        self.behind: list[Callable[[], None]] = []
+        """What is done behind the reply."""
 
     def expect(self) -> None:
         """One more reply, or its absence, is to come."""
@@ -95,8 +138,12 @@ class Batch:
         if reply is not None:
             self._replies.append(reply)
         self._waiting -= 1
-        if not self._waiting and self._replies:
+        if self._waiting:
+            return
+        if self._replies:
             self._peer.send(jsonrpc.batch(self._replies))
+        for act in self.behind:
+            act()
 
     def add(self, reply: bytes | None) -> None:
         """A reply that was there at once."""
@@ -126,6 +173,8 @@ class Dispatcher:
         self._rate = rate
         self._clock = clock
         self._methods: dict[str, Method] = {}
+        self.route: Route = _Nowhere()
+        """Where methods go that are not in the table."""
         self._sweep: Sweep[Running] = Sweep(_late)
         self.late_replies = 0
         """Responses that nobody waited for."""
@@ -207,50 +256,52 @@ class Dispatcher:
         identity = bytes(message.id)
         name = message.method
         if name is jsonrpc.NO_METHOD:
-            return self._response(peer, message, identity)
-        if identity and not identity.isdigit() and not jsonrpc.may_be_id(identity):
-            return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null'))
+            answered = self._calls.answered(peer, identity, message)
+            return None if answered else self._response(peer, message, identity)
         data = bytes(message.params)
-        if data and data[0] not in jsonrpc.STRUCTURED:
-            detail = '"params" must be an array or an object'
-            return self._invalid(peer, Invalid(errors.INVALID_REQUEST, detail, identity or _NULL))
+        is_id = not identity or identity.isdigit() or jsonrpc.may_be_id(identity)
+        if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
+            return self._invalid(peer, _malformed(identity if is_id else None))
         try:
             if self._rate is not None:
                 self._pace(peer)
             method = self._methods.get(name)
-            if method is None or self._status.phase is _DRAINING:
-                method = self._unless_draining(method, name)
-            if method.scope is not AUTHENTICATED and not _may(peer, method):
-                raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
-            if peer.running and identity in peer.running:
+            if self._status.phase is _DRAINING:
+                self._check_draining(method)
+            if identity in peer.running:
                 raise Refusal(errors.CONFLICT, "this id is still in flight")
-            params = data if method.decode is None else method.decode(data)
-            if method.is_async:
-                self._start(peer, method, params, identity, batch)
-                return None
-            result = method.handler(peer) if method.params is None else method.handler(peer, params)
-        except Refusal as refusal:
-            return _refusal(peer, name, identity, refusal) if identity else None
-        except BadParams as error:
-            return jsonrpc.error_reply(identity, errors.INVALID_PARAMS, str(error)) if identity else None
+            if method is None:
+                forward = self.route.by_method(peer, name, data)
+            else:
+                if method.scope is not AUTHENTICATED and not _may(peer, method):
+                    raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
+                params = data if method.decode is None else method.decode(data)
+                if method.is_async:
+                    self._start(peer, method, params, identity, batch)
+                    return None
+                result = method.handler(peer) if method.params is None else method.handler(peer, params)
+                if result.__class__ is Then:
+                    return _in_order(peer, name, identity, result, batch)
+                if result.__class__ is not Forward:
+                    return _result(peer, name, identity, result) if identity else None
+                forward = result
+            self.route.start(peer, forward, identity, batch)
         except Exception as error:
-            return _defect(peer, name, identity, error)
-        return _result(peer, name, identity, result) if identity else None
+            return _failure(peer, name, identity, error)
+        return None
 
-    def _unless_draining(self, method: Method | None, name: str) -> Method:
-        if self._status.phase is _DRAINING and (method is None or not method.while_draining):
+    def _check_draining(self, method: Method | None) -> None:
+        if method is None or method.forwards:
+            raise self.route.refused(errors.DRAINING)
+        if not method.while_draining:
             raise Refusal(errors.DRAINING)
-        if method is None:
-            raise Refusal(errors.METHOD_NOT_FOUND, name[: jsonrpc.MAX_DETAIL])
-        return method
 
     def _response(self, peer: Peer, message: Message, identity: bytes) -> bytes | None:
         """The peer's answer to a call of ours; what is neither a request nor an answer is refused."""
-        if identity and jsonrpc.may_be_id(identity) and bool(bytes(message.result)) != bool(bytes(message.error)):
-            if not self._calls.answered(peer, message):
-                self.late_replies += 1
-                with suppress(Refusal):
-                    self._pace(peer)
+        if identity and jsonrpc.may_be_id(identity) and jsonrpc.is_response(message):
+            self.late_replies += 1
+            with suppress(Refusal):
+                self._pace(peer)
             return None
         sendable = identity if identity and jsonrpc.may_be_id(identity) else _NULL
         return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', sendable))
@@ -259,9 +310,8 @@ class Dispatcher:
 
     def _start(self, peer: Peer, method: Method, params: Any, identity: bytes, batch: Batch | None) -> None:
         if len(peer.running) >= self._max_in_flight:
-            raise Refusal(
-                errors.OVERLOADED, f"{self._max_in_flight} requests are in flight", retryAfterMs=RETRY_AFTER_MS
-            )
+            detail = f"{self._max_in_flight} requests are in flight"
+            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
         running = Running(peer, method, identity, batch)
         work = method.handler(peer) if method.params is None else method.handler(peer, params)
         running.task = asyncio.get_running_loop().create_task(work)
@@ -294,8 +344,15 @@ class Dispatcher:
     def lost(self, peer: Peer) -> None:
         """The connection is over: end what runs for it, and the calls that it has not answered."""
         for running in list(peer.running.values()):
-            running.cancel(errors.CANCELLED)
+            running.abandon()
         self._calls.lost(peer)
+
+
+def _malformed(identity: bytes | None) -> Invalid:
+    """A request whose id is wrong (None), or else whose parameters are."""
+    if identity is None:
+        return Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
+    return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', identity or _NULL)
 
 
 def _late(running: Running) -> None:
@@ -314,11 +371,28 @@ def _outcome(running: Running, task: asyncio.Task[Any]) -> bytes | None:
     error = task.exception()
     if error is None:
         return _result(peer, name, identity, task.result())
+    return _failure(peer, name, identity, error)
+
+
+def _failure(peer: Peer, name: str, identity: bytes, error: BaseException) -> bytes | None:
+    """The reply to a request that a method, or we before it, have refused; nothing to a notification."""
     if isinstance(error, Refusal):
-        return _refusal(peer, name, identity, error)
+        return _refusal(peer, name, identity, error) if identity else None
     if isinstance(error, BadParams):
-        return jsonrpc.error_reply(identity, errors.INVALID_PARAMS, str(error))
+        return jsonrpc.error_reply(identity, errors.INVALID_PARAMS, str(error)) if identity else None
     return _defect(peer, name, identity, error)
+
+
+def _in_order(peer: Peer, name: str, identity: bytes, result: Then[Any], batch: Batch | None) -> bytes | None:
+    """First the reply, then what comes behind it."""
+    reply = _result(peer, name, identity, result.result) if identity else None
+    if batch is not None:
+        batch.behind.append(result.behind)
+        return reply
+    if reply is not None:
+        peer.send(reply)
+    result.behind()
+    return None
 
 
 def _result(peer: Peer, name: str, identity: bytes, result: Any) -> bytes:

@@ -129,6 +129,11 @@ def may_be_id(raw: bytes) -> bool:
     return raw.isdigit() or first == b'"' or raw == b"null" or (first == b"-" and raw[1:].isdigit())
 
 
+def is_response(message: Message) -> bool:
+    """Whether a message without a method has exactly one of ``result`` and ``error``."""
+    return (message.result is ABSENT) is not (message.error is ABSENT)
+
+
 def result_reply(identity: bytes, result: bytes) -> bytes:
     """A reply with a result that is JSON already."""
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (identity, result)

@@ -17,7 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -51,6 +51,19 @@ class Refusal(Exception):
         self.data = data
 
 
+Result = TypeVar("Result")
+
+
+class Then(Generic[Result]):
+    """Returned by a plain ``def`` method: its result, and what is done behind the reply."""
+
+    __slots__ = ("behind", "result")
+
+    def __init__(self, result: Result, behind: Callable[[], None]) -> None:
+        self.result = result
+        self.behind = behind
+
+
 class BadParams(Exception):
     """The parameters do not fit; the text says which one, and why."""
 
@@ -62,20 +75,27 @@ class Spec(NamedTuple):
     scope: str | None
     timeout: float | None
     while_draining: bool
+    forwards: bool
 
 
 def method(
-    name: str, *, scope: str | None = None, timeout: float | None = None, while_draining: bool = False
+    name: str,
+    *,
+    scope: str | None = None,
+    timeout: float | None = None,
+    while_draining: bool = False,
+    forwards: bool = False,
 ) -> Callable[[Function], Function]:
     """Declare a function, or a class's method, as the JSON-RPC method ``name``.
 
     ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. Without one nobody
     may call it. ``timeout`` is the deadline of an ``async def`` in seconds, ``limits.call_timeout`` by default.
-    ``while_draining``: also answered while the gateway shuts down.
+    ``while_draining``: also answered while the gateway shuts down. ``forwards``: it returns a `nodes.Forward`.
     """
 
     def mark(function: Function) -> Function:
-        setattr(function, _MARK, Spec(name, f"call:{name}" if scope == CALL else scope, timeout, while_draining))
+        needed = f"call:{name}" if scope == CALL else scope
+        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards))
         return function
 
     return mark
@@ -87,6 +107,7 @@ class Method:
     __slots__ = (
         "decode",
         "doc",
+        "forwards",
         "handler",
         "is_async",
         "name",
@@ -98,7 +119,7 @@ class Method:
     )
 
     def __init__(self, handler: Callable[..., Any], spec: Spec) -> None:
-        self.name, self.scope, self.timeout, self.while_draining = spec
+        self.name, self.scope, self.timeout, self.while_draining, self.forwards = spec
         if not spec.name:
             raise TypeError(f"{handler!r}: a method must have a name")
         self.handler = handler
@@ -135,6 +156,8 @@ def _signature(handler: Callable[..., Any]) -> tuple[Any, Any]:
     ):
         raise TypeError("takes the connection, and at most one argument for the parameters")
     result = hints.get("return", Any)
+    if typing.get_origin(result) is Then:
+        (result,) = typing.get_args(result)
     msgspec.json.schema(result)  # `rpc.discover` will want it
     if len(arguments) == 1:
         return None, result

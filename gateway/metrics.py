@@ -25,7 +25,8 @@ class Metrics:
     """The numbers of one gateway.
 
     ``roles`` counts the open connections by role, ``opened`` tells how many there have been; ``disconnects`` are ends
-    by cause, ``failures`` handshakes that came to nothing, by stage.
+    by cause, ``failures`` handshakes that came to nothing, by stage; ``routed`` ends of routed calls, by outcome;
+    ``gauges`` and ``counters`` give a number each, by the name without its prefix.
     """
 
     def __init__(
@@ -35,11 +36,17 @@ class Metrics:
         opened: Callable[[], int],
         disconnects: Mapping[str, int],
         failures: Mapping[Stage, int],
+        routed: Mapping[str, int],
+        gauges: Mapping[str, tuple[str, Callable[[], int]]],
+        counters: Mapping[str, tuple[str, Callable[[], int]]],
     ) -> None:
         self._roles = roles
         self._opened = opened
         self._disconnects = disconnects
         self._failures = failures
+        self._routed = routed
+        self._gauges = gauges
+        self._counters = counters
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -57,6 +64,14 @@ class Metrics:
         yield CounterMetricFamily("gateway_connections_opened", "Connections since the start.", value=self._opened())
         yield _counter("gateway_disconnects", "Connections that have ended, by cause.", "cause", self._disconnects)
         yield _counter("gateway_handshake_failures", "Handshakes without a connection.", "stage", self._failures)
+        requests = CounterMetricFamily("gateway_requests", "Requests, by their end.", labels=["method", "outcome"])
+        for outcome, count in self._routed.items():
+            requests.add_metric(["routed", outcome], count)
+        yield requests
+        for name, (what, number) in self._gauges.items():
+            yield GaugeMetricFamily(f"gateway_{name}", what, value=number())
+        for name, (what, number) in self._counters.items():
+            yield CounterMetricFamily(f"gateway_{name}", what, value=number())
         build = GaugeMetricFamily("gateway_build_info", "The gateway's version.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Raw
@@ -21,8 +21,24 @@ _INFO: Final = {
 }
 
 
-def document(methods: Iterable[Method]) -> dict[str, Any]:
-    """The OpenRPC document of these methods."""
+class Described(Protocol):
+    """A method of a node, in the node's own words; ``params`` is any JSON."""
+
+    @property
+    def name(self) -> str:
+        """What it is called by."""
+
+    @property
+    def summary(self) -> str:
+        """A sentence."""
+
+    @property
+    def params(self) -> bytes:
+        """Empty where nothing is known of them."""
+
+
+def document(methods: Iterable[Method], served: Iterable[Described] = ()) -> dict[str, Any]:
+    """The OpenRPC document of these methods, and of those that nodes serve."""
     entries = list(methods)
     types = [part for entry in entries for part in (entry.params, entry.result) if _has_schema(part)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
@@ -30,7 +46,7 @@ def document(methods: Iterable[Method]) -> dict[str, Any]:
     return {
         "openrpc": VERSION,
         "info": _INFO,
-        "methods": [_method(entry, known, components) for entry in entries],
+        "methods": [*(_method(entry, known, components) for entry in entries), *map(_served, served)],
         "components": {"schemas": components},
     }
 
@@ -53,6 +69,21 @@ def _method(entry: Method, known: dict[int, dict[str, Any]], components: dict[st
         described["description"] = more
     if entry.params is bytes:
         described["x-params"] = "any array or object, or none"
+    return described
+
+
+def _served(entry: Described) -> dict[str, Any]:
+    """What is known of a node's method: its parameters as it describes them, by custom in a JSON Schema."""
+    described: dict[str, Any] = {
+        "name": entry.name,
+        "summary": entry.summary,
+        "paramStructure": "either",
+        "params": [],
+        "result": {"name": "result", "schema": {}},
+        "x-scope": f"call:{entry.name}",
+    }
+    if entry.params:
+        described["x-params"] = Raw(entry.params)
     return described
 
 

@@ -19,6 +19,9 @@ from gateway.frames import State
 CORK_BYTES: Final = 64 * 1024
 """Corked bytes that are written at once, without waiting for the end of the loop pass."""
 
+CORK_FLUSHES: Final = 256
+"""Connections that are written to in one go."""
+
 _LOOKS: Final = 20
 """How often an outbox over its bound is looked at within its timeout."""
 
@@ -40,7 +43,13 @@ class Cork:
         self._corked.append(outbox)
 
     def _flush(self) -> None:
-        corked, self._corked = self._corked, []
+        corked = self._corked
+        if len(corked) <= CORK_FLUSHES:
+            self._corked = []
+        else:  # a message to very many: others have their turn in between
+            self._corked = corked[CORK_FLUSHES:]
+            corked = corked[:CORK_FLUSHES]
+            corked[0].loop.call_soon(self._flush)
         for outbox in corked:
             outbox.flush()
 
@@ -61,7 +70,6 @@ class Outbox(abc.ABC):
         "_corked_bytes",
         "_kept",
         "_kept_bytes",
-        "_outbox_bound",
         "_outbox_timeout",
         "_outbox_timer",
         "_over_since",
@@ -71,6 +79,7 @@ class Outbox(abc.ABC):
         "in_read",
         "loop",
         "messages_out",
+        "outbox_bound",
         "phase",
         "stalled",
         "transport",
@@ -82,7 +91,7 @@ class Outbox(abc.ABC):
 
     def __init__(self, cork: Cork, max_outbox_bytes: int, outbox_timeout: float) -> None:
         self._cork = cork
-        self._outbox_bound = max_outbox_bytes
+        self.outbox_bound = max_outbox_bytes
         self._outbox_timeout = outbox_timeout
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
@@ -171,12 +180,12 @@ class Outbox(abc.ABC):
     def _check(self) -> None:
         """Cut a peer whose outbox is over its bound for too long, or over twice the bound at once."""
         size = self.transport.get_write_buffer_size() + self._kept_bytes
-        if size <= self._outbox_bound:
+        if size <= self.outbox_bound:
             self._over_since = 0.0
             return
         now = self.loop.time()
         self._over_since = self._over_since or now
-        if size > 2 * self._outbox_bound or now - self._over_since >= self._outbox_timeout:
+        if size > 2 * self.outbox_bound or now - self._over_since >= self._outbox_timeout:
             self.end(errors.SLOW_CONSUMER)
         elif self._outbox_timer is None:
             self._outbox_timer = self.loop.call_later(self._outbox_timeout / _LOOKS, self._look)

@@ -7,6 +7,7 @@ for one part, ``>`` for the rest, one part at least. ``*`` alone is every scope.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 RESERVED: Final = ("gateway.", "rpc.", "connection.", "node.", "event.")
@@ -15,6 +16,9 @@ RESERVED: Final = ("gateway.", "rpc.", "connection.", "node.", "event.")
 ADMIN: Final = "admin"
 EVERYTHING: Final = "*"
 """The scope that holds all others; only mode none gives it."""
+
+ANY_CALL: Final = "call:"
+"""The scope of who may call anything at all."""
 
 ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
     "operator": ("admin", "call:>", "subscribe:>", "publish:>"),
@@ -42,14 +46,24 @@ class Principal(NamedTuple):
         The gateway's own names are out of every pattern's reach: nobody serves or publishes there, and an admin
         alone subscribes to its topics.
         """
-        verb, _, name = scope.partition(":")
-        if name.startswith(RESERVED):
-            if verb in ("serve", "publish"):
-                return False
-            if verb == "subscribe" and name.startswith(RESERVED[0]):
-                scope = ADMIN
-        return any(covers(held, scope) for held in self.scopes)
+        return (_remembered if len(scope) <= _REMEMBERED else _allow)(self.scopes, scope)
 
+
+def _allow(scopes: tuple[str, ...], scope: str) -> bool:
+    verb, _, name = scope.partition(":")
+    if name.startswith(RESERVED):
+        if verb in ("serve", "publish"):
+            return False
+        if verb == "subscribe" and name.startswith(RESERVED[0]):
+            scope = ADMIN
+    return any(covers(held, scope) for held in scopes)
+
+
+_remembered: Final = lru_cache(4096)(_allow)
+"""Each routed call asks, and mostly the same."""
+
+_REMEMBERED: Final = 256
+"""Characters of a scope that is remembered: a caller may ask for any text."""
 
 NOBODY: Final = Principal("", "", ())
 """Who a connection belongs to that has not authenticated."""
@@ -64,16 +78,19 @@ def is_scope(text: str) -> bool:
 
 
 def covers(held: str, wanted: str) -> bool:
-    """Whether a held scope, which may be a pattern, covers a concrete one."""
+    """Whether a held scope, which may be a pattern, covers a wanted one: concrete, a pattern too, or a verb alone."""
     if held in (EVERYTHING, wanted):
         return True
     verb, colon, pattern = held.partition(":")
     wanted_verb, wanted_colon, name = wanted.partition(":")
-    return bool(colon and wanted_colon) and verb == wanted_verb and matches(pattern, name)
+    return bool(colon and wanted_colon) and verb == wanted_verb and (not name or matches(pattern, name))
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern of dotted parts matches a name: ``*`` one part, a last ``>`` the rest, one part at least."""
+    """Whether a pattern of dotted parts matches a name: ``*`` one part, a last ``>`` the rest, one part at least.
+
+    The name may be a pattern too: then whether all that it matches is matched.
+    """
     parts = name.split(".")
     wanted = pattern.split(".")
     if wanted[-1] == ">":
@@ -81,4 +98,6 @@ def matches(pattern: str, name: str) -> bool:
         if len(parts) <= len(wanted):
             return False
         parts = parts[: len(wanted)]
-    return len(parts) == len(wanted) and all(want in ("*", part) for want, part in zip(wanted, parts, strict=True))
+    return len(parts) == len(wanted) and all(
+        want == part or (want == "*" and part != ">") for want, part in zip(wanted, parts, strict=True)
+    )

@@ -64,6 +64,12 @@ class Owner(Protocol):
     def on_defect(self, error: BaseException) -> None:
         """One of the calls above has raised; the connection ends with 1011."""
 
+    def on_drained(self) -> None:
+        """The peer has read so much that frames leave at once again. Called when they did not before."""
+
+    def on_ending(self) -> None:
+        """It is no longer open. Called once, in the next loop pass."""
+
     def on_closed(self, end: Disconnect) -> None:
         """The transport is gone. Called once, the last of all calls."""
 
@@ -309,7 +315,8 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if self.drained > self._drained_at_ping:
             self._last_taken = self.loop.time()
         self.stalled = False
-        if self._parser is not None:
+        self._owner.on_drained()
+        if self._parser is not None and not self.stalled:
             cast(Reader, self._parser).go_on()
 
     async def _drained(self) -> bool:
@@ -519,6 +526,9 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def _move(self, phase: State) -> None:
         """Change the state; each one that waits for the peer has the close timeout."""
+        if self.phase is _OPEN:
+            # Not now: this may be in the middle of a loop over many connections.
+            self.loop.call_soon(self._owner.on_ending)
         self.phase = phase
         if phase is _CLOSED:
             self._closings.done(self)
@@ -560,6 +570,8 @@ class _Nobody:
     def on_text(self, data: bytes) -> None: ...
     def on_binary(self, data: bytes) -> None: ...
     def on_defect(self, error: BaseException) -> None: ...
+    def on_drained(self) -> None: ...
+    def on_ending(self) -> None: ...
     def on_closed(self, end: Disconnect) -> None: ...
 
 

@@ -55,6 +55,9 @@ class Echo:
         """Send it back."""
         connection.send_frame(frame(BINARY, data))
 
+    def ending(self, connection: Connection) -> None:
+        """It owes nobody anything."""
+
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Forget it."""
         self._open.discard(connection)

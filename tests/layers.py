@@ -69,7 +69,9 @@ LAYERS: Final = (
                 "log",
                 "metrics",
                 "nodes",
+                "presence",
                 "rejections",
+                "routing",
                 "systemd",
                 "tokens",
             }

@@ -14,7 +14,7 @@ from gateway.app import CONNECTIONS, create_app
 from gateway.calls import Call
 from gateway.config import parse
 from gateway.connection import Connection
-from gateway.dispatcher import Running
+from gateway.dispatcher import Request as InFlight
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.scopes import ANONYMOUS, Principal
@@ -148,7 +148,7 @@ class Listing:
         self.conn_id = "3f0c9d5e-6a51-4c1f-9d0e-2f6a3a3c8b11"
         self.remote = "127.0.0.1:1"
         self.principal = principal
-        self.running: dict[object, Running] = {}
+        self.running: dict[object, InFlight] = {}
         self.calls: dict[bytes, Call] = {}
         self.bucket: Bucket | None = None
         self.ended: Disconnect | None = None

@@ -18,7 +18,8 @@ from gateway.app import handler_args
 from gateway.calls import Call, Calls
 from gateway.config import parse
 from gateway.connection import Connection, Regime, remote_of
-from gateway.errors import Disconnect
+from gateway.errors import Disconnect, RpcError
+from gateway.jsonrpc import Message
 from gateway.listener import Handshakes, Listener, bind, response_begins, tls_context
 from gateway.rejections import Rejections
 from tests.certs import authority
@@ -98,6 +99,9 @@ class Script:
         if self._on_binary is not None:
             self._on_binary(connection, data)
 
+    def ending(self, connection: Connection) -> None:
+        """Nothing is to be answered."""
+
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Note the end."""
         self.ends.append(end)
@@ -153,6 +157,15 @@ async def serving(
             sock.close()
 
 
+class Unanswered(Call):
+    """A call of which nobody wants to know the end."""
+
+    __slots__ = ()
+
+    def ending(self, outcome: Message | RpcError) -> None:
+        """Nobody waits."""
+
+
 def keep_busy(connection: Connection) -> None:
     """Give a connection a call that it never answers."""
-    connection.calls[b"0"] = Call(connection, b"0", lambda outcome: None)
+    connection.calls[b"0"] = Unanswered(connection, b"0")

@@ -3,28 +3,24 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import psutil
 import pytest
 
 from gateway.config import load as load_config
-from tests.bench import connect, memory, rpc
+from tests.bench import connect, fanout, memory, routed, rpc
 from tests.bench.cli import main
-from tests.bench.frames import (
-    CLOSE,
-    PING,
-    TEXT,
-    FrameReader,
-    PeerError,
-    ReplyCounter,
-    after_upgrade,
-)
+from tests.bench.client import Target
+from tests.bench.frames import CLOSE, PING, TEXT, FrameReader, PeerError, ReplyCounter, after_upgrade
+from tests.bench.load_routed import Node
 from tests.bench.load_rpc import FIRST_ID, RING, quantiles, request_ring
-from tests.bench.peers import BASE, GATEWAY, OPEN, Peer, select
+from tests.bench.peers import BASE, CONNECTED, FANOUT_BASE, FANOUTS, GATEWAY, OPEN, RELAY_BASE, RELAYS, Field, Peer
 from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, job_for
 from tests.bench.procfs import Usage, open_files
 from tests.bench.report import Report, Sample
@@ -35,8 +31,8 @@ COMMAND = (sys.executable, "-m", "tests.bench")
 NO_CORES = Cores(None, None)
 
 
-def plan(*names: str, rounds: int = 1) -> Plan:
-    return make_plan(select(names, "both"), rounds, NO_CORES, quiet=True)
+def plan(*names: str, field: Field = CONNECTED) -> Plan:
+    return make_plan(field.select(names, "both"), 1, NO_CORES, quiet=True)
 
 
 def from_server(opcode: int, payload: bytes) -> bytes:
@@ -57,7 +53,7 @@ def report(*samples: Sample) -> Report:
 
 
 def test_rpc_measures_every_server() -> None:
-    with_all = plan(*OPEN)
+    with_all = plan(*OPEN.names)
     run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.1, warmup=0.05)
     rows = run.rows()
     assert [(row.shape, row.server) for row in rows] == [("5x4", peer.name) for peer in with_all.servers]
@@ -71,6 +67,38 @@ def test_rpc_measures_every_server() -> None:
     assert all(row.ratio == 1 for row in rows if row.server == BASE)
 
 
+def test_routed_measures_every_server() -> None:
+    with_all = plan(*RELAYS.names, field=RELAYS)
+    rows = routed.run(with_all, [8], seconds=0.1, warmup=0.05).rows()
+    assert [(row.shape, row.server) for row in rows] == [("8 in flight", peer.name) for peer in with_all.servers]
+    assert {"gateway-asyncio", "gateway-token-uvloop", RELAY_BASE, "websockets"} <= {row.server for row in rows}
+    for row in rows:
+        assert row.medians["cpuMicros"] > 1 and row.medians["rate"] > 0 and row.medians["repliesPerRead"] >= 1, row
+        assert row.medians["p50Millis"] <= row.medians["p99Millis"], row
+        assert row.medians["errors"] == row.medians["unanswered"] == 0, row
+        assert (row.ratio == 1) if row.server == RELAY_BASE else row.ratio, row
+
+
+def test_fanout_measures_every_server() -> None:
+    with_all = plan(*FANOUTS.names, field=FANOUTS)
+    rows = fanout.run(with_all, 30, 100, seconds=0.1, warmup=0.05).rows()
+    assert [(row.shape, row.server) for row in rows] == [("100 bytes to 30", peer.name) for peer in with_all.servers]
+    assert {"gateway-asyncio", "gateway-uvloop", FANOUT_BASE, "websockets"} <= {row.server for row in rows}
+    for row in rows:
+        assert row.medians["cpuMicros"] > 0.1 and row.medians["rate"] > 0 and row.medians["errors"] == 0, row
+        assert (row.ratio == 1) if row.server == FANOUT_BASE else row.ratio, row
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("json", "a call does not reach its node"), ("echo", "the node was not registered")]
+)
+def test_a_server_that_routes_nothing_fails_the_run(kind: str, why: str) -> None:
+    (relay,) = RELAYS.select([], "both")
+    wrong = replace(relay, command=tuple(kind if part == "relay" else part for part in relay.command))
+    with pytest.raises(BenchError, match=f"{RELAY_BASE}: the load generator failed: PeerError: {why}"):
+        routed.run(Plan((wrong,), 1, NO_CORES, quiet=True), [1], seconds=0.1, warmup=0.05)
+
+
 def test_connect_measures_the_gateway_and_the_base() -> None:
     named = (GATEWAY, "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing")
     rows = connect.run(plan(*named), connects=60, at_once=8).rows()
@@ -82,14 +110,14 @@ def test_connect_measures_the_gateway_and_the_base() -> None:
 
 
 def test_memory_measures_the_gateway_and_the_base() -> None:
-    rows = memory.run(make_plan(select([GATEWAY], "uvloop"), 1, NO_CORES, quiet=True), 400).rows()
+    rows = memory.run(make_plan(CONNECTED.select([GATEWAY], "uvloop"), 1, NO_CORES, quiet=True), 400).rows()
     assert [row.server for row in rows] == [BASE, "gateway-uvloop"]
     # No server keeps a connection in 1 KB, and none of these takes 200 KB.
     assert all(1_000 < row.medians["bytesPerConnection"] < 200_000 for row in rows), rows
 
 
 def test_held_connections_answer_pings() -> None:
-    peer = select([GATEWAY], "asyncio")[1]
+    peer = CONNECTED.select([GATEWAY], "asyncio")[1]
     lively = peer.config.replace('"interval" = 30.0', '"interval" = 0.4').replace('"timeout" = 10.0', '"timeout" = 0.3')
     assert lively.count("0.4") == lively.count("0.3") == 1
     with Server(replace(peer, config=lively), NO_CORES) as server:
@@ -227,7 +255,8 @@ def figures(server_cpu: float, waited: float, shape: str) -> dict[str, float]:
         "server": usage,
         "load": {"cpu": 1.0, "waited": 0.0},
     }
-    return rpc.figures(result | {"p50": 0.001, "p99": 0.004, "errors": 0, "unanswered": 0}, rpc.Shape.parse(shape))
+    rest = {"p50": 0.001, "p99": 0.004, "errors": 0, "unanswered": 0}
+    return rpc.figures(result | rest, rpc.Shape.parse(shape).saturating)
 
 
 def test_figures_of_a_sample() -> None:
@@ -252,7 +281,7 @@ def test_a_sample_is_generator_bound_when_the_server_wanted_less_than_its_core(
 
 def test_the_gateway_is_measured_with_its_guards_on(tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "config.toml")
-    for peer in select([GATEWAY], "both")[1:]:
+    for peer in CONNECTED.select([GATEWAY], "both")[1:]:
         with open(path, "w", encoding="utf-8") as file:
             file.write(peer.config)
         config = load_config(path, {}, {})
@@ -263,7 +292,7 @@ def test_the_gateway_is_measured_with_its_guards_on(tmp_path: os.PathLike[str]) 
 
 
 def test_servers_that_are_not_installed_are_left_out_with_a_note() -> None:
-    base, other = select([BASE, "websockets"], "uvloop")
+    base, other = CONNECTED.select([BASE, "websockets"], "uvloop")
     found = make_plan([base, replace(other, needs=("no_such_module",))], 1, NO_CORES, quiet=True)
     assert [peer.name for peer in found.servers] == [BASE]
     assert found.notes == ("websockets was left out: the Python module no_such_module is not installed",)
@@ -386,11 +415,55 @@ def unmask(frame: bytes) -> bytes:
     return bytes(octet ^ frame[2 + index % 4] for index, octet in enumerate(frame[6:]))
 
 
+def call(identity: int, blank: bytes = b"") -> bytes:
+    return from_server(TEXT, b'{"jsonrpc":"2.0","id":%b%d,"method":"bench.echo","params":[1]}' % (blank, identity))
+
+
+@pytest.mark.parametrize("blank", [b"", b" "])
+@pytest.mark.parametrize("step", [1, 50, 66, 67, 4096])
+def test_a_node_finds_every_call_however_they_are_cut(node: Node, step: int, blank: bytes) -> None:
+    data = b"".join(call(number, blank) for number in range(90, 110))
+    found = [one for start in range(0, len(data), step) for one in node.identities(data[start : start + step])]
+    assert found == [b"%d" % number for number in range(90, 110)]
+
+
+def test_a_node_takes_nothing_but_calls(node: Node) -> None:
+    assert node.identities(call(1) * 2) == [b"1", b"1"]
+    for wrong in (REPLY, from_server(TEXT, b"{}"), from_server(CLOSE, b"\x03\xe9")):
+        with pytest.raises(PeerError):
+            node.identities(wrong)
+        with pytest.raises(PeerError):
+            node.identities(call(1) + wrong)
+
+
+@pytest.mark.parametrize("socketio", [False, True])
+def test_answers_are_masked_and_have_the_ids_of_the_calls(socketio: bool) -> None:
+    with socket.socket() as sock:
+        node = Node(sock, Target(0, 0, welcomes=False, socketio=socketio))
+        data = node.answers([b"7", b"12", b"7"])
+    texts = []
+    while data:
+        size = 6 + (data[1] & 0x7F)
+        texts.append(unmask(data[:size]))
+        data = data[size:]
+    wanted = [b'{"jsonrpc":"2.0","id":%d,"result":[1]}' % number for number in (7, 12, 7)]
+    assert texts == ([b'42["rpc",%b]' % text for text in wanted] if socketio else wanted)
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with socket.socket() as sock:
+        yield Node(sock, Target(0, 0, welcomes=False))
+
+
 # Command line
 
 
+MORE_HELP = ((["routed", "--help"], RELAY_BASE), (["fanout", "--help"], FANOUT_BASE))
+
+
 def test_help_explains_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, wanted in ((["--help"], "node-ws"), (["rpc", "--help"], "generator-bound")):
+    for arguments, wanted in ((["--help"], "node-ws"), (["rpc", "--help"], "generator-bound"), *MORE_HELP):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 0
@@ -403,6 +476,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["rpc", "--seconds", "nan"], "seconds"),
     (["rpc", "--servers", "nginx"], "no server 'nginx'"),
     (["memory", "--servers", "gateway-refusing"], "no server 'gateway-refusing'"),
+    (["routed", "--servers", "aiohttp-json"], "no server 'aiohttp-json'"),
+    (["routed", "--in-flight", "65"], "from 1 to 64"),
+    (["fanout", "--servers", "python-socketio"], "no server 'python-socketio'"),
+    (["fanout", "--subscribers", "0"], "whole number"),
     (["memory", "--connections", "99"], "whole number"),
     (["connect", "--rounds", "0"], "whole number"),
     ([], "required"),

@@ -34,9 +34,9 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess
         yield process
 
 
-def error(code: int, detail: str = "") -> dict[str, Any]:
+def error(code: int, detail: str = "", **data: object) -> dict[str, Any]:
     """The error object of a refusal."""
-    found: dict[str, Any] = json.loads(refused(code, detail))["error"]
+    found: dict[str, Any] = json.loads(refused(code, detail, "1", **data))["error"]
     return found
 
 
@@ -60,7 +60,7 @@ async def test_a_client_in_javascript(served: GatewayProcess) -> None:
     conn_id = outcome.pop("connId")
     assert sorted(outcome.pop("batch"), key=lambda reply: str(reply["id"])) == [
         {"jsonrpc": "2.0", "id": "echo", "result": {"a": None}},
-        {"jsonrpc": "2.0", "id": "none", "error": error(-32601, "nothing")},
+        {"jsonrpc": "2.0", "id": "none", "error": error(-32601, "nothing", outcome="not_delivered")},
         {"jsonrpc": "2.0", "id": "sum", "result": 7},
     ]
     assert outcome == {
@@ -70,7 +70,7 @@ async def test_a_client_in_javascript(served: GatewayProcess) -> None:
         "nothing": None,
         "text": [TEXT],
         "many": [[number] for number in range(50)],
-        "notFound": error(-32601, "nothing"),
+        "notFound": error(-32601, "nothing", outcome="not_delivered"),
         "badParams": error(-32602, "minuend: Expected `int`, got `str`"),
         "defect": error(-32603),
         "called": {"asked": {"question": 1}},

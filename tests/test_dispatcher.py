@@ -6,7 +6,7 @@ import json
 import logging
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,9 +16,12 @@ from pytest_aiohttp import AiohttpClient
 from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
 from gateway.calls import Calls
-from gateway.dispatcher import RETRY_AFTER_MS, Dispatcher
-from gateway.method import CALL, Refusal, method
+from gateway.dispatcher import RETRY_AFTER_MS, Batch, Dispatcher, Peer
+from gateway.errors import RpcError
+from gateway.method import CALL, Refusal, Then, method
 from gateway.methods.rpc import RpcMethods
+from gateway.nodes import Forward, Node, Nodes, Served
+from gateway.routing import Router
 from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.status import Status
 from tests import sample_methods
@@ -29,6 +32,9 @@ from tests.rpc import Listing, accepted, connect, notification, passes, refused,
 LATEST = 2.0
 """Seconds within which a deadline of 50 ms must have been noticed, on a machine that is busy."""
 MAX_IN_FLIGHT = 4
+
+
+FORWARD = Forward(cast(Node, None), Served("a", b'"a"', "", b""), b"", 1.0)
 
 
 class Name(msgspec.Struct, forbid_unknown_fields=True):
@@ -148,6 +154,16 @@ class Works:
         """Return a text that UTF-8 does not know."""
         return "swordfish \ud83d"
 
+    @method("then", scope=CALL)
+    def then(self, peer: Listing, params: bytes) -> Then[Raw]:
+        """Return the parameters, and have something behind them."""
+        return Then(Raw(params or b"null"), lambda: peer.send(b"behind"))
+
+    @method("forward", scope=CALL)
+    def forward(self, peer: object) -> Any:
+        """Be a node's."""
+        return FORWARD
+
     @method("loose", scope=CALL)
     def loose(self, peer: object, params: "Loose") -> None:
         """Take any JSON, decoded."""
@@ -183,7 +199,11 @@ class Bench:
         )
         self.works = Works()
         self.dispatcher.add(self.works)
-        self.dispatcher.add(RpcMethods(self.dispatcher), own=True)
+        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        self.router = Router(
+            nodes, self.calls, call_timeout=call_timeout, max_in_flight=MAX_IN_FLIGHT, max_node_in_flight=2
+        )
+        self.dispatcher.add(RpcMethods(self.dispatcher, self.router, nodes), own=True)
         self.peer = Listing(principal) if principal else Listing()
 
     def tell(self, *messages: str, peer: Listing | None = None) -> list[str]:
@@ -527,7 +547,8 @@ async def test_permitted_are_those_that_may_be_called() -> None:
     page = Listing(Principal("page", "ui", ("call:plain",)))
     operator = Listing(Principal("me", "operator", ROLE_SCOPES["operator"]))
     bench = Bench()
-    assert [entry.name for entry in bench.dispatcher.permitted(page)] == ["plain", "rpc.cancel", "rpc.discover"]
+    own = ["rpc.cancel", "rpc.discover", "rpc.progress"]
+    assert [entry.name for entry in bench.dispatcher.permitted(page)] == ["plain", *own]
     everything = [entry.name for entry in bench.dispatcher.permitted(operator)]
     assert everything == sorted(bench.dispatcher.methods.keys() - {"unscoped"})
 
@@ -729,6 +750,79 @@ async def test_answers_that_nobody_waits_for_are_counted(bench: Bench) -> None:
     assert bench.dispatcher.late_replies == 4
     assert bench.tell('{"jsonrpc":"2.0","id":1.5,"result":1}') != []
     assert bench.dispatcher.late_replies == 4
+
+
+async def test_what_comes_behind_a_reply_is_done_behind_it(bench: Bench) -> None:
+    assert bench.tell(request("then", [1])) == [accepted("[1]"), "behind"]
+    assert bench.tell(notification("then")) == ["behind"]
+
+
+async def test_what_comes_behind_a_reply_in_a_batch_is_done_behind_the_batch(bench: Bench) -> None:
+    assert bench.tell(f"[{request('then', [1])},{work('a', 2)},{notification('then')}]") == []
+    await passes()
+    assert bench.peer.take() == []
+    bench.works.finish("a")
+    await passes()
+    (reply, *behind) = bench.peer.take()
+    assert by_id(reply) == [json.loads(accepted("[1]")), json.loads(accepted("null", "2"))]
+    assert behind == ["behind", "behind"]
+    assert bench.tell(f"[{notification('then')}]") == ["behind"]
+
+
+# What goes to a node
+
+
+class Way:
+    """A route on which nothing arrives: it keeps what it was given, and refuses what the test says."""
+
+    def __init__(self, refusal: Refusal | None = None) -> None:
+        self.refusal = refusal
+        self.asked: list[tuple[str, bytes]] = []
+        self.started: list[tuple[bytes, bool]] = []
+
+    def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
+        """To nobody."""
+        self.asked.append((method, params))
+        return FORWARD
+
+    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
+        """A refusal of what is not started."""
+        return Refusal(error, detail, **data, outcome="not_delivered")
+
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
+        """Keep it."""
+        assert forward is FORWARD
+        if self.refusal is not None:
+            raise self.refusal
+        self.started.append((request, batch is not None))
+
+
+async def test_methods_of_nobodys_go_the_way_to_nodes(bench: Bench) -> None:
+    bench.dispatcher.route = way = Way()
+    assert bench.tell(request("lamp.on", [1], 7), notification("lamp.off"), f"[{request('a', id='b')}]") == []
+    assert way.asked == [("lamp.on", b"[1]"), ("lamp.off", b""), ("a", b"")]
+    assert way.started == [(b"7", False), (b"", False), (b'"b"', True)]
+    assert bench.tell(request("plain")) == [accepted("null")]
+
+
+async def test_a_method_may_say_where_its_request_goes(bench: Bench) -> None:
+    bench.dispatcher.route = way = Way()
+    assert bench.tell(request("forward", id=7)) == []
+    assert (way.asked, way.started) == ([], [(b"7", False)])
+
+
+async def test_a_request_that_cannot_go_to_a_node_is_refused(bench: Bench) -> None:
+    bench.dispatcher.route = Way(Refusal(errors.OVERLOADED, "pi", outcome="not_delivered"))
+    refusal = refused(-32009, "pi", outcome="not_delivered")
+    assert bench.tell(request("lamp.on"), notification("lamp.on")) == [refusal]
+    assert bench.tell(f"[{request('lamp.on')},{notification('lamp.on')}]") == [f"[{refusal}]"]
+
+
+async def test_an_id_that_is_in_flight_is_refused_for_nodes_too(bench: Bench) -> None:
+    bench.dispatcher.route = way = Way()
+    bench.tell(work("a", 1))
+    assert bench.tell(request("lamp.on", id=1))[0].startswith('{"jsonrpc":"2.0","id":1,"error":{"code":-32007,')
+    assert way.started == []
 
 
 # The end of a connection

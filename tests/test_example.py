@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import platform
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from gateway.scopes import RESERVED
 from tests.peers import RawPeer
-from tests.process import ROOT, EventLoopName, StartGateway, clean_environment
+from tests.process import ROOT, EventLoopName, GatewayProcess, StartGateway, clean_environment
 
 EXAMPLE = ROOT / "docs/example"
 HOWTO = (ROOT / "docs/methods-howto.md").read_text(encoding="utf-8")
@@ -108,3 +109,36 @@ async def test_the_page_s_command_starts_the_gateway() -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_the_node_of_the_readme_is_called_and_its_end_is_told(gateway: StartGateway) -> None:
+    process = await gateway()
+    environ = clean_environment() | {"GATEWAY_URL": f"ws://{process.host}:{process.port}/ws"}
+
+    def start(program: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(EXAMPLE / "node" / program), *arguments]
+        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+
+    with start("node.py") as node:
+        await process.wait_event("node.online", node="kitchen-pi")
+        with start("call.py", "machine.about") as about:
+            said = (await asyncio.to_thread(about.communicate))[0]
+            assert platform.platform() in said
+        with start("call.py", "machine.think") as think:
+            async with asyncio.timeout(10):
+                while (await calls_in_flight(process)) == 0:
+                    await asyncio.sleep(0.05)
+            node.kill()
+            said = (await asyncio.to_thread(think.communicate))[0]
+            assert "'node_lost'" in said
+            assert "'unknown'" in said
+    with start("call.py", "machine.about") as gone:
+        said = (await asyncio.to_thread(gone.communicate))[0]
+        assert "'not_delivered'" in said
+
+
+async def calls_in_flight(process: GatewayProcess) -> float:
+    """What the metric says."""
+    with await RawPeer.connect(process) as peer:
+        page = (await peer.get("/metrics")).body.decode()
+    return float(page.partition("\ngateway_calls_in_flight ")[2].split()[0])

@@ -88,7 +88,7 @@ EXAMPLES = [
     Example(
         "a method that is not there",
         '{"jsonrpc": "2.0", "method": "foobar", "id": "1"}',
-        refused(-32601, "foobar", '"1"'),
+        refused(-32601, "foobar", '"1"', outcome="not_delivered"),
     ),
     Example("invalid JSON", '{"jsonrpc": "2.0", "method": "foobar, "params": "bar", "baz]', GARBLED),
     Example("an invalid request", '{"jsonrpc": "2.0", "method": 1, "params": "bar"}', invalid("…`$.method`")),
@@ -114,7 +114,7 @@ EXAMPLES = [
             accepted("7", '"1"'),
             accepted("19", '"2"'),
             invalid("…`jsonrpc`"),
-            refused(-32601, "foo.get", '"5"'),
+            refused(-32601, "foo.get", '"5"', outcome="not_delivered"),
             accepted('["hello",5]', '"9"'),
         ),
         (b"[7]",),
@@ -254,7 +254,7 @@ MALFORMED = [
     ('{%,"method":["gateway.ping"],"id":1}', invalid("…`$.method`", "1")),
     ('{%,"method":{},"id":1}', invalid("…`$.method`", "1")),
     ('{%,"method":"gateway.ping","method":1,"id":1}', invalid("…`$.method`", "1")),
-    ('{%,"method":"","id":1}', refused(-32601, "")),
+    ('{%,"method":"","id":1}', refused(-32601, "", outcome="not_delivered")),
     ('{%,"Method":"gateway.ping","id":1}', invalid(NO_METHOD, "1")),
     ("{%}", invalid(NO_METHOD)),
     ('{%,"id":1}', invalid(NO_METHOD, "1")),
@@ -324,13 +324,13 @@ MALFORMED = [
     # Proper requests that nobody serves
     ('{%,"method":"rpc.nothing","id":1}', refused(-32601, "rpc.nothing")),
     ('{%,"method":"rpc.","id":1}', refused(-32601, "rpc.")),
-    ('{%,"method":"GET_DATA","id":1}', refused(-32601, "GET_DATA")),
-    ('{%,"method":" get_data","id":1}', refused(-32601, " get_data")),
-    ('{%,"method":"get_data ","id":null}', refused(-32601, "get_data ", "null")),
-    (r'{%,"method":"\u0000","id":1}', refused(-32601, "\0")),
-    ('{%,"method":"' + "x" * 1000 + '","id":1}', refused(-32601, "x" * 200)),
-    ('{%,"method":"' + "é" * 1000 + '","id":1}', refused(-32601, "é" * 200)),
-    ('{%,"method":"😀","id":1}', refused(-32601, "😀")),
+    ('{%,"method":"GET_DATA","id":1}', refused(-32601, "GET_DATA", outcome="not_delivered")),
+    ('{%,"method":" get_data","id":1}', refused(-32601, " get_data", outcome="not_delivered")),
+    ('{%,"method":"get_data ","id":null}', refused(-32601, "get_data ", "null", outcome="not_delivered")),
+    (r'{%,"method":"\u0000","id":1}', refused(-32601, "\0", outcome="not_delivered")),
+    ('{%,"method":"' + "x" * 1000 + '","id":1}', refused(-32601, "x" * 200, outcome="not_delivered")),
+    ('{%,"method":"' + "é" * 1000 + '","id":1}', refused(-32601, "é" * 200, outcome="not_delivered")),
+    ('{%,"method":"😀","id":1}', refused(-32601, "😀", outcome="not_delivered")),
 ]
 
 
@@ -367,8 +367,8 @@ UNUSUAL = [
     ('{%,"method":"gateway.ping","id":-' + "9" * 5000 + "}", accepted("null", "-" + "9" * 5000)),
     ('{%,"method":"gateway.ping","id":null}', accepted("null", "null")),
     (' {%\n,"method" :\t"gateway.ping","id": 7 }\r\n', accepted("null", "7")),
-    (r'{%,"method":"foobar","id":"\u0041"}', refused(-32601, "foobar", r'"\u0041"')),
-    ('{%,"method":"foobar","id":-0}', refused(-32601, "foobar", "-0")),
+    (r'{%,"method":"foobar","id":"\u0041"}', refused(-32601, "foobar", r'"\u0041"', outcome="not_delivered")),
+    ('{%,"method":"foobar","id":-0}', refused(-32601, "foobar", "-0", outcome="not_delivered")),
     (r'{"jsonrpc":"1.0","method":"gateway.ping","id":"\u0041"}', invalid("…`$.jsonrpc`", r'"\u0041"')),
     ('{"jsonrpc":"1.0","id":' + "9" * 5000 + "}", invalid("…`$.jsonrpc`", "9" * 5000)),
     # So do parameters that pass through.

@@ -1,26 +1,41 @@
-"""`rpc.cancel` and `rpc.discover` over a connection. What cancelling does is in test_dispatcher.py."""
+"""`rpc.cancel`, `rpc.discover` and `rpc.progress` over a connection. What cancelling does is in test_dispatcher.py."""
+
+import asyncio
+import json
 
 import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
 from gateway.method import CALL, method
-from gateway.scopes import Principal
+from gateway.methods.rpc import DOCUMENTS
+from gateway.scopes import ANONYMOUS, Principal
 from tests import sample_methods
 from tests.meta_schema import document_problems, params_problems, result_problems
-from tests.rpc import Caller, accepted, notification, refused, request, serve
+from tests.rpc import WAIT, Caller, accepted, connect, notification, refused, request, serve
 
 OWN = [
     "connection.close",
     "connection.get",
     "connection.history",
     "connection.list",
+    "event.publish",
+    "event.subscribe",
+    "event.unsubscribe",
     "gateway.authenticate",
     "gateway.info",
     "gateway.ping",
+    "node.call",
+    "node.get",
+    "node.list",
+    "node.register",
+    "node.unregister",
     "rpc.cancel",
     "rpc.discover",
+    "rpc.progress",
 ]
+AUTHENTICATED = [name for name in OWN if not name.startswith("connection.")]
+"""Those that need no scope of their own, and two that need some `call:`."""
 
 
 @pytest.fixture
@@ -71,14 +86,91 @@ async def test_discover_describes_every_method(caller: Caller) -> None:
 
 async def test_discover_leaves_out_what_the_connection_may_not_call(caller: Caller) -> None:
     caller.connection.principal = Principal("page", "ui", ("call:echo",))
-    listed = [entry["name"] for entry in (await caller.result("rpc.discover"))["methods"]]
     open_to_all = ["get_data", "notify_hello", "notify_sum", "subtract", "sum", "update"]
-    assert listed == ["echo", *OWN[4:7], *open_to_all[:3], *OWN[7:], *open_to_all[3:]]
+    assert await discovered(caller) == sorted([*AUTHENTICATED, *open_to_all, "echo"])
+
+
+async def discovered(caller: Caller) -> list[str]:
+    """The names that `rpc.discover` lists."""
+    return [entry["name"] for entry in (await caller.result("rpc.discover"))["methods"]]
 
 
 async def test_discover_without_other_methods(aiohttp_client: AiohttpClient) -> None:
     caller = await serve(aiohttp_client)
-    assert [entry["name"] for entry in (await caller.result("rpc.discover"))["methods"]] == OWN
+    assert await discovered(caller) == OWN
+
+
+async def test_discover_follows_what_nodes_serve(caller: Caller) -> None:
+    node = await connect(caller.client)
+    before = await discovered(caller)
+    snap = {"name": "camera.snap", "summary": "Take a picture.", "params": {"type": "object"}}
+    await node.result("node.register", {"name": "pi", "methods": [{"name": "camera.off"}, snap]})
+    whole = await caller.result("rpc.discover")
+    assert document_problems(whole) == []
+    assert [entry["name"] for entry in whole["methods"]] == [*before, "camera.off", "camera.snap"]
+    off, described = whole["methods"][-2:]
+    assert (off["summary"], "x-params" in off) == ("", False)
+    assert described["summary"] == "Take a picture."
+    assert (described["x-params"], described["x-scope"]) == ({"type": "object"}, "call:camera.snap")
+    caller.connection.principal = Principal("page", "ui", ("call:camera.snap",))
+    assert {"camera.off", "camera.snap"} & set(await discovered(caller)) == {"camera.snap"}
+    caller.connection.principal = ANONYMOUS
+    await node.result("node.register", {"name": "pi", "methods": [snap | {"summary": "Shoot."}]})
+    assert (await caller.result("rpc.discover"))["methods"][-1]["summary"] == "Shoot."
+    await node.ws.close()
+    async with asyncio.timeout(WAIT):
+        while await discovered(caller) != before:
+            await asyncio.sleep(0.01)
+
+
+async def test_documents_are_not_kept_for_ever(caller: Caller) -> None:
+    """Whoever has scopes of its own has a document of its own."""
+    for number in range(DOCUMENTS + 2):
+        name = f"m{number}"
+        await caller.result("node.register", {"name": "pi", "methods": [{"name": name}]})
+        assert name in await discovered(caller)
+
+
+# Progress
+
+
+async def test_progress_reaches_the_caller_under_its_own_id(caller: Caller) -> None:
+    node = await connect(caller.client)
+    await node.result("node.register", {"name": "pi", "methods": [{"name": "camera.snap"}]})
+    await caller.send(r'{"jsonrpc":"2.0","id":"\u0061 1","method":"camera.snap"}')
+    identity = json.loads(await node.receive())["id"]
+    values = ["0.50", '{"a" : [1e400, "\\u00e9"]}', "null", '" "']
+    for value in values:
+        text = f'{{"jsonrpc":"2.0","method":"rpc.progress","params":{{"value": {value} ,"id":{identity}}}}}'
+        assert await node.answers(text) == []
+        wanted = r'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":"\u0061 1","value":' + value + "}}"
+        assert await caller.receive() == wanted
+    assert await node.ask(request("rpc.progress", [identity, 1], 8)) == accepted("true", "8")
+    assert json.loads(await caller.receive())["params"]["value"] == 1
+
+
+async def test_progress_of_a_call_that_is_not_there_goes_nowhere(caller: Caller) -> None:
+    node, other = await connect(caller.client), await connect(caller.client)
+    await node.result("node.register", {"name": "pi", "methods": [{"name": "camera.snap"}]})
+    await caller.send(request("camera.snap", id="a"))
+    identity = json.loads(await node.receive())["id"]
+    for peer, wrong in ((other, identity), (caller, identity), (node, identity + 1), (node, "a"), (node, None)):
+        assert await peer.ask(request("rpc.progress", {"id": wrong, "value": 1}, 8)) == accepted("false", "8")
+        assert await peer.answers(notification("rpc.progress", {"id": wrong, "value": 1})) == []
+    await node.send(json.dumps({"jsonrpc": "2.0", "id": identity, "result": 7}))
+    assert await caller.receive() == accepted("7", '"a"')
+    assert await node.ask(request("rpc.progress", [identity, 1], 8)) == accepted("false", "8")
+
+
+async def test_progress_of_the_gateways_own_call_goes_nowhere(caller: Caller) -> None:
+    await caller.send(request("ask", ["well?"], 1))
+    identity = json.loads(await caller.receive())["id"]
+    assert await caller.ask(request("rpc.progress", [identity, 1], 8)) == accepted("false", "8")
+
+
+@pytest.mark.parametrize("params", [None, {}, {"id": 1}, {"value": 1}, [1], [1, 2, 3], {"id": 1, "value": 1, "a": 1}])
+async def test_progress_needs_an_id_and_a_value(caller: Caller, params: object) -> None:
+    assert (await caller.call("rpc.progress", params))["error"]["code"] == -32602
 
 
 async def test_one_method_cannot_spoil_discovery_for_all(aiohttp_client: AiohttpClient) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import __version__, errors
 from gateway.metrics import Metrics
 from gateway.rejections import Rejections, Stage
-from tests.fleet import ended
+from tests.fleet import ended, request
 from tests.peers import RawPeer
 from tests.process import GatewayProcess, StartGateway
 
@@ -37,6 +37,10 @@ SO_FAR: Final = {
     "gateway_connections_opened_total",
     "gateway_disconnects_total",
     "gateway_handshake_failures_total",
+    "gateway_requests_total",
+    "gateway_calls_in_flight",
+    "gateway_events_published_total",
+    "gateway_events_delivered_total",
     "gateway_build_info",
 }
 """Those that there are; each must be exposed from the start."""
@@ -45,8 +49,11 @@ ROLES: Final = ("operator", "node", "ui")
 STAGES: Final = ("tls", "request", "authenticate")
 CAUSES: Final = {end.cause for end in errors.DISCONNECTS}
 
+OUTCOMES: Final = ("ok", "error", "caller_lost")
+"""Ends of routed calls that are there before the first; errors of the gateway's own come with their name."""
+
 Samples = Mapping[tuple[str, str], float]
-"""The value of each name with its only label's value; "" where it has none."""
+"""The value of each name with its last label's value; "" where it has none. Of methods there is one, `routed`."""
 
 
 def families(text: bytes) -> list[Metric]:
@@ -57,7 +64,9 @@ def samples(text: bytes) -> Samples:
     """All of them. AssertionError for one that is there twice."""
     found: dict[tuple[str, str], float] = {}
     for sample in (sample for family in families(text) for sample in family.samples):
-        key = (sample.name, *sample.labels.values()) if sample.labels else (sample.name, "")
+        labels = dict(sample.labels)
+        assert labels.pop("method", "routed") == "routed"
+        key = (sample.name, *labels.values()) if labels else (sample.name, "")
         assert len(key) == 2 and key not in found, key
         found[key] = sample.value
     return found
@@ -71,11 +80,19 @@ class Numbers:
         self.opened = 0
         self.disconnects = Counter(dict.fromkeys(CAUSES, 0))
         self.failures: Counter[Stage] = Rejections().failures
+        self.routed = Counter(dict.fromkeys(OUTCOMES, 0))
+        self.in_flight = self.published = 0
         self.metrics = Metrics(
             roles=lambda: self.roles,
             opened=lambda: self.opened,
             disconnects=self.disconnects,
             failures=self.failures,
+            routed=self.routed,
+            gauges={"calls_in_flight": ("Calls.", lambda: self.in_flight)},
+            counters={
+                "events_published": ("Messages.", lambda: self.published),
+                "events_delivered": ("Frames.", lambda: self.published * 3),
+            },
         )
 
     def scrape(self) -> Samples:
@@ -102,6 +119,9 @@ def test_before_the_first_event_everything_is_zero_and_has_all_its_labels() -> N
     expected = {("gateway_connections", role): 0.0 for role in ROLES}
     expected |= {("gateway_disconnects_total", cause): 0.0 for cause in CAUSES}
     expected |= {("gateway_handshake_failures_total", stage): 0.0 for stage in STAGES}
+    expected |= {("gateway_requests_total", outcome): 0.0 for outcome in OUTCOMES}
+    expected |= {("gateway_calls_in_flight", ""): 0.0}
+    expected |= {(f"gateway_events_{what}_total", ""): 0.0 for what in ("published", "delivered")}
     expected |= {("gateway_connections_opened_total", ""): 0.0, ("gateway_build_info", __version__): 1.0}
     assert Numbers().scrape() == expected
 
@@ -113,12 +133,19 @@ def test_a_scrape_reads_the_numbers_of_the_moment() -> None:
     numbers.opened = 12_345_678_901
     numbers.disconnects["slow_consumer"] += 2
     numbers.failures["authenticate"] += 7
+    numbers.routed.update({"ok": 2, "node_lost": 1})
+    numbers.in_flight, numbers.published = 5, 2
     changed = {
         ("gateway_connections", "node"): 3.0,
         ("gateway_connections", "ui"): 1.0,
         ("gateway_connections_opened_total", ""): 12_345_678_901.0,
         ("gateway_disconnects_total", "slow_consumer"): 2.0,
         ("gateway_handshake_failures_total", "authenticate"): 7.0,
+        ("gateway_requests_total", "ok"): 2.0,
+        ("gateway_requests_total", "node_lost"): 1.0,
+        ("gateway_calls_in_flight", ""): 5.0,
+        ("gateway_events_published_total", ""): 2.0,
+        ("gateway_events_delivered_total", ""): 6.0,
     }
     assert numbers.scrape() == {**before, **changed}
     numbers.roles.clear()
@@ -175,6 +202,33 @@ async def test_a_gateway_counts_what_happens_to_it(gateway: StartGateway) -> Non
     last = await scrape(where)
     assert last["gateway_connections", "operator"] == 0.0
     assert last["gateway_disconnects_total", "transport_lost"] == 1.0
+
+
+async def test_a_gateway_counts_calls_and_events(gateway: StartGateway) -> None:
+    where = await gateway()
+    idle = await scrape(where)
+    with await RawPeer.open(where) as node, await RawPeer.open(where) as caller:
+        for peer, method, params in (
+            (node, "node.register", {"name": "pi", "methods": [{"name": "snap"}]}),
+            (caller, "event.subscribe", {"topics": ["a.*"]}),
+            (caller, "event.subscribe", {"topics": ["a.b"]}),
+            (node, "event.publish", {"topic": "a.b", "data": 1}),
+            (node, "event.publish", {"topic": "b", "data": 1}),
+        ):
+            await peer.send_json({"jsonrpc": "2.0", "id": "x", "method": method, "params": params})
+            while (await peer.recv_json()).get("id") != "x":
+                pass
+        await request(caller, "snap")
+        assert (await node.recv_json())["method"] == "snap"
+        assert changes(idle, await scrape(where)) == {
+            ("gateway_connections", "operator"): 2.0,
+            ("gateway_connections_opened_total", ""): 2.0,
+            ("gateway_calls_in_flight", ""): 1.0,
+            ("gateway_events_published_total", ""): 2.0,
+            ("gateway_events_delivered_total", ""): 1.0,
+        }
+    await where.wait_event("connection.closed", remote=node.local)
+    assert (await scrape(where))["gateway_calls_in_flight", ""] == 0.0
 
 
 def changes(before: Samples, after: Samples) -> Samples:

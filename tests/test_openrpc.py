@@ -3,7 +3,7 @@
 import json
 from copy import deepcopy
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import pytest
@@ -171,6 +171,40 @@ def test_methods_without_parameters_types_or_words() -> None:
     assert described("camera.undocumented")["summary"] == ""
     raw = described("camera.raw")
     assert (raw["params"], raw["x-params"], raw["result"]["schema"]) == ([], "any array or object, or none", {})
+
+
+class Told(NamedTuple):
+    """A method of a node, as the node tells of it."""
+
+    name: str
+    summary: str
+    params: bytes
+
+
+def test_methods_of_nodes_are_described_in_their_own_words() -> None:
+    served = [Told("lamp.off", "", b""), Told("lamp.on", "Switch it on.", b'{"type" : "object", "max": 1e400}')]
+    text = msgspec.json.encode(document(table(Camera()), served))
+    assert b'"x-params":{"type" : "object", "max": 1e400}' in text
+    whole = json.loads(text)
+    assert document_problems(whole) == []
+    assert whole["methods"][:-2] == of(Camera())["methods"]
+    off, on = whole["methods"][-2:]
+    assert off == {
+        "name": "lamp.off",
+        "summary": "",
+        "paramStructure": "either",
+        "params": [],
+        "result": {"name": "result", "schema": {}},
+        "x-scope": "call:lamp.off",
+    }
+    assert (on["name"], on["summary"], on["x-scope"]) == ("lamp.on", "Switch it on.", "call:lamp.on")
+
+
+@pytest.mark.parametrize("params", [b"null", b"[]", b'"words"', b"7", b'{"$ref":"#/nowhere"}'])
+def test_whatever_a_node_says_of_parameters_the_document_stays_valid(params: bytes) -> None:
+    whole = json.loads(msgspec.json.encode(document([], [Told("lamp.on", "", params)])))
+    assert document_problems(whole) == []
+    assert whole["methods"][0]["x-params"] == json.loads(params)
 
 
 def test_every_reference_of_a_document_leads_somewhere() -> None:

@@ -5,6 +5,7 @@ Rows that need a process of their own ask one gateway of each kind at the same t
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from gateway import errors
 from gateway.connection import Connection
 from gateway.errors import Disconnect
 from gateway.frames import State
-from gateway.outbox import CORK_BYTES, Cork, Outbox
+from gateway.outbox import CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.fleet import (
     FLOOD_SERVER,
     Gateways,
@@ -467,3 +468,32 @@ async def test_over_twice_the_bound_is_cut_at_once() -> None:
         assert box.ends == ends
         assert box.stalled
     box.discard()
+
+
+async def test_a_message_to_very_many_leaves_in_order_and_others_have_their_turn() -> None:
+    """One go writes to so many sockets; what else the loop has to do is not kept waiting by the rest."""
+    cork, loop = Cork(), asyncio.get_running_loop()
+    boxes = [Box(cork) for _ in range(2000)]
+    written: list[int] = []
+
+    def turn() -> None:
+        written.append(sum(bool(box.wire.writes) for box in boxes))
+        if written[-1] < len(boxes):
+            loop.call_soon(turn)
+
+    for box in boxes:
+        box.send_frame_bytes(b"1")
+    for box in boxes[::-1]:
+        box.send_frame_bytes(b"2")
+    loop.call_soon(turn)
+    await asyncio.sleep(0)
+    for box in boxes:  # while most of the first still wait
+        box.send_frame_bytes(b"3")
+    while not written or written[-1] < len(boxes):
+        await asyncio.sleep(0)
+    steps = [after - before for before, after in itertools.pairwise([0, *written])]
+    assert max(steps) <= CORK_FLUSHES, written
+    assert len(written) <= 2000 // CORK_FLUSHES + 3, "and nobody waits for longer than that takes"
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert {b"".join(box.wire.writes) for box in boxes} == {b"123"}

@@ -12,6 +12,7 @@ from gateway.method import method
 from gateway.scopes import (
     ADMIN,
     ANONYMOUS,
+    ANY_CALL,
     EVERYTHING,
     RESERVED,
     ROLE_SCOPES,
@@ -39,6 +40,22 @@ from tests.rpc import Listing, accepted, refused, request
         ("a.>", "a.b.c"),
         ("a.*.>", "a.b.c.d"),
         ("*.>", "a.b"),
+        # The name is a pattern too: all that it matches is matched.
+        ("*", "*"),
+        ("a.*", "a.*"),
+        ("*.b", "*.b"),
+        (">", ">"),
+        (">", "*"),
+        (">", "*.a"),
+        (">", "a.>"),
+        (">", "*.>"),
+        ("a.>", "a.>"),
+        ("a.>", "a.*"),
+        ("a.>", "a.b.>"),
+        ("a.>", "a.*.>"),
+        ("*.>", "a.>"),
+        ("*.>", "*.>"),
+        ("*.*", "a.*"),
     ],
 )
 def test_a_pattern_matches(pattern: str, name: str) -> None:
@@ -67,6 +84,21 @@ def test_a_pattern_matches(pattern: str, name: str) -> None:
         ("a*", "ab"),
         ("a>", "ab"),
         ("", "a"),
+        # The name is a pattern that matches more.
+        ("a", "*"),
+        ("a", ">"),
+        ("*", ">"),
+        ("a.b", "a.*"),
+        ("a.*", "*.b"),
+        ("a.*", "a.>"),
+        ("*.*", "*.>"),
+        ("*.*", "a.>"),
+        ("a.>", ">"),
+        ("a.>", "*.>"),
+        ("a.>", "*.a"),
+        ("*.>", ">"),
+        ("a.*.>", "a.>"),
+        ("a.b.>", "a.>"),
     ],
 )
 def test_a_pattern_does_not_match(pattern: str, name: str) -> None:
@@ -84,6 +116,10 @@ def test_a_pattern_does_not_match(pattern: str, name: str) -> None:
         ("call:a.*", "call:a.b"),
         ("call:>", "call:a.b.c"),
         ("publish:a.>", "publish:a.b.c"),
+        ("subscribe:a.>", "subscribe:a.*"),
+        (EVERYTHING, ANY_CALL),
+        ("call:>", ANY_CALL),
+        ("call:a.b", ANY_CALL),
     ],
 )
 def test_a_scope_covers(held: str, wanted: str) -> None:
@@ -105,6 +141,12 @@ def test_a_scope_covers(held: str, wanted: str) -> None:
         ("call:", "call:a"),
         ("call:a", "call:b"),
         ("call:a.b", "call:a.*"),
+        ("subscribe:a.*", "subscribe:a.>"),
+        ("subscribe:*", "subscribe:>"),
+        (ADMIN, ANY_CALL),
+        ("serve:>", ANY_CALL),
+        ("call", ANY_CALL),
+        ("", ANY_CALL),
         ("", "call:a"),
         ("", ADMIN),
     ],
@@ -233,6 +275,7 @@ WHO: Final = {
 
 ALL: Final = frozenset(WHO)
 ADMINS: Final = frozenset({"operator", "watcher"})
+CALLERS: Final = frozenset({"operator", "ui", "custom"})
 NOBODY_AT_ALL: Final[frozenset[str]] = frozenset()
 
 METHODS: Final = {
@@ -241,6 +284,16 @@ METHODS: Final = {
     "gateway.info": ALL,
     "rpc.discover": ALL,
     "rpc.cancel": ALL,
+    "rpc.progress": ALL,
+    # Each looks for a scope of its own: `serve:`, `call:`, `subscribe:`, `publish:`, whose rows are below.
+    "node.register": ALL,
+    "node.unregister": ALL,
+    "node.call": ALL,
+    "event.subscribe": ALL,
+    "event.unsubscribe": ALL,
+    "event.publish": ALL,
+    "node.list": CALLERS,
+    "node.get": CALLERS,
     "connection.list": ADMINS,
     "connection.get": ADMINS,
     "connection.history": ADMINS,
@@ -290,6 +343,7 @@ SCOPES: Final = {
     # The rest
     "admin": ADMINS,
     "*": NOBODY_AT_ALL,
+    "call:": CALLERS,
     "call": NOBODY_AT_ALL,
     "": NOBODY_AT_ALL,
 }
@@ -324,7 +378,8 @@ def test_matrix_of_methods(dispatcher: Dispatcher, who: str) -> None:
     allowed = {name for name, columns in METHODS.items() if who in columns}
     assert {entry.name for entry in dispatcher.permitted(Listing(WHO[who]))} == allowed
     for name in METHODS.keys() - allowed:
-        assert answer(dispatcher, WHO[who], name) == refused(-32003, "admin"), name
+        missing = "admin" if METHODS[name] is ADMINS else "call:"
+        assert answer(dispatcher, WHO[who], name) == refused(-32003, missing), name
 
 
 def answer(dispatcher: Dispatcher, principal: Principal, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.bench memory|connect|rpc`."""
+"""The command line: `python -m tests.bench memory|connect|rpc|routed|fanout`."""
 
 import argparse
 import json
@@ -8,24 +8,40 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tests.bench import connect, memory, rpc
-from tests.bench.peers import BASE, GATEWAY, LOOPS, MOST_CONNECTIONS, NAMES, OPEN, select
+from tests.bench import connect, fanout, memory, routed, rpc
+from tests.bench.peers import (
+    BASE,
+    CONNECTED,
+    FANOUT_BASE,
+    FANOUTS,
+    GATEWAY,
+    LOOPS,
+    MOST_CONNECTIONS,
+    OPEN,
+    RELAY_BASE,
+    RELAYS,
+    TOKEN,
+    Field,
+)
 from tests.bench.process import BenchError, choose_cores
 from tests.bench.report import Report
 from tests.bench.run import Plan, make_plan
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 RPC_SERVERS = (GATEWAY, BASE, "aiohttp-json", "websockets", "picows", "node-ws")
+RELAY_SERVERS = tuple(name for name in RELAYS.names if name not in (TOKEN, f"{RELAY_BASE}-uvloop"))
+FANOUT_SERVERS = tuple(name for name in FANOUTS.names if name != f"{FANOUT_BASE}-uvloop")
+FIELDS = {"memory": OPEN, "connect": CONNECTED, "rpc": OPEN, "routed": RELAYS, "fanout": FANOUTS}
 
 DESCRIPTION = f"""\
 Measure the gateway beside other servers on this machine, in one run. Each server is a process of its own
 on a free port of 127.0.0.1. The servers take turns in every round. A figure is the median of the rounds. A
-ratio is the median of the rounds' own ratios to {BASE}, a bare aiohttp handler that sends every
-message back.
+ratio is the median of the rounds' own ratios to the base, a bare aiohttp handler: {BASE} for memory,
+connect and rpc, {RELAY_BASE} for routed, {FANOUT_BASE} for fanout.
 
 Where there are two cores, the servers run on the first and the load generator on the second.
 
-servers:
+servers of memory, connect and rpc:
   gateway              python -m gateway with heartbeat 30/10, receive_timeout 60, JSON log, no credentials;
                        called gateway-uvloop or gateway-asyncio in the tables (see --loop)
   gateway-token        the same in mode token, each connect with a token in its Authorization header
@@ -39,6 +55,17 @@ servers:
   websockets           JSON-RPC with websockets and the stdlib's json
   picows               raw echo with picows on uvloop, where it is installed
   node-ws              JSON-RPC with Node's ws, where node finds the package (see NODE_PATH)
+
+servers of routed and fanout:
+  gateway              as above
+  gateway-token        routed: in mode token, the caller an operator, the other a node
+  {RELAY_BASE}        routed: forwards with a rewritten id, async for message, json, await send_str; always measured
+  {FANOUT_BASE}       fanout: await send_str(text) for each subscriber; always measured
+  {RELAY_BASE}-uvloop, {FANOUT_BASE}-uvloop   the same on uvloop
+  websockets           the same relay; broadcast() to the subscribers
+  picows               the same on uvloop with msgspec, where it is installed
+  python-socketio      routed: the same relay, a call is an event, where it is installed
+  node-ws              the same with Node's ws, where node finds the package
 """
 EPILOG = "Exit status: 0 measured, 1 a server or a load generator failed, 2 wrong usage, 130 interrupted."
 
@@ -68,10 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="memory|connect|rpc")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="memory|connect|rpc|routed|fanout")
     _add_memory(commands.add_parser)
     _add_connect(commands.add_parser)
     _add_rpc(commands.add_parser)
+    _add_routed(commands.add_parser)
+    _add_fanout(commands.add_parser)
     return parser
 
 
@@ -81,11 +110,15 @@ def _run(options: argparse.Namespace) -> Report:
         return memory.run(plan, options.connections)
     if options.command == "connect":
         return connect.run(plan, options.connects, options.at_once)
+    if options.command == "routed":
+        return routed.run(plan, options.in_flight, options.seconds, options.warmup)
+    if options.command == "fanout":
+        return fanout.run(plan, options.subscribers, options.size, options.seconds, options.warmup)
     return rpc.run(plan, options.shapes, options.seconds, options.warmup)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    peers = select(options.servers, options.loop)
+    peers = FIELDS[options.command].select(options.servers, options.loop)
     return make_plan(peers, options.rounds, choose_cores(options.pin), options.quiet)
 
 
@@ -135,6 +168,41 @@ def _add_rpc(new_parser: NewParser) -> None:
         metavar="CxK,...",
         help="connections x in flight (default %(default)s)",
     )
+    _add_window(parser)
+
+
+def _add_routed(new_parser: NewParser) -> None:
+    parser = _add(new_parser, "routed", "Cost of a call from peer to peer.", routed.LAYOUT.method, RELAY_SERVERS)
+    parser.add_argument(
+        "--in-flight",
+        type=_in_flight,
+        default=",".join(map(str, routed.IN_FLIGHT)),
+        metavar="K,...",
+        help="calls in flight (default %(default)s)",
+    )
+    _add_window(parser)
+
+
+def _add_fanout(new_parser: NewParser) -> None:
+    parser = _add(new_parser, "fanout", "Cost of a message to very many.", fanout.LAYOUT.method, FANOUT_SERVERS)
+    parser.add_argument(
+        "--subscribers",
+        type=_WholeNumber(1, 5000),
+        default=1000,
+        metavar="N",
+        help="who have subscribed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_WholeNumber(2, 10_000),
+        default=100,
+        metavar="BYTES",
+        help="of a message (default %(default)s)",
+    )
+    _add_window(parser)
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=_seconds, default=2.0, metavar="S", help="a sample's window (default %(default)s)"
     )
@@ -146,6 +214,7 @@ def _add_rpc(new_parser: NewParser) -> None:
 def _add(
     new_parser: NewParser, name: str, summary: str, method: str, servers: tuple[str, ...]
 ) -> argparse.ArgumentParser:
+    field = FIELDS[name]
     parser = new_parser(
         name,
         help=summary,
@@ -154,10 +223,10 @@ def _add(
     )
     parser.add_argument(
         "--servers",
-        type=_Servers(NAMES if name == "connect" else OPEN),
+        type=_Servers(field),
         default=",".join(servers),
         metavar="A,B,...",
-        help=f"of {', '.join(NAMES if name == 'connect' else OPEN)} (default %(default)s)",
+        help=f"of {', '.join(field.names)} (default %(default)s)",
     )
     parser.add_argument(
         "--loop", choices=list(LOOPS), default="uvloop", help="the gateway's event loop (default %(default)s)"
@@ -201,8 +270,8 @@ def _seconds(text: str) -> float:
 class _Servers:
     """An argparse type: names of servers, with commas between."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
+    def __init__(self, field: Field) -> None:
+        self._names = field.names
 
     def __call__(self, text: str) -> tuple[str, ...]:
         names = tuple(text.split(","))
@@ -217,3 +286,7 @@ def _shapes(text: str) -> tuple[rpc.Shape, ...]:
         return tuple(rpc.Shape.parse(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _in_flight(text: str) -> tuple[int, ...]:
+    return tuple(map(_WholeNumber(1, routed.MOST_IN_FLIGHT), text.split(",")))

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.bench.frames import TEXT, FrameReader, PeerError, after_upgrade, upgrade_request
+from tests.bench.frames import TEXT, FrameReader, PeerError, after_upgrade, masked, upgrade_request
 from tests.bench.procfs import Usage
 
 HOST = "127.0.0.1"
@@ -19,13 +19,17 @@ SOURCES = 16
 IP_BIND_ADDRESS_NO_PORT = 24
 READ_SIZE = 16384
 PATIENCE = 10.0
+# Socket.IO 5 on Engine.IO 4: where it listens, and what both sides say first.
+SOCKETIO_PATH = "/socket.io/?EIO=4&transport=websocket"
+SOCKETIO_CONNECT = b"40"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """The server: its port on 127.0.0.1, its process, and whether its first frame is `gateway.welcome`.
 
-    headers: a connect has one of these lines, in turn. refuses: each upgrade is to be refused.
+    headers: a connect has one of these lines, in turn. refuses: each upgrade is to be refused. socketio: it speaks
+    Socket.IO.
     """
 
     port: int
@@ -33,10 +37,16 @@ class Target:
     welcomes: bool
     headers: tuple[str, ...] = ()
     refuses: bool = False
+    socketio: bool = False
 
     def request(self, index: int) -> bytes:
         """The upgrade request of this connect."""
-        return upgrade_request(HOST, self.port, self.headers[index % len(self.headers)] if self.headers else "")
+        header = self.headers[index % len(self.headers)] if self.headers else ""
+        return upgrade_request(HOST, self.port, header, SOCKETIO_PATH if self.socketio else "/ws")
+
+    def text(self, message: bytes) -> bytes:
+        """What the frame of a JSON text has in it."""
+        return b'42["rpc",%b]' % message if self.socketio else message
 
 
 def connect(target: Target, index: int) -> socket.socket:
@@ -61,14 +71,35 @@ def open_websocket(target: Target, index: int) -> tuple[socket.socket, bytes]:
     while (rest := after_upgrade(data)) is None:
         data += receive(sock)
     if target.welcomes:
-        reader = FrameReader()
-        while not (frames := reader.feed(rest)):
-            rest = receive(sock)
-        if len(frames) != 1 or frames[0].opcode != TEXT or not reader.between_frames:
-            raise PeerError(f"the first frames are {frames!r}")
+        receive_text(sock, rest)
         rest = b""
+    if target.socketio:
+        receive_text(sock, rest)
+        rest = b""
+        if not ask(sock, SOCKETIO_CONNECT).startswith(SOCKETIO_CONNECT):
+            raise PeerError("Socket.IO was refused")
     sock.settimeout(None)
     return sock, rest
+
+
+def receive_text(sock: socket.socket, data: bytes = b"") -> bytes:
+    """Read one text message, the beginning of which is `data`; nothing may come with it."""
+    reader = FrameReader()
+    while not (frames := reader.feed(data)):
+        data = receive(sock)
+    if len(frames) != 1 or frames[0].opcode != TEXT or not reader.between_frames:
+        raise PeerError(f"a single text message was expected, not {frames!r}")
+    return frames[0].payload
+
+
+def ask(sock: socket.socket, text: bytes) -> bytes:
+    """Send a text message, and return the one that comes back, for which `PATIENCE` seconds are waited at most."""
+    before = sock.gettimeout()
+    sock.settimeout(PATIENCE)
+    sock.sendall(masked(TEXT, text))
+    answer = receive_text(sock)
+    sock.settimeout(before)
+    return answer
 
 
 def receive(sock: socket.socket) -> bytes:

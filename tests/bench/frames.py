@@ -26,11 +26,11 @@ class Frame(NamedTuple):
     size: int
 
 
-def upgrade_request(host: str, port: int, header: str = "") -> bytes:
-    """Return a whole upgrade request (RFC 6455 section 4.1) for `/ws`, with one more header line where one is given."""
+def upgrade_request(host: str, port: int, header: str = "", path: str = "/ws") -> bytes:
+    """Return a whole upgrade request (RFC 6455 section 4.1), with one more header line where one is given."""
     more = f"{header}\r\n" if header else ""
     return (
-        f"GET /ws HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
     ).encode()
 

@@ -1,8 +1,8 @@
 """A load generator in a process of its own: `python -m tests.bench.load JOB`, JOB a JSON object.
 
-Its `kind` is `rpc`, `churn` or `hold`; it names the server's `port` and `pid`, a file of `headers`, and whether the
-server `welcomes` or `refuses`. What else it holds, and the result, is told by the function of that kind. The result is
-a line of JSON on standard output.
+Its `kind` is a name in `JOBS`; it names the server's `port` and `pid`, a file of `headers`, and whether the server
+`welcomes`, `refuses` or speaks `socketio`. What else it holds, and the result, is told by the function of that kind.
+The result is a line of JSON on standard output.
 """
 
 import json
@@ -14,17 +14,26 @@ from typing import Any
 from tests.bench.client import Target, say
 from tests.bench.frames import PeerError
 from tests.bench.load_churn import churn
+from tests.bench.load_fanout import fanout
 from tests.bench.load_hold import hold
+from tests.bench.load_routed import routed
 from tests.bench.load_rpc import rpc
 
 Job = dict[str, Any]
-JOBS: dict[str, Callable[[Target, Job], dict[str, Any]]] = {"rpc": rpc, "churn": churn, "hold": hold}
+JOBS: dict[str, Callable[[Target, Job], dict[str, Any]]] = {
+    "rpc": rpc,
+    "routed": routed,
+    "fanout": fanout,
+    "churn": churn,
+    "hold": hold,
+}
 
 
 def target_of(job: Job) -> Target:
     """Where the server of a job is, and how a connection to it begins. Raises OSError."""
     headers = tuple(Path(job["headers"]).read_text(encoding="utf-8").splitlines())
-    return Target(job["port"], job["pid"], job["welcomes"], headers, job["refuses"])
+    socketio = job.get("socketio", False)
+    return Target(job["port"], job["pid"], job["welcomes"], headers, job["refuses"], socketio)
 
 
 def main(text: str) -> int:

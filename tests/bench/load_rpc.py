@@ -8,8 +8,9 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tests.bench.client import PATIENCE, READ_SIZE, Target, open_websocket
 from tests.bench.frames import CLOSE, NORMAL_CLOSE, PONG, TEXT, PeerError, ReplyCounter, masked
@@ -24,13 +25,33 @@ MOST_IN_FLIGHT = RING // 2
 clock = time.perf_counter
 
 
-def request_ring() -> tuple[bytes, int]:
+PING_REQUEST = b'{"jsonrpc":"2.0","id":%d,"method":"gateway.ping","params":[1]}'
+
+
+def request_ring(request: bytes = PING_REQUEST) -> tuple[bytes, int]:
     """Return `RING` masked requests in a row, twice, so that a slice never wraps; and the length of one."""
-    frames = [
-        masked(TEXT, b'{"jsonrpc":"2.0","id":%d,"method":"gateway.ping","params":[1]}' % number)
-        for number in range(FIRST_ID, FIRST_ID + RING)
-    ]
+    frames = [masked(TEXT, request % number) for number in range(FIRST_ID, FIRST_ID + RING)]
     return b"".join(frames) * 2, len(frames[0])
+
+
+class End(Protocol):
+    """One connection of a load generator."""
+
+    @property
+    def errors(self) -> int:
+        """Replies that were errors."""
+
+    def ask(self, count: int, now: float) -> None:
+        """Send `count` requests."""
+
+    def take(self) -> tuple[int, float]:
+        """Read once; return how many replies that completed, and when."""
+
+    def outstanding(self) -> int:
+        """Return how many requests are not answered."""
+
+    def close(self) -> None:
+        """End it, in order."""
 
 
 class Caller:
@@ -86,17 +107,18 @@ class Caller:
             self._settle(count, now)
         return count, now
 
+    @property
+    def errors(self) -> int:
+        """Replies that were errors."""
+        return self.replies.errors
+
     def outstanding(self) -> int:
         """Return how many requests are not answered."""
         return sum(count for _, count in self._batches)
 
     def close(self) -> None:
-        """Send a close frame and wait for the end, for `PATIENCE` seconds at most."""
-        self._sock.settimeout(PATIENCE)
-        self._sock.sendall(masked(CLOSE, NORMAL_CLOSE))
-        while self._sock.recv(READ_SIZE):
-            pass
-        self._sock.close()
+        """Close in order."""
+        close(self._sock)
 
     def _settle(self, count: int, now: float) -> None:
         batches = self._batches
@@ -118,6 +140,15 @@ class Caller:
         self.replies.pings.clear()
 
 
+def close(sock: socket.socket) -> None:
+    """Send a close frame and wait for the end, for `PATIENCE` seconds at most."""
+    sock.settimeout(PATIENCE)
+    sock.sendall(masked(CLOSE, NORMAL_CLOSE))
+    while sock.recv(READ_SIZE):
+        pass
+    sock.close()
+
+
 @dataclass(frozen=True, slots=True)
 class RpcResult:
     """What one sample saw in its window of `seconds`. p50 and p99 are in seconds.
@@ -137,31 +168,29 @@ class RpcResult:
 
 
 class RpcLoad:
-    """Keeps `in_flight` requests outstanding on each of `connections` connections."""
+    """Keeps `in_flight` requests outstanding on each of its connections. `ends`: by their file descriptors.
 
-    def __init__(self, target: Target, connections: int, in_flight: int) -> None:
+    `latencies` is where they note how long each reply took.
+    """
+
+    def __init__(self, pid: int, in_flight: int, ends: Mapping[int, End], latencies: list[tuple[float, int]]) -> None:
         if not 1 <= in_flight <= MOST_IN_FLIGHT:
             raise ValueError(f"in flight: 1 to {MOST_IN_FLIGHT}")
-        ring, frame = request_ring()
-        self._pid = target.pid
+        self._pid = pid
         self._in_flight = in_flight
-        self._latencies: list[tuple[float, int]] = []
+        self._ends = ends
+        self._latencies = latencies
         self._messages = 0
         self._reads = 0
         self._epoll = select.epoll()
-        self._callers: dict[int, Caller] = {}
-        for index in range(connections):
-            sock, rest = open_websocket(target, index)
-            if rest:
-                raise PeerError(f"the server spoke first: {rest[:100]!r}")
-            self._callers[sock.fileno()] = Caller(sock, memoryview(ring), frame, self._latencies)
-            self._epoll.register(sock.fileno(), select.EPOLLIN)
+        for descriptor in ends:
+            self._epoll.register(descriptor, select.EPOLLIN)
 
     def run(self, warmup: float, seconds: float) -> RpcResult:
         """Ask for `warmup` seconds, measure for `seconds`, and wait for the last replies. Use it once."""
         now = clock()
-        for caller in self._callers.values():
-            caller.ask(self._in_flight, now)
+        for end in self._ends.values():
+            end.ask(self._in_flight, now)
         self._turn(now + warmup, again=True)
         self._latencies.clear()
         self._messages = self._reads = 0
@@ -171,25 +200,25 @@ class RpcLoad:
         messages, reads = self._messages, self._reads
         p50, p99 = quantiles(self._latencies, (0.5, 0.99))
         self._turn(clock() + DRAIN_SECONDS, again=False)
-        callers = self._callers.values()
-        unanswered = sum(caller.outstanding() for caller in callers)
-        errors = sum(caller.replies.errors for caller in callers)
-        for caller in callers:
-            caller.close()
+        ends = self._ends.values()
+        unanswered = sum(end.outstanding() for end in ends)
+        errors = sum(end.errors for end in ends)
+        for end in ends:
+            end.close()
         return RpcResult(ended - started, messages, reads, server, load, p50, p99, errors, unanswered)
 
     def _turn(self, deadline: float, *, again: bool) -> None:
         """Serve the connections until the deadline. `again` false: ask no more, stop when all is answered."""
-        poll, callers = self._epoll.poll, self._callers
+        poll, ends = self._epoll.poll, self._ends
         messages = reads = 0
-        waiting = 0 if again else sum(caller.outstanding() for caller in callers.values())
+        waiting = 0 if again else sum(end.outstanding() for end in ends.values())
         while clock() < deadline and (again or messages < waiting):
             for descriptor, _ in poll(0.05):
-                caller = callers[descriptor]
-                count, now = caller.take()
+                end = ends[descriptor]
+                count, now = end.take()
                 if count:
                     if again:
-                        caller.ask(count, now)
+                        end.ask(count, now)
                     messages += count
                     reads += 1
         self._messages += messages
@@ -213,6 +242,14 @@ def rpc(target: Target, job: dict[str, Any]) -> dict[str, Any]:
 
     Job: connections, inFlight, warmup and seconds (both in seconds). Result: RpcResult.
     """
-    load = RpcLoad(target, job["connections"], job["inFlight"])
+    ring, frame = request_ring()
+    latencies: list[tuple[float, int]] = []
+    ends: dict[int, End] = {}
+    for index in range(job["connections"]):
+        sock, rest = open_websocket(target, index)
+        if rest:
+            raise PeerError(f"the server spoke first: {rest[:100]!r}")
+        ends[sock.fileno()] = Caller(sock, memoryview(ring), frame, latencies)
+    load = RpcLoad(target.pid, job["inFlight"], ends, latencies)
     gc.disable()
     return asdict(load.run(job["warmup"], job["seconds"]))

@@ -19,7 +19,7 @@ from tests.process import clean_environment, to_toml
 HERE = Path(__file__).resolve().parent
 SERVERS = HERE / "servers"
 NODE_SERVER = SERVERS / "node_ws.cjs"
-BASE = "aiohttp-echo"
+BASE, RELAY_BASE, FANOUT_BASE = "aiohttp-echo", "aiohttp-relay", "aiohttp-fanout"
 GATEWAY = "gateway"
 TOKEN, JWT, NEW_JWT, REFUSING = "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing"
 # More than any run opens.
@@ -37,6 +37,7 @@ class Peer:
     files: further files beside it, name and text; `{directory}` in `config` stands for where they are.
     welcomes: whether its first frame is `gateway.welcome`. needs: Python modules without which it cannot run.
     headers: a connect has one of these header lines, in turn. refuses: whether it refuses all upgrades.
+    socketio: whether it speaks Socket.IO, and carries each message as an event.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Peer:
     files: tuple[tuple[str, str], ...] = ()
     headers: tuple[str, ...] = ()
     refuses: bool = False
+    socketio: bool = False
 
     def missing(self) -> str | None:
         """Return what this machine lacks to start it, None when nothing is missing."""
@@ -138,48 +140,107 @@ GATEWAYS: dict[str, Callable[[LoopName], Peer]] = {
 }
 
 
+def _with_roles(loop: LoopName) -> Peer:
+    """The caller comes first and has an operator's token, the node one of its own."""
+    tokens = {"operator": secrets.token_urlsafe(32), "node": secrets.token_urlsafe(32)}
+    entries = [
+        f'[[token]]\nname = "the-{role}"\nrole = "{role}"\nsha256 = "{digest_of(token)}"\n'
+        for role, token in tokens.items()
+    ]
+    return replace(
+        _gateway(loop, {"mode": "token", "tokens_file": "{directory}/tokens.toml"}),
+        name=f"{TOKEN}-{loop}",
+        files=(("tokens.toml", "\n".join(entries)),),
+        headers=tuple(f"Authorization: Bearer {token}" for token in tokens.values()),
+    )
+
+
 def _loop_needs(loop: LoopName) -> tuple[str, ...]:
     return ("uvloop",) if loop == "uvloop" else ()
 
 
-def _bare(kind: Literal["echo", "json"], loop: LoopName) -> Peer:
+def _bare(kind: Literal["echo", "json", "relay", "fanout"], loop: LoopName) -> Peer:
     suffix = "-uvloop" if loop == "uvloop" else ""
     command = (sys.executable, "-m", "tests.bench.servers.aiohttp_server", kind, loop)
     return Peer(f"aiohttp-{kind}{suffix}", command, needs=("aiohttp", *_loop_needs(loop)))
+
+
+def _python(name: str, kind: str, *needs: str, socketio: bool = False) -> Peer:
+    command = (sys.executable, "-m", f"tests.bench.servers.{name.replace('-', '_')}_server", kind)
+    return Peer(name, command, needs=needs, socketio=socketio)
+
+
+def _node(kind: str) -> Peer:
+    return Peer("node-ws", (shutil.which("node") or "node", str(NODE_SERVER), kind), node=True)
 
 
 def _others() -> Iterable[Peer]:
     for kind in ("echo", "json"):
         for loop in ("asyncio", "uvloop"):
             yield _bare(kind, loop)
-    yield Peer("websockets", (sys.executable, "-m", "tests.bench.servers.websockets_server"), needs=("websockets",))
-    yield Peer("picows", (sys.executable, "-m", "tests.bench.servers.picows_server"), needs=("picows", "uvloop"))
-    yield Peer("node-ws", (shutil.which("node") or "node", str(NODE_SERVER)), node=True)
+    yield _python("websockets", "json", "websockets")
+    yield _python("picows", "echo", "picows", "uvloop")
+    yield _node("json")
 
 
-OTHERS = {peer.name: peer for peer in _others()}
-NAMES = (*GATEWAYS, *OTHERS)
-"""Every name that `select` takes."""
-OPEN = tuple(name for name in NAMES if name != REFUSING)
-"""Those that can be connected to."""
+def _relays() -> Iterable[Peer]:
+    yield _bare("relay", "asyncio")
+    yield _bare("relay", "uvloop")
+    yield _python("websockets", "relay", "websockets")
+    yield _python("picows", "relay", "picows", "uvloop")
+    yield _python("python-socketio", "relay", "socketio", socketio=True)
+    yield _node("relay")
+
+
+def _fanouts() -> Iterable[Peer]:
+    yield _bare("fanout", "asyncio")
+    yield _bare("fanout", "uvloop")
+    yield _python("websockets", "fanout", "websockets")
+    yield _python("picows", "fanout", "picows", "uvloop")
+    yield _node("fanout")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """The servers that can be measured beside each other, by name, and which of them all ratios are to."""
+
+    base: str
+    gateways: Mapping[str, Callable[[LoopName], Peer]]
+    others: Mapping[str, Peer]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that `select` takes."""
+        return (*self.gateways, *self.others)
+
+    def select(self, names: Iterable[str], loop: LoopChoice) -> list[Peer]:
+        """Return the servers with these names, each once; `gateway` becomes one for each chosen loop.
+
+        The base of all ratios comes first, named or not. ValueError for an unknown name.
+        """
+        chosen = {self.base: self.others[self.base]}
+        for name in names:
+            if name in self.gateways:
+                chosen |= {peer.name: peer for peer in map(self.gateways[name], LOOPS[loop])}
+            elif name in self.others:
+                chosen[name] = self.others[name]
+            else:
+                raise ValueError(f"no server {name!r}; there are {', '.join(self.names)}")
+        return list(chosen.values())
+
+
 LOOPS: dict[LoopChoice, tuple[LoopName, ...]] = {
     "asyncio": ("asyncio",),
     "uvloop": ("uvloop",),
     "both": ("asyncio", "uvloop"),
 }
+_OTHERS = {peer.name: peer for peer in _others()}
 
-
-def select(names: Iterable[str], loop: LoopChoice) -> list[Peer]:
-    """Return the servers with these names, each once; `gateway` becomes one for each chosen loop.
-
-    The base of all ratios comes first, named or not. ValueError for an unknown name.
-    """
-    chosen = {BASE: OTHERS[BASE]}
-    for name in names:
-        if name in GATEWAYS:
-            chosen |= {peer.name: peer for peer in map(GATEWAYS[name], LOOPS[loop])}
-        elif name in OTHERS:
-            chosen[name] = OTHERS[name]
-        else:
-            raise ValueError(f"no server {name!r}; there are {', '.join(NAMES)}")
-    return list(chosen.values())
+CONNECTED = Field(BASE, GATEWAYS, _OTHERS)
+"""All that can be connected to, or that refuses it."""
+OPEN = Field(BASE, {name: made for name, made in GATEWAYS.items() if name != REFUSING}, _OTHERS)
+"""Those that answer a request."""
+RELAYS = Field(RELAY_BASE, {GATEWAY: _with_nothing, TOKEN: _with_roles}, {peer.name: peer for peer in _relays()})
+"""Those that hand a call to a node, and the answer back."""
+FANOUTS = Field(FANOUT_BASE, {GATEWAY: _with_nothing}, {peer.name: peer for peer in _fanouts()})
+"""Those that hand a message to all subscribers."""

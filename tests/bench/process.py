@@ -242,6 +242,7 @@ def job_for(server: Server, job: dict[str, Any]) -> dict[str, Any]:
         "welcomes": peer.welcomes,
         "headers": str(server.headers),
         "refuses": peer.refuses,
+        "socketio": peer.socketio,
     }
 
 

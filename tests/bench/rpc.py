@@ -96,7 +96,7 @@ def run(plan: Plan, shapes: Sequence[Shape], seconds: float, warmup: float) -> R
         with all_running(plan) as servers:
             for shape, server in itertools.product(shapes, in_turn(servers, number)):
                 result = run_load(server, job(shape, seconds, warmup), plan.cores, OPEN_SECONDS + seconds + warmup)
-                samples.append(Sample(server.peer.name, str(shape), number, figures(result, shape)))
+                samples.append(Sample(server.peer.name, str(shape), number, figures(result, shape.saturating)))
         plan.say(f"round {number + 1} of {plan.rounds} is done")
     return plan.report(LAYOUT, samples, seconds=seconds, warmup=warmup)
 
@@ -112,8 +112,11 @@ def job(shape: Shape, seconds: float, warmup: float) -> dict[str, Any]:
     }
 
 
-def figures(result: dict[str, Any], shape: Shape) -> dict[str, float]:
-    """Return the figures of one sample from what the load generator saw (`load.RpcResult`)."""
+def figures(result: dict[str, Any], saturating: bool) -> dict[str, float]:
+    """Return the figures of one sample from what the load generator saw (`load_rpc.RpcResult`).
+
+    saturating: whether the server must be busy all the time.
+    """
     messages = result["messages"]
     usage = usage_values(result)
     wanted = usage["serverBusy"] + usage["serverWaited"]
@@ -125,6 +128,6 @@ def figures(result: dict[str, Any], shape: Shape) -> dict[str, float]:
         "repliesPerRead": messages / result["reads"],
         "errors": float(result["errors"]),
         "unanswered": float(result["unanswered"]),
-        "generatorBound": float(shape.saturating and wanted < SATURATED),
+        "generatorBound": float(saturating and wanted < SATURATED),
         **usage,
     }

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tests.bench.peers import BASE, Peer
+from tests.bench.peers import Peer
 from tests.bench.process import BenchError, Cores, Server
 from tests.bench.report import Layout, Report, Sample
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 # File descriptors that a process needs beside its connections.
 SPARE_FILES = 200
-PACKAGES = ("aiohttp", "msgspec", "uvloop", "websockets", "picows")
+PACKAGES = ("aiohttp", "msgspec", "uvloop", "websockets", "picows", "python-socketio")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """servers: those that this machine can start, the base among them. notes: why others are missing."""
+    """servers: those that this machine can start, the base of the ratios first. notes: why others are missing."""
 
     servers: tuple[Peer, ...]
     rounds: int
@@ -40,14 +40,15 @@ class Plan:
         """Return the report of a run."""
         cores = {"serverCore": self.cores.server, "loadCore": self.cores.load}
         settings = {"rounds": self.rounds, **cores, **settings}
-        return Report(layout, BASE, tuple(samples), settings, machine(), self.notes)
+        return Report(layout, self.servers[0].name, tuple(samples), settings, machine(), self.notes)
 
 
 def make_plan(peers: Sequence[Peer], rounds: int, cores: Cores, quiet: bool) -> Plan:
-    """Leave out the servers that cannot be started here, with a note. BenchError when the base is one."""
+    """Leave out the servers that cannot be started here, with a note. BenchError when the base, the first, is one."""
     missing = {peer.name: reason for peer in peers if (reason := peer.missing()) is not None}
-    if BASE in missing:
-        raise BenchError(f"{BASE}: {missing[BASE]}")
+    base = peers[0].name
+    if base in missing:
+        raise BenchError(f"{base}: {missing[base]}")
     notes = tuple(f"{name} was left out: {reason}" for name, reason in missing.items())
     return Plan(tuple(peer for peer in peers if peer.name not in missing), rounds, cores, notes, quiet)
 

@@ -1,10 +1,11 @@
 """Bare aiohttp handlers with default settings.
 
-`python -m tests.bench.servers.aiohttp_server echo|json asyncio|uvloop`
+`python -m tests.bench.servers.aiohttp_server echo|json|relay|fanout asyncio|uvloop`
 """
 
 import asyncio
 import importlib
+import itertools
 import json
 import socket
 import sys
@@ -34,7 +35,52 @@ async def answer(request: web.Request) -> web.WebSocketResponse:
     return ws
 
 
-HANDLERS = {"echo": echo, "json": answer}
+_nodes: dict[str, web.WebSocketResponse] = {}
+_waiting: dict[int, tuple[web.WebSocketResponse, Any]] = {}
+_numbers = itertools.count(1)
+_subscribers: dict[web.WebSocketResponse, None] = {}
+
+
+async def relay(request: web.Request) -> web.WebSocketResponse:
+    """Register nodes, send calls on to them under ids of its own, and the answers back."""
+    ws = web.WebSocketResponse()
+    await ws.prepare(request)
+    async for msg in ws:
+        message = json.loads(msg.data)
+        method = message.get("method")
+        if method is None:
+            caller, message["id"] = _waiting.pop(message["id"])
+            await caller.send_str(json.dumps(message))
+        elif method == "node.register":
+            for served in message["params"]["methods"]:
+                _nodes[served["name"]] = ws
+            await ws.send_str(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {}}))
+        else:
+            number = next(_numbers)
+            _waiting[number] = (ws, message["id"])
+            message["id"] = number
+            await _nodes[method].send_str(json.dumps(message))
+    return ws
+
+
+async def fanout(request: web.Request) -> web.WebSocketResponse:
+    """Take subscribers, and send them what is published."""
+    ws = web.WebSocketResponse()
+    await ws.prepare(request)
+    async for msg in ws:
+        message = json.loads(msg.data)
+        if message["method"] == "event.subscribe":
+            _subscribers[ws] = None
+        else:
+            text = json.dumps(message["params"]["data"])
+            for subscriber in _subscribers:
+                await subscriber.send_str(text)
+        await ws.send_str(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {}}))
+    _subscribers.pop(ws, None)
+    return ws
+
+
+HANDLERS = {"echo": echo, "json": answer, "relay": relay, "fanout": fanout}
 
 
 def main(kind: str, loop_name: str) -> None:

@@ -1,0 +1,111 @@
+"""`event.*`: publishing, and subscribing to topics."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw
+
+from gateway import errors
+from gateway.connection import Connection
+from gateway.events import Events
+from gateway.method import AUTHENTICATED, BadParams, Refusal, Then, method
+from gateway.topics import MAX_TOPIC, Position, is_pattern, is_topic
+
+Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
+
+
+class Since(msgspec.Struct, forbid_unknown_fields=True):
+    """The last message of a topic that the subscriber has had."""
+
+    epoch: str
+    offset: Annotated[int, Meta(ge=0)]
+
+
+class SubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """Topics, and patterns of them: `a.*` one part, `a.>` the rest. ``since``: what was missed is to come first."""
+
+    topics: Patterns
+    since: dict[str, Since] = {}
+
+
+class TopicState(msgspec.Struct, omit_defaults=True):
+    """Where a topic is. ``recovered``: whether all that was missed since the given place follows."""
+
+    epoch: str
+    offset: int
+    recovered: bool | None = None
+
+
+class Subscribed(msgspec.Struct):
+    """Every topic that the subscriptions meet now."""
+
+    topics: dict[str, TopicState]
+
+
+class UnsubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """As they were subscribed to."""
+
+    topics: Patterns
+
+
+class Subscriptions(msgspec.Struct):
+    """What the connection has subscribed to."""
+
+    topics: list[str]
+
+
+class PublishParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``data`` is any JSON, and reaches the subscribers byte for byte."""
+
+    topic: str
+    data: Raw
+
+
+class Published(msgspec.Struct):
+    """Where the message is."""
+
+    offset: int
+    epoch: str
+
+
+class EventMethods:
+    """The methods."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    @method("event.subscribe", scope=AUTHENTICATED)
+    def subscribe(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
+        """Subscribe to topics and patterns; needs the scope `subscribe:` for each.
+
+        This reply comes first, then what was missed, then what is new.
+        """
+        for number, pattern in enumerate(params.topics):
+            if not is_pattern(pattern):
+                right = "parts with dots between; * stands for one, a last > for the rest"
+                raise BadParams(f"topics[{number}]: must be at most {MAX_TOPIC} characters, {right}")
+            if not peer.principal.allows(f"subscribe:{pattern}"):
+                raise Refusal(errors.FORBIDDEN, f"subscribe:{pattern}")
+        since = {name: Position(place.epoch, place.offset) for name, place in params.since.items()}
+        met, release = self._events.subscribe(peer, params.topics, since)
+        result = Subscribed(
+            {name: TopicState(place.epoch, place.offset, recovered) for name, (place, recovered) in met.items()}
+        )
+        return Then(result, release)
+
+    @method("event.unsubscribe", scope=AUTHENTICATED)
+    def unsubscribe(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
+        """Take subscriptions away; returns what is left."""
+        return Subscriptions(self._events.unsubscribe(peer, params.topics))
+
+    @method("event.publish", scope=AUTHENTICATED)
+    def publish(self, peer: Connection, params: PublishParams) -> Published:
+        """Publish a message; needs the scope `publish:` for the topic."""
+        if not is_topic(params.topic):
+            raise BadParams(f"topic: must be at most {MAX_TOPIC} characters, parts with dots between, without * and >")
+        if not peer.principal.allows(f"publish:{params.topic}"):
+            raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_TOPIC]}")
+        place = self._events.publish(params.topic, bytes(params.data))
+        return Published(place.offset, place.epoch)

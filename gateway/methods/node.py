@@ -1,0 +1,196 @@
+"""`node.*`: connections that serve methods, and calls to one of them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from gateway import errors, jsonrpc
+from gateway.connection import Connection
+from gateway.method import AUTHENTICATED, BadParams, Refusal, method
+from gateway.nodes import MAX_METHODS, Node, Nodes, Served
+from gateway.routing import Router
+from gateway.scopes import ANY_CALL, RESERVED
+
+MAX_NAME: Final = 200
+"""Characters of a node's or a method's name."""
+
+_NAME: Final = re.compile(r"[^\s.*>:]+(?:\.[^\s.*>:]+)*")
+
+
+class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
+    """A method that a node serves. ``params`` is any JSON that describes them, a JSON Schema by custom."""
+
+    name: str
+    summary: Annotated[str, Meta(max_length=2000)] = ""
+    params: Raw | UnsetType = UNSET
+
+
+class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``name`` is the principal's, and may be left out, where credentials are needed.
+
+    ``context``: each call is to have a member ``context`` with the caller's name and the time that is left.
+    """
+
+    methods: Annotated[list[MethodSpec], Meta(min_length=1, max_length=MAX_METHODS)]
+    name: str | None = None
+    context: bool = False
+
+
+class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
+    """Without ``methods``: all of them."""
+
+    methods: list[str] | None = None
+
+
+class Registration(msgspec.Struct):
+    """What a node serves now."""
+
+    name: str | None
+    methods: list[str]
+
+
+class NodeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """Which node."""
+
+    name: str
+
+
+class NodeMethod(msgspec.Struct, omit_defaults=True):
+    """A method of a node, as the node describes it."""
+
+    name: str
+    summary: str = ""
+    params: Raw | UnsetType = UNSET
+
+
+class NodeInfo(msgspec.Struct, rename="camel"):
+    """One node; ``since`` is RFC 3339 in UTC, ``inFlight`` the calls that it has not answered."""
+
+    name: str
+    conn_id: str
+    remote: str
+    since: str
+    in_flight: int
+    methods: list[NodeMethod]
+
+
+class NodeList(msgspec.Struct):
+    """All nodes, by name."""
+
+    nodes: list[NodeInfo]
+
+
+class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """``params`` is passed on as it is; ``timeoutMs`` is `limits.call_timeout` where it is left out."""
+
+    node: str
+    method: str
+    params: Raw | UnsetType = UNSET
+    timeout_ms: Annotated[int, Meta(ge=1)] | None = None
+
+
+class NodeMethods:
+    """The methods, over one registry. ``own`` are the names that the gateway serves itself.
+
+    ``named``: a node has its principal's name, for everybody has a credential.
+    """
+
+    def __init__(self, nodes: Nodes, router: Router, own: Any, *, named: bool, max_call_timeout: float) -> None:
+        self._nodes = nodes
+        self._router = router
+        self._own = own
+        self._named = named
+        self._max_call_timeout = max_call_timeout
+
+    @method("node.register", scope=AUTHENTICATED)
+    def register(self, peer: Connection, params: RegisterParams) -> Registration:
+        """Serve methods from now on, beside those that this connection serves already.
+
+        Needs the scope `serve:` for each. A node of the same name on another connection is replaced: that one is
+        closed with 4502.
+        """
+        name = self._name(peer, params.name)
+        served = [self._served(peer, number, spec) for number, spec in enumerate(params.methods)]
+        known = peer.node.methods if peer.node is not None else {}
+        if len(known.keys() | {one.name for one in served}) > MAX_METHODS:
+            raise BadParams(f"methods: a node has {MAX_METHODS} at most")
+        replaced = self._nodes.register(peer, name, served, params.context)
+        if replaced is not None:
+            replaced.peer.end(errors.REPLACED)
+        return _registration(peer, name)
+
+    def _name(self, peer: Connection, given: str | None) -> str:
+        if self._named:
+            if given not in (None, peer.principal.name):
+                raise Refusal(errors.FORBIDDEN, f"a node has its principal's name, {peer.principal.name}")
+            return peer.principal.name
+        if given is None or not 0 < len(given) <= MAX_NAME or not given.isprintable() or given != given.strip():
+            raise BadParams(f"name: must be a text of 1 to {MAX_NAME} printable characters")
+        if peer.node is not None and peer.node.name != given:
+            raise Refusal(errors.CONFLICT, f"this connection is the node {peer.node.name}")
+        return given
+
+    def _served(self, peer: Connection, number: int, spec: MethodSpec) -> Served:
+        name = spec.name
+        if len(name) > MAX_NAME or not name.isprintable() or not _NAME.fullmatch(name):
+            raise BadParams(f"methods[{number}].name: must be parts with dots between, without blanks, *, > and :")
+        if name.startswith(RESERVED):
+            raise BadParams(f"methods[{number}].name: names under {', '.join(RESERVED)} are the gateway's own")
+        if not peer.principal.allows(f"serve:{name}"):
+            raise Refusal(errors.FORBIDDEN, f"serve:{name}")
+        if name in self._own:
+            raise Refusal(errors.CONFLICT, f"the gateway serves {name} itself")
+        return Served(name, jsonrpc.encode(name), spec.summary, b"" if spec.params is UNSET else bytes(spec.params))
+
+    @method("node.unregister", scope=AUTHENTICATED)
+    def unregister(self, peer: Connection, params: UnregisterParams) -> Registration:
+        """Serve these methods no more; returns what is left. Calls in flight may still be answered."""
+        node = peer.node
+        self._nodes.unregister(peer, params.methods)
+        return _registration(peer, None if node is None else node.name)
+
+    @method("node.list", scope=ANY_CALL)
+    def list(self, peer: Connection) -> NodeList:
+        """List the nodes, with what they serve."""
+        return NodeList([_info(node) for node in self._nodes.all()])
+
+    @method("node.get", scope=ANY_CALL)
+    def get(self, peer: Connection, params: NodeParams) -> NodeInfo:
+        """Tell about one node."""
+        node = self._nodes.named(params.name)
+        if node is None:
+            raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
+        return _info(node)
+
+    @method("node.call", scope=AUTHENTICATED, forwards=True)
+    def call(self, peer: Connection, params: CallParams) -> Any:
+        """Call a method of one node; returns the node's result, unchanged. Needs the scope `call:` for the method."""
+        data = b"" if params.params is UNSET else bytes(params.params)
+        if data and data[0] not in jsonrpc.STRUCTURED:
+            raise BadParams("params: must be an array or an object")
+        timeout = None
+        if params.timeout_ms is not None:
+            timeout = params.timeout_ms / 1000
+            if timeout > self._max_call_timeout:
+                raise BadParams(f"timeoutMs: at most {int(self._max_call_timeout * 1000)}, see limits.max_call_timeout")
+        return self._router.by_node(peer, params.node, params.method, data, timeout)
+
+
+def _registration(peer: Connection, name: str | None) -> Registration:
+    return Registration(name, [] if peer.node is None else list(peer.node.methods))
+
+
+def _info(node: Node) -> NodeInfo:
+    peer = node.peer
+    since = datetime.fromtimestamp(node.since, UTC)
+    methods = [
+        NodeMethod(served.name, served.summary, Raw(served.params) if served.params else UNSET)
+        for served in node.methods.values()
+    ]
+    moment = f"{since:%Y-%m-%dT%H:%M:%S}.{since.microsecond // 1000:03d}Z"
+    return NodeInfo(node.name, peer.conn_id, peer.remote, moment, node.in_flight, methods)

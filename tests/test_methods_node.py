@@ -1,0 +1,317 @@
+"""`node.*`: what can be registered, by whom and under which name, what is told of nodes, and what `node.call` takes."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_aiohttp import AiohttpClient
+
+from gateway.app import GATEWAY
+from gateway.methods.node import MAX_NAME
+from gateway.nodes import MAX_METHODS
+from gateway.scopes import Principal
+from tests import sample_methods
+from tests.credentials import OP, Holder, TokensFile, entered
+from tests.meta_schema import params_problems, result_problems
+from tests.peers import RawPeer
+from tests.process import StartGateway
+from tests.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+
+SNAP = {"name": "camera.snap"}
+NAME = f"name: must be a text of 1 to {MAX_NAME} printable characters"
+RESERVED = "names under gateway., rpc., connection., node., event. are the gateway's own"
+PARTS = "must be parts with dots between, without blanks, *, > and :"
+
+
+@pytest.fixture
+async def node(aiohttp_client: AiohttpClient) -> Caller:
+    return await serve(aiohttp_client, [sample_methods], limits={"max_call_timeout": 60.0})
+
+
+def methods(*names: str) -> list[dict[str, str]]:
+    return [{"name": name} for name in names]
+
+
+async def register(node: Caller, *names: str, name: str = "pi", **more: object) -> Any:
+    """Register methods; returns the result."""
+    return await node.result("node.register", {"name": name, "methods": methods(*names), **more})
+
+
+# node.register
+
+
+async def test_methods_are_registered_bit_by_bit(node: Caller) -> None:
+    assert await register(node, "camera.snap") == {"name": "pi", "methods": ["camera.snap"]}
+    assert await register(node, "lamp.on", "camera.snap") == {"name": "pi", "methods": ["camera.snap", "lamp.on"]}
+
+
+@pytest.mark.parametrize("name", ["a", "Kitchen pi 4", "küche", "*", "a:b", "x" * MAX_NAME])
+async def test_names_that_a_node_may_have(node: Caller, name: str) -> None:
+    assert (await register(node, "a", name=name))["name"] == name
+    assert (await node.result("node.get", {"name": name}))["name"] == name
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "camera.snap", "a-b.c_d.E9", "küche.licht", "nodes.list", "gateway", "x" * MAX_NAME]
+)
+async def test_names_that_a_method_may_have(node: Caller, name: str) -> None:
+    assert (await register(node, name))["methods"] == [name]
+
+
+@pytest.mark.parametrize("name", [None, "", " ", " pi", "pi ", "p\ni", "p\u0000i", "\u202epi", "x" * (MAX_NAME + 1)])
+async def test_names_that_no_node_can_have(node: Caller, name: str | None) -> None:
+    params: dict[str, Any] = {"methods": [SNAP]} if name is None else {"methods": [SNAP], "name": name}
+    assert await node.ask(request("node.register", params)) == refused(-32602, NAME)
+    assert await node.result("node.list") == {"nodes": []}
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a.*", "*", ">", "a.>", "a:b", "a\u0000", "x" * (MAX_NAME + 1)]
+)
+async def test_names_that_no_method_can_have(node: Caller, name: str) -> None:
+    reply = await node.ask(request("node.register", {"name": "pi", "methods": methods("good", name)}))
+    assert reply == refused(-32602, f"methods[1].name: {PARTS}")
+    assert await node.result("node.list") == {"nodes": []}, "none of them, or all"
+
+
+@pytest.mark.parametrize("name", ["gateway.ping", "gateway.x", "rpc.x", "connection.x", "node.x", "event.x.y"])
+async def test_the_gateways_names_are_not_to_be_had(node: Caller, name: str) -> None:
+    reply = await node.ask(request("node.register", {"name": "pi", "methods": methods(name)}))
+    assert reply == refused(-32602, f"methods[0].name: {RESERVED}")
+
+
+async def test_a_method_that_the_gateway_serves_itself_is_taken(node: Caller) -> None:
+    reply = await node.ask(request("node.register", {"name": "pi", "methods": methods("camera.snap", "echo")}))
+    assert reply == refused(-32007, "the gateway serves echo itself")
+    assert await node.result("node.list") == {"nodes": []}
+
+
+@pytest.mark.parametrize(
+    ("params", "detail"),
+    [
+        ({"name": "pi"}, "Object missing required field `methods`"),
+        ({"name": "pi", "methods": []}, "methods: Expected `array` of length >= 1"),
+        ({"name": "pi", "methods": "a"}, "methods: Expected `array`, got `str`"),
+        ({"name": "pi", "methods": ["a"]}, "methods[0]: Expected `object`, got `str`"),
+        ({"name": "pi", "methods": [{}]}, "methods[0]: Object missing required field `name`"),
+        ({"name": "pi", "methods": [SNAP | {"a": 1}]}, "methods[0]: Object contains unknown field `a`"),
+        ({"name": 1, "methods": [SNAP]}, "name: Expected `str | null`, got `int`"),
+        ({"name": "pi", "methods": [SNAP], "context": 1}, "context: Expected `bool`, got `int`"),
+        ({"name": "pi", "methods": [SNAP], "a": 1}, "Object contains unknown field `a`"),
+    ],
+)
+async def test_parameters_of_register_that_do_not_fit(node: Caller, params: dict[str, Any], detail: str) -> None:
+    assert await node.ask(request("node.register", params)) == refused(-32602, detail)
+
+
+async def test_a_summary_has_a_bound(node: Caller) -> None:
+    for length, code in ((2000, None), (2001, -32602)):
+        spec = SNAP | {"summary": "x" * length}
+        reply = await node.call("node.register", {"name": "pi", "methods": [spec]})
+        assert reply.get("error", {}).get("code") == code
+
+
+async def test_a_node_has_no_more_methods_than_these(node: Caller) -> None:
+    names = [f"m{number}" for number in range(MAX_METHODS)]
+    assert len((await register(node, *names))["methods"]) == MAX_METHODS
+    assert len((await register(node, *names))["methods"]) == MAX_METHODS
+    reply = await node.ask(request("node.register", {"name": "pi", "methods": methods("m0", "more")}))
+    assert reply == refused(-32602, f"methods: a node has {MAX_METHODS} at most")
+    other = await connect(node.client)
+    reply = (await other.call("node.register", {"name": "big", "methods": methods(*names, "more")}))["error"]
+    assert reply["code"] == -32602
+    await node.result("node.unregister", {"methods": ["m1"]})
+    assert (await register(node, "more"))["methods"][-1] == "more"
+
+
+async def test_a_connection_is_one_node(node: Caller) -> None:
+    await register(node, "camera.snap")
+    reply = await node.ask(request("node.register", {"name": "lamp", "methods": [SNAP]}))
+    assert reply == refused(-32007, "this connection is the node pi")
+    await node.result("node.unregister")
+    assert (await register(node, "camera.snap", name="lamp"))["name"] == "lamp"
+
+
+async def test_each_method_needs_its_scope(node: Caller) -> None:
+    node.connection.principal = Principal("pi", "node", ("serve:camera.*",))
+    params = {"name": "pi", "methods": methods("camera.snap", "lamp.on")}
+    assert await node.ask(request("node.register", params)) == refused(-32003, "serve:lamp.on")
+    node.connection.principal = Principal("pi", "node", ("serve:camera.*", "serve:lamp.on"))
+    assert (await register(node, "camera.snap", "lamp.on"))["methods"] == ["camera.snap", "lamp.on"]
+
+
+async def test_the_newer_connection_of_a_name_takes_over(node: Caller) -> None:
+    newer = await connect(node.client)
+    await register(node, "camera.snap")
+    assert await register(newer, "lamp.on") == {"name": "pi", "methods": ["lamp.on"]}
+    assert await node.closed() == 4502
+    async with asyncio.timeout(WAIT):
+        while (await newer.result("gateway.info"))["counts"]["connections"] == 2:
+            await asyncio.sleep(0.01)
+    (found,) = (await newer.result("node.list"))["nodes"]
+    assert (found["connId"], found["methods"]) == (newer.conn_id, [{"name": "lamp.on"}])
+
+
+# node.unregister
+
+
+async def test_what_is_left_is_returned(node: Caller) -> None:
+    await register(node, "a", "b", "c")
+    assert await node.result("node.unregister", {"methods": ["b", "never"]}) == {"name": "pi", "methods": ["a", "c"]}
+    assert await node.result("node.unregister", {"methods": []}) == {"name": "pi", "methods": ["a", "c"]}
+    assert await node.result("node.unregister", {"methods": ["c", "a"]}) == {"name": "pi", "methods": []}
+    assert await node.result("node.list") == {"nodes": []}
+    await register(node, "a", "b")
+    assert await node.result("node.unregister") == {"name": "pi", "methods": []}
+    assert await node.result("node.unregister") == {"name": None, "methods": []}
+
+
+async def test_a_node_takes_back_nothing_of_anothers(node: Caller) -> None:
+    other = await connect(node.client)
+    await register(node, "a")
+    await register(other, "b", name="lamp")
+    assert await other.result("node.unregister", {"methods": ["a"]}) == {"name": "lamp", "methods": ["b"]}
+    assert [one["name"] for one in (await node.result("node.list"))["nodes"]] == ["lamp", "pi"]
+
+
+async def test_a_call_in_flight_is_answered_after_its_method_is_gone(node: Caller) -> None:
+    caller = await connect(node.client)
+    await register(node, "a")
+    await caller.send(request("a", id=5))
+    message = json.loads(await node.receive())
+    assert await node.result("node.unregister") == {"name": "pi", "methods": []}
+    assert await caller.ask(request("a", id=6)) == refused(-32601, "a", id="6", outcome="not_delivered")
+    await node.send(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": True}))
+    assert await caller.receive() == accepted("true", "5")
+
+
+async def test_what_a_new_credential_does_not_allow_is_served_no_more(node: Caller) -> None:
+    await register(node, "camera.snap", "lamp.on")
+    node.connection.principal = Principal("pi", "node", ("serve:lamp.on", "call:>"))
+    node.app[GATEWAY].rescoped(node.connection)
+    assert (await node.result("node.get", {"name": "pi"}))["methods"] == [{"name": "lamp.on"}]
+    node.connection.principal = Principal("pi", "node", ("call:>",))
+    node.app[GATEWAY].rescoped(node.connection)
+    assert await node.result("node.list") == {"nodes": []}
+    node.app[GATEWAY].rescoped(node.connection)
+
+
+# node.list and node.get
+
+
+async def test_nodes_are_listed_with_what_they_serve_and_do(node: Caller) -> None:
+    caller = await connect(node.client)
+    params = {"b": [1.50, "\u00e9"], "a": None}
+    described = SNAP | {"summary": "Take a picture.", "params": params}
+    await node.result("node.register", {"name": "pi", "methods": [described, {"name": "off"}]})
+    for number in range(3):
+        await caller.send(request("camera.snap", id=f"slow {number}"))
+        await node.receive()
+    (found,) = (await caller.result("node.list"))["nodes"]
+    assert found.pop("since").endswith("Z")
+    assert found == {
+        "name": "pi",
+        "connId": node.conn_id,
+        "remote": node.connection.remote,
+        "inFlight": 3,
+        "methods": [described, {"name": "off"}],
+    }
+    assert (await caller.result("node.get", {"name": "pi"})).items() >= found.items()
+    whole = await caller.result("rpc.discover")
+    for method, arguments in (("node.list", {}), ("node.get", {"name": "pi"})):
+        assert params_problems(whole, method, arguments) == []
+        assert result_problems(whole, method, await caller.result(method, arguments)) == []
+
+
+async def test_a_node_that_is_not_there(node: Caller) -> None:
+    assert await node.ask(request("node.get", {"name": "nix"})) == refused(-32004, "no node 'nix'")
+    assert await node.ask(request("node.get")) == refused(-32602, "Object missing required field `name`")
+    long = await node.call("node.get", {"name": "x" * 100_000})
+    assert (long["error"]["code"], len(long["error"]["message"]) < 300) == (-32004, True)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "may"),
+    [(("call:a",), True), (("call:>",), True), (("admin",), False), (("serve:>",), False), ((), False)],
+)
+async def test_who_may_call_anything_may_see_the_nodes(node: Caller, scopes: tuple[str, ...], may: bool) -> None:
+    await register(node, "camera.snap")
+    caller = await connect(node.client)
+    caller.connection.principal = Principal("page", "ui", scopes)
+    for method, params in (("node.list", None), ("node.get", {"name": "pi"})):
+        reply = await caller.ask(request(method, params))
+        assert ("result" in json.loads(reply)) if may else (reply == refused(-32003, "call:")), method
+
+
+# node.call
+
+
+@pytest.mark.parametrize(
+    ("params", "detail"),
+    [
+        ({"method": "a"}, "Object missing required field `node`"),
+        ({"node": "pi"}, "Object missing required field `method`"),
+        ({"node": "pi", "method": "a", "params": 1}, "params: must be an array or an object"),
+        ({"node": "pi", "method": "a", "params": "b"}, "params: must be an array or an object"),
+        ({"node": "pi", "method": "a", "params": None}, "params: must be an array or an object"),
+        ({"node": "pi", "method": "a", "timeoutMs": 60001}, "timeoutMs: at most 60000, see limits.max_call_timeout"),
+        ({"node": "pi", "method": "a", "timeoutMs": 0}, "timeoutMs: Expected `int` >= 1"),
+        ({"node": "pi", "method": "a", "timeoutMs": -5}, "timeoutMs: Expected `int` >= 1"),
+        ({"node": "pi", "method": "a", "timeoutMs": 1.5}, "timeoutMs: Expected `int | null`, got `float`"),
+        ({"node": "pi", "method": "a", "timeout": 5}, "Object contains unknown field `timeout`"),
+    ],
+)
+async def test_parameters_of_call_that_do_not_fit(node: Caller, params: dict[str, Any], detail: str) -> None:
+    await register(node, "a")
+    assert await node.answers(request("node.call", params)) == [refused(-32602, detail)]
+
+
+@pytest.mark.parametrize("timeout", [None, 1000, 60_000])
+async def test_a_call_with_a_time_of_its_own(node: Caller, timeout: int | None) -> None:
+    caller = await connect(node.client)
+    await register(node, "a", context=True)
+    await caller.send(request("node.call", {"node": "pi", "method": "a", "timeoutMs": timeout}))
+    message = json.loads(await node.receive())
+    assert message["context"] == {"caller": "anonymous", "timeLeftMs": timeout or 30_000}
+    assert "params" not in message
+    await node.send(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": 1}))
+    assert await caller.receive() == accepted("1")
+
+
+async def test_a_call_goes_to_the_node_that_was_named(node: Caller) -> None:
+    other = await connect(node.client)
+    await register(node, "a")
+    await register(other, "a", name="lamp")
+    caller = await connect(node.client)
+    for number in range(3):
+        await caller.send(request("node.call", ["lamp", "a", [number]], number))
+        assert json.loads(await other.receive())["params"] == [number]
+
+
+# Names where credentials are needed
+
+
+async def test_under_tokens_a_node_has_its_principals_name(gateway: StartGateway, tmp_path: Path) -> None:
+    pi = Holder("kitchen-pi", "node", ("serve:camera.*",))
+    tokens = TokensFile(tmp_path / "tokens.toml", OP, pi)
+    where = await gateway({"auth": tokens.auth})
+    with await entered(where, tokens.of(pi)) as peer, await entered(where, tokens.of(OP)) as operator:
+
+        async def reply(of: RawPeer, method: str, params: dict[str, Any]) -> Any:
+            await of.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+            return await of.recv_json()
+
+        for name in ("attic-pi", "", "kitchen-pi "):
+            refusal = refused(-32003, "a node has its principal's name, kitchen-pi")
+            assert await reply(peer, "node.register", {"name": name, "methods": [SNAP]}) == json.loads(refusal)
+        wanted = json.loads(accepted('{"name":"kitchen-pi","methods":["camera.snap"]}'))
+        for params in ({}, {"name": None}, {"name": "kitchen-pi"}):
+            assert await reply(peer, "node.register", {**params, "methods": [SNAP]}) == wanted
+        missing = json.loads(refused(-32003, "serve:lamp.on"))
+        assert await reply(peer, "node.register", {"methods": methods("lamp.on")}) == missing
+        missing = json.loads(refused(-32003, "serve:camera.snap"))
+        assert await reply(operator, "node.register", {"methods": [SNAP]}) == missing
+        found = (await reply(operator, "node.list", {}))["result"]["nodes"]
+        assert [(one["name"], one["methods"]) for one in found] == [("kitchen-pi", [SNAP])]

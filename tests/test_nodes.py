@@ -1,0 +1,304 @@
+"""The registry of nodes: who serves what, whose turn it is, and who is replaced, in every order of the events."""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from gateway.nodes import Node, Nodes, Served
+from gateway.scopes import ANONYMOUS
+from tests.rpc import Listing
+from tests.serving import Unanswered
+
+
+def served(name: str, summary: str = "", params: bytes = b"") -> Served:
+    return Served(name, b'"%b"' % name.encode(), summary, params)
+
+
+class Peer(Listing):
+    """A connection that may be a node, without a connection."""
+
+    def __init__(self, conn_id: str = "1") -> None:
+        super().__init__(ANONYMOUS)
+        self.conn_id = conn_id
+        self.node: Node | None = None
+
+    def busy(self, count: int) -> None:
+        """Have that many calls in flight."""
+        self.calls = {b"%d" % number: Unanswered(self, b"%d" % number) for number in range(count)}
+
+
+class Registry(Nodes):
+    """A registry that keeps what it tells, with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.now = 1000.0
+        super().__init__(self._went_online, self._went_offline, lambda: self.now)
+
+    def _went_online(self, node: Node, replaced: Node | None) -> None:
+        assert self.named(node.name) is node, "it is told after the change"
+        behind = "" if replaced is None else f" for {replaced.peer.conn_id}"
+        self.told.append(f"{node.name} online by {node.peer.conn_id}{behind}: {' '.join(node.methods)}")
+
+    def _went_offline(self, node: Node) -> None:
+        assert self.named(node.name) is None, "it is told after the change"
+        self.told.append(f"{node.name} offline by {node.peer.conn_id}")
+
+    def take(self) -> list[str]:
+        """What was told since this was last asked."""
+        told, self.told = self.told, []
+        return told
+
+    def enter(self, peer: Peer, name: str, *methods: str, context: bool = False) -> Node | None:
+        """Register methods by their names."""
+        return self.register(peer, name, map(served, methods), context)
+
+
+@pytest.fixture
+def nodes() -> Registry:
+    return Registry()
+
+
+def serving(nodes: Nodes, method: str, count: int = 1) -> list[str]:
+    """The connections that get the next calls of a method, "-" for none."""
+    chosen = (nodes.serving(method) for _ in range(count))
+    return ["-" if node is None else node.peer.conn_id for node in chosen]
+
+
+# Register and unregister
+
+
+def test_an_empty_registry(nodes: Registry) -> None:
+    assert (len(nodes), list(nodes.all()), nodes.served()) == (0, [], {})
+    assert nodes.named("pi") is None
+    assert nodes.serving("snap") is None
+    nodes.unregister(Peer())
+    nodes.unregister(Peer(), ["snap"])
+    assert nodes.told == []
+
+
+def test_a_node_is_found_by_its_name_and_by_each_of_its_methods(nodes: Registry) -> None:
+    peer = Peer()
+    peer.busy(3)
+    assert nodes.enter(peer, "pi", "snap", "zoom") is None
+    node = nodes.named("pi")
+    assert node is not None
+    assert peer.node is node
+    assert (node.peer, node.since, node.in_flight, node.context) == (peer, 1000.0, 3, False)
+    assert list(node.methods.values()) == [served("snap"), served("zoom")]
+    assert nodes.serving("snap") is nodes.serving("zoom") is node
+    assert nodes.serving("pi") is None
+    assert nodes.take() == ["pi online by 1: snap zoom"]
+
+
+def test_methods_are_added_and_described_anew(nodes: Registry) -> None:
+    peer = Peer()
+    nodes.enter(peer, "pi", "snap")
+    first, nodes.now = nodes.named("pi"), 2000.0
+    again = [served("snap", "Shoot.", b"{}"), served("zoom")]
+    assert nodes.register(peer, "pi", again, True) is None
+    node = nodes.named("pi")
+    assert node is first
+    assert node is not None
+    assert (node.since, node.context) == (1000.0, True)
+    assert nodes.served() == {"snap": again[0], "zoom": again[1]}
+    assert serving(nodes, "snap", 2) == ["1", "1"]
+    assert nodes.take() == ["pi online by 1: snap", "pi online by 1: snap zoom"]
+    nodes.unregister(peer, ["snap"])
+    assert serving(nodes, "snap") == ["-"], "it was entered twice"
+
+
+def test_some_methods_are_taken_back_and_then_the_rest(nodes: Registry) -> None:
+    peer = Peer()
+    nodes.enter(peer, "pi", "snap", "zoom", "off")
+    nodes.take()
+    nodes.unregister(peer, ["zoom", "never there", "zoom"])
+    assert list(nodes.served()) == ["off", "snap"]
+    assert nodes.take() == ["pi online by 1: snap off"]
+    nodes.unregister(peer, ["never there"])
+    assert nodes.take() == [], "nothing has changed"
+    assert peer.node is nodes.named("pi")
+    nodes.unregister(peer, ["snap", "off"])
+    assert (peer.node, len(nodes), nodes.served()) == (None, 0, {})
+    nodes.unregister(peer)
+    assert nodes.take() == ["pi offline by 1"]
+
+
+def test_all_methods_are_taken_back_at_once_and_the_name_is_free(nodes: Registry) -> None:
+    peer, other = Peer("1"), Peer("2")
+    nodes.enter(peer, "pi", "snap", "zoom")
+    nodes.unregister(peer)
+    nodes.unregister(peer)
+    assert (peer.node, len(nodes), nodes.served()) == (None, 0, {})
+    assert nodes.enter(other, "pi", "snap") is None
+    assert nodes.enter(peer, "lamp", "on") is None
+    assert nodes.take() == [
+        "pi online by 1: snap zoom",
+        "pi offline by 1",
+        "pi online by 2: snap",
+        "lamp online by 1: on",
+    ]
+
+
+def test_nodes_and_methods_are_listed_by_name(nodes: Registry) -> None:
+    for number, name in enumerate(("pi", "attic", "Zoo", "lamp")):
+        nodes.enter(Peer(str(number)), name, f"of.{name}", "both")
+    assert [node.name for node in nodes.all()] == ["Zoo", "attic", "lamp", "pi"]
+    assert list(nodes.served()) == ["both", "of.Zoo", "of.attic", "of.lamp", "of.pi"]
+    assert len(nodes) == 4
+
+
+def test_the_version_grows_with_each_change_of_what_is_served(nodes: Registry) -> None:
+    one, two = Peer("1"), Peer("2")
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: nodes.enter(one, "pi", "snap"),
+        lambda: nodes.enter(one, "pi", "zoom"),
+        lambda: nodes.register(one, "pi", [served("zoom", "Come closer.")], False),
+        lambda: nodes.enter(two, "pi", "snap"),
+        lambda: nodes.unregister(two, ["snap"]),
+        lambda: nodes.enter(two, "pi", "snap"),
+        lambda: nodes.unregister(two),
+    )
+    seen = [nodes.version]
+    for change in changes:
+        change()
+        seen.append(nodes.version)
+    assert seen == sorted(set(seen))
+    nodes.unregister(one)
+    nodes.serving("snap")
+    assert nodes.version == seen[-1], "nothing has changed"
+
+
+# Whose turn it is
+
+
+def test_equals_have_their_turns(nodes: Registry) -> None:
+    for number in "123":
+        nodes.enter(Peer(number), f"n{number}", "snap")
+    assert serving(nodes, "snap", 7) == ["1", "2", "3", "1", "2", "3", "1"]
+
+
+def test_the_one_with_the_fewest_calls_in_flight_is_chosen(nodes: Registry) -> None:
+    peers = {number: Peer(number) for number in "123"}
+    for number, peer in peers.items():
+        nodes.enter(peer, f"n{number}", "snap")
+    for counts, wanted in (
+        ({"1": 2, "2": 1, "3": 3}, "2222"),
+        ({"1": 0, "2": 9, "3": 0}, "1313"),
+        ({"1": 5, "2": 5, "3": 5}, "213213"),
+    ):
+        for number, count in counts.items():
+            peers[number].busy(count)
+        assert "".join(serving(nodes, "snap", len(wanted))) == wanted
+
+
+def test_calls_in_flight_are_shared_out_evenly(nodes: Registry) -> None:
+    peers = [Peer(number) for number in "1234"]
+    for peer, count in zip(peers, (7, 0, 3, 1), strict=True):
+        nodes.enter(peer, f"n{peer.conn_id}", "snap")
+        peer.busy(count)
+    for _ in range(17):
+        node = nodes.serving("snap")
+        assert node is not None
+        node.peer.calls[f"new {node.in_flight}".encode()] = Unanswered(node.peer, b"")
+    assert [len(peer.calls) for peer in peers] == [7, 7, 7, 7]
+
+
+def test_turns_of_one_method_are_not_those_of_another(nodes: Registry) -> None:
+    for number in "12":
+        nodes.enter(Peer(number), f"n{number}", "snap", "zoom")
+    assert serving(nodes, "snap") == ["1"]
+    assert serving(nodes, "zoom", 2) == ["1", "2"]
+    assert serving(nodes, "snap", 2) == ["2", "1"]
+
+
+def test_who_serves_a_method_no_more_is_not_chosen(nodes: Registry) -> None:
+    one, two = Peer("1"), Peer("2")
+    nodes.enter(one, "a", "snap", "zoom")
+    nodes.enter(two, "b", "snap", "zoom")
+    nodes.unregister(one, ["snap"])
+    assert serving(nodes, "snap", 3) == ["2", "2", "2"]
+    assert serving(nodes, "zoom", 2) == ["1", "2"]
+    nodes.unregister(two)
+    assert (serving(nodes, "snap"), serving(nodes, "zoom")) == (["-"], ["1"])
+
+
+# Takeover
+
+
+def test_the_newer_connection_of_a_name_takes_over(nodes: Registry) -> None:
+    old, new = Peer("old"), Peer("new")
+    nodes.enter(old, "pi", "snap", "zoom", context=True)
+    older, nodes.now = nodes.named("pi"), 2000.0
+    assert nodes.enter(new, "pi", "snap", "off") is older
+    node = nodes.named("pi")
+    assert node is not None
+    assert (node.peer, node.since, node.context) == (new, 2000.0, False)
+    assert (old.node, new.node) == (None, node)
+    assert list(nodes.served()) == ["off", "snap"], "what only the older has served is gone"
+    assert serving(nodes, "snap", 2) == ["new", "new"]
+    assert nodes.take() == ["pi online by old: snap zoom", "pi online by new for old: snap off"]
+
+
+ORDERS = sorted(
+    order
+    for order in set(itertools.permutations(("register old", "register new", "close old", "close old")))
+    if order.index("register old") < order.index("register new")
+)
+"""Every order of the ends of the older connection, which may be noticed twice, and of the registrations."""
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=", ".join)
+@pytest.mark.parametrize("late", [False, True], ids=["", "the older registers again"])
+def test_the_end_of_the_older_never_touches_the_newer(nodes: Registry, order: Iterable[str], late: bool) -> None:
+    old, new, other = Peer("old"), Peer("new"), Peer("other")
+    nodes.enter(other, "lamp", "snap")
+    gone = False
+    for event in order:
+        if event == "close old":
+            nodes.unregister(old)
+            gone = True
+        elif event == "register new":
+            nodes.enter(new, "pi", "snap", "zoom")
+        elif not gone:  # nothing that arrives behind a close is acted upon
+            nodes.enter(old, "pi", "snap", "zoom")
+    if late:
+        nodes.unregister(old, ["snap", "zoom"])
+        nodes.unregister(old, [])
+    node = nodes.named("pi")
+    assert node is not None
+    assert (node.peer, new.node, old.node) == (new, node, None)
+    assert sorted(serving(nodes, "snap", 4)) == ["new", "new", "other", "other"]
+    assert serving(nodes, "zoom", 2) == ["new", "new"]
+    assert "pi offline by new" not in nodes.told
+    nodes.unregister(new)
+    nodes.unregister(other)
+    assert (len(nodes), nodes.served()) == (0, {})
+    assert nodes.told[-2:] == ["pi offline by new", "lamp offline by other"]
+
+
+def test_a_name_may_be_taken_over_again_and_again(nodes: Registry) -> None:
+    peers = [Peer(str(number)) for number in range(6)]
+    for peer in peers:
+        nodes.enter(peer, "pi", "snap")
+    # The older ones go in any order; the one that was replaced last may come back and is then the newest.
+    for number in (3, 0, 4):
+        nodes.unregister(peers[number])
+    assert serving(nodes, "snap") == ["5"]
+    replaced = nodes.enter(peers[1], "pi", "snap")
+    assert replaced is not None
+    assert replaced.peer is peers[5]
+    nodes.unregister(peers[5])
+    assert serving(nodes, "snap", 2) == ["1", "1"]
+    nodes.unregister(peers[1])
+    assert (len(nodes), nodes.told[-1]) == (0, "pi offline by 1")
+
+
+def test_the_registry_ends_no_connection_and_no_call_itself(nodes: Registry) -> None:
+    old, new = Peer("old"), Peer("new")
+    nodes.enter(old, "pi", "snap")
+    old.busy(2)
+    nodes.enter(new, "pi", "snap")
+    nodes.unregister(old)
+    assert (old.ended, len(old.calls), old.sent, new.ended) == (None, 2, [], None)
