@@ -23,6 +23,7 @@ from gateway.calls import Calls
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connection import Connection, Regime
 from gateway.connections import Connections
+from gateway.console import pages
 from gateway.credentials import NO_CREDENTIAL, Authenticator
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
@@ -34,11 +35,11 @@ from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import RpcMethods
-from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.nodes import Nodes
 from gateway.presence import Presence
 from gateway.rejections import Rejections
-from gateway.routing import Router
+from gateway.routing import Router, Tracing
 from gateway.status import Phase, Status
 from gateway.topics import Topics
 
@@ -78,9 +79,11 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
+    pages.add_to(app, foreign, login=config.auth.mode != "none")
 
     app.on_startup.append(on_startup)
     app.on_shutdown.append(on_shutdown)
+    app.on_cleanup.append(on_cleanup)
     return app
 
 
@@ -114,6 +117,7 @@ class Gateway:
             call_timeout=config.limits.call_timeout,
             max_in_flight=config.limits.max_in_flight,
             max_node_in_flight=config.limits.max_node_in_flight,
+            tracing=load_tracing() if config.tracing.enabled else None,
         )
         self.dispatcher.route = self.router
         nodes = NodeMethods(
@@ -136,13 +140,17 @@ class Gateway:
             entered=self.entered,
             over=connections.remember,
         )
+        self.lag: Final = LoopLag()
         self.metrics: Final = Metrics(
-            roles=connections.roles,
+            census=connections.census,
             opened=lambda: connections.opened_total,
             disconnects=connections.disconnects,
             failures=self.rejections.failures,
-            routed=self.router.outcomes,
-            gauges={"calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls))},
+            tallies=self.dispatcher.tallies,
+            gauges={
+                "calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls)),
+                "loop_lag_seconds": ("How late the event loop was, at most, lately.", lambda: self.lag.seconds),
+            },
             counters={
                 "events_published": ("Messages published.", lambda: self.events.published),
                 "events_delivered": ("Messages sent to subscribers.", lambda: self.events.delivered),
@@ -260,6 +268,16 @@ def refused(refusal: RefusedError) -> web.Response:
     return answer
 
 
+def load_tracing() -> Tracing:
+    """OpenTelemetry, which is an extra. Raises ConfigError where that is not installed."""
+    try:
+        tracing: Tracing = importlib.import_module("gateway.tracing").exporting()
+    except ImportError as error:
+        right = "pip install aisopod-gateway[otel], or tracing.enabled = false"
+        raise ConfigError("configuration", "tracing.enabled", f"OpenTelemetry is missing: {error}", right) from None
+    return tracing
+
+
 async def healthz(request: web.Request) -> web.Response:
     """`GET /healthz`: 200 while the process is alive."""
     return web.json_response({"status": "ok"})
@@ -282,12 +300,16 @@ def foreign(request: web.Request) -> web.Response | None:
 
 async def metrics(request: web.Request) -> web.Response:
     """`GET /metrics`: Prometheus exposition."""
-    text = request.app[GATEWAY].metrics.text()
-    return foreign(request) or web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+    refusal = foreign(request)
+    if refusal is not None:
+        return refusal
+    text = await request.app[GATEWAY].metrics.text()
+    return web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
 
 async def on_startup(app: web.Application) -> None:
     """Whoever runs the application listens right after this."""
+    app[GATEWAY].lag.start()
     app[STATUS].ready()
 
 
@@ -295,3 +317,8 @@ async def on_shutdown(app: web.Application) -> None:
     """Close all tracked sockets: for a bare runner the drain, for `gateway.server` what is left after it."""
     app[STATUS].drain()
     await app[GATEWAY].drain(app[CONFIG].server)
+
+
+async def on_cleanup(app: web.Application) -> None:
+    """Everybody has gone."""
+    app[GATEWAY].lag.stop()

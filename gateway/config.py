@@ -300,6 +300,12 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[cluster]`: has no keys yet."""
 
 
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[tracing]`: a span of OpenTelemetry for each routed call; where they go is said by its own OTEL_ variables."""
+
+    enabled: Switch = False
+
+
 class Methods(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[methods]`: `modules` are imported at start, for the methods that they define."""
 
@@ -317,6 +323,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: Log = Log()
     cluster: Cluster = Cluster()
     methods: Methods = Methods()
+    tracing: Tracing = Tracing()
 
 
 _Path = tuple[str, ...]

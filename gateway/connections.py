@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from gateway import errors
 from gateway.connection import Connection
+from gateway.counts import Census, Traffic
 from gateway.errors import Disconnect
 from gateway.scopes import Principal
 
@@ -28,6 +29,7 @@ HISTORY: Final = 1000
 """Ended connections that are remembered."""
 
 _CHUNK: Final = 200
+_COUNTED: Final = 500
 _CUT_GRACE: Final = 0.2
 
 
@@ -58,6 +60,7 @@ class Connections(dict[str, Connection]):
         self.disconnects: Counter[str] = Counter(dict.fromkeys((end.cause for end in errors.DISCONNECTS), 0))
         """Connections that have ended, by cause; those too that never came so far as to be registered."""
         self.history: deque[Closed] = deque(maxlen=HISTORY)
+        self._traffic = Traffic()
         self._empty: asyncio.Event | None = None
         self._drain: asyncio.Task[None] | None = None
 
@@ -76,12 +79,21 @@ class Connections(dict[str, Connection]):
     def remember(self, connection: Connection, end: Disconnect) -> None:
         """Count a connection that is over, and put it into the history, unless it is one of very many."""
         self.disconnects[end.cause] += 1
+        self._traffic.add(connection.ws)
         if not connection.quiet:
             self.history.append(_closed(connection, end))
 
-    def roles(self) -> Counter[str]:
-        """How many are open of each role."""
-        return Counter(connection.principal.role for connection in self.values())
+    async def census(self) -> Census:
+        """Count all, over several loop passes. Traffic never falls: who leaves meanwhile is counted as it left."""
+        census = Census()
+        census.traffic.add(self._traffic)
+        for chunk in _chunks(list(self.values()), _COUNTED):
+            for connection in chunk:
+                census.roles[connection.principal.role] += 1
+                census.outbox_bytes += connection.ws.outbox_bytes
+                census.traffic.add(connection.ws)
+            await asyncio.sleep(0)
+        return census
 
     async def drain(self, drain_timeout: float, close_timeout: float) -> None:
         """End all connections with 1001 and return when they are gone, whatever the peers do.
@@ -115,7 +127,7 @@ class Connections(dict[str, Connection]):
 
     async def _each(self, act: Callable[[Connection], None]) -> None:
         """Act on all, over several loop passes: none of them may hold up the others for long."""
-        for chunk in _chunks(list(self.values())):
+        for chunk in _chunks(list(self.values()), _CHUNK):
             for connection in chunk:
                 act(connection)
             await asyncio.sleep(0)
@@ -160,7 +172,7 @@ def _moment(connection: Connection, deadline: float) -> float:
     return random.uniform(0.0, min(LEAVE_WITHIN, left))
 
 
-def _chunks(connections: Iterable[Connection]) -> Iterator[list[Connection]]:
+def _chunks(connections: Iterable[Connection], size: int) -> Iterator[list[Connection]]:
     rest = iter(connections)
-    while chunk := list(islice(rest, _CHUNK)):
+    while chunk := list(islice(rest, size)):
         yield chunk

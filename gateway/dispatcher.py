@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from gateway import errors, jsonrpc
 from gateway.calls import Callee, Calls
+from gateway.counts import CALLER_LOST, NODE_ERROR, OK, ROUTED, Tally
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
 from gateway.jsonrpc import Invalid, Message
@@ -71,11 +72,11 @@ class Route(Protocol):
     def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
         """Where a method goes that the gateway does not have itself. Raises Refusal."""
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
-        """Send a request on. Raises Refusal."""
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
+        """Send a request on; its end goes into ``tally``. Raises Refusal."""
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal, counted, of a call that no node gets."""
+        """The refusal of a call that no node gets."""
 
 
 class _Nowhere:
@@ -84,7 +85,7 @@ class _Nowhere:
     def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
         raise self.refused(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
         raise self.refused(errors.NOT_FOUND)
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
@@ -94,14 +95,16 @@ class _Nowhere:
 class Running:
     """One ``async def`` method at work."""
 
-    __slots__ = ("batch", "identity", "key", "method", "peer", "task", "verdict")
+    __slots__ = ("abandoned", "batch", "begun", "identity", "key", "method", "peer", "task", "verdict")
 
-    def __init__(self, peer: Peer, method: Method, identity: bytes, batch: Batch | None) -> None:
+    def __init__(self, peer: Peer, method: Method, identity: bytes, batch: Batch | None, begun: float) -> None:
         self.peer = peer
         self.method = method
         self.identity = identity
         self.key: object = identity or object()
         self.batch = batch
+        self.begun = begun
+        self.abandoned = False
         self.task: asyncio.Task[Any] | None = None
         self.verdict: RpcError | None = None
         """Why it is being cancelled."""
@@ -114,6 +117,7 @@ class Running:
 
     def abandon(self) -> None:
         """Stop it: nobody waits for it."""
+        self.abandoned = self.verdict is None
         self.cancel(errors.CANCELLED)
 
 
@@ -176,6 +180,8 @@ class Dispatcher:
         self.route: Route = _Nowhere()
         """Where methods go that are not in the table."""
         self._sweep: Sweep[Running] = Sweep(_late)
+        self.routed: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
+        """What became of the requests whose method is not in the table."""
         self.late_replies = 0
         """Responses that nobody waited for."""
 
@@ -183,6 +189,11 @@ class Dispatcher:
     def methods(self) -> Mapping[str, Method]:
         """The table, by name."""
         return self._methods
+
+    def tallies(self) -> Iterable[tuple[str, Tally]]:
+        """What became of all requests: by the methods of the table, and under `routed` of all others."""
+        yield from ((name, entry.tally) for name, entry in self._methods.items())
+        yield ROUTED, self.routed
 
     def add(self, source: object, *, own: bool = False) -> None:
         """Enter the methods that a module, an object or a function declares.
@@ -262,14 +273,10 @@ class Dispatcher:
         is_id = not identity or identity.isdigit() or jsonrpc.may_be_id(identity)
         if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
             return self._invalid(peer, _malformed(identity if is_id else None))
+        method = self._methods.get(name)
         try:
-            if self._rate is not None:
-                self._pace(peer)
-            method = self._methods.get(name)
-            if self._status.phase is _DRAINING:
-                self._check_draining(method)
-            if identity in peer.running:
-                raise Refusal(errors.CONFLICT, "this id is still in flight")
+            if peer.running or self._rate is not None or self._status.phase is _DRAINING:
+                self._admit(peer, method, identity)
             if method is None:
                 forward = self.route.by_method(peer, name, data)
             else:
@@ -279,16 +286,32 @@ class Dispatcher:
                 if method.is_async:
                     self._start(peer, method, params, identity, batch)
                     return None
+                tally = method.tally
+                begun = None if tally.untimed > 0 else self._clock()
                 result = method.handler(peer) if method.params is None else method.handler(peer, params)
-                if result.__class__ is Then:
-                    return _in_order(peer, name, identity, result, batch)
                 if result.__class__ is not Forward:
-                    return _result(peer, name, identity, result) if identity else None
+                    then = result.__class__ is Then
+                    reply = _reply(identity, result.result if then else result) if identity else None
+                    if begun is None:
+                        tally.untimed -= 1
+                    else:
+                        tally.at_once(self._clock() - begun)
+                    return _in_order(peer, reply, result.behind, batch) if then else reply
                 forward = result
-            self.route.start(peer, forward, identity, batch)
+            forward.traceparent = bytes(message.traceparent)
+            self.route.start(peer, forward, identity, batch, self.routed if method is None else method.tally)
         except Exception as error:
+            (self.routed if method is None else method.tally).count(_name_of(error))
             return _failure(peer, name, identity, error)
         return None
+
+    def _admit(self, peer: Peer, method: Method | None, identity: bytes) -> None:
+        """Raises Refusal for a request that comes too soon, or too late, or while another has its id."""
+        self._pace(peer)
+        if self._status.phase is _DRAINING:
+            self._check_draining(method)
+        if identity in peer.running:
+            raise Refusal(errors.CONFLICT, "this id is still in flight")
 
     def _check_draining(self, method: Method | None) -> None:
         if method is None or method.forwards:
@@ -312,7 +335,7 @@ class Dispatcher:
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
             raise Refusal(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
-        running = Running(peer, method, identity, batch)
+        running = Running(peer, method, identity, batch, self._clock())
         work = method.handler(peer) if method.params is None else method.handler(peer, params)
         running.task = asyncio.get_running_loop().create_task(work)
         peer.running[running.key] = running
@@ -326,7 +349,8 @@ class Dispatcher:
         peer, identity = running.peer, running.identity
         self._sweep.done(running)
         peer.running.pop(running.key, None)
-        reply = _outcome(running, task)
+        reply, outcome = _outcome(running, task)
+        running.method.tally.ended(outcome, self._clock() - running.begun)
         if running.batch is not None:
             running.batch.done(reply if identity else None)
         elif reply is not None and identity:
@@ -363,15 +387,26 @@ def _may(peer: Peer, method: Method) -> bool:
     return method.scope is not None and (method.scope == AUTHENTICATED or peer.principal.allows(method.scope))
 
 
-def _outcome(running: Running, task: asyncio.Task[Any]) -> bytes | None:
-    """The reply that a finished task stands for."""
+def _outcome(running: Running, task: asyncio.Task[Any]) -> tuple[bytes | None, str]:
+    """The reply that a finished task stands for, and the outcome's name."""
     peer, name, identity = running.peer, running.method.name, running.identity
     if task.cancelled():
-        return jsonrpc.error_reply(identity, running.verdict or errors.CANCELLED)
+        verdict = running.verdict or errors.CANCELLED
+        return jsonrpc.error_reply(identity, verdict), CALLER_LOST if running.abandoned else verdict.name
     error = task.exception()
     if error is None:
-        return _result(peer, name, identity, task.result())
-    return _failure(peer, name, identity, error)
+        try:
+            return _reply(identity, task.result()), OK
+        except Exception as defect:
+            error = defect
+    return _failure(peer, name, identity, error), _name_of(error)
+
+
+def _name_of(error: BaseException) -> str:
+    """The name under which a request has failed."""
+    if isinstance(error, Refusal):
+        return error.error.name
+    return errors.INVALID_PARAMS.name if isinstance(error, BadParams) else errors.INTERNAL_ERROR.name
 
 
 def _failure(peer: Peer, name: str, identity: bytes, error: BaseException) -> bytes | None:
@@ -383,25 +418,22 @@ def _failure(peer: Peer, name: str, identity: bytes, error: BaseException) -> by
     return _defect(peer, name, identity, error)
 
 
-def _in_order(peer: Peer, name: str, identity: bytes, result: Then[Any], batch: Batch | None) -> bytes | None:
+def _in_order(peer: Peer, reply: bytes | None, behind: Callable[[], None], batch: Batch | None) -> bytes | None:
     """First the reply, then what comes behind it."""
-    reply = _result(peer, name, identity, result.result) if identity else None
     if batch is not None:
-        batch.behind.append(result.behind)
+        batch.behind.append(behind)
         return reply
     if reply is not None:
         peer.send(reply)
-    result.behind()
+    behind()
     return None
 
 
-def _result(peer: Peer, name: str, identity: bytes, result: Any) -> bytes:
+def _reply(identity: bytes, result: Any) -> bytes:
+    """The reply with a result. Raises whatever comes of one that cannot be encoded."""
     if result.__class__ is Raw:
         return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (identity, result)
-    try:
-        return jsonrpc.result_reply(identity, jsonrpc.encode(result))
-    except Exception as error:
-        return _defect(peer, name, identity, error) or b""
+    return jsonrpc.result_reply(identity, jsonrpc.encode(result))
 
 
 def _refusal(peer: Peer, name: str, identity: bytes, refusal: Refusal) -> bytes | None:

@@ -37,6 +37,8 @@ class Message(msgspec.Struct, gc=False):
     params: Raw = ABSENT
     result: Raw = ABSENT
     error: Raw = ABSENT
+    traceparent: Raw = ABSENT
+    """Of W3C Trace Context, for a routed request; JSON-RPC does not know it."""
 
 
 class Invalid(msgspec.Struct, gc=False):

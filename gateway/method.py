@@ -22,6 +22,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
+from gateway.counts import Tally
 from gateway.errors import RpcError
 
 AUTHENTICATED: Final = "authenticated"
@@ -102,7 +103,10 @@ def method(
 
 
 class Method:
-    """One row of the table. Raises TypeError where the function's signature is not one that a method may have."""
+    """One row of the table; ``tally`` counts its requests.
+
+    Raises TypeError where the function's signature is not one that a method may have.
+    """
 
     __slots__ = (
         "decode",
@@ -114,6 +118,7 @@ class Method:
         "params",
         "result",
         "scope",
+        "tally",
         "timeout",
         "while_draining",
     )
@@ -125,6 +130,7 @@ class Method:
         self.handler = handler
         self.is_async = inspect.iscoroutinefunction(handler)
         self.doc = inspect.getdoc(handler) or ""
+        self.tally: Final = Tally()
         try:
             self.params, self.result = _signature(handler)
             self.decode = _decoder(self.params)

@@ -1,18 +1,23 @@
 """What `GET /metrics` tells, in Prometheus' text format, by prometheus-client.
 
-Nothing is counted here: whoever does the work has a number of its own, and a scrape reads them.
+Nothing but the event loop's lag is measured here: whoever does the work has a number of its own (`gateway.counts`), and
+a scrape reads them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, exposition
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import exposition
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from gateway import __version__
+from gateway.counts import BOUNDS, Census, Tally
 from gateway.rejections import Stage
 from gateway.scopes import ROLE_SCOPES
 
@@ -20,61 +25,95 @@ Label = TypeVar("Label", bound=str)
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_1_0_0
 
+EVERY: Final = 1.0
+"""Seconds between two looks at the event loop's lag."""
+
+LOOKS: Final = 15
+"""So many of them are remembered: a scrape every 15 s misses none."""
+
+_LE: Final = (*map(str, BOUNDS), "+Inf")
+
 
 class Metrics:
     """The numbers of one gateway.
 
-    ``roles`` counts the open connections by role, ``opened`` tells how many there have been; ``disconnects`` are ends
-    by cause, ``failures`` handshakes that came to nothing, by stage; ``routed`` ends of routed calls, by outcome;
-    ``gauges`` and ``counters`` give a number each, by the name without its prefix.
+    ``census`` counts the connections, ``opened`` tells how many there have been; ``disconnects`` are ends by cause,
+    ``failures`` handshakes that came to nothing, by stage; ``tallies`` what became of requests, by method; ``gauges``
+    and ``counters`` give a number each, by the name without its prefix.
     """
 
     def __init__(
         self,
         *,
-        roles: Callable[[], Counter[str]],
+        census: Callable[[], Awaitable[Census]],
         opened: Callable[[], int],
         disconnects: Mapping[str, int],
         failures: Mapping[Stage, int],
-        routed: Mapping[str, int],
-        gauges: Mapping[str, tuple[str, Callable[[], int]]],
+        tallies: Callable[[], Iterable[tuple[str, Tally]]],
+        gauges: Mapping[str, tuple[str, Callable[[], float]]],
         counters: Mapping[str, tuple[str, Callable[[], int]]],
     ) -> None:
-        self._roles = roles
+        self._census = census
         self._opened = opened
         self._disconnects = disconnects
         self._failures = failures
-        self._routed = routed
+        self._tallies = tallies
         self._gauges = gauges
         self._counters = counters
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
-    def text(self) -> bytes:
-        """All of them, as they are now."""
-        return exposition.generate_latest(self._registry)
+    async def text(self) -> bytes:
+        """All of them, as they are now. With very many connections it lets others have their turn in between."""
+        census = await self._census()
+        return exposition.generate_latest(
+            _Families([*self._of_connections(census), *self._of_requests(), *self._own()])
+        )
 
-    def collect(self) -> Iterator[Metric]:
-        """For prometheus-client: every family, those without an event yet too."""
-        roles = self._roles()
+    def _of_connections(self, census: Census) -> Iterator[Metric]:
+        roles = {role: census.roles[role] for role in ROLE_SCOPES}
+        traffic = census.traffic
+        messages = {"in": traffic.messages_in, "out": traffic.messages_out}
+        octets = {"in": traffic.bytes_in, "out": traffic.bytes_out}
         connections = GaugeMetricFamily("gateway_connections", "Open connections.", labels=["role"])
-        for role in ROLE_SCOPES:
-            connections.add_metric([role], roles[role])
+        for role, count in roles.items():
+            connections.add_metric([role], count)
         yield connections
         yield CounterMetricFamily("gateway_connections_opened", "Connections since the start.", value=self._opened())
         yield _counter("gateway_disconnects", "Connections that have ended, by cause.", "cause", self._disconnects)
         yield _counter("gateway_handshake_failures", "Handshakes without a connection.", "stage", self._failures)
+        yield _counter("gateway_messages", "Messages of WebSocket connections.", "direction", messages)
+        yield _counter("gateway_bytes", "Bytes of WebSocket connections.", "direction", octets)
+        waiting = "Bytes that wait for their peers to read them."
+        yield GaugeMetricFamily("gateway_outbox_bytes", waiting, value=census.outbox_bytes)
+
+    def _of_requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("gateway_requests", "Requests, by their end.", labels=["method", "outcome"])
-        for outcome, count in self._routed.items():
-            requests.add_metric(["routed", outcome], count)
+        seconds = HistogramMetricFamily("gateway_request_seconds", "Time to answer a request.", labels=["method"])
+        for method, tally in self._tallies():
+            for outcome, count in tally.outcomes().items():
+                requests.add_metric([method, outcome], count)
+            buckets, total = tally.durations()
+            seconds.add_metric([method], list(zip(_LE, buckets, strict=True)), total)
         yield requests
+        yield seconds
+
+    def _own(self) -> Iterator[Metric]:
         for name, (what, number) in self._gauges.items():
             yield GaugeMetricFamily(f"gateway_{name}", what, value=number())
-        for name, (what, number) in self._counters.items():
-            yield CounterMetricFamily(f"gateway_{name}", what, value=number())
+        for name, (what, count) in self._counters.items():
+            yield CounterMetricFamily(f"gateway_{name}", what, value=count())
         build = GaugeMetricFamily("gateway_build_info", "The gateway's version.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+
+
+class _Families(Collector):
+    """One scrape's, for prometheus-client."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
 
 
 def _counter(name: str, what: str, label: str, values: Mapping[Label, int]) -> CounterMetricFamily:
@@ -82,3 +121,33 @@ def _counter(name: str, what: str, label: str, values: Mapping[Label, int]) -> C
     for value, count in values.items():
         family.add_metric([value], count)
     return family
+
+
+class LoopLag:
+    """How late the event loop comes to what is due: looked at every `EVERY` seconds, from ``start()`` to ``stop()``."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lags: deque[float] = deque([0.0], maxlen=LOOKS)
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The worst of the last `LOOKS` looks."""
+        return max(self._lags)
+
+    def start(self) -> None:
+        """Look at the running loop from now on. Once."""
+        self._due = self._clock() + EVERY
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._look)
+
+    def stop(self) -> None:
+        """Look no more. May be called twice, or before the start."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._lags.append(max(0.0, self._clock() - self._due))
+        self.start()

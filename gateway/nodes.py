@@ -74,6 +74,7 @@ class Forward(msgspec.Struct, gc=False):
     served: Served
     params: bytes
     timeout: float
+    traceparent: bytes = b""
 
 
 class Nodes:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from typing import Final
+from typing import Final, Protocol
 
 from gateway import errors, jsonrpc
 from gateway.calls import Call, Calls
+from gateway.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.dispatcher import RETRY_AFTER_MS, Batch, Peer
 from gateway.errors import RpcError
 from gateway.jsonrpc import Message
@@ -33,10 +33,19 @@ UNKNOWN: Final = "unknown"
 FAILURES: Final = (20, 10.0)
 """How many failed calls of one connection are logged in how many seconds; the rest is counted."""
 
-OK: Final = "ok"
-NODE_ERROR: Final = "error"
-CALLER_LOST: Final = "caller_lost"
-"""Ends of a call beside the names of errors, for the metrics."""
+
+class Span(Protocol):
+    """One call, as it is traced."""
+
+    def finish(self, outcome: str) -> None:
+        """The call is over: ``ok``, ``error``, or the name of the gateway's error. Once."""
+
+
+class Tracing(Protocol):
+    """Traces calls; see `gateway.tracing`."""
+
+    def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[Span, bytes]:
+        """A span under the caller's, and the ``traceparent`` for the node, in JSON."""
 
 
 class RoutedCall(Call):
@@ -45,9 +54,11 @@ class RoutedCall(Call):
     ``request`` is the caller's id, in JSON.
     """
 
-    __slots__ = ("_router", "batch", "begun", "caller", "method", "node", "request")
+    __slots__ = ("_router", "batch", "begun", "caller", "method", "node", "request", "span", "tally")
 
-    def __init__(self, router: Router, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
+    def __init__(
+        self, router: Router, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, *, tally: Tally
+    ) -> None:
         # Not by the base class's constructor, nor as a tuple: this is done for each call.
         self.callee = forward.node.peer
         self.identity = router.calls.new_id()
@@ -57,12 +68,14 @@ class RoutedCall(Call):
         self.method = forward.served.name
         self.request = request
         self.batch = batch
+        self.tally = tally
+        self.span: Span | None = None
         self.begun = time.monotonic()
 
     def ending(self, outcome: Message | RpcError) -> None:
         """It is over: answer the caller."""
         if isinstance(outcome, Message):
-            self.answer(self._router.answered(self.request, outcome))
+            self.answer(self._router.answered(self, outcome))
         else:
             self.answer(self._router.failed(self, outcome, outcome.name))
 
@@ -79,6 +92,12 @@ class RoutedCall(Call):
         self._router.calls.drop(self)  # not before the node is told: one that is leaving may be closed by it
         self.answer(reply)
 
+    def over(self, end: str) -> None:
+        """Count how it ended."""
+        self.tally.ended(end, time.monotonic() - self.begun)
+        if self.span is not None:
+            self.span.finish(end)
+
     def answer(self, reply: bytes) -> None:
         """Hand the caller its reply, on its own or within its batch."""
         caller = self.caller
@@ -91,18 +110,25 @@ class RoutedCall(Call):
 
 
 class Router:
-    """Sends requests on to nodes, and their answers back. ``outcomes`` counts the ends of calls, by name."""
+    """Sends requests on to nodes, and their answers back."""
 
     def __init__(
-        self, nodes: Nodes, calls: Calls, *, call_timeout: float, max_in_flight: int, max_node_in_flight: int
+        self,
+        nodes: Nodes,
+        calls: Calls,
+        *,
+        call_timeout: float,
+        max_in_flight: int,
+        max_node_in_flight: int,
+        tracing: Tracing | None = None,
     ) -> None:
         self.calls: Final = calls
         self._nodes = nodes
         self._call_timeout = call_timeout
         self._max_in_flight = max_in_flight
         self._max_node_in_flight = max_node_in_flight
+        self._tracing = tracing
         self._failures = Sampler(time.monotonic, *FAILURES)
-        self.outcomes: Counter[str] = Counter({OK: 0, NODE_ERROR: 0, CALLER_LOST: 0})
 
     # Where to
 
@@ -133,33 +159,43 @@ class Router:
             raise self.refused(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal, counted, of a call that no node gets."""
-        self.outcomes[error.name] += 1
+        """The refusal of a call that no node gets."""
         return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
 
     # The way there and back
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
-        """Send it on; without an id, as a notification. Raises Refusal where the node has too much to do."""
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
+        """Send it on; without an id, as a notification. Its end goes into ``tally``.
+
+        Raises Refusal where the node has too much to do.
+        """
         if len(caller.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
             raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
         node, timeout = forward.node, forward.timeout
         callee = node.peer
+        if request and len(callee.calls) >= self._max_node_in_flight:
+            detail = f"{node.name} has {self._max_node_in_flight} calls in flight"
+            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
+        span, traceparent = None, forward.traceparent
+        if self._tracing is not None and request:
+            names = forward.served.name, node.name, caller.principal.name
+            span, traceparent = self._tracing.begin(*names, traceparent)
         parts = [forward.served.encoded]
         if forward.params:
             parts += (b',"params":', forward.params)
         if node.context:
             context = {"caller": caller.principal.name, "timeLeftMs": int(timeout * 1000)}
             parts += (b',"context":', jsonrpc.encode(context))
+        if traceparent:
+            parts += (b',"traceparent":', traceparent)
         parts.append(b"}")
         if not request:
             callee.send(b"".join((b'{"jsonrpc":"2.0","method":', *parts)))
+            tally.count(OK)
             return
-        if len(callee.calls) >= self._max_node_in_flight:
-            detail = f"{node.name} has {self._max_node_in_flight} calls in flight"
-            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
-        call = RoutedCall(self, caller, forward, request, batch)
+        call = RoutedCall(self, caller, forward, request, batch, tally=tally)
+        call.span = span
         self.calls.enter(call, timeout)
         caller.running[request] = call
         if batch is not None:
@@ -176,17 +212,17 @@ class Router:
         )
         return True
 
-    def answered(self, request: bytes, message: Message) -> bytes:
+    def answered(self, call: RoutedCall, message: Message) -> bytes:
         """The node's answer as the caller's reply."""
-        if message.error is not jsonrpc.ABSENT:
-            self.outcomes[NODE_ERROR] += 1
-            return b"".join((b'{"jsonrpc":"2.0","id":', request, b',"error":', message.error, b"}"))
-        self.outcomes[OK] += 1
-        return b"".join((b'{"jsonrpc":"2.0","id":', request, b',"result":', message.result, b"}"))
+        error = message.error is not jsonrpc.ABSENT
+        call.over(NODE_ERROR if error else OK)
+        if error:
+            return b"".join((b'{"jsonrpc":"2.0","id":', call.request, b',"error":', message.error, b"}"))
+        return b"".join((b'{"jsonrpc":"2.0","id":', call.request, b',"result":', message.result, b"}"))
 
     def failed(self, call: RoutedCall, error: RpcError, end: str) -> bytes:
         """The reply to a call that the node has not answered; where the node is still there it is told."""
-        self.outcomes[end] += 1
+        call.over(end)
         if error is not errors.NODE_LOST:
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.identity)
         self._log(call, end)

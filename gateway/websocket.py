@@ -248,6 +248,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         except Exception as error:
             self.fail(error)
         self.flush()
+        self.bytes_out = max(0, self.bytes_out)  # the peer may be gone already, and nothing was written
         if isinstance(handler, RequestProtocol):
             handler.upgraded()
         handler.set_parser(parser)

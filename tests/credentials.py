@@ -50,6 +50,7 @@ GONE: Final = Holder("gone", "node")
 
 HOUR: Final = 3600.0
 FAILURE: Final = 'gateway_handshake_failures_total{stage="authenticate"}'
+LIVES: Final = re.compile("gateway_(connections|disconnects|handshake_failures)")
 OPENED: Final = "gateway_connections_opened_total"
 
 _made: set[str] = set()
@@ -203,9 +204,9 @@ async def scrape(where: Reachable) -> Counter[str]:
 
 
 async def gains(where: Reachable, before: Mapping[str, int]) -> dict[str, int]:
-    """Return by how much each sample has changed since `before`, those that have not left out."""
+    """Return by how much each sample about who comes and goes has changed since `before`; the unchanged left out."""
     now = await scrape(where)
-    return {name: now[name] - before[name] for name in now if now[name] != before[name]}
+    return {name: now[name] - before[name] for name in now if LIVES.match(name) and now[name] != before[name]}
 
 
 def disconnects(cause: str) -> str:

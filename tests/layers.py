@@ -40,6 +40,7 @@ LAYERS: Final = (
             {
                 "errors",
                 "config",
+                "counts",
                 "credentials",
                 "frames",
                 "jsonrpc",
@@ -74,6 +75,7 @@ LAYERS: Final = (
                 "routing",
                 "systemd",
                 "tokens",
+                "tracing",
             }
         ),
         frozenset({"aiohttp"}),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -11,7 +12,7 @@ from tests.peers import Opcode, RawPeer
 from tests.process import Config, GatewayProcess
 from tests.rpc import accepted, refused, request
 
-METRIC: Final = re.compile(r'gateway_requests_total\{method="routed",outcome="(\w+)"\}')
+METRIC: Final = re.compile(r'gateway_requests_total\{method="(?:routed|node\.call)",outcome="(\w+)"\}')
 SNAP: Final = "pi: camera.snap"
 """What the gateway's errors say of the call."""
 AT_ONCE: Final = 2.0
@@ -59,8 +60,11 @@ async def outcomes(where: GatewayProcess, in_flight: int = 0) -> dict[str, int]:
     """The ends of routed calls so far, by the metric's label; so many are in flight."""
     samples = await scrape(where)
     assert samples["gateway_calls_in_flight"] == in_flight
-    ends = {found[1]: count for name, count in samples.items() if (found := METRIC.fullmatch(name))}
-    return {outcome: count for outcome, count in ends.items() if count}
+    ends: Counter[str] = Counter()
+    for name, count in samples.items():
+        if found := METRIC.fullmatch(name):
+            ends[found[1]] += count
+    return dict(+ends)
 
 
 class Scene:

@@ -259,7 +259,9 @@ class Model:
         found = self._foretell(link, ask)
         if isinstance(found, list):
             self._start(link, ask, tag, found, batch)
-        elif ask.quiet:
+            return
+        self.outcomes[ERRORS[found[0]]] += 1
+        if ask.quiet:
             pass
         elif batch is None:
             self.say(link, reply(ask.id, *found))
@@ -269,7 +271,7 @@ class Model:
     def _foretell(self, link: Link, ask: Ask) -> tuple[int, str | None] | list[Link]:
         """The refusal, or the nodes to one of which it may go."""
         if self.draining is not None:
-            return self._refused(-32011)
+            return -32011, NEVER_SEEN
         if not ask.quiet and ask.id in link.requests:
             return -32007, None
         if ask.node is None:
@@ -277,27 +279,25 @@ class Model:
         elif ask.timeout is not None and ask.timeout > 600_000:
             return -32602, None
         elif ask.node not in self.nodes:
-            return self._refused(-32004)
+            return -32004, NEVER_SEEN
         else:
             serving = [node for node in (self.nodes[ask.node],) if ask.method in node.methods]
         if not serving:
-            return self._refused(-32601)
+            return -32601, NEVER_SEEN
         if len(link.requests) >= MAX_IN_FLIGHT:
-            return self._refused(-32009)
+            return -32009, NEVER_SEEN
         fewest = min(len(node.flights) for node in serving)
         if fewest >= MAX_NODE_IN_FLIGHT and not ask.quiet:
-            return self._refused(-32009)
+            return -32009, NEVER_SEEN
         return [node for node in serving if len(node.flights) == fewest]
-
-    def _refused(self, code: int) -> tuple[int, str]:
-        self.outcomes[ERRORS[code]] += 1
-        return code, NEVER_SEEN
 
     def _start(self, link: Link, ask: Ask, tag: int, nodes: list[Link], batch: Replies | None) -> None:
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": ask.method, "params": {"w": tag}}
         timeout = CALL_TIMEOUT if ask.timeout is None or ask.node is None else ask.timeout / 1000
         (node,) = nodes[:1]
-        if not ask.quiet:
+        if ask.quiet:
+            self.outcomes["ok"] += 1
+        else:
             self.issued += 1  # ids are numbers in the order of the calls; which of the equals has it is the gateway's
             has_it = [node for node in nodes if b"%d" % self.issued in node.connection.calls]
             assert has_it, f"call {self.issued} is not where the fewest are in flight"

@@ -14,6 +14,8 @@ from gateway import __version__, cli
 from tests.command import Ended, run
 from tests.process import ROOT, StartGateway, clean_environment
 
+COMMANDS = ("serve", "call", "watch", "nodes", "connections", "node", "token", "check", "openrpc", "completion")
+
 
 async def first_line(*arguments: str, environ: Mapping[str, str]) -> bytes:
     """Start a gateway, return the first line of its log, and end it."""
@@ -46,9 +48,37 @@ def test_help(flag: str) -> None:
     assert (ended.status, ended.stderr) == (0, "")
     for shown in ("--config", "--host", "--port", "--log-level", "--log-format", "--version", "GATEWAY_CONFIG"):
         assert shown in ended.stdout
-    assert re.search(r"^ +token +make, list and revoke", ended.stdout, re.MULTILINE), "a command, and what it is for"
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command} +[a-z]", ended.stdout, re.MULTILINE), "a command, and what it is for"
     assert "conf/gateway.toml" in ended.stdout, "where every setting is"
     assert "SIGHUP" in ended.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns, and each option with what it is for."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert max(map(len, shown.splitlines())) < 80
+    for option in re.findall(r"^  (--[a-z-]+(?: \S+)?)(.*)$", shown, re.MULTILINE):
+        assert option[1] == "" or re.match(r"  +\S", option[1]), option
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--json", "a.b", "{}"],
+        ["a.b", "--json", "{}"],
+        ["a.b", "{}", "--json"],
+        ["--timeout", "5", "a.b", "--json", "[]"],
+    ],
+)
+def test_options_and_other_words_come_in_any_order(arguments: list[str]) -> None:
+    ended = run("call", *arguments, environ={"GATEWAY_URL": "ws://127.0.0.1:1/ws"})
+    assert (ended.status, ended.stdout) == (3, "")
 
 
 def test_version() -> None:
@@ -112,10 +142,14 @@ async def test_text_for_a_terminal() -> None:
     [
         (["--prot", "9000"], "--prot"),
         (["-p", "9000"], "-p"),
-        (["serve"], "serve"),
+        (["serve", "tokens"], "tokens"),
         (["--port", "0", "tokens"], "tokens"),
         (["--nmae", "a", "token"], "--nmae"),
         (["token", "--nmae", "a"], "--nmae"),
+        (["call", "a.b", "--nmae", "a"], "--nmae"),
+        (["serve", "--nmae"], "--nmae"),
+        (["--port", "0", "--log-level", "info", "call", "a.b"], "--port --log-level"),
+        (["--config", "a.toml", "token", "list", "--file", "b.toml"], "--config"),
         (["--port"], "--port"),
         (["--port", "0", "--config"], "--config"),
     ],

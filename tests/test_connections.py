@@ -132,6 +132,28 @@ async def test_it_is_a_dictionary_of_open_connections() -> None:
     await in_process(scenario)
 
 
+async def test_a_census_counts_who_leaves_meanwhile_once_and_as_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.connections._COUNTED", 1)  # one in each pass
+
+    async with room(tls=False) as here:
+        first, second = await here.peers(2)
+        for peer in (first, second):
+            await peer.send_frame(Opcode.TEXT, b"twelve bytes")
+        await until(lambda: len(here.endpoint.messages) == 2, "the messages did not arrive")
+        census = await here.registry.census()
+        assert census.roles == {"operator": 2}
+        assert (census.traffic.messages_in, census.traffic.bytes_in) == (2, 2 * (12 + 6))
+
+        counting = asyncio.create_task(here.registry.census())
+        await asyncio.sleep(0)
+        for connection in list(here.registry.values()):
+            here.registry.remove(connection, CLIENT_CLOSE)
+        assert (await counting).traffic.bytes_in == 2 * (12 + 6)
+        census = await here.registry.census()
+        assert census.roles == {}
+        assert (census.traffic.messages_in, census.traffic.bytes_in) == (2, 2 * (12 + 6))
+
+
 async def test_removing_what_is_not_there_is_no_error() -> None:
     async def scenario(tls: bool) -> None:
         async with room(tls=tls) as here:

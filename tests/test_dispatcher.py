@@ -16,6 +16,7 @@ from pytest_aiohttp import AiohttpClient
 from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
 from gateway.calls import Calls
+from gateway.counts import Tally
 from gateway.dispatcher import RETRY_AFTER_MS, Batch, Dispatcher, Peer
 from gateway.errors import RpcError
 from gateway.method import CALL, Refusal, Then, method
@@ -789,7 +790,7 @@ class Way:
         """A refusal of what is not started."""
         return Refusal(error, detail, **data, outcome="not_delivered")
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None) -> None:
+    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
         """Keep it."""
         assert forward is FORWARD
         if self.refusal is not None:

@@ -1,14 +1,20 @@
 """What a scrape reads: section 7 of the contract, as Prometheus' own parser understands it."""
 
+import asyncio
+import shutil
+import signal
+import subprocess
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Self
+from unittest import mock
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import __version__, errors
-from gateway.metrics import Metrics
+from gateway.counts import BOUNDS, Census, Tally
+from gateway.metrics import EVERY, LOOKS, LoopLag, Metrics
 from gateway.rejections import Rejections, Stage
 from tests.fleet import ended, request
 from tests.peers import RawPeer
@@ -32,28 +38,18 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 """Every name of section 7, its type and its labels."""
 
-SO_FAR: Final = {
-    "gateway_connections",
-    "gateway_connections_opened_total",
-    "gateway_disconnects_total",
-    "gateway_handshake_failures_total",
-    "gateway_requests_total",
-    "gateway_calls_in_flight",
-    "gateway_events_published_total",
-    "gateway_events_delivered_total",
-    "gateway_build_info",
-}
-"""Those that there are; each must be exposed from the start."""
-
 ROLES: Final = ("operator", "node", "ui")
 STAGES: Final = ("tls", "request", "authenticate")
 CAUSES: Final = {end.cause for end in errors.DISCONNECTS}
 
-OUTCOMES: Final = ("ok", "error", "caller_lost")
-"""Ends of routed calls that are there before the first; errors of the gateway's own come with their name."""
+OUTCOMES: Final = ("ok", "internal_error", "error", "caller_lost", "timeout", "node_lost")
+"""Ends of routed calls that are there before the first; others come with their first."""
 
-Samples = Mapping[tuple[str, str], float]
-"""The value of each name with its last label's value; "" where it has none. Of methods there is one, `routed`."""
+PING: Final = "gateway.ping"
+LAG: Final = "gateway_loop_lag_seconds"
+
+Samples = Mapping[tuple[str, ...], float]
+"""The value of each name with the values of its labels, that of `le` behind the others."""
 
 
 def families(text: bytes) -> list[Metric]:
@@ -62,46 +58,57 @@ def families(text: bytes) -> list[Metric]:
 
 def samples(text: bytes) -> Samples:
     """All of them. AssertionError for one that is there twice."""
-    found: dict[tuple[str, str], float] = {}
+    found: dict[tuple[str, ...], float] = {}
     for sample in (sample for family in families(text) for sample in family.samples):
-        labels = dict(sample.labels)
-        assert labels.pop("method", "routed") == "routed"
-        key = (sample.name, *labels.values()) if labels else (sample.name, "")
-        assert len(key) == 2 and key not in found, key
+        key = (sample.name, *(sample.labels[label] for label in sorted(sample.labels, key="le".__eq__)))
+        assert key not in found, key
         found[key] = sample.value
     return found
+
+
+def durations(found: Samples) -> dict[str, float]:
+    """How many requests have a duration, by method."""
+    name = "gateway_request_seconds_count"
+    return {key[1]: value for key, value in found.items() if key[0] == name}
 
 
 class Numbers:
     """What a gateway counts, in the hands of the test."""
 
     def __init__(self) -> None:
-        self.roles: Counter[str] = Counter()
+        self.census = Census()
         self.opened = 0
         self.disconnects = Counter(dict.fromkeys(CAUSES, 0))
         self.failures: Counter[Stage] = Rejections().failures
-        self.routed = Counter(dict.fromkeys(OUTCOMES, 0))
+        self.ping, self.routed = Tally(), Tally(*OUTCOMES)
         self.in_flight = self.published = 0
+        self.lag = 0.0
         self.metrics = Metrics(
-            roles=lambda: self.roles,
+            census=self.counted,
             opened=lambda: self.opened,
             disconnects=self.disconnects,
             failures=self.failures,
-            routed=self.routed,
-            gauges={"calls_in_flight": ("Calls.", lambda: self.in_flight)},
+            tallies=lambda: ((PING, self.ping), ("routed", self.routed)),
+            gauges={
+                "calls_in_flight": ("Calls.", lambda: self.in_flight),
+                "loop_lag_seconds": ("Lag.", lambda: self.lag),
+            },
             counters={
                 "events_published": ("Messages.", lambda: self.published),
                 "events_delivered": ("Frames.", lambda: self.published * 3),
             },
         )
 
-    def scrape(self) -> Samples:
-        return samples(self.metrics.text())
+    async def counted(self) -> Census:
+        return self.census
+
+    async def scrape(self) -> Samples:
+        return samples(await self.metrics.text())
 
 
-def test_every_name_is_the_contracts_with_its_type_its_labels_and_a_sentence() -> None:
+async def test_every_name_is_the_contracts_with_its_type_its_labels_and_a_sentence() -> None:
     names = set()
-    for family in families(Numbers().metrics.text()):
+    for family in families(await Numbers().metrics.text()):
         # The parser takes the ending off a counter's family, as OpenMetrics does; the samples keep theirs.
         name = f"{family.name}_total" if family.type == "counter" else family.name
         names.add(name)
@@ -110,60 +117,133 @@ def test_every_name_is_the_contracts_with_its_type_its_labels_and_a_sentence() -
         assert family.documentation.endswith("."), name
         assert family.samples, f"{name} is not there before its first event"
         for sample in family.samples:
-            assert sample.name == name
-            assert tuple(sample.labels) == labels, name
-    assert names == SO_FAR
+            assert kind == "histogram" or sample.name == name
+            assert tuple(label for label in sample.labels if label != "le") == labels, name
+    assert names == CONTRACT.keys()
 
 
-def test_before_the_first_event_everything_is_zero_and_has_all_its_labels() -> None:
-    expected = {("gateway_connections", role): 0.0 for role in ROLES}
+async def test_before_the_first_event_everything_is_zero_and_has_all_its_labels() -> None:
+    expected: dict[tuple[str, ...], float] = {("gateway_connections", role): 0.0 for role in ROLES}
     expected |= {("gateway_disconnects_total", cause): 0.0 for cause in CAUSES}
     expected |= {("gateway_handshake_failures_total", stage): 0.0 for stage in STAGES}
-    expected |= {("gateway_requests_total", outcome): 0.0 for outcome in OUTCOMES}
-    expected |= {("gateway_calls_in_flight", ""): 0.0}
-    expected |= {(f"gateway_events_{what}_total", ""): 0.0 for what in ("published", "delivered")}
-    expected |= {("gateway_connections_opened_total", ""): 0.0, ("gateway_build_info", __version__): 1.0}
-    assert Numbers().scrape() == expected
+    expected |= {("gateway_requests_total", "routed", outcome): 0.0 for outcome in OUTCOMES}
+    expected |= {("gateway_requests_total", PING, outcome): 0.0 for outcome in ("ok", "internal_error")}
+    for method in (PING, "routed"):
+        expected |= {("gateway_request_seconds_bucket", method, le): 0.0 for le in (*map(str, BOUNDS), "+Inf")}
+        expected |= {(f"gateway_request_seconds_{what}", method): 0.0 for what in ("sum", "count")}
+    for name in ("messages", "bytes"):
+        expected |= {(f"gateway_{name}_total", direction): 0.0 for direction in ("in", "out")}
+    expected |= {(f"gateway_{name}",): 0.0 for name in ("calls_in_flight", "outbox_bytes", "loop_lag_seconds")}
+    expected |= {(f"gateway_events_{what}_total",): 0.0 for what in ("published", "delivered")}
+    expected |= {("gateway_connections_opened_total",): 0.0, ("gateway_build_info", __version__): 1.0}
+    assert await Numbers().scrape() == expected
 
 
-def test_a_scrape_reads_the_numbers_of_the_moment() -> None:
+async def test_a_scrape_reads_the_numbers_of_the_moment() -> None:
     numbers = Numbers()
-    before = numbers.scrape()
-    numbers.roles.update({"node": 3, "ui": 1})
+    before = await numbers.scrape()
+    numbers.census.roles.update({"node": 3, "ui": 1})
+    numbers.census.outbox_bytes = 77
+    numbers.census.traffic.messages_in, numbers.census.traffic.messages_out = 1, 2
+    numbers.census.traffic.bytes_in, numbers.census.traffic.bytes_out = 3, 4
     numbers.opened = 12_345_678_901
     numbers.disconnects["slow_consumer"] += 2
     numbers.failures["authenticate"] += 7
-    numbers.routed.update({"ok": 2, "node_lost": 1})
-    numbers.in_flight, numbers.published = 5, 2
-    changed = {
+    numbers.routed.count("forbidden")
+    numbers.ping.ended("ok", 45.0)
+    numbers.in_flight, numbers.published, numbers.lag = 5, 2, 0.25
+    changed: dict[tuple[str, ...], float] = {
         ("gateway_connections", "node"): 3.0,
         ("gateway_connections", "ui"): 1.0,
-        ("gateway_connections_opened_total", ""): 12_345_678_901.0,
+        ("gateway_connections_opened_total",): 12_345_678_901.0,
         ("gateway_disconnects_total", "slow_consumer"): 2.0,
         ("gateway_handshake_failures_total", "authenticate"): 7.0,
-        ("gateway_requests_total", "ok"): 2.0,
-        ("gateway_requests_total", "node_lost"): 1.0,
-        ("gateway_calls_in_flight", ""): 5.0,
-        ("gateway_events_published_total", ""): 2.0,
-        ("gateway_events_delivered_total", ""): 6.0,
+        ("gateway_messages_total", "in"): 1.0,
+        ("gateway_messages_total", "out"): 2.0,
+        ("gateway_bytes_total", "in"): 3.0,
+        ("gateway_bytes_total", "out"): 4.0,
+        ("gateway_outbox_bytes",): 77.0,
+        ("gateway_requests_total", "routed", "forbidden"): 1.0,
+        ("gateway_requests_total", PING, "ok"): 1.0,
+        ("gateway_request_seconds_bucket", PING, "60.0"): 1.0,
+        ("gateway_request_seconds_bucket", PING, "+Inf"): 1.0,
+        ("gateway_request_seconds_sum", PING): 45.0,
+        ("gateway_request_seconds_count", PING): 1.0,
+        ("gateway_calls_in_flight",): 5.0,
+        ("gateway_loop_lag_seconds",): 0.25,
+        ("gateway_events_published_total",): 2.0,
+        ("gateway_events_delivered_total",): 6.0,
     }
-    assert numbers.scrape() == {**before, **changed}
-    numbers.roles.clear()
-    assert numbers.scrape()["gateway_connections", "node"] == 0.0
+    assert await numbers.scrape() == {**before, **changed}
+    numbers.census.roles.clear()
+    assert (await numbers.scrape())["gateway_connections", "node"] == 0.0
 
 
-def test_a_scrape_changes_nothing() -> None:
+async def test_a_scrape_changes_nothing() -> None:
     numbers = Numbers()
-    numbers.roles["ui"] += 1
-    assert numbers.metrics.text() == numbers.metrics.text()
-    assert numbers.roles == {"ui": 1}
+    numbers.census.roles["ui"] += 1
+    assert await numbers.metrics.text() == await numbers.metrics.text()
+    assert numbers.census.roles == {"ui": 1}
 
 
-def test_two_gateways_in_one_process_count_for_themselves() -> None:
+async def test_two_gateways_in_one_process_count_for_themselves() -> None:
     one, other = Numbers(), Numbers()
     one.opened += 1
-    assert one.scrape()["gateway_connections_opened_total", ""] == 1.0
-    assert other.scrape()["gateway_connections_opened_total", ""] == 0.0
+    assert (await one.scrape())["gateway_connections_opened_total",] == 1.0
+    assert (await other.scrape())["gateway_connections_opened_total",] == 0.0
+
+
+# The event loop's lag
+
+
+async def test_the_lag_is_the_worst_of_the_last_looks() -> None:
+    now = 100.0
+    lag = LoopLag(lambda: now)
+    with HandTimers() as timers:
+        lag.start()
+        for late in (0.0, 0.5, 0.25):
+            now += EVERY + late
+            timers.turn()
+        assert lag.seconds == 0.5
+        for _ in range(LOOKS):
+            now += EVERY - 0.001  # a timer may also be a little early
+            timers.turn()
+        assert lag.seconds == 0.0
+        lag.stop()
+        lag.stop()
+        assert timers.waiting == []
+
+
+class HandTimers:
+    """Takes the place of `call_later` of the running loop; ``turn()`` lets the only timer run."""
+
+    def __init__(self) -> None:
+        self.waiting: list[mock.Mock] = []
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._patch = mock.patch.object(loop, "call_later", self._call_later)
+        self._patch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.stop()
+
+    def _call_later(self, delay: float, act: Callable[[], None]) -> mock.Mock:
+        assert delay == EVERY
+        handle = mock.Mock(run=act)
+        handle.cancel = lambda: self.waiting.remove(handle)
+        self.waiting.append(handle)
+        return handle
+
+    def turn(self) -> None:
+        """Run what waits."""
+        (handle,) = self.waiting
+        self.waiting.clear()
+        handle.run()
+
+
+# A live one
 
 
 async def scrape(where: GatewayProcess) -> Samples:
@@ -172,13 +252,39 @@ async def scrape(where: GatewayProcess) -> Samples:
         answer = await peer.get("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
+    checked = await asyncio.to_thread(promtool, answer.body)
+    assert checked == (0, "")
     return samples(answer.body)
 
 
-async def test_a_gateway_counts_what_happens_to_it(gateway: StartGateway) -> None:
+def promtool(text: bytes) -> tuple[int, str]:
+    """`promtool check metrics`: its exit status and what it says."""
+    program = shutil.which("promtool")
+    assert program is not None, "promtool is missing; scripts/test installs it"
+    command = [program, "check", "metrics"]
+    ran = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30, check=False)
+    return ran.returncode, ran.stdout.decode()
+
+
+def test_promtool_would_find_what_is_wrong() -> None:
+    assert promtool(b"# TYPE gateway_things_count counter\ngateway_things_count 1\n")[0] != 0
+
+
+def changes(before: Samples, after: Samples) -> dict[tuple[str, ...], float]:
+    """What has another value, by how much; but for bytes, durations and the lag, which are not the same every time."""
+    varying = ("gateway_bytes_total", "gateway_request_seconds_bucket", "gateway_request_seconds_sum", LAG)
+    assert before.keys() <= after.keys()
+    gained = {key: value - before.get(key, 0.0) for key, value in after.items() if key[0] not in varying}
+    return {key: gain for key, gain in gained.items() if gain}
+
+
+async def test_a_gateway_counts_who_comes_and_who_goes(gateway: StartGateway) -> None:
     where = await gateway({"server": {"handshake_timeout": 1.0}})
     idle = await scrape(where)
-    assert {name for name, _ in idle} == SO_FAR
+    assert {name for name, *_ in idle} == {
+        *(CONTRACT.keys() - {"gateway_request_seconds"}),
+        *(f"gateway_request_seconds_{ending}" for ending in ("bucket", "sum", "count")),
+    }
     assert idle["gateway_build_info", __version__] == 1.0
 
     staying, leaving = await RawPeer.open(where), await RawPeer.open(where)
@@ -193,9 +299,10 @@ async def test_a_gateway_counts_what_happens_to_it(gateway: StartGateway) -> Non
             await where.wait_event("handshake.timeout", stage="request", remote=silent.local)
         assert changes(idle, await scrape(where)) == {
             ("gateway_connections", "operator"): 1.0,
-            ("gateway_connections_opened_total", ""): 2.0,
+            ("gateway_connections_opened_total",): 2.0,
             ("gateway_disconnects_total", "client_close"): 1.0,
             ("gateway_handshake_failures_total", "request"): 2.0,
+            ("gateway_messages_total", "out"): 2.0,
         }
         staying.rst()
         await ended(where, staying, "transport_lost", 1006)
@@ -204,34 +311,125 @@ async def test_a_gateway_counts_what_happens_to_it(gateway: StartGateway) -> Non
     assert last["gateway_disconnects_total", "transport_lost"] == 1.0
 
 
+async def asked(peer: RawPeer, method: str, params: object = None) -> None:
+    """Ask, and wait for the reply."""
+    await peer.send_json(
+        {"jsonrpc": "2.0", "id": "x", "method": method, **({} if params is None else {"params": params})}
+    )
+    while (await peer.recv_json()).get("id") != "x":
+        pass
+
+
 async def test_a_gateway_counts_calls_and_events(gateway: StartGateway) -> None:
     where = await gateway()
     idle = await scrape(where)
     with await RawPeer.open(where) as node, await RawPeer.open(where) as caller:
-        for peer, method, params in (
-            (node, "node.register", {"name": "pi", "methods": [{"name": "snap"}]}),
-            (caller, "event.subscribe", {"topics": ["a.*"]}),
-            (caller, "event.subscribe", {"topics": ["a.b"]}),
-            (node, "event.publish", {"topic": "a.b", "data": 1}),
-            (node, "event.publish", {"topic": "b", "data": 1}),
-        ):
-            await peer.send_json({"jsonrpc": "2.0", "id": "x", "method": method, "params": params})
-            while (await peer.recv_json()).get("id") != "x":
-                pass
+        await asked(node, "node.register", {"name": "pi", "methods": [{"name": "snap"}]})
+        for topic in ("a.*", "a.b"):
+            await asked(caller, "event.subscribe", {"topics": [topic]})
+        for topic in ("a.b", "b"):
+            await asked(node, "event.publish", {"topic": topic, "data": 1})
         await request(caller, "snap")
         assert (await node.recv_json())["method"] == "snap"
-        assert changes(idle, await scrape(where)) == {
+        gained = changes(idle, await scrape(where))
+        expected = {
             ("gateway_connections", "operator"): 2.0,
-            ("gateway_connections_opened_total", ""): 2.0,
-            ("gateway_calls_in_flight", ""): 1.0,
-            ("gateway_events_published_total", ""): 2.0,
-            ("gateway_events_delivered_total", ""): 1.0,
+            ("gateway_connections_opened_total",): 2.0,
+            ("gateway_calls_in_flight",): 1.0,
+            ("gateway_events_published_total",): 2.0,
+            ("gateway_events_delivered_total",): 1.0,
+            ("gateway_messages_total", "in"): 6.0,
+            ("gateway_messages_total", "out"): 9.0,
         }
+        for method, count in {"node.register": 1.0, "event.subscribe": 2.0, "event.publish": 2.0}.items():
+            expected["gateway_requests_total", method, "ok"] = count
+            expected["gateway_request_seconds_count", method] = count
+        assert gained == expected
     await where.wait_event("connection.closed", remote=node.local)
-    assert (await scrape(where))["gateway_calls_in_flight", ""] == 0.0
+    last = await scrape(where)
+    assert last["gateway_calls_in_flight",] == 0.0
+    assert last["gateway_messages_total", "in"] == 6.0
+    ends = {key[2]: value for key, value in last.items() if key[:2] == ("gateway_requests_total", "routed") and value}
+    assert ends in ({"node_lost": 1.0}, {"caller_lost": 1.0})
 
 
-def changes(before: Samples, after: Samples) -> Samples:
-    """What has another value, by how much."""
-    assert before.keys() == after.keys()
-    return {key: after[key] - before[key] for key in before if after[key] != before[key]}
+async def test_every_request_counts_once_under_its_method_and_what_became_of_it(gateway: StartGateway) -> None:
+    where = await gateway()
+    with await RawPeer.open(where) as node, await RawPeer.open(where) as caller:
+        await asked(node, "node.register", {"name": "pi", "methods": [{"name": "snap"}]})
+        idle = await scrape(where)
+        for _ in range(100):
+            await asked(caller, PING)
+        await asked(caller, "connection.get", {"connId": "nobody"})
+        await asked(caller, "connection.get", 1)
+        await asked(caller, "connection.get", {})
+        for method in ("snap.none", "gateway.none", "x" * 1000, "node.call.not"):
+            await asked(caller, method)
+        await asked(caller, "node.call", {"node": "nobody", "method": "snap"})
+        for method, params, answer in (
+            ("snap", None, {"result": 1}),
+            ("snap", None, {"error": {"code": 1, "message": "no"}}),
+            ("node.call", {"node": "pi", "method": "snap"}, {"result": 1}),
+        ):
+            asking = asyncio.create_task(asked(caller, method, params))
+            call = await node.recv_json()
+            await node.send_json({"jsonrpc": "2.0", "id": call["id"], **answer})
+            await asking
+        await caller.send_json({"jsonrpc": "2.0", "method": "snap"})
+        assert "id" not in await node.recv_json()
+        now = await scrape(where)
+    assert {key[1:]: gain for key, gain in changes(idle, now).items() if key[0] == "gateway_requests_total"} == {
+        (PING, "ok"): 100.0,
+        ("connection.get", "not_found"): 1.0,
+        ("connection.get", "invalid_params"): 1.0,
+        ("routed", "method_not_found"): 4.0,
+        ("node.call", "not_found"): 1.0,
+        ("routed", "ok"): 2.0,
+        ("routed", "error"): 1.0,
+        ("node.call", "ok"): 1.0,
+    }
+    before = durations(idle)
+    gains = {method: count - before[method] for method, count in durations(now).items() if count != before[method]}
+    assert gains == {PING: 100.0, "routed": 2.0, "node.call": 1.0}
+    assert now["gateway_request_seconds_bucket", PING, "0.1"] == 100.0
+
+
+async def test_a_held_up_event_loop_is_seen(gateway: StartGateway) -> None:
+    where = await gateway()
+    where.signal(signal.SIGSTOP)
+    await asyncio.sleep(2 * EVERY)
+    where.signal(signal.SIGCONT)
+    async with asyncio.timeout(5):
+        while (await scrape(where))[LAG,] < EVERY / 2:
+            await asyncio.sleep(0.1)
+
+
+async def ask_and_never_read(peer: RawPeer) -> None:
+    """Until the gateway does not read either."""
+    while True:
+        await request(peer, PING, pad="x" * 500_000)
+
+
+async def test_bytes_that_wait_are_seen(gateway: StartGateway) -> None:
+    where = await gateway()
+    with await RawPeer.open(where) as peer:
+        await peer.welcome()
+        before = await scrape(where)
+        asking = asyncio.create_task(ask_and_never_read(peer))
+        async with asyncio.timeout(5):
+            while not (now := await scrape(where))["gateway_outbox_bytes",]:
+                await asyncio.sleep(0.05)
+        asking.cancel()
+        assert now["gateway_bytes_total", "in"] > before["gateway_bytes_total", "in"] + 500_000
+        assert now["gateway_bytes_total", "out"] > before["gateway_bytes_total", "out"] + 500_000
+
+
+async def test_who_leaves_before_its_101_takes_nothing_away(gateway: StartGateway) -> None:
+    where = await gateway()
+    for _ in range(10):
+        with await RawPeer.connect(where) as peer:
+            await peer.send_raw(peer.upgrade_head())
+            peer.rst()
+        line = await where.wait_event("connection.closed", remote=peer.local)
+        assert line["bytesOut"] >= 0
+    assert (await scrape(where))["gateway_bytes_total", "out"] >= 0.0

@@ -220,7 +220,7 @@ async def test_a_call_to_nobody_is_answered_at_once() -> None:
         # Not a call: what is under the gateway's names is no node's.
         assert await ask(it.caller, request("node.nope")) == refused(-32601, "node.nope")
         await quiet(it.node)
-        assert await it.outcomes() == {"method_not_found": 3, "not_found": 1}
+        assert await it.outcomes() == {"method_not_found": 4, "not_found": 1}
         await it.logged(0)
 
 
@@ -372,7 +372,7 @@ async def test_calls_inside_a_batch_are_answered_in_one_array() -> None:
             accepted("[1 , 2.50]"),
         ]
         assert await hear(it.caller) == f"[{','.join(wanted)}]"
-        assert await it.outcomes() == {"ok": 2, "cancelled": 1, "method_not_found": 1}
+        assert await it.outcomes() == {"ok": 3, "cancelled": 1, "method_not_found": 1}
 
 
 async def test_of_many_calls_that_fail_the_first_are_logged() -> None:

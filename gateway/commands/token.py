@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gateway import tokens
+from gateway.commands.terminal import table
 from gateway.config import ConfigError
 from gateway.scopes import ROLE_SCOPES, is_scope
 from gateway.tokens import Entry, time_of
@@ -99,9 +100,7 @@ def _list(given: argparse.Namespace) -> None:
         expires = "never" if expires_at is None else time_of(expires_at)
         expired = " (expired)" if expires_at is not None and expires_at <= time.time() else ""
         rows.append((name, role, expires + expired, " ".join(scopes)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(table(rows))
 
 
 def _described(entry: Entry) -> dict[str, object]:

@@ -1,0 +1,198 @@
+"""The connection of a client over time: connecting, open, waiting to come back, closed."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, Protocol
+
+import aiohttp
+
+from gateway.client.backoff import Backoff
+from gateway.client.buffer import Buffer
+from gateway.client.endings import CLOSED, LOST, MAX_PAUSE, SHUTDOWN, End
+from gateway.client.errors import NOT_DELIVERED, ConnectionLost
+from gateway.client.link import Incoming, Link, Options, Refused, open_link
+
+logger = logging.getLogger("gateway.client")
+
+TokenSource = str | Callable[[], str | Awaitable[str]] | None
+
+RECONNECT: Final = (0.5, 10.0)
+"""From and to, in seconds: when to come back to a gateway that shut down and did not say when."""
+
+STATES: Final = 64
+"""Changes of the state that wait for one who watches them; then the oldest is dropped."""
+
+
+class State(enum.Enum):
+    """What the connection of a client is at. `Client.why` says why it waits or is closed."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+class Listener(Protocol):
+    """Who is told what the connection brings. None of these may raise or wait."""
+
+    def opened(self, link: Link) -> None:
+        """A connection is open."""
+
+    def received(self, link: Link, message: Incoming) -> None:
+        """A message has come."""
+
+    def lost(self, link: Link) -> None:
+        """The connection is over."""
+
+    def closed(self, error: ConnectionLost | None) -> None:
+        """There will be none any more; None: because this side wanted it."""
+
+
+class Connection:
+    """Keeps one connection open, as far as it can. ``why`` says why it waits or is closed.
+
+    `run` is its life. ``token`` is asked for a credential at each connect.
+    """
+
+    def __init__(
+        self, options: Options, token: TokenSource, *, reconnect: bool, backoff: Backoff, listener: Listener
+    ) -> None:
+        self._options = options
+        self._token = token
+        self._reconnect = reconnect
+        self._backoff = backoff
+        self._listener = listener
+        self._ids = itertools.count(1)
+        self._changed = asyncio.Event()
+        self._watchers: set[Buffer[State]] = set()
+        self._leaving = False
+        self._come_back_at: float | None = None
+        self.link: Link | None = None
+        self.state = State.CONNECTING
+        self.end: End | None = None
+        """Of the last connection or attempt."""
+
+    # Who waits for it
+
+    async def usable(self) -> Link:
+        """Wait for a connection that takes requests. Raises `ConnectionLost` where there will be none."""
+        while self.link is None or not self.link.usable:
+            if self._leaving or self.state is State.CLOSED:
+                raise ConnectionLost(self.end or CLOSED, NOT_DELIVERED)
+            self._changed.clear()
+            await self._changed.wait()
+        return self.link
+
+    async def states(self) -> AsyncIterator[State]:
+        """The state now, and each change of it; ends behind CLOSED."""
+        watcher: Buffer[State] = Buffer(STATES)
+        watcher.put(self.state)
+        if self.state is State.CLOSED:
+            watcher.close()
+        self._watchers.add(watcher)
+        try:
+            async for state in watcher:
+                yield state
+        finally:
+            self._watchers.discard(watcher)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._changed.set()
+        for watcher in self._watchers:
+            watcher.put(state)
+            if state is State.CLOSED:
+                watcher.close()
+
+    # Its life
+
+    async def run(self) -> None:
+        """Connect, and again after each loss, until it is closed or coming back is of no use."""
+        end = CLOSED
+        try:
+            # A connector of its own: nothing is shared with other sessions, and no cookies are kept.
+            async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+                end = await self._keep_open(session)
+        except Exception:
+            logger.exception("the connection to %s has a defect", self._options.url)
+            end = End(LOST, "a defect of this client")
+        finally:
+            self.end = CLOSED if self._leaving else end
+            self._enter(State.CLOSED)
+            self._listener.closed(None if self._leaving else ConnectionLost(end, NOT_DELIVERED))
+
+    async def _keep_open(self, session: aiohttp.ClientSession) -> End:
+        while True:
+            self._enter(State.CONNECTING)
+            end = self.end = await self._once(session)
+            if self._leaving or end.final or not self._reconnect:
+                return end
+            self._enter(State.WAITING)
+            await asyncio.sleep(self.pause(end))
+
+    async def _once(self, session: aiohttp.ClientSession) -> End:
+        """One connection from its beginning to its end, or an attempt at one."""
+        try:
+            token = await self.token()
+            link = await open_link(session, token, self._options, self._ids)
+        except Refused as refused:
+            return refused.end
+        try:
+            self._opened(link)
+            while messages := await link.receive():
+                for message in messages:
+                    self._listener.received(link, message)
+        finally:
+            self.link = None
+            self._backoff.lost()
+            await link.close()
+            self._listener.lost(link)
+        return link.end
+
+    async def token(self) -> str | None:
+        """A credential, fresh where it comes from a callable. Raises `Refused` where that fails, or takes too long."""
+        if self._token is None or isinstance(self._token, str):
+            return self._token
+        try:
+            async with asyncio.timeout(self._options.connect_timeout):
+                token = self._token()
+                return await token if inspect.isawaitable(token) else token
+        except Exception as error:
+            logger.warning("the callable for the token has failed", exc_info=True)
+            raise Refused(End(LOST, f"no token: {type(error).__name__}")) from None
+
+    def _opened(self, link: Link) -> None:
+        self.link = link
+        self._come_back_at = None
+        self._backoff.opened()
+        self._enter(State.OPEN)
+        self._listener.opened(link)
+
+    def draining(self, link: Link, reconnect_after: float) -> None:
+        """The gateway shuts down: nothing new is sent, and after so many seconds is the time to come back."""
+        link.draining = True
+        self._come_back_at = time.monotonic() + min(max(0.0, reconnect_after), MAX_PAUSE)
+
+    def pause(self, end: End) -> float:
+        """How many seconds to stay away after this end."""
+        come_back_at, self._come_back_at = self._come_back_at, None
+        if come_back_at is not None:
+            return max(0.0, come_back_at - time.monotonic())
+        if end.code == SHUTDOWN:
+            # All the others have lost theirs in the same moment.
+            return self._backoff.between(*RECONNECT)
+        return self._backoff.pause(end.retry_after or 0.0)
+
+    async def leave(self) -> None:
+        """Close what is open and do not come back; `run` ends by it, unless it waits for something else."""
+        self._leaving = True
+        self._changed.set()
+        if self.link is not None:
+            await self.link.close()

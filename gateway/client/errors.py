@@ -1,0 +1,108 @@
+"""How a call fails, and what is known of it then."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from gateway.client.endings import End
+from gateway.errors import DRAINING, OVERLOADED, RATE_LIMITED, RpcError
+from gateway.jsonrpc import UNDECODABLE
+
+NOT_DELIVERED: Final = "not_delivered"
+"""The ``outcome`` of a call that nobody has run: it is safe to send it again."""
+
+UNKNOWN: Final = "unknown"
+"""The ``outcome`` of a call that may have been run."""
+
+CONNECTION_LOST: Final = RpcError(-32000, "connection_lost", "The connection was lost", temporary=True)
+"""This library's own: it is never on the wire."""
+
+_REFUSALS: Final = frozenset({RATE_LIMITED.code, OVERLOADED.code, DRAINING.code})
+
+
+class CallError(Exception):
+    """A call has failed: with the error that came back, or with one of this library's own.
+
+    ``code`` and ``message`` are JSON-RPC's, and ``data`` is what came with them. A method that is served raises it to
+    fail with an error of its own; codes from -32768 to -32000 belong to JSON-RPC and the gateway.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        self.code = code
+        self.message = message
+        self.data = data
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.name or self.code})"
+
+    @property
+    def name(self) -> str:
+        """The error's name, such as ``timeout``; empty where none came with it."""
+        name = self._member("code")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self._member("temporary") is True
+
+    @property
+    def outcome(self) -> str | None:
+        """``not_delivered``: nobody has run it. ``unknown``: it may have been run. None where nothing was said."""
+        outcome = self._member("outcome")
+        return outcome if isinstance(outcome, str) else None
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait before it is sent again, where that was said."""
+        delay = self._member("retryAfterMs")
+        return delay / 1000 if isinstance(delay, int | float) and not isinstance(delay, bool) and delay >= 0 else None
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        """Whether the call was not run, and may succeed later.
+
+        A refusal as ``rate_limited``, ``overloaded`` or ``draining`` says by its name that nothing was run.
+        """
+        refused = self.outcome is None and self.code in _REFUSALS
+        return self.temporary and (refused or self.outcome == NOT_DELIVERED)
+
+    def _member(self, name: str) -> Any:
+        return self.data.get(name) if isinstance(self.data, dict) else None
+
+
+class ConnectionLost(CallError):
+    """There is no connection, or it ended before the answer came. ``end`` says why."""
+
+    def __init__(self, end: End, outcome: str) -> None:
+        data = {"code": CONNECTION_LOST.name, "temporary": not end.final, "outcome": outcome}
+        super().__init__(CONNECTION_LOST.code, f"{CONNECTION_LOST.message}: {end}", data)
+        self.end = end
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.end, self.outcome)
+
+
+def failure(error: RpcError, detail: str, **data: object) -> CallError:
+    """One of the contract's errors, made here."""
+    return CallError(
+        error.code, f"{error.message}: {detail}", {"code": error.name, "temporary": error.temporary, **data}
+    )
+
+
+class _WireError(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+    data: Any = None
+
+
+def received(error: bytes | msgspec.Raw) -> CallError:
+    """The ``error`` member of a response. What is no JSON-RPC error has the code 0."""
+    try:
+        wire = msgspec.json.decode(error, type=_WireError)
+    except UNDECODABLE:
+        return CallError(0, "The error that came is not one that JSON-RPC knows")
+    return CallError(wire.code, wire.message, wire.data)

@@ -1,0 +1,277 @@
+"""One WebSocket connection, from its welcome to its end. It does not know what the messages mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import ssl
+from collections.abc import Coroutine
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+import msgspec
+from aiohttp import WSMsgType
+from msgspec import Raw
+
+from gateway import jsonrpc
+from gateway.client.endings import CLOSED, LOST, UNAUTHENTICATED, End, refusal
+from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
+from gateway.client.pending import OnReply, Pending, PendingTable, Progress
+from gateway.errors import INVALID_REQUEST
+
+MAX_POSTED: Final = 1000
+"""Messages that nobody waits for and that the gateway does not take; with one more the connection is given up."""
+
+
+class Incoming(jsonrpc.Message, gc=False):
+    """A message from the gateway. ``context`` comes with the calls of a node that asked for it."""
+
+    context: Raw = jsonrpc.ABSENT
+
+
+class Options(NamedTuple):
+    """How to connect; times are seconds.
+
+    ``heartbeat`` is the silence after which the gateway is pinged; one that does not answer in half of that is dead.
+    """
+
+    url: str
+    ssl: ssl.SSLContext | bool
+    heartbeat: float
+    connect_timeout: float
+    close_timeout: float
+    max_message_bytes: int
+
+
+class Refused(Exception):
+    """No connection came about. ``end`` says why."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(str(end))
+        self.end = end
+
+
+_decode: Final = msgspec.json.Decoder(Incoming).decode
+_decode_batch: Final = msgspec.json.Decoder(list[Incoming]).decode
+
+
+class Link:
+    """The connection. ``welcome`` is the params of its first message, ``draining`` whether it is to end soon."""
+
+    def __init__(
+        self, ws: aiohttp.ClientWebSocketResponse[Any], ids: itertools.count[int], close_timeout: float
+    ) -> None:
+        self._ws = ws
+        self._ids = ids
+        self._close_timeout = close_timeout
+        self._closing = asyncio.Lock()
+        self._posts: set[asyncio.Task[None]] = set()
+        self._end: End | None = None
+        self.pending = PendingTable()
+        self.welcome: dict[str, Any] = {}
+        self.draining = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether new requests may be sent."""
+        return self._end is None and not self.draining and not self._ws.closed
+
+    def limit(self, name: str, default: int) -> int:
+        """One of the limits in the welcome."""
+        value = self.welcome.get("limits", {}).get(name)
+        return value if isinstance(value, int) else default
+
+    # Sending
+
+    async def request(
+        self, method: str, params: Raw | None, *, on_reply: OnReply | None = None, progress: Progress | None = None
+    ) -> Any:
+        """Send a request and return its result. Raises `CallError`. Cancelling it tells the gateway."""
+        identity = b"%d" % next(self._ids)
+        pending = Pending(on_reply, progress)
+        self.require_size(data := jsonrpc.request(identity, method, params))
+        (result,) = await self._exchange(data, {identity: pending})
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def batch(self, requests: list[tuple[str, Raw | None]]) -> list[Any]:
+        """Send requests in one message; returns for each its result or its `CallError`. Raises `CallError`."""
+        pending = {b"%d" % next(self._ids): Pending() for _ in requests}
+        parts = [jsonrpc.request(identity, *request) for identity, request in zip(pending, requests, strict=True)]
+        self.require_size(data := jsonrpc.batch(parts))
+        most = self.limit("maxBatch", len(parts))
+        if len(parts) > most:
+            raise failure(INVALID_REQUEST, f"a batch of more than {most}", outcome=NOT_DELIVERED)
+        return await self._exchange(data, pending)
+
+    async def _exchange(self, data: bytes, requests: dict[bytes, Pending]) -> list[Any]:
+        """Send, and wait for all answers. What goes unanswered is cancelled at the gateway."""
+        for identity, pending in requests.items():
+            self.pending.enter(identity, pending)
+        try:
+            await self.send(data)
+            return await asyncio.gather(*(pending.answer for pending in requests.values()), return_exceptions=True)
+        finally:
+            for identity, pending in requests.items():
+                if self.pending.drop(identity) and self._end is None:
+                    self.post(jsonrpc.notification("rpc.cancel", {"id": int(identity)}))
+                pending.forget()
+
+    async def send(self, data: bytes) -> None:
+        """Send one JSON text, and wait while the gateway reads too slowly. Raises `ConnectionLost`."""
+        if self._end is not None or self._ws.closed:
+            raise ConnectionLost(self._end or End(LOST), NOT_DELIVERED)
+        try:
+            await self._ws.send_frame(data, WSMsgType.TEXT)
+        except (aiohttp.ClientError, OSError) as error:
+            # It may have left before that.
+            raise ConnectionLost(End(LOST, _text(error)), UNKNOWN) from error
+
+    def post(self, data: bytes) -> None:
+        """Send one JSON text without waiting. It is lost where the connection is."""
+        if len(self._posts) < MAX_POSTED:
+            self._spawn(self._post(data))
+        elif self._end is None:
+            self._finish(End(LOST, "the gateway does not read"))
+            self._spawn(self._shut())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._posts.add(task)
+        task.add_done_callback(self._posts.discard)
+
+    async def _post(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionLost):
+            await self.send(data)
+
+    def check_size(self, data: bytes) -> bool:
+        """Whether the gateway takes a message of this size; a larger one would end the connection with 1009."""
+        return len(data) <= self.limit("maxMessageBytes", len(data))
+
+    def require_size(self, data: bytes) -> None:
+        """Raise `CallError` for a message that is larger."""
+        if not self.check_size(data):
+            detail = f"a message of {len(data)} bytes; the gateway takes {self.limit('maxMessageBytes', 0)}"
+            raise failure(INVALID_REQUEST, detail, outcome=NOT_DELIVERED)
+
+    # Receiving
+
+    async def receive(self) -> list[Incoming]:
+        """The messages of the next frame; an empty list at the end, and `end` says why. For one reader."""
+        while self._end is None:
+            message = await self._ws.receive()
+            match message.type:
+                case WSMsgType.TEXT:
+                    if messages := self._decoded(message.data):
+                        return messages
+                case WSMsgType.BINARY:
+                    continue
+                case WSMsgType.CLOSE:
+                    # 1005 stands for a close frame without a code (RFC 6455 section 7.4.1).
+                    self._finish(End(message.data or 1005, str(message.extra or "")))
+                case WSMsgType.CLOSING:
+                    self._finish(CLOSED)
+                case _:
+                    self._finish(self._lost())
+        return []
+
+    def _decoded(self, data: bytes) -> list[Incoming]:
+        try:
+            return [_decode(data)] if data[:1] == b"{" else _decode_batch(data)
+        except jsonrpc.UNDECODABLE as error:
+            self._finish(End(1002, f"the gateway sent no JSON-RPC: {error}"))
+            return []
+
+    def _lost(self) -> End:
+        """The end without a close frame from the gateway: a lost transport, or its breach of RFC 6455."""
+        code, error = self._ws.close_code, self._ws.exception()
+        if code in (1002, 1007, 1009):
+            return End(code, "" if error is None else _text(error))
+        silent = isinstance(error, aiohttp.ServerTimeoutError)
+        return End(LOST, "the gateway does not answer" if silent else "the transport was lost")
+
+    def _finish(self, end: End) -> None:
+        if self._end is None:
+            self._end = end
+            self.pending.fail_all(lambda: ConnectionLost(end, UNKNOWN))
+
+    @property
+    def end(self) -> End:
+        """Why it ended."""
+        return self._end or End(LOST)
+
+    async def close(self, end: End = CLOSED) -> None:
+        """Close it, and release all. Requests that are not answered fail. Takes `Options.close_timeout` at most."""
+        self._finish(end)
+        try:
+            # Who closes and who reads until then both come here, and the second waits for the first.
+            async with self._closing:
+                await self._shut()
+        finally:
+            posts = list(self._posts)
+            for task in posts:
+                task.cancel()
+            await asyncio.gather(*posts, return_exceptions=True)
+
+    async def _shut(self) -> None:
+        # aiohttp waits so long for the close frame of the other side, and without end to write its own.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._close_timeout):
+                await self._ws.close()
+
+
+async def open_link(
+    session: aiohttp.ClientSession, token: str | None, options: Options, ids: itertools.count[int]
+) -> Link:
+    """Connect and take the welcome. Raises `Refused`, and ValueError for a token that no header can hold."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        async with asyncio.timeout(options.connect_timeout):
+            ws = await session.ws_connect(
+                options.url,
+                headers=headers,
+                heartbeat=options.heartbeat,
+                timeout=aiohttp.ClientWSTimeout(ws_close=options.close_timeout),
+                max_msg_size=options.max_message_bytes,
+                decode_text=False,
+                ssl=options.ssl,
+            )
+            return await _welcomed(Link(ws, ids, options.close_timeout))
+    except aiohttp.WSServerHandshakeError as error:
+        headers = dict(error.headers or {})
+        raise Refused(refusal(error.status, _refused_text(error.status), headers)) from None
+    except TimeoutError:
+        raise Refused(End(LOST, f"no connection within {options.connect_timeout} s")) from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise Refused(End(LOST, _text(error))) from None
+
+
+async def _welcomed(link: Link) -> Link:
+    try:
+        messages = await link.receive()
+        if not messages:
+            raise Refused(link.end)
+        first = messages[0]
+        if first.method != "gateway.welcome":
+            raise Refused(End(1002, "the first message is no gateway.welcome"))
+        try:
+            link.welcome = msgspec.json.decode(first.params, type=dict[str, Any])
+        except jsonrpc.UNDECODABLE:
+            raise Refused(End(1002, "the gateway.welcome cannot be read")) from None
+        if link.welcome.get("principal") is None:
+            raise Refused(End(UNAUTHENTICATED, "the gateway wants a credential"))
+    except BaseException:
+        await link.close()
+        raise
+    return link
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _refused_text(status: int) -> str:
+    said = {401: "the credential was refused", 404: "there is no gateway at this path", 503: "full or draining"}
+    return said.get(status, "the gateway refused the connection")

@@ -1,0 +1,267 @@
+"""Subscriptions that survive the connection: events in the order of their offsets, and a gap where some are gone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+from msgspec import Raw
+
+from gateway import jsonrpc
+from gateway.client.buffer import Buffer
+from gateway.client.link import Link
+
+MAX_POSITIONS: Final = 3000
+"""Topics of one subscription whose place is remembered, those heard last: so many fit into one request."""
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in a topic: behind the message of this ``offset``, in this ``epoch``."""
+
+    epoch: str
+    offset: int
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One message of a topic. ``time`` is when it was published, in UTC; ``data`` is any decoded JSON."""
+
+    topic: str
+    offset: int
+    epoch: str
+    time: datetime
+    data: Any
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Messages of this topic are gone: read its state anew."""
+
+    topic: str
+
+
+class _State(msgspec.Struct, frozen=True):
+    epoch: str
+    offset: int
+    recovered: bool | None = None
+
+
+class _Reply(msgspec.Struct):
+    topics: dict[str, _State]
+
+
+Since = Mapping[str, Event | Position | Mapping[str, Any]]
+Subscribe = Callable[["Subscription"], Awaitable[None]]
+Leave = Callable[["Subscription"], None]
+
+
+class Subscription:
+    """Topics and patterns, and what has come of them: an async iterator of `Event` and `Gap`, for one reader.
+
+    It begins with ``async with``, which waits until the gateway has it, or with the first step of ``async for``, and
+    ends with the block or the loop. It goes on over reconnects without a gap, or tells of it. Where the reader is
+    slow ``buffer`` of them are kept; of each that is dropped then a `Gap` is told. Use it once.
+
+    Iterating raises `CallError` where the gateway does not let it go on, and `ConnectionLost` where the client does
+    not come back; it stops where the client was closed.
+    """
+
+    def __init__(
+        self, patterns: tuple[str, ...], since: Since | None, buffer: int, subscribe: Subscribe, leave: Leave
+    ) -> None:
+        if not patterns:
+            raise ValueError("subscribe to one topic at least")
+        self.patterns: Final = patterns
+        self._subscribe = subscribe
+        self._leave = leave
+        self._parts = [pattern.split(".") for pattern in patterns]
+        self._items: Buffer[Event | Gap] = Buffer(buffer, self._dropped)
+        self._gaps: dict[str, None] = {}
+        self._positions = {topic: _position(place) for topic, place in (since or {}).items()}
+        self._catching_up: set[str] = set()
+        self._entered = False
+        self._active = False
+        self.began = False
+        """Whether the gateway has had it: the next connection takes it up."""
+
+    # For its reader
+
+    @property
+    def waiting(self) -> int:
+        """Events and gaps that have come and were not read yet."""
+        return len(self._items)
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError("a subscription is used once")
+        self._entered = True
+        try:
+            await self._subscribe(self)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self, error: Exception | None = None) -> None:
+        """End it. What has come is still to be read. May be called twice."""
+        self._active = False
+        self._items.close(error)
+        self._leave(self)
+
+    async def __aiter__(self) -> AsyncIterator[Event | Gap]:
+        within_block = self._entered
+        if not within_block:
+            await self.__aenter__()
+        try:
+            async for item in self._items:
+                while self._gaps:
+                    yield Gap(self._gaps.popitem()[0])
+                yield item
+        finally:
+            if not within_block:
+                self.close()
+
+    # For the connection
+
+    def meets(self, topic: str) -> bool:
+        """Whether one of its patterns meets this topic: `*` is one part, a last `>` the rest."""
+        parts = topic.split(".")
+        # The gateway's own topics are met by patterns that name them, and by no other.
+        own = parts[0] == "gateway"
+        return any((pattern[0] == "gateway") == own and _meets(pattern, parts) for pattern in self._parts)
+
+    def suspend(self) -> None:
+        """The connection is lost."""
+        self._active = False
+
+    def deliver(self, event: Event) -> None:
+        """A message has come. One that it has had, or that is to come again, is left out."""
+        if not self._active or event.topic in self._catching_up or not self.meets(event.topic):
+            return
+        place = self._positions.get(event.topic)
+        if place is not None and place.epoch == event.epoch and event.offset <= place.offset:
+            return
+        self._remember(event.topic, Position(event.epoch, event.offset))
+        self._items.put(event)
+
+    async def join(self, link: Link) -> None:
+        """Subscribe over this connection, from where it was. Raises `CallError`."""
+        since = {topic: place for topic, place in self._positions.items() if self.meets(topic)}
+        await self._ask(link, since, self._joined)
+        if self._catching_up:
+            begin = {topic: self._positions[topic] for topic in self._catching_up}
+            await self._ask(link, begin, self._caught_up)
+
+    async def _ask(
+        self, link: Link, since: dict[str, Position], on_reply: Callable[[dict[str, Position], _Reply], None]
+    ) -> None:
+        params = jsonrpc.encode({"topics": self.patterns, "since": since})
+        # The reply is looked at before the messages that come behind it.
+        await link.request(
+            "event.subscribe",
+            Raw(params),
+            on_reply=lambda result: on_reply(since, msgspec.convert(result, _Reply)),
+        )
+
+    def _joined(self, since: dict[str, Position], reply: _Reply) -> None:
+        self._catching_up.clear()
+        for topic, state in reply.topics.items():
+            if state.recovered is True:
+                continue  # what was missed comes next
+            if self.began and state.recovered is None and state.offset > 0:
+                # It has begun while there was no connection: all of it was missed.
+                self._catching_up.add(topic)
+                self._remember(topic, Position(state.epoch, 0))
+                continue
+            if state.recovered is False:
+                self._items.put(Gap(topic))
+            self._remember(topic, Position(state.epoch, state.offset))
+        for topic in since.keys() - reply.topics.keys():  # the gateway has forgotten it
+            self._items.put(Gap(topic))
+            self._positions.pop(topic, None)
+        self.began = self._active = True
+
+    def _caught_up(self, since: dict[str, Position], reply: _Reply) -> None:
+        for topic in since:
+            state = reply.topics.get(topic)
+            if state is None or not state.recovered:
+                self._items.put(Gap(topic))
+            if state is not None and not state.recovered:
+                self._remember(topic, Position(state.epoch, state.offset))
+        self._catching_up.clear()
+
+    def _remember(self, topic: str, place: Position) -> None:
+        self._positions.pop(topic, None)
+        self._positions[topic] = place
+        if len(self._positions) > MAX_POSITIONS:
+            oldest = next(iter(self._positions))
+            del self._positions[oldest]
+            self._catching_up.discard(oldest)
+
+    def _dropped(self, item: Event | Gap) -> None:
+        self._gaps[item.topic] = None
+
+
+class Subscriptions:
+    """All subscriptions of one client."""
+
+    def __init__(self) -> None:
+        self._all: list[Subscription] = []
+
+    def add(self, subscription: Subscription) -> None:
+        """It has begun."""
+        self._all.append(subscription)
+
+    def remove(self, subscription: Subscription) -> list[str]:
+        """It is over; returns those of its patterns that no other has. Harmless for one that is not there."""
+        if subscription not in self._all:
+            return []
+        self._all.remove(subscription)
+        others = {pattern for other in self._all for pattern in other.patterns}
+        return [pattern for pattern in dict.fromkeys(subscription.patterns) if pattern not in others]
+
+    def deliver(self, params: Raw) -> None:
+        """An `event.message` has come. Raises msgspec.DecodeError for what is none."""
+        event = msgspec.json.decode(params, type=Event)
+        for subscription in self._all:
+            subscription.deliver(event)
+
+    def suspend(self) -> None:
+        """The connection is lost."""
+        for subscription in self._all:
+            subscription.suspend()
+
+    def all(self) -> list[Subscription]:
+        """Those that are to go on."""
+        return list(self._all)
+
+    def close(self, error: Exception | None) -> None:
+        """There will be no connection any more."""
+        for subscription in self.all():
+            subscription.close(error)
+
+
+def _meets(pattern: list[str], parts: list[str]) -> bool:
+    if pattern[-1] == ">":
+        head = pattern[:-1]
+        return len(parts) > len(head) and all(map(_meets_part, head, parts))
+    return len(parts) == len(pattern) and all(map(_meets_part, pattern, parts))
+
+
+def _meets_part(pattern: str, part: str) -> bool:
+    return pattern in ("*", part)
+
+
+def _position(place: Event | Position | Mapping[str, Any]) -> Position:
+    if isinstance(place, Event | Position):
+        return Position(place.epoch, place.offset)
+    try:
+        return msgspec.convert({"epoch": place["epoch"], "offset": place["offset"]}, Position)
+    except (KeyError, TypeError, msgspec.ValidationError):
+        raise ValueError(f"since: a place has an epoch and an offset, not {place!r}") from None

@@ -1,0 +1,49 @@
+"""`python -m gateway check`: is the configuration good, without serving?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from gateway.commands.serve import EXIT_WRONG_CONFIG, add_flags, settings
+from gateway.commands.terminal import plain
+from gateway.config import Config, ConfigError
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "check",
+        allow_abbrev=False,
+        help="check the configuration as serve would",
+        description="Check the configuration as serve would: the file, the environment, the flags, and the files that"
+        " they name (certificate, tokens, keys, modules with methods). Whether the port is free is not tried.",
+        epilog="Exit status: 0 all is well, 2 something is wrong; standard error says what, and what would be right.",
+    )
+    add_flags(parser, default=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check; returns the exit status."""
+    from gateway.app import create_app  # noqa: PLC0415 - as in `serve.run`
+
+    try:
+        config = settings(given)
+        create_app(config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG_CONFIG
+    source = given.config or os.environ.get("GATEWAY_CONFIG") or "no file, the defaults"
+    print(f"{plain(source)}: all is well; serve would listen on {_address(config)}, auth.mode is {config.auth.mode}")
+    return 0
+
+
+def _address(config: Config) -> str:
+    server = config.server
+    if server.unix_socket:
+        return f"unix:{plain(server.unix_socket)}"
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return f"{host}:{server.port}{' with TLS' if server.tls_cert else ''}"

@@ -1,0 +1,124 @@
+"""`python -m gateway connections`: who is connected, why others are no more, and ending one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from gateway.client import CallError, Client
+from gateway.commands import remote
+from gateway.commands.terminal import as_json, since, span, table
+from gateway.errors import NOT_FOUND
+
+_PAGE: Final = 200
+_SHORT: Final = 8
+"""Characters of a connId in a table: enough to tell connections apart."""
+_WHOLE: Final = 36
+
+Row = tuple[str, ...]
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = remote.add_parser(
+        commands,
+        "connections",
+        help="list the connections, tell why some have ended, close one",
+        description="List the open connections; or with --history those that have ended, the newest first, and why;"
+        " or close one. Needs the scope admin.",
+    )
+    parser.add_argument("action", nargs="?", choices=("list", "close"), default="list", help="list by default")
+    parser.add_argument("conn_id", nargs="?", metavar="CONNID", help="which to close: its connId, or how that begins")
+    parser.add_argument("--reason", metavar="TEXT", help="close: what its client is told")
+    parser.add_argument("--history", action="store_true", help="list: the last 1,000 that have ended, and why")
+    remote.add_json(parser, "an array, with all that is known of each")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do it; returns the exit status."""
+    if given.action == "close":
+        if not given.conn_id:
+            given.fail("close needs the CONNID")
+        if given.history:
+            given.fail("--history is for list")
+        return remote.run(given, lambda gateway: _close(gateway, given))
+    if given.conn_id is not None or given.reason is not None:
+        given.fail("CONNID and --reason are for close")
+    return remote.run(given, lambda gateway: _list(gateway, given))
+
+
+async def _close(gateway: Client, given: argparse.Namespace) -> None:
+    conn_id = await _complete(gateway, given.conn_id)
+    await gateway.call("connection.close", {"connId": conn_id, "reason": given.reason or ""})
+    print(as_json({"closed": conn_id}) if given.json else f"closed {conn_id}", flush=True)
+
+
+async def _complete(gateway: Client, beginning: str) -> str:
+    """The one connId that begins so. Raises CallError where there is none, or more than one."""
+    if len(beginning) >= _WHOLE:
+        return beginning
+    # A page begins behind `after`, and what begins with a text is the first that is behind it.
+    page = await gateway.call("connection.list", {"after": beginning, "limit": 2})
+    found = [one["connId"] for one in page["connections"] if one["connId"].startswith(beginning)]
+    if len(found) != 1:
+        many = "more than one open connection begins" if found else "no open connection begins"
+        raise CallError(NOT_FOUND.code, f"{many} with {beginning!r}", {"code": NOT_FOUND.name, "temporary": False})
+    return str(found[0])
+
+
+async def _list(gateway: Client, given: argparse.Namespace) -> None:
+    found = await (_history(gateway) if given.history else _open(gateway))
+    if given.json:
+        print(as_json(found, indent=2), flush=True)
+        return
+    headings, row = (_ENDED, _ended) if given.history else (_LIVE, _live)
+    print(table([headings, *map(row, found)]), flush=True)
+
+
+async def _open(gateway: Client) -> list[dict[str, Any]]:
+    """All pages."""
+    found: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        page = await gateway.call("connection.list", {"after": after, "limit": _PAGE})
+        found += page["connections"]
+        after = page["next"]
+    return sorted(found, key=lambda one: str(one["openedAt"]))
+
+
+async def _history(gateway: Client) -> list[dict[str, Any]]:
+    ended: list[dict[str, Any]] = (await gateway.call("connection.history", {"limit": 1000}))["connections"]
+    return ended
+
+
+_LIVE: Final = ("CONNID", "NAME", "ROLE", "REMOTE", "OPEN", "SEEN", "IN", "OUT", "CALLS", "OUTBOX")
+_ENDED: Final = ("CONNID", "NAME", "REMOTE", "ENDED", "OPEN", "CODE", "CAUSE", "REASON")
+
+
+def _live(one: dict[str, Any]) -> Row:
+    return (
+        one["connId"][:_SHORT],
+        one["name"],
+        one["role"],
+        one["remote"],
+        since(one["openedAt"]),
+        since(one["lastSeenAt"]),
+        str(one["messagesIn"]),
+        str(one["messagesOut"]),
+        str(one["inFlight"]),
+        str(one["outboxBytes"]),
+    )
+
+
+def _ended(one: dict[str, Any]) -> Row:
+    return (
+        one["connId"][:_SHORT],
+        one["name"],
+        one["remote"],
+        f"{since(one['closedAt'])} ago",
+        span(one["duration"]),
+        str(one["code"]),
+        one["cause"],
+        one["reason"],
+    )

@@ -1,0 +1,164 @@
+"""`python -m gateway node`: serve shell commands as methods."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from gateway.client import CallError, Client, ServedCall
+from gateway.commands import programs, remote
+from gateway.commands.programs import ProgramFailed
+from gateway.commands.terminal import plain
+from gateway.jsonrpc import UNDECODABLE, encode
+
+_JOBS: Final = 8
+_TIMEOUT: Final = 600.0
+_FINISHING: Final = 10.0
+"""Seconds that running commands have to finish after SIGTERM."""
+
+_SHELL: Final = ("/bin/sh", "-c")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = remote.add_parser(
+        commands,
+        "node",
+        help="serve commands of this machine as methods",
+        description="Serve commands as methods, until SIGTERM or Ctrl-C. A command gets the parameters as JSON on its"
+        " standard input (null where there are none); what it prints is the result: JSON where it is that, else a"
+        " text. An exit status other than 0 is an error with that code, and the last line of its standard error.",
+    )
+    parser.add_argument("--name", metavar="NAME", help="the node's name; where tokens are needed, the token's own")
+    parser.add_argument(
+        "served",
+        nargs="+",
+        type=_served,
+        metavar="METHOD=COMMAND",
+        help="such as disk.free='df -h /'; split into words as a shell would, but no shell runs it",
+    )
+    parser.add_argument("--shell", action="store_true", help="have /bin/sh run the commands: pipes, variables, globs")
+    parser.add_argument(
+        "--timeout",
+        type=remote.seconds,
+        default=_TIMEOUT,
+        metavar="SECONDS",
+        help=f"a command that runs longer is ended ({_TIMEOUT:.0f}); one whose caller has gone is ended at once",
+    )
+    parser.add_argument(
+        "--jobs", type=_jobs, default=_JOBS, metavar="N", help=f"commands that run at a time ({_JOBS}); others wait"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Serve them; returns the exit status."""
+    commands = _commands(given)
+
+    async def work(gateway: Client) -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        jobs = asyncio.Semaphore(given.jobs)
+        for method, words in commands.items():
+            gateway.method(method)(_answering(words, jobs, given.timeout))
+        registered = await gateway.serve(given.name)
+        print(plain(f"{registered['name']} serves {', '.join(registered['methods'])}"), file=sys.stderr)
+        await _until(stop, gateway)
+        await _finish(gateway, jobs, given.jobs)
+
+    return remote.run(given, work, reconnect=True)
+
+
+async def _until(stop: asyncio.Event, gateway: Client) -> None:
+    """Wait for the signal. Raises ConnectionLost where the connection ends for good."""
+    stopping = asyncio.create_task(stop.wait())
+    closing = asyncio.create_task(_closed(gateway))
+    try:
+        await asyncio.wait({stopping, closing}, return_when=asyncio.FIRST_COMPLETED)
+        if closing.done():
+            await gateway.call("gateway.ping")  # raises, and says why
+    finally:
+        stopping.cancel()
+        closing.cancel()
+
+
+async def _closed(gateway: Client) -> None:
+    async for _ in gateway.states():
+        pass
+
+
+async def _finish(gateway: Client, jobs: asyncio.Semaphore, count: int) -> None:
+    """Take no more calls, and let those that run finish; what is late is ended with the connection."""
+    try:
+        async with asyncio.timeout(_FINISHING):
+            await gateway.call("node.unregister")
+            for _ in range(count):
+                await jobs.acquire()
+    except (TimeoutError, CallError) as error:
+        print(f"commands are ended: {plain(str(error)) or 'they take too long'}", file=sys.stderr)
+
+
+def _commands(given: argparse.Namespace) -> dict[str, list[str]]:
+    """The words of each method's command. Exits with 2 where one cannot be run."""
+    commands: dict[str, list[str]] = {}
+    for method, command in given.served:
+        if method in commands:
+            given.fail(f"{method} is there twice")
+        try:
+            words = [*_SHELL, command] if given.shell else shlex.split(command)
+        except ValueError as error:
+            given.fail(f"{method}: {error}: {command}")
+        if not words or shutil.which(words[0]) is None:
+            given.fail(f"{method}: no such program: {words[0] if words else command}")
+        commands[method] = words
+    return commands
+
+
+def _answering(
+    words: Sequence[str], jobs: asyncio.Semaphore, timeout: float
+) -> Callable[[Any, ServedCall], Awaitable[object]]:
+    # The token is the node's, and no command's.
+    environ = {name: value for name, value in os.environ.items() if name != "GATEWAY_TOKEN"}
+
+    async def answer(params: Any, call: ServedCall) -> object:
+        async with jobs:
+            try:
+                printed = await programs.run(words, encode(params) + b"\n", environ, timeout)
+            except ProgramFailed as error:
+                data = {"code": "command_failed", "temporary": False, "status": error.status}
+                raise CallError(error.status, str(error), data) from None
+        return result_of(printed)
+
+    return answer
+
+
+def result_of(printed: bytes) -> object:
+    """What a command has printed: the value where it is JSON, else the text without the line break at its end."""
+    try:
+        return msgspec.json.decode(printed)
+    except UNDECODABLE:
+        return printed.decode("utf-8", "replace").removesuffix("\n")
+
+
+def _served(text: str) -> tuple[str, str]:
+    """An argument's type: a method and its command."""
+    method, _, command = text.partition("=")
+    if not method.strip() or not command.strip():
+        raise argparse.ArgumentTypeError(f'"{text}" is not METHOD=COMMAND')
+    return method, command
+
+
+def _jobs(text: str) -> int:
+    """An argument's type: how many at a time."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:4]) <= 256:
+        raise argparse.ArgumentTypeError(f'"{text}" is no number from 1 to 256')
+    return int(text)

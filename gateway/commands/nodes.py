@@ -1,0 +1,39 @@
+"""`python -m gateway nodes`: who serves what."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gateway.client import Client
+from gateway.commands import remote
+from gateway.commands.terminal import as_json, since, table
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = remote.add_parser(
+        commands,
+        "nodes",
+        help="list the nodes and what they serve",
+        description="List the nodes: since when they serve, the calls that they have not answered, and their methods.",
+    )
+    remote.add_json(parser, "the array of node.list, with the methods' descriptions")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """List them; returns the exit status."""
+
+    async def work(gateway: Client) -> None:
+        nodes = (await gateway.call("node.list"))["nodes"]
+        if given.json:
+            print(as_json(nodes, indent=2), flush=True)
+            return
+        rows = [("NAME", "SINCE", "CALLS", "REMOTE", "METHODS")]
+        for node in nodes:
+            methods = " ".join(method["name"] for method in node["methods"])
+            rows.append((node["name"], since(node["since"]), str(node["inFlight"]), node["remote"], methods))
+        print(table(rows), flush=True)
+
+    return remote.run(given, work)

@@ -1,0 +1,31 @@
+"""`python -m gateway openrpc`: all that may be called, as an OpenRPC document."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gateway.client import Client
+from gateway.commands import remote
+from gateway.commands.terminal import as_json
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = remote.add_parser(
+        commands,
+        "openrpc",
+        help="print what may be called, as an OpenRPC document",
+        description="Print all methods that this token may call, those of nodes included, as an OpenRPC 1.3 document:"
+        " the answer of rpc.discover.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print it; returns the exit status."""
+
+    async def work(gateway: Client) -> None:
+        print(as_json(await gateway.call("rpc.discover"), indent=2), flush=True)
+
+    return remote.run(given, work)

@@ -1,0 +1,183 @@
+"""What the commands that talk to a gateway share: where it is, who asks, and what the exit status tells."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from yarl import URL
+
+from gateway.client import CallError, Client, ConnectionLost, State, connect
+from gateway.commands.terminal import as_json, plain
+
+EXIT_FAILED: Final = 1
+"""The gateway or the node has answered with an error."""
+EXIT_WRONG: Final = 2
+EXIT_UNREACHABLE: Final = 3
+"""No connection, one that was refused, or one that was lost."""
+EXIT_INTERRUPTED: Final = 130
+"""Ctrl-C: 128 and SIGINT's number, as shells show it."""
+EXIT_PIPE: Final = 141
+"""Nobody reads the output any more: 128 and SIGPIPE's number."""
+
+DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
+_MAX_TOKEN: Final = 65_536
+_OPENING: Final = 12.0
+"""Seconds for the first connection; an attempt takes 10 at most."""
+
+EPILOG: Final = (
+    "The token is in GATEWAY_TOKEN or the file of --token-file, never in an argument, which others on the machine"
+    " can see. Exit status: 0 done, 1 the answer was an error, 2 wrong usage, 3 no connection, 130 Ctrl-C."
+)
+
+
+def add_parser(commands: Any, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
+    """Add a command to argparse's subparsers, with the options that all of these have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, allow_abbrev=False, help=help, description=description, epilog=EPILOG
+    )
+    parser.add_argument("--url", metavar="URL", help=f"the gateway; GATEWAY_URL names it too ({DEFAULT_URL})")
+    parser.add_argument("--token-file", metavar="FILE", help="a file with the token alone; read anew for each connect")
+    parser.set_defaults(fail=parser.error, json=False)
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def seconds(text: str) -> float:
+    """An argument's type: a time above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'"{text}" is no number of seconds above 0')
+    return value
+
+
+def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *, reconnect: bool = False) -> int:
+    """Connect, do the work, and return the exit status; standard error says what went wrong.
+
+    ``reconnect``: a connection that is lost comes back by itself, and standard error tells of it. Exits with 2 where
+    URL or token are wrong.
+    """
+    url, token = _url(given), _token(given)
+    client = connect(url, token, reconnect=reconnect, open_timeout=_OPENING)
+    try:
+        asyncio.run(_main(client, work, url if reconnect else None))
+    except ConnectionLost as error:
+        print(f"{url}: {plain(_why(error))}", file=sys.stderr)
+        return EXIT_UNREACHABLE
+    except CallError as error:
+        say_error(error, json=given.json)
+        return EXIT_FAILED
+    except UnicodeEncodeError:
+        given.fail("an argument is not UTF-8")
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Else Python would try to write once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    return 0
+
+
+async def _main(client: Client, work: Callable[[Client], Awaitable[None]], told_as: str | None) -> None:
+    telling = None if told_as is None else asyncio.create_task(_tell(client, told_as))
+    try:
+        async with client:
+            await work(client)
+    finally:
+        if telling is not None:
+            telling.cancel()
+
+
+async def _tell(client: Client, url: str) -> None:
+    """Say on standard error when the connection is lost, and when it is back."""
+    lost = False
+    async for state in client.states():
+        if state is State.WAITING:
+            lost = True
+            print(f"{url}: {plain(client.why)}; trying again", file=sys.stderr)
+        elif state is State.OPEN and lost:
+            lost = False
+            print(f"{url}: connected", file=sys.stderr)
+
+
+def _why(error: ConnectionLost) -> str:
+    asked = "; whether it was run is not known" if error.outcome == "unknown" else ""
+    return (error.end.reason if error.end.code == 1006 and error.end.reason else str(error.end)) + asked
+
+
+def say_error(error: CallError, *, json: bool) -> None:
+    """Print an error reply on standard error: a line for people, or an object for programs."""
+    if json:
+        told = {"code": error.code, "name": error.name, "message": error.message, "data": error.data}
+        print(as_json(told), file=sys.stderr)
+        return
+    known = "; whether it was run is not known" if error.outcome == "unknown" else ""
+    name = f" {error.name}" if error.name else ""
+    print(f"error {error.code}{plain(name)}: {plain(error.message)}{known}", file=sys.stderr)
+
+
+def _url(given: argparse.Namespace) -> str:
+    text = given.url or os.environ.get("GATEWAY_URL") or DEFAULT_URL
+    source = "--url" if given.url else "GATEWAY_URL"
+    try:
+        url = URL(text)
+        usable = url.scheme in ("ws", "wss") and bool(url.host) and url.port is not None
+    except ValueError:
+        usable = False
+    if not usable:
+        given.fail(f'{source}: "{text}" is no address of a gateway, such as {DEFAULT_URL} or wss://gateway.example/ws')
+    if url.user is not None or url.password is not None:
+        given.fail(f"{source}: a credential does not belong into a URL; GATEWAY_TOKEN or --token-file")
+    return str(url if url.path != "/" else url.with_path("/ws"))
+
+
+def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
+    """The token, or where it comes from at each connect. Exits with 2 where there is one that cannot be used."""
+    if given.token_file is None:
+        text = os.environ.get("GATEWAY_TOKEN") or None
+        if text is not None and not _is_token(text):
+            given.fail("GATEWAY_TOKEN: this is no token")
+        return text
+    path, last = Path(given.token_file), ""
+
+    def token() -> str:
+        nonlocal last
+        try:
+            last = _read(path)
+        except ValueError as error:
+            if not last:
+                given.fail(f"--token-file: {error}")
+            print(f"{plain(str(error))}; the last one is used", file=sys.stderr)
+        return last
+
+    token()
+    return token
+
+
+def _read(path: Path) -> str:
+    """The token in a file. Raises ValueError."""
+    try:
+        with path.open(encoding="ascii", errors="replace") as file:
+            text = file.read(_MAX_TOKEN).strip()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    if not _is_token(text):
+        raise ValueError(f"{path}: must hold the token and nothing else")
+    return text
+
+
+def _is_token(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text and 0 < len(text) < _MAX_TOKEN

@@ -1,0 +1,119 @@
+"""What a command shows: text that drives no terminal, JSON, tables, and a line that is rewritten in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+_NARROWEST: Final = 6
+"""Columns of a table's cell that are left in the narrowest window."""
+
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+
+
+def plain(text: str) -> str:
+    """The text with what is not printable escaped: others have written it, and it must not drive the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def as_json(value: object, *, indent: int | None = None) -> str:
+    """The value as JSON, whatever is not printable escaped, and all but ASCII where standard output cannot take it."""
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    text = json.dumps(value, ensure_ascii=not unicode, indent=indent)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person looks at it, and lines can be rewritten there."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Lines with aligned columns, the first the headings; on a terminal the widest cells are cut until they fit.
+
+    Elsewhere nothing is cut.
+    """
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+        while sum(widths) > room and max(widths) > _NARROWEST:
+            widths[widths.index(max(widths))] -= 1
+    return "\n".join(
+        "  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def since(moment: str, now: datetime | None = None) -> str:
+    """How long ago an RFC 3339 time was, in its two largest units: ``3d 4h``."""
+    return span(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds())
+
+
+def moment(time: datetime) -> str:
+    """A time as the gateway writes it: RFC 3339, UTC, milliseconds."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def span(seconds: float) -> str:
+    """Seconds in their two largest units: ``3d 4h``, ``7s``."""
+    left = max(0, int(seconds))
+    parts: list[tuple[int, str]] = []
+    for size, unit in _UNITS:
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append((count, unit))
+    return " ".join(f"{count}{unit}" for count, unit in parts[:2] if count) or "0s"
+
+
+class Line:
+    """One line on standard error that tells how far something is; on anything but a terminal it says nothing."""
+
+    def __init__(self) -> None:
+        self._shows = is_terminal(sys.stderr)
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Put this text in the place of the last one, cut at the edge of the window."""
+        if self._shows:
+            room = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r{cut(plain(text), room)}\x1b[K")
+            sys.stderr.flush()
+            self._shown = True
+
+    def clear(self) -> None:
+        """Leave nothing behind. May be called twice."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def cut(text: str, room: int) -> str:
+    """The text in this many columns at most; where it is longer it ends in an ellipsis."""
+    if _width(text) <= room:
+        return text
+    kept, used = "", 1
+    for character in text:
+        used += _width(character)
+        if used > room:
+            break
+        kept += character
+    return f"{kept}…"
+
+
+def _padded(cell: str, width: int) -> str:
+    shown = cut(cell, width)
+    return shown + " " * (width - _width(shown))
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that the text takes: two for a wide character (UAX 11), none for a combining one."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

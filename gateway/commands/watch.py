@@ -1,0 +1,50 @@
+"""`python -m gateway watch`: events as they come."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from gateway.client import Client, Event, Gap
+from gateway.commands import remote
+from gateway.commands.terminal import as_json, moment, plain
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = remote.add_parser(
+        commands,
+        "watch",
+        help="print events as they come",
+        description="Print the events of topics as they come, a line each, until Ctrl-C. A connection that is lost"
+        " comes back by itself, and what was missed is printed then; standard error tells of that, and of gaps.",
+    )
+    parser.add_argument(
+        "topics",
+        nargs="+",
+        metavar="TOPIC",
+        help="such as greenhouse.door; * stands for one part and a last > for all that follow: 'greenhouse.*'",
+    )
+    remote.add_json(parser, "an object a line: topic, offset, epoch, time, data")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print them; returns the exit status."""
+
+    async def work(gateway: Client) -> None:
+        async for event in gateway.subscribe(*given.topics):
+            if isinstance(event, Gap):
+                print(f"gap: messages of {plain(event.topic)} are gone", file=sys.stderr)
+            elif given.json:
+                print(as_json(_described(event)), flush=True)
+            else:
+                print(f"{moment(event.time)}  {plain(event.topic)}  {as_json(event.data)}", flush=True)
+
+    return remote.run(given, work, reconnect=True)
+
+
+def _described(event: Event) -> dict[str, Any]:
+    place = {"topic": event.topic, "offset": event.offset, "epoch": event.epoch}
+    return place | {"time": moment(event.time), "data": event.data}

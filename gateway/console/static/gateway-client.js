@@ -1,0 +1,803 @@
+// A client of aisopod-gateway for browsers and Node, without dependencies. gateway-client.d.ts beside it says what each
+// public name means. All times in here are milliseconds.
+
+const TIMEOUT = 30_000; // of whatever is asked, where nobody says otherwise
+const CONNECT_TIMEOUT = 10_000; // from the first packet to the principal
+const CLOSE_TIMEOUT = 2_000;
+const PAUSE_MIN = 500; // before a reconnect; doubled with each failure
+const PAUSE_MAX = 30_000;
+const RETRY_MIN = 100; // before a call is sent again; doubled with each refusal
+const RETRY_MAX = 5_000;
+const STABLE = 10_000; // a connection that was open so long was no failure
+const SECOND_LOOK = 100;
+const MAX_TIMER = 2 ** 31 - 1; // setTimeout takes more as 1
+const MAX_WAITING = 1_000; // calls that wait for a connection
+const MAX_BUFFERED = 16 * 2 ** 20; // bytes that wait for the network
+const MAX_EVENTS = 1_000; // events that wait for their reader
+const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has
+const PROTOCOL = 1;
+const OPEN = 1; // WebSocket.OPEN
+const STAY_AWAY = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
+const OWN_CODE = -32000; // of this client's own errors, which are never on the wire
+const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // always before anything is done
+const LONE_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/; // JSON.stringify escapes no other
+
+const now = () => performance.now();
+const timer = (act, time) => setTimeout(act, Math.min(Math.max(time, 0), MAX_TIMER));
+const event = (name, detail) => new CustomEvent(name, { detail });
+const isOver = (text, bytes) => 3 * text.length > bytes && new TextEncoder().encode(text).length > bytes;
+
+export class CallError extends Error {
+  constructor(code, message, data) {
+    super(message);
+    const told = data !== null && typeof data === "object" ? data : {};
+    this.name = typeof told.code === "string" ? told.code : "error";
+    this.code = code;
+    this.data = data;
+    this.temporary = told.temporary === true;
+    this.outcome = told.outcome ?? null;
+    this.retryAfterMs = told.retryAfterMs ?? null;
+  }
+}
+
+const failure = (code, name, message, outcome, rest) =>
+  new CallError(code, message, { code: name, temporary: false, ...(outcome && { outcome }), ...rest });
+const overloaded = (message) =>
+  failure(-32009, "overloaded", message, "not_delivered", { temporary: true, retryAfterMs: RETRY_MIN });
+const timedOut = (outcome) => failure(-32008, "timeout", "The deadline passed", outcome, { temporary: true });
+const lost = () =>
+  failure(OWN_CODE, "connection_lost", "The connection was lost before the answer", "unknown", { temporary: true });
+const closed = (why) => failure(OWN_CODE, "closed", `The connection is closed: ${why}`, "not_delivered");
+
+/** Whether a call has certainly not been run, and may be taken later. */
+function isSafe(error) {
+  return error.temporary && (error.outcome ?? (REFUSALS.has(error.name) && "not_delivered")) === "not_delivered";
+}
+
+function encode(value) {
+  const text = JSON.stringify(value);
+  if (text !== undefined && LONE_SURROGATE.test(text)) throw new TypeError("a lone surrogate is no text");
+  return text;
+}
+
+function encodeParams(params) {
+  if (params === undefined || params === null) return undefined;
+  if (typeof params !== "object") throw new TypeError("params must be an object or an array");
+  return encode(params);
+}
+
+function notification(method, params) {
+  return `{"jsonrpc":"2.0","method":${encode(method)}${params === undefined ? "" : `,"params":${params}`}}`;
+}
+
+function requestText(id, { method, params, node, deadline }, limits) {
+  let asked = { method, params };
+  if (node !== undefined) {
+    const timeoutMs = Math.min(Math.max(Math.ceil(deadline - now()), 1), limits.maxCallTimeoutMs);
+    const inner = params === undefined ? "" : `,"params":${params}`;
+    const target = `"node":${encode(node)},"method":${encode(method)},"timeoutMs":${timeoutMs}`;
+    asked = { method: "node.call", params: `{${target}${inner}}` };
+  }
+  return `{"id":${id},${notification(asked.method, asked.params).slice(1)}`;
+}
+
+/** A promise that is given up after some time, by a signal, or by the function that comes with it. */
+function limited(work, time, signal) {
+  let stop;
+  const promise = new Promise((resolve, reject) => {
+    const end = (act, value) => {
+      clearTimeout(late);
+      signal?.removeEventListener("abort", abort);
+      act(value);
+    };
+    const abort = () => end(reject, signal.reason);
+    const late = timer(() => end(reject, timedOut(null)), time);
+    stop = (error) => end(reject, error);
+    work.then((value) => end(resolve, value), stop);
+    if (signal?.aborted) abort();
+    else signal?.addEventListener("abort", abort, { once: true });
+  });
+  return [promise, stop];
+}
+
+function deferred() {
+  const one = {};
+  one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }));
+  one.promise.catch(() => {}); // whoever waits for it sees it all the same
+  return one;
+}
+
+/** Whether a pattern meets a topic: `*` is one part, a last `>` one or more; the gateway's own have to be asked for. */
+function meets(pattern, topic) {
+  if (pattern.startsWith("gateway.") !== topic.startsWith("gateway.")) return false;
+  const wanted = pattern.split(".");
+  const parts = topic.split(".");
+  const rest = wanted.at(-1) === ">";
+  if (rest) wanted.pop();
+  if (rest ? parts.length <= wanted.length : parts.length !== wanted.length) return false;
+  return wanted.every((part, index) => part === "*" || part === parts[index]);
+}
+
+/** Requests in one message. `done` gets their outcomes, results or CallErrors, in the turn in which the last comes. */
+class Exchange {
+  constructor(requests, done, { batch = false, onProgress } = {}) {
+    Object.assign(this, { requests, done, batch, onProgress });
+    this.ids = []; // empty: not sent
+    this.outcomes = new Array(requests.length);
+    this.left = requests.length;
+  }
+
+  answer(index, outcome) {
+    if (index in this.outcomes) return;
+    this.outcomes[index] = outcome;
+    if (--this.left === 0) this.done(this.outcomes);
+  }
+
+  fail(error) {
+    for (const index of this.requests.keys()) this.answer(index, error);
+  }
+}
+
+/** The events of a subscription, in order, for one reader. */
+class Feed {
+  #leave;
+  #buffer;
+  #places; // topic to { epoch, offset } of its last message; who was heard of least lately is first
+  #queue = [];
+  #readers = [];
+  #lost = new Set(); // topics of which the reader was too slow for all
+  #ended = null; // { error }; null in it: it ended well
+  #resumed = false;
+  #missed = new Set(); // topics that are asked for once more, from their beginning: until then nothing of them is taken
+  #forgot = false; // whether it has had topics of which it knows nothing any more
+  #ready = deferred();
+  active = false;
+
+  constructor(topics, { since = {}, buffer = MAX_EVENTS }, leave) {
+    this.topics = topics;
+    this.#buffer = buffer;
+    this.#leave = leave;
+    this.#places = new Map(Object.entries(since));
+  }
+
+  /** What to resume with, in so many bytes at most; where that leaves a topic out, a gap will be told. */
+  since(bytes) {
+    const since = {};
+    for (const [topic, { epoch, offset }] of [...this.#places].reverse()) {
+      bytes -= 3 * topic.length + epoch.length + 60;
+      if (bytes < 0) break;
+      since[topic] = { epoch, offset };
+    }
+    return since;
+  }
+
+  /**
+   * The reply has come. It names where each topic is, and whether all that was missed follows. Returns what to ask for
+   * once more: topics that have begun while there was no connection; null where there are none.
+   */
+  joined(topics) {
+    const begun = {};
+    this.active = true;
+    this.#missed.clear();
+    for (const [topic, { epoch, offset, recovered }] of Object.entries(topics)) {
+      if (recovered) continue;
+      const place = this.#places.get(topic);
+      if (place?.epoch === epoch && place.offset === offset) continue;
+      this.#move(topic, epoch, offset);
+      if (place || (this.#resumed && this.#forgot)) this.#gap(topic);
+      else if (this.#resumed && offset > 0) begun[topic] = { epoch, offset: 0 };
+    }
+    for (const topic of [...this.#places.keys()]) {
+      if (Object.hasOwn(topics, topic)) continue;
+      this.#places.delete(topic); // the gateway has forgotten it, and will begin it anew
+      this.#gap(topic);
+    }
+    this.#resumed = true;
+    this.#ready.resolve();
+    for (const topic of Object.keys(begun)) this.#missed.add(topic);
+    return this.#missed.size ? begun : null;
+  }
+
+  /** The reply to that: what follows begins with the first message, or some of them are gone. */
+  caughtUp(begun, topics) {
+    for (const topic of Object.keys(begun)) {
+      const { epoch, offset, recovered } = topics[topic] ?? {};
+      if (recovered) this.#move(topic, epoch, 0);
+      else if (epoch) this.#move(topic, epoch, offset);
+      else this.#places.delete(topic);
+      if (!recovered) this.#gap(topic);
+    }
+    this.#missed.clear();
+  }
+
+  take(message) {
+    const { topic, epoch, offset } = message;
+    if (!this.active || this.#missed.has(topic) || !this.topics.some((pattern) => meets(pattern, topic))) return;
+    const place = this.#places.get(topic);
+    if (place?.epoch === epoch && offset <= place.offset) return; // it is for another subscription, that missed it
+    this.#move(topic, epoch, offset);
+    if (place && place.epoch !== epoch) this.#gap(topic);
+    if (this.#lost.has(topic) || this.#queue.length >= this.#buffer) this.#gap(topic);
+    else this.#give(message);
+  }
+
+  #move(topic, epoch, offset) {
+    this.#places.delete(topic);
+    this.#places.set(topic, { epoch, offset });
+    if (this.#places.size <= MAX_TOPICS) return;
+    this.#places.delete(this.#places.keys().next().value);
+    this.#forgot = true;
+  }
+
+  #gap(topic) {
+    if (this.#lost.has(topic)) return;
+    if (this.#queue.length < this.#buffer) this.#give({ gap: true, topic });
+    else if (this.#lost.size < MAX_TOPICS) this.#lost.add(topic);
+    else this.end(overloaded("The reader of a subscription is too slow"));
+  }
+
+  #give(item) {
+    const reader = this.#readers.shift();
+    if (reader) reader.resolve({ value: item, done: false });
+    else if (!this.#ended) this.#queue.push(item);
+  }
+
+  /** No more comes. What has come can still be read. May be called twice. */
+  end(error = null) {
+    if (this.#ended) return;
+    this.#ended = { error };
+    this.active = false;
+    this.#leave();
+    this.#ready.reject(error ?? closed("nobody reads any more"));
+    for (const reader of this.#readers.splice(0)) this.#finish(reader);
+  }
+
+  #finish({ resolve, reject }) {
+    const { error } = this.#ended;
+    this.#ended.error = null; // told once
+    if (error) reject(error);
+    else resolve({ value: undefined, done: true });
+  }
+
+  #next() {
+    return new Promise((resolve, reject) => {
+      const [lost] = this.#lost;
+      if (this.#queue.length > 0) resolve({ value: this.#queue.shift(), done: false });
+      else if (this.#lost.delete(lost)) resolve({ value: { gap: true, topic: lost }, done: false });
+      else if (this.#ended) this.#finish({ resolve, reject });
+      else this.#readers.push({ resolve, reject });
+    });
+  }
+
+  #return(value) {
+    this.#queue.length = 0;
+    this.#lost.clear();
+    this.end();
+    return Promise.resolve({ value, done: true });
+  }
+
+  iterator() {
+    const one = {
+      ready: this.#ready.promise,
+      next: () => this.#next(),
+      return: (value) => this.#return(value),
+      [Symbol.asyncIterator]: () => one,
+    };
+    return one;
+  }
+}
+
+export class GatewayClient extends EventTarget {
+  #url;
+  #options;
+  #state = "closed";
+  #welcome = null;
+  #principal = null;
+  #running = null; // the promise of #run
+  #closing = false;
+  #why = "open() comes first";
+  #wake = () => {}; // ends what #run waits for
+  #link = null; // the connection that there is, or that is being made
+  #failures = 0;
+  #lastId = 0;
+  #pending = new Map(); // id to [exchange, index]: sent on this connection
+  #waiting = new Set(); // exchanges that are to be sent
+  #methods = new Map();
+  #serving = null; // { name, answer }
+  #feeds = new Set();
+
+  constructor(url, { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = {}) {
+    super();
+    if (!WebSocket) throw new TypeError("there is no WebSocket here: pass the one of the package ws");
+    this.#url = String(url);
+    this.#options = { token, reconnect, WebSocket, random };
+  }
+
+  get state() { return this.#state; }
+  get welcome() { return this.#welcome; }
+  get principal() { return this.#principal; }
+
+  // The life of the client
+
+  open({ timeout = TIMEOUT, signal } = {}) {
+    if (this.#closing) return Promise.reject(closed("it is being closed"));
+    this.#running ??= this.#run();
+    if (this.#state === "waiting") this.#wake();
+    const answer = deferred();
+    const look = () => {
+      if (this.#state === "open") answer.resolve(this.#welcome);
+      else if (this.#state === "closed") answer.reject(closed(this.#why));
+    };
+    this.addEventListener("state", look);
+    look();
+    return limited(answer.promise, timeout, signal)[0].finally(() => this.removeEventListener("state", look));
+  }
+
+  async close({ timeout = CLOSE_TIMEOUT } = {}) {
+    const running = this.#running;
+    if (!running) return;
+    this.#closing = true;
+    this.#wake();
+    const link = this.#link;
+    link?.socket.close(1000);
+    const late = timer(() => link?.end(1006, "closed without an answer"), timeout);
+    await running;
+    clearTimeout(late);
+  }
+
+  async #run() {
+    this.#failures = 0;
+    for (;;) {
+      this.#become("connecting");
+      const { code, reason, final, delay } = await this.#session();
+      const stay = final || STAY_AWAY.has(code) || (code >= 4500 && code <= 4999);
+      if (this.#closing || stay || !this.#options.reconnect) return this.#finish(code, reason);
+      const pause = delay ?? this.#options.random() * Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** this.#failures++);
+      this.#become("waiting", { code, reason, pause });
+      await new Promise((resolve) => {
+        const ready = timer(resolve, pause);
+        this.#wake = () => {
+          clearTimeout(ready);
+          resolve();
+        };
+      });
+      if (this.#closing) return this.#finish(code, reason);
+    }
+  }
+
+  #finish(code, reason) {
+    const error = this.#closing ? null : closed(`${code} ${reason}`.trim());
+    this.#why = this.#closing ? "close() was called" : `${code} ${reason}`.trim();
+    this.#running = null;
+    this.#closing = false;
+    this.#serving?.answer.reject(closed(this.#why));
+    this.#serving = null;
+    for (const exchange of this.#takeWaiting()) exchange.fail(closed(this.#why));
+    for (const feed of [...this.#feeds]) feed.end(error);
+    this.#become("closed", { code, reason });
+  }
+
+  #become(state, detail) {
+    this.#state = state;
+    this.dispatchEvent(event("state", { state, ...detail }));
+  }
+
+  #tell(error) {
+    this.dispatchEvent(event("error", error));
+  }
+
+  // One connection
+
+  async #session() {
+    let token;
+    try {
+      token = await this.#token();
+    } catch (error) {
+      this.#tell(error);
+      return { code: 1006, reason: "no token" };
+    }
+    if (this.#closing) return { code: 1000, reason: "" };
+    return new Promise((ended) => this.#connect(token, ended));
+  }
+
+  #token() {
+    const { token } = this.#options;
+    if (typeof token !== "function") return token;
+    const [promise, stop] = limited(Promise.resolve().then(token), TIMEOUT);
+    this.#wake = () => stop(closed("close() was called"));
+    return promise;
+  }
+
+  #connect(token, ended) {
+    let socket;
+    let problem = "";
+    try {
+      socket = new this.#options.WebSocket(this.#url);
+    } catch (error) {
+      ended({ code: 1006, reason: error.message, final: true }); // not an address that it could ever connect to
+      return;
+    }
+    const link = { socket, token, opened: null, heard: now(), asked: false, doubted: false, running: new Map() };
+    link.end = (code, reason) => {
+      if (this.#link !== link) return;
+      this.#link = null;
+      if (socket.readyState < 3) socket.terminate ? socket.terminate() : socket.close();
+      this.#lost(link);
+      ended({ code, reason, delay: link.comeBack === undefined ? undefined : link.comeBack - now() });
+    };
+    link.late = timer(() => link.end(1006, "no welcome in time"), CONNECT_TIMEOUT);
+    this.#link = link;
+    socket.addEventListener("message", ({ data }) => this.#link === link && this.#receive(link, data));
+    socket.addEventListener("error", ({ message }) => (problem = message || problem));
+    socket.addEventListener("close", ({ code, reason }) => link.end(code, reason || problem));
+  }
+
+  #lost(link) {
+    clearTimeout(link.late);
+    if (link.opened !== null && now() - link.opened >= STABLE) this.#failures = 0;
+    for (const feed of this.#feeds) feed.active = false;
+    for (const stop of link.running.values()) stop.abort();
+    const sent = new Set([...this.#pending.values()].map(([exchange]) => exchange));
+    this.#pending.clear();
+    for (const exchange of sent) exchange.fail(lost());
+  }
+
+  #welcomed(link, welcome) {
+    this.#welcome = welcome;
+    if (welcome.protocol !== PROTOCOL) link.end(1002, `protocol ${welcome.protocol} is not spoken here`);
+    else if (welcome.principal) this.#opened(link, welcome.principal);
+    else if (link.token === undefined || link.token === null) link.end(4500, "a token is needed");
+    else this.#authenticate(link, link.token, (principal) => this.#opened(link, principal));
+  }
+
+  #authenticate(link, token, done) {
+    this.#ask(link, "gateway.authenticate", { token }, (principal, error) => {
+      if (!error) return done(principal);
+      if (error.retryAfterMs !== null) link.comeBack = now() + error.retryAfterMs * (1 + this.#options.random());
+      return this.#tell(error); // it ends the connection, where that is not open yet
+    });
+  }
+
+  async #refresh(link) {
+    if (typeof this.#options.token !== "function") return;
+    try {
+      const token = await this.#token();
+      if (this.#link === link) this.#authenticate(link, token, (principal) => (this.#principal = principal));
+    } catch (error) {
+      this.#tell(error);
+    }
+  }
+
+  #opened(link, principal) {
+    clearTimeout(link.late);
+    link.opened = now();
+    this.#principal = principal;
+    this.#beat(link);
+    if (this.#serving) this.#register(link, [...this.#methods.values()]);
+    for (const feed of this.#feeds) this.#join(link, feed);
+    this.#become("open");
+    this.#flush();
+  }
+
+  /** Browsers have no pings: after a silence it asks, and where no answer comes the connection is dead. */
+  #beat(link) {
+    const { interval, timeout } = this.#welcome.heartbeat;
+    const left = interval * 1000 - (now() - link.heard);
+    let next = left;
+    if (!link.asked && left <= 0) {
+      link.asked = true;
+      this.#ask(link, "gateway.ping", undefined, () => {});
+      next = timeout * 1000;
+    } else if (link.doubted) {
+      link.end(1006, "no answer to a ping");
+      return;
+    } else if (link.asked) {
+      link.doubted = true; // but this machine may have slept: first what has come meanwhile is read
+      next = SECOND_LOOK;
+    }
+    link.late = timer(() => this.#beat(link), next);
+  }
+
+  // What comes
+
+  #receive(link, data) {
+    link.heard = now();
+    link.asked = link.doubted = false;
+    let message;
+    try {
+      message = JSON.parse(data);
+    } catch {
+      link.end(1007, "what came is not JSON");
+      return;
+    }
+    for (const one of Array.isArray(message) ? message : [message]) this.#handle(link, one);
+  }
+
+  #handle(link, message) {
+    const { method, params } = message;
+    switch (method) {
+      case undefined:
+        return this.#answered(message);
+      case "event.message":
+        for (const feed of this.#feeds) feed.take(params);
+        return;
+      case "rpc.progress":
+        return this.#progressed(params);
+      case "rpc.cancel":
+        return link.running.get(params.id)?.abort();
+      case "gateway.welcome":
+        return this.#welcomed(link, params);
+      case "gateway.expiring":
+        this.#refresh(link);
+        return;
+      case "gateway.draining":
+        link.comeBack = now() + params.reconnectAfterMs;
+        this.#failures = 0;
+        this.dispatchEvent(event("draining", params));
+        return;
+      default:
+        this.#serve(link, message);
+    }
+  }
+
+  #answered({ id, result, error }) {
+    const found = this.#pending.get(id);
+    const outcome = error ? new CallError(error.code, error.message, error.data) : result;
+    if (found) {
+      this.#pending.delete(id);
+      found[0].answer(found[1], outcome);
+      this.#flush();
+    } else if (error && id === null) this.#tell(outcome);
+  }
+
+  #progressed({ id, value }) {
+    try {
+      this.#pending.get(id)?.[0].onProgress?.(value);
+    } catch (error) {
+      this.#tell(error);
+    }
+  }
+
+  // What is asked
+
+  async call(method, params, { timeout = TIMEOUT, signal, node, retry = false, onProgress } = {}) {
+    const deadline = now() + timeout;
+    const request = { method, params: encodeParams(params), node, deadline };
+    for (let attempt = 0; ; attempt++) {
+      const [outcome] = await this.#exchange([request], { deadline, signal, onProgress });
+      if (!(outcome instanceof CallError)) return outcome;
+      const pause = this.#pause(outcome, attempt);
+      if (!retry || !isSafe(outcome) || now() + pause >= deadline) throw outcome;
+      await limited(new Promise((resolve) => timer(resolve, pause)), MAX_TIMER, signal)[0];
+    }
+  }
+
+  #pause(error, attempt) {
+    return (error.retryAfterMs ?? 0) + this.#options.random() * Math.min(RETRY_MAX, RETRY_MIN * 2 ** attempt);
+  }
+
+  async batch(calls, { timeout = TIMEOUT, signal } = {}) {
+    const requests = calls.map(([method, params]) => ({ method, params: encodeParams(params) }));
+    return requests.length ? this.#exchange(requests, { batch: true, deadline: now() + timeout, signal }) : [];
+  }
+
+  publish(topic, data, options) {
+    return this.call("event.publish", { topic, data: data ?? null }, options);
+  }
+
+  notify(method, params) {
+    const text = notification(method, encodeParams(params));
+    const link = this.#link;
+    if (!this.#isReady(link)) throw closed(this.#state);
+    this.#check(link, text);
+    link.socket.send(text);
+  }
+
+  #post(method, params) {
+    if (this.#isReady(this.#link)) this.#link.socket.send(notification(method, encode(params)));
+  }
+
+  #isReady(link) {
+    return link !== null && link.opened !== null && link.socket.readyState === OPEN && !this.#closing;
+  }
+
+  /** The gateway would end the connection for a message that is too long, and for good. */
+  #check(link, text) {
+    const { maxMessageBytes } = this.#welcome.limits;
+    if (isOver(text, maxMessageBytes))
+      throw failure(OWN_CODE, "message_too_big", `A message is over ${maxMessageBytes} bytes`, "not_delivered");
+    if (link.socket.bufferedAmount > MAX_BUFFERED) throw overloaded("Too much waits for the network");
+  }
+
+  #exchange(requests, { deadline, signal, ...how }) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      const done = (outcomes) => {
+        clearTimeout(late);
+        signal?.removeEventListener("abort", abort);
+        resolve(outcomes);
+      };
+      const exchange = new Exchange(requests, done, how);
+      const abort = () => {
+        reject(signal.reason);
+        this.#giveUp(exchange);
+      };
+      const late = timer(() => this.#giveUp(exchange), deadline - now());
+      signal?.addEventListener("abort", abort, { once: true });
+      if (!this.#running || this.#closing) exchange.fail(closed(this.#why));
+      else if (this.#waiting.size >= MAX_WAITING) exchange.fail(overloaded("Too many calls wait for the connection"));
+      else {
+        this.#waiting.add(exchange);
+        this.#flush();
+      }
+    });
+  }
+
+  #giveUp(exchange) {
+    this.#waiting.delete(exchange);
+    for (const id of exchange.ids) {
+      if (this.#pending.delete(id)) this.#post("rpc.cancel", { id });
+    }
+    exchange.fail(timedOut(exchange.ids.length ? "unknown" : "not_delivered"));
+    this.#flush();
+  }
+
+  /** Send what waits, as far as the gateway would take it. */
+  #flush() {
+    const link = this.#link;
+    for (const exchange of this.#waiting) {
+      if (!this.#isReady(link) || link.comeBack !== undefined) return;
+      const count = this.#pending.size;
+      if (count > 0 && count + exchange.requests.length > this.#welcome.limits.maxInFlight) return;
+      this.#waiting.delete(exchange);
+      this.#send(link, exchange);
+    }
+  }
+
+  #takeWaiting() {
+    const waiting = [...this.#waiting];
+    this.#waiting.clear();
+    return waiting;
+  }
+
+  #send(link, exchange) {
+    const { limits } = this.#welcome;
+    const ids = exchange.requests.map(() => ++this.#lastId);
+    const texts = exchange.requests.map((request, index) => requestText(ids[index], request, limits));
+    const text = exchange.batch ? `[${texts.join()}]` : texts[0];
+    try {
+      if (texts.length > limits.maxBatch)
+        throw failure(-32600, "invalid_request", `A batch of more than ${limits.maxBatch}`, "not_delivered");
+      this.#check(link, text);
+    } catch (error) {
+      exchange.fail(error);
+      return;
+    }
+    exchange.ids = ids;
+    for (const [index, id] of ids.entries()) this.#pending.set(id, [exchange, index]);
+    link.socket.send(text);
+  }
+
+  /** Ask on this connection and no other, again where it is refused for a while; `done` gets result and error. */
+  #ask(link, method, params, done, wanted = () => true, attempt = 0) {
+    const again = () => this.#link === link && wanted() && this.#ask(link, method, params, done, wanted, attempt + 1);
+    const late = timer(() => link.end(1006, `no answer to ${method}`), TIMEOUT);
+    const answered = ([outcome]) => {
+      clearTimeout(late);
+      if (this.#link !== link) return;
+      if (!(outcome instanceof CallError)) done(outcome, null);
+      else if (link.opened !== null && isSafe(outcome)) timer(again, this.#pause(outcome, attempt));
+      else done(null, outcome);
+    };
+    this.#send(link, new Exchange([{ method, params: encode(params) }], answered));
+  }
+
+  // Events
+
+  subscribe(topics, options = {}) {
+    const { signal } = options;
+    const abort = () => feed.end(signal.reason);
+    const feed = new Feed(typeof topics === "string" ? [topics] : [...topics], options, () => {
+      signal?.removeEventListener("abort", abort);
+      this.#leave(feed);
+    });
+    this.#feeds.add(feed);
+    if (!this.#running || this.#closing) feed.end(closed(this.#why));
+    else if (signal?.aborted) abort();
+    else {
+      signal?.addEventListener("abort", abort, { once: true });
+      if (this.#isReady(this.#link)) this.#join(this.#link, feed);
+    }
+    return feed.iterator();
+  }
+
+  #join(link, feed) {
+    // Half of a message: the topics themselves need room too.
+    this.#askFor(link, feed, feed.since(this.#welcome.limits.maxMessageBytes / 2), (topics) => {
+      const begun = feed.joined(topics);
+      if (begun) this.#askFor(link, feed, begun, (again) => feed.caughtUp(begun, again));
+    });
+  }
+
+  #askFor(link, feed, since, done) {
+    const answered = (result, error) => (error ? feed.end(error) : done(result.topics));
+    this.#ask(link, "event.subscribe", { topics: feed.topics, since }, answered, () => this.#feeds.has(feed));
+  }
+
+  #leave(feed) {
+    this.#feeds.delete(feed);
+    const others = new Set([...this.#feeds].flatMap((other) => other.topics));
+    const topics = feed.topics.filter((topic) => !others.has(topic));
+    if (topics.length) this.#post("event.unsubscribe", { topics });
+  }
+
+  // Serving
+
+  method(name, run, { summary, params } = {}) {
+    const one = { name, run, summary, params };
+    this.#methods.set(name, one);
+    if (this.#serving && this.#isReady(this.#link)) this.#register(this.#link, [one]);
+    return this;
+  }
+
+  serve({ name, timeout = TIMEOUT, signal } = {}) {
+    if (this.#methods.size === 0) throw new TypeError("there is nothing to serve: method() comes first");
+    if (!this.#running || this.#closing) return Promise.reject(closed(this.#why));
+    this.#serving = { name, answer: deferred() };
+    if (this.#isReady(this.#link)) this.#register(this.#link, [...this.#methods.values()]);
+    return limited(this.#serving.answer.promise, timeout, signal)[0];
+  }
+
+  #register(link, all) {
+    const serving = this.#serving;
+    const { name, answer } = serving;
+    const methods = all.map(({ name, summary, params }) => ({ name, summary, params }));
+    this.#ask(link, "node.register", { name, methods, context: true }, (result, error) => {
+      if (!error) {
+        serving.registered = true;
+        answer.resolve(result);
+      } else if (serving.registered) this.#tell(error);
+      else {
+        this.#serving = null;
+        answer.reject(error);
+      }
+    });
+  }
+
+  async #serve(link, { id, method, params, context }) {
+    const served = this.#methods.get(method);
+    if (!served && id === undefined) return; // not known, and not asked for
+    const stop = new AbortController();
+    const isWanted = () => this.#isReady(link) && this.#link === link && !stop.signal.aborted;
+    if (id !== undefined) link.running.set(id, stop);
+    const call = {
+      caller: context?.caller ?? null,
+      timeLeftMs: context?.timeLeftMs ?? null,
+      signal: stop.signal,
+      progress: (value) => {
+        if (link.running.get(id) === stop && isWanted()) this.notify("rpc.progress", { id, value: value ?? null });
+      },
+    };
+    const answer = await this.#answer(link, served, method, params, call);
+    if (id === undefined) return;
+    if (isWanted()) link.socket.send(`{"jsonrpc":"2.0","id":${id},${answer}}`);
+    link.running.delete(id);
+  }
+
+  async #answer(link, served, method, params, call) {
+    try {
+      if (!served) throw failure(-32601, "method_not_found", `No such method: ${method}`);
+      const answer = `"result":${encode(await served.run(params, call)) ?? "null"}`;
+      if (this.#link === link) this.#check(link, answer.padEnd(answer.length + 100));
+      return answer;
+    } catch (error) {
+      if (error instanceof CallError) {
+        const { code, message, data } = error;
+        return `"error":${encode({ code, message, data })}`;
+      }
+      if (!call.signal.aborted) this.#tell(error);
+      const data = { code: "internal_error", temporary: false };
+      return `"error":${encode({ code: -32603, message: "Internal error", data })}`;
+    }
+  }
+}

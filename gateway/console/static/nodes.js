@@ -1,0 +1,145 @@
+// The nodes, their methods, and a form to call one.
+
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { fieldsOf, parsed, typed } from "./schema.js";
+import { time } from "./rows.js";
+
+const EVERY = 5_000; // ms between two counts of calls in flight
+
+export function Nodes({ session }) {
+  const [chosen, setChosen] = useState(null); // { node, method } as they were then: a node may go while it is called
+  useEffect(() => {
+    session.refreshNodes();
+    const timer = setInterval(() => session.state === "open" && session.refreshNodes(), EVERY);
+    return () => clearInterval(timer);
+  }, [session]);
+  const node = session.nodes.find((one) => one.name === chosen?.node.name);
+  const online = Boolean(node?.methods.some((one) => one.name === chosen.method.name));
+  return html`
+    <section>
+      <h2>Nodes</h2>
+      ${session.nodes.length === 0 && html`<p class="quiet">No node is connected. The README shows one of a few lines.</p>`}
+      <div class="split">
+        <div>${session.nodes.map((one) => html`<${Node} key=${one.name} node=${one} chosen=${chosen} onChoose=${setChosen} />`)}</div>
+        <div>
+          ${chosen
+            ? html`<${CallForm} key=${`${chosen.node.name} ${chosen.method.name}`} session=${session} node=${chosen.node} method=${chosen.method} online=${online} />`
+            : session.nodes.length > 0 && html`<p class="quiet">Choose a method to call it.</p>`}
+        </div>
+      </div>
+    </section>
+  `;
+}
+
+function Node({ node, chosen, onChoose }) {
+  const isChosen = (method) => node.name === chosen?.node.name && method.name === chosen.method.name;
+  return html`
+    <article class="node" aria-label=${node.name}>
+      <h3>${node.name}</h3>
+      <p class="quiet">${node.remote}, since ${time(node.since)}, ${node.inFlight} in flight</p>
+      <ul class="list">
+        ${node.methods.map(
+          (method) => html`
+            <li key=${method.name}>
+              <button type="button" aria-current=${isChosen(method) ? "true" : undefined} onClick=${() => onChoose({ node, method })}>
+                <span class="mono">${method.name}</span> <span class="quiet">${method.summary}</span>
+              </button>
+            </li>
+          `,
+        )}
+      </ul>
+    </article>
+  `;
+}
+
+function CallForm({ session, node, method, online }) {
+  const [fields] = useState(() => fieldsOf(method.params));
+  const [values, setValues] = useState(() => Object.fromEntries((fields ?? []).map((field) => [field.name, field.value])));
+  const [text, setText] = useState("{}");
+  const { callTimeoutMs, maxCallTimeoutMs } = session.client.welcome.limits;
+  const [seconds, setSeconds] = useState(String(callTimeoutMs / 1000));
+  const [state, setState] = useState({ running: false });
+  const stop = useRef(null);
+  useEffect(() => () => stop.current?.abort(), []); // nobody would see the result
+  const call = async (event) => {
+    event.preventDefault();
+    let params;
+    try {
+      params = fields ? typed(fields, values) : parsed("params", text);
+    } catch (error) {
+      setState({ error: error.message });
+      return;
+    }
+    stop.current = new AbortController();
+    setState({ running: true });
+    const onProgress = (value) => setState((before) => ({ ...before, progress: value }));
+    const options = { node: node.name, timeout: Number(seconds) * 1000, signal: stop.current.signal, onProgress };
+    const begun = performance.now();
+    const took = () => `${Math.round(performance.now() - begun)} ms`;
+    try {
+      const result = await session.client.call(method.name, params, options);
+      setState({ result: JSON.stringify(result, null, 2), took: took() });
+    } catch (error) {
+      setState({ error: failed(error, stop.current.signal), took: took() });
+    }
+  };
+  return html`
+    <h3><span class="mono">${method.name}</span> on ${node.name}</h3>
+    <p class="quiet">${method.summary}</p>
+    <form onSubmit=${call}>
+      ${fields
+        ? fields.map((field) => html`<${Field} key=${field.name} field=${field} value=${values[field.name]} onInput=${(value) => setValues({ ...values, [field.name]: value })} />`)
+        : html`<label for="params">Parameters, in JSON</label><textarea id="params" spellcheck="false" value=${text} onInput=${(event) => setText(event.target.value)}></textarea>`}
+      <label for="seconds">Time limit, in seconds</label>
+      <input id="seconds" type="number" min="1" max=${maxCallTimeoutMs / 1000} step="any" required value=${seconds} onInput=${(event) => setSeconds(event.target.value)} />
+      <p class="bar">
+        <button disabled=${state.running || !online}>Call</button>
+        ${state.running && html`<button type="button" class="plain" onClick=${() => stop.current.abort()}>Cancel</button>`}
+        ${!online && html`<span class="warn">${node.name} does not serve it now.</span>`}
+      </p>
+    </form>
+    <${Outcome} state=${state} />
+  `;
+}
+
+function failed(error, signal) {
+  if (signal.aborted) return "Cancelled.";
+  const sent = { not_delivered: "The node did not get the call.", unknown: "The node may have run it all the same." };
+  return [`${error.message} (${error.name}, ${error.code}).`, sent[error.outcome]].filter(Boolean).join(" ");
+}
+
+function Outcome({ state }) {
+  const { running, progress, error, result, took } = state;
+  const share = typeof progress === "number" && progress >= 0 && progress <= 1;
+  return html`
+    <div role="status">
+      ${running && html`<p>Running… ${progress !== undefined && JSON.stringify(progress)}</p>`}
+      ${running && share && html`<progress value=${progress} aria-label="Progress"></progress>`}
+      ${error && html`<p class="bad-text">${error}</p>`}
+      ${took && html`<p class="quiet">${error ? "Ended" : "Answered"} after ${took}</p>`}
+    </div>
+    ${result !== undefined && html`<pre tabindex="0" role="region" aria-label="Result">${result}</pre>`}
+  `;
+}
+
+function Field({ field, value, onInput }) {
+  const id = `field-${field.name}`;
+  const about = field.about && html`<span class="quiet" id=${`${id}-about`}>${field.about}</span>`;
+  const label = html`<label for=${id}>${field.name}${field.required ? " (needed)" : ""}</label>`;
+  const named = { id, "aria-describedby": field.about ? `${id}-about` : undefined, "aria-required": field.required ? "true" : undefined };
+  const onText = (event) => onInput(event.target.value);
+  if (field.kind === "boolean") {
+    return html`<div class="field">${label}<input ...${{ ...named, "aria-required": undefined }} type="checkbox" checked=${value} onChange=${(event) => onInput(event.target.checked)} /> ${about}</div>`;
+  }
+  if (field.kind === "choice") {
+    return html`<div class="field">${label}<select ...${named} onChange=${onText}>
+      <option value="" selected=${value === ""}>–</option>
+      ${field.choices.map((choice, index) => html`<option value=${String(index)} selected=${value === String(index)}>${String(choice)}</option>`)}
+    </select> ${about}</div>`;
+  }
+  if (field.kind === "json") {
+    return html`<div class="field">${label}<textarea ...${named} spellcheck="false" placeholder="JSON" value=${value} onInput=${onText}></textarea> ${about}</div>`;
+  }
+  const mode = { string: "text", integer: "numeric", number: "decimal" }[field.kind];
+  return html`<div class="field">${label}<input ...${named} autocomplete="off" inputmode=${mode} value=${value} onInput=${onText} /> ${about}</div>`;
+}

@@ -1,0 +1,199 @@
+// One connection of the console, and what it knows of the gateway: who is connected, who was, which nodes there are.
+
+import { GatewayClient } from "./gateway-client.js";
+
+const PAGE = 200; // the most that connection.list gives at once
+const HISTORY = 500;
+const TOPICS = ["gateway.connection.*", "gateway.node.*"];
+const OPENING = 10_000; // ms that a login may take
+const NEWS = 20_000; // ms that the news of a reconnect stay
+const REST = 100; // ms between two drawings, so that a storm of events leaves time for the reader
+
+/** Tells its listeners ("change") whenever something that a view may show has changed. */
+export class Session extends EventTarget {
+  #queued = false;
+  #found = null; // what a reload has found so far
+  #lostAt = null;
+  #server = null; // its version when this page was loaded
+  #asking = false;
+  #askAgain = false;
+
+  constructor(token) {
+    super();
+    const url = new URL("ws", document.baseURI);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    this.client = new GatewayClient(url.href, { token, reconnect: true });
+    this.connections = new Map();
+    this.changes = 0; // of connections, so that a view knows whether its rows are still right
+    this.history = [];
+    this.nodes = [];
+    this.listedAt = null;
+    this.loading = false;
+    this.draining = null;
+    this.news = ""; // what the last reconnect brought
+    this.ending = ""; // why the connection is over for good
+    this.problem = "";
+    this.client.addEventListener("state", ({ detail }) => this.#moved(detail));
+    this.client.addEventListener("draining", ({ detail }) => {
+      this.draining = detail;
+      this.changed();
+    });
+  }
+
+  get state() {
+    return this.client.state;
+  }
+
+  /** Connect; rejects with the client's error where the gateway does not let us in. */
+  async open() {
+    await this.client.open({ timeout: OPENING });
+    this.#server = this.client.welcome.server.version;
+    if (this.may("admin")) this.#watch();
+    else this.refreshNodes();
+  }
+
+  may(scope) {
+    const scopes = this.client.principal?.scopes ?? [];
+    return scopes.includes("*") || scopes.includes(scope);
+  }
+
+  /** Some method of some node, at least. */
+  mayCall() {
+    const scopes = this.client.principal?.scopes ?? [];
+    return scopes.some((scope) => scope === "*" || scope.startsWith("call:"));
+  }
+
+  close() {
+    return this.client.close();
+  }
+
+  /** Let the views show what is there, soon. */
+  changed() {
+    if (this.#queued) return;
+    this.#queued = true;
+    setTimeout(() => {
+      this.#queued = false;
+      this.dispatchEvent(new Event("change"));
+    }, REST);
+  }
+
+  // What comes in
+
+  #moved({ state, code, reason }) {
+    if (state === "waiting") {
+      this.#lostAt ??= Date.now();
+      this.news = "";
+    } else if (state === "open") {
+      this.draining = null;
+      this.problem = "";
+      if (this.#lostAt !== null) this.#back();
+    } else if (state === "closed") {
+      this.draining = null;
+      this.ending = [code, reason].filter(Boolean).join(" ");
+    }
+    this.changed();
+  }
+
+  #back() {
+    const { version } = this.client.welcome.server;
+    const away = Math.max(1, Math.round((Date.now() - this.#lostAt) / 1000));
+    this.news = `Connected again, after ${away} s.`;
+    if (version !== this.#server) this.news += ` The gateway is version ${version} now: load this page again.`;
+    this.#lostAt = null;
+    const told = this.news;
+    setTimeout(() => {
+      if (this.news === told) this.news = "";
+      this.changed();
+    }, NEWS);
+    if (this.may("admin")) this.reload();
+    else this.refreshNodes();
+  }
+
+  async #watch() {
+    try {
+      const events = this.client.subscribe(TOPICS);
+      events.ready.then(() => this.reload(), () => {}); // nobody comes or goes unseen between the two
+      for await (const event of events) {
+        if (event.gap) this.reload();
+        else this.#take(event.topic, event.data, event.time);
+      }
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  #take(topic, data, time) {
+    if (topic === "gateway.connection.opened") {
+      const fresh = { openedAt: time, messagesIn: 0, messagesOut: 0, inFlight: 0, ...data };
+      for (const map of this.#maps()) if (!map.has(data.connId)) map.set(data.connId, fresh);
+      this.changes++;
+    } else if (topic === "gateway.connection.closed") {
+      for (const map of this.#maps()) map.delete(data.connId);
+      this.changes++;
+      this.history = [{ ...data, closedAt: time }, ...this.history.slice(0, HISTORY - 1)];
+    } else {
+      this.refreshNodes();
+    }
+    this.changed();
+  }
+
+  #maps() {
+    return this.#found ? new Set([this.connections, this.#found]) : [this.connections];
+  }
+
+  /** Ask for everything anew, a page at a time. Does nothing while that is under way. */
+  async reload() {
+    if (this.loading) return;
+    this.loading = true;
+    this.#found = new Map();
+    if (this.connections.size === 0) this.connections = this.#found; // the first time every page is shown as it comes
+    this.changed();
+    try {
+      let after = "";
+      do {
+        const page = await this.client.call("connection.list", { limit: PAGE, after }, { retry: true });
+        for (const connection of page.connections) this.#found.set(connection.connId, connection);
+        after = page.next;
+        this.changes++;
+        this.changed();
+      } while (after);
+      this.connections = this.#found;
+      this.listedAt = new Date();
+      this.history = (await this.client.call("connection.history", { limit: HISTORY }, { retry: true })).connections;
+      await this.refreshNodes();
+    } catch (error) {
+      this.#failed(error);
+    } finally {
+      this.#found = null;
+      this.loading = false;
+      this.changes++;
+      this.changed();
+    }
+  }
+
+  /** Ask for the nodes anew, one request at a time however many come and go. */
+  async refreshNodes() {
+    if (!this.mayCall()) return;
+    this.#askAgain = true;
+    if (this.#asking) return;
+    this.#asking = true;
+    try {
+      while (this.#askAgain) {
+        this.#askAgain = false;
+        this.nodes = (await this.client.call("node.list", undefined, { retry: true })).nodes;
+        this.problem = "";
+        this.changed();
+      }
+    } catch (error) {
+      this.#failed(error);
+    } finally {
+      this.#asking = false;
+    }
+  }
+
+  #failed(error) {
+    if (this.state !== "open") return; // the state says it already
+    this.problem = error.message;
+    this.changed();
+  }
+}

@@ -1,0 +1,10 @@
+// Puts the client through one scenario in Node: `node run.mjs NAME '{"url": …}'` prints what it returns as JSON.
+
+import * as module from "../../gateway/console/static/gateway-client.js";
+import * as scenarios from "./scenarios.mjs";
+import WebSocket from "ws";
+
+const [name, given] = process.argv.slice(2);
+const options = JSON.parse(given);
+const connect = (more = {}, url = options.url) => new module.GatewayClient(url, { WebSocket, ...more });
+console.log(JSON.stringify(await scenarios[name]({ ...module, ...options, connect })));

@@ -1,0 +1,101 @@
+"""A gateway in the test's own event loop that does with each connection what the test has written."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from aiohttp import web
+
+ANYBODY: Final = {"name": "anonymous", "role": "operator", "scopes": ["*"], "expiresAt": None}
+"""The principal in mode none."""
+
+Script = Callable[["Peer"], Awaitable[None]]
+
+
+class Peer:
+    """One connection, from the gateway's side."""
+
+    def __init__(self, ws: web.WebSocketResponse, request: web.Request) -> None:
+        self.ws = ws
+        self.headers = request.headers
+
+    async def welcome(self, principal: Mapping[str, Any] | None = ANYBODY, **limits: int) -> None:
+        """Send the welcome."""
+        await self.notify("gateway.welcome", connId="1", protocol=1, limits=limits, principal=principal)
+
+    async def notify(self, method: str, **params: Any) -> None:
+        """Send a notification."""
+        await self.ws.send_json({"jsonrpc": "2.0", "method": method, "params": params})
+
+    async def request(self) -> Any:
+        """The next message, mostly an object."""
+        return json.loads(await self.ws.receive_str(timeout=5))
+
+    async def answer(self, request: Mapping[str, Any], result: Any) -> None:
+        """Answer a request."""
+        await self.ws.send_json({"jsonrpc": "2.0", "id": request["id"], "result": result})
+
+    async def refuse(self, request: Mapping[str, Any], code: int, name: str, **data: Any) -> None:
+        """Answer a request with a temporary error."""
+        error = {"code": code, "message": name, "data": {"code": name, "temporary": True, **data}}
+        await self.ws.send_json({"jsonrpc": "2.0", "id": request["id"], "error": error})
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """End it."""
+        await self.ws.close(code=code, message=reason.encode())
+
+    async def stay(self) -> None:
+        """Read until the other side is gone."""
+        async for _ in self.ws:
+            pass
+
+
+class ScriptedGateway:
+    """Runs one script for each connection, the last one again and again, after its refusals."""
+
+    def __init__(self, scripts: tuple[Script, ...], refusals: list[tuple[int, dict[str, str]]]) -> None:
+        self._scripts = scripts
+        self._refusals = refusals
+        self.connections = 0
+        """Attempts, those that were refused included."""
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One attempt."""
+        self.connections += 1
+        if self._refusals:
+            status, headers = self._refusals.pop(0)
+            return web.Response(status=status, headers=headers)
+        ws = web.WebSocketResponse(timeout=1)
+        await ws.prepare(request)
+        script = self._scripts[0]
+        if len(self._scripts) > 1:
+            self._scripts = self._scripts[1:]
+        await script(Peer(ws, request))
+        return ws
+
+
+@asynccontextmanager
+async def scripted(
+    *scripts: Script, refusals: list[tuple[int, dict[str, str]]] | None = None
+) -> AsyncIterator[ScriptedGateway]:
+    """Serve these scripts, after these refusals: statuses and headers."""
+    gateway = ScriptedGateway(scripts, refusals or [])
+    app = web.Application()
+    app.router.add_get("/ws", gateway.handle)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    gateway.url = f"ws://127.0.0.1:{runner.addresses[0][1]}/ws"
+    try:
+        yield gateway
+    finally:
+        await runner.cleanup()
+
+
+async def serve_nothing(peer: Peer) -> None:
+    """Welcome it, and answer nothing."""
+    await peer.welcome()
+    await peer.stay()

@@ -1,0 +1,48 @@
+"""Ends of connections: which of them a client comes back after."""
+
+import pytest
+
+from gateway import errors
+from gateway.client.endings import MAX_PAUSE, End, refusal
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1005, 1006, 1011, 1012, 1013, 3000, 4000, 4001, 4002, 4003, 4004, 4499])
+def test_these_close_codes_mean_come_back(code: int) -> None:
+    assert not End(code).final
+
+
+@pytest.mark.parametrize("code", [1002, 1003, 1007, 1009, 4500, 4501, 4502, 4503, 4999])
+def test_these_close_codes_do_not(code: int) -> None:
+    assert End(code).final
+
+
+def test_the_gateways_own_ends_go_by_the_ranges() -> None:
+    for end in errors.DISCONNECTS:
+        if end.code >= 4000:
+            assert End(end.code).final is (end.code >= 4500), end
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 421, 426])
+def test_these_statuses_do_not(status: int) -> None:
+    assert End(status).final
+
+
+@pytest.mark.parametrize("status", [200, 408, 429, 500, 502, 503, 504])
+def test_these_statuses_mean_come_back(status: int) -> None:
+    assert not End(status).final
+
+
+@pytest.mark.parametrize(
+    ("value", "pause"),
+    [
+        *[("5", 5.0), (" 7 ", 7.0), ("0", 0.0), ("99999", MAX_PAUSE), ("9" * 5000, None), ("-1", None), ("1.5", None)],
+        *[("Mon, 23 Nov 2026 06:56:25 GMT", None), ("", None), ("\u0665", None)],
+    ],
+)
+def test_retry_after(value: str, pause: float | None) -> None:
+    assert refusal(503, "full", {"Retry-After": value}).retry_after == pause
+
+
+def test_an_end_as_text() -> None:
+    assert str(End(503, "full")) == "HTTP 503 full"
+    assert str(End(1006)) == "1006"

@@ -1,0 +1,179 @@
+"""Subscriptions: what meets what, a slow reader, places to begin at, several at once, and their end."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscription, connect
+from gateway.client.subscriptions import MAX_POSITIONS
+from gateway.topics import meets
+from tests.fleet import until
+from tests.process import GatewayProcess, StartGateway
+from tests.scripted_gateway import Peer, scripted
+
+PATTERNS = ("a", "a.b", "a.*", "*.b", "*", ">", "a.>", "*.*", "gateway.>", "gateway.node.*", "gateway")
+TOPICS = ("a", "a.b", "a.b.c", "b", "c.b", "gateway.draining", "gateway.node.online", "gateways.x")
+
+
+def to(process: GatewayProcess) -> Client:
+    return connect(process.url("/ws", websocket=True))
+
+
+async def _never(subscription: Subscription) -> None:
+    raise AssertionError
+
+
+async def test_it_meets_what_the_gateway_sends() -> None:
+    for pattern in PATTERNS:
+        subscription = Subscription((pattern,), None, 1, _never, lambda _: None)
+        for topic in TOPICS:
+            if pattern != "gateway":  # no pattern of the gateway's own topics
+                assert subscription.meets(topic) is meets(pattern, topic), (pattern, topic)
+
+
+@pytest.mark.parametrize("since", [{"a": {"epoch": "x"}}, {"a": 7}, {"a": {"epoch": 1, "offset": 1}}])
+async def test_a_place_has_an_epoch_and_an_offset(since: Any) -> None:
+    with pytest.raises(ValueError, match="epoch and an offset"):
+        Subscription(("a",), since, 1, _never, lambda _: None)
+    with pytest.raises(ValueError, match="one topic"):
+        Subscription((), None, 1, _never, lambda _: None)
+
+
+async def take(subscription: Subscription, count: int) -> list[Any]:
+    """The data of the next events, and the topics of gaps."""
+    items = aiter(subscription)
+    async with asyncio.timeout(5):
+        taken = [await anext(items) for _ in range(count)]
+    return [item.data if isinstance(item, Event) else f"gap in {item.topic}" for item in taken]
+
+
+async def test_from_a_place_on_and_only_once(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client:
+        async with client.subscribe("a.b") as first:
+            for number in range(3):
+                await client.publish("a.b", number)
+            event = await anext(aiter(first))
+            assert isinstance(event, Event)
+            assert (event.topic, event.offset, event.data) == ("a.b", 1, 0)
+            assert event.time.tzinfo is not None
+            # The same messages come once more over the same connection; the first one has had them.
+            async with client.subscribe("a.*", since={"a.b": event}) as second:
+                assert await take(second, 2) == [1, 2]
+                await client.publish("a.b", 3)
+                assert await take(second, 1) == [3]
+            await client.publish("a.b", 4)
+            assert await take(first, 4) == [1, 2, 3, 4]
+        place = {"epoch": "another", "offset": 1}
+        async with client.subscribe("a.b", since={"a.b": place, "of.nobody": place}) as lost:
+            assert await take(lost, 1) == ["gap in a.b"]
+
+
+async def test_a_slow_reader_is_told_what_it_has_missed(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client, client.subscribe("a.*", buffer=2) as events:
+        for number in range(5):
+            await client.publish("a.b", number)
+        await until(lambda: events.waiting == 2, "they did not come")
+        assert await take(events, 3) == ["gap in a.b", 3, 4]
+
+
+async def test_leaving_the_loop_ends_it_and_leaves_the_others_what_they_need(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client, client.subscribe("a.b") as stays:
+        publishing = asyncio.create_task(_publish(client))
+        async for event in client.subscribe("a.b", "a.c"):
+            assert isinstance(event, Event)
+            break
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        for _ in range(2):
+            left = await client.call("event.unsubscribe", {"topics": ["none"]})
+        assert left == {"topics": ["a.b"]}
+        assert isinstance((await take(stays, 1))[0], int)
+
+
+async def _publish(client: Client) -> None:
+    for number in range(1000):
+        await client.publish("a.b", number)
+        await asyncio.sleep(0.01)
+
+
+async def test_it_is_used_once_and_a_refusal_is_raised(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client:
+        async with client.subscribe("a.b") as events:
+            with pytest.raises(RuntimeError, match="once"):
+                await events.__aenter__()
+        with pytest.raises(CallError) as failed:
+            async for _ in client.subscribe("a..b"):
+                pass
+        assert failed.value.name == "invalid_params"
+
+
+async def test_it_stops_with_the_client_and_raises_where_the_gateway_ends_it(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client:
+        events = aiter(client.subscribe("a.b"))
+        waiting = asyncio.ensure_future(anext(events, "stopped"))
+        await until(lambda: process.events("connection.opened") != [], "it did not open", 5)
+        await client.call("gateway.ping")
+    assert await waiting == "stopped"
+    async with to(process) as client, to(process) as operator, client.subscribe("a.b") as others:
+        await operator.call("connection.close", {"connId": client.welcome["connId"]})
+        with pytest.raises(ConnectionLost, match="4501"):
+            await take(others, 1)
+
+
+async def test_an_own_topic_begins_anew_and_a_refusal_ends_it() -> None:
+    refused = {"code": -32003, "message": "no", "data": {"code": "forbidden", "temporary": False}}
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.answer(await peer.request(), {"topics": {"a": {"epoch": "x", "offset": 1}}})
+        await peer.close(4000)
+
+    async def busy(peer: Peer) -> None:
+        await peer.welcome()
+        request = await peer.request()
+        assert request["params"]["since"] == {"a": {"epoch": "x", "offset": 1}}
+        await peer.refuse(request, -32009, "overloaded", retryAfterMs=10)
+        request = await peer.request()
+        await peer.ws.send_json({"jsonrpc": "2.0", "id": request["id"], "error": refused})
+        await peer.stay()
+
+    async with scripted(first, busy) as gateway, connect(gateway.url) as client:
+        async with client.subscribe("a") as events:
+            with pytest.raises(CallError) as failed:
+                await take(events, 1)
+        assert failed.value.name == "forbidden"
+
+
+async def test_what_it_remembers_is_bounded() -> None:
+    asked: list[int] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome(maxMessageBytes=1 << 20)
+        topics = {f"a.{number}": {"epoch": "x" * 16, "offset": 1} for number in range(MAX_POSITIONS + 10)}
+        await peer.answer(await peer.request(), {"topics": topics})
+        await peer.close(4000)
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome(maxMessageBytes=1 << 20)
+        request = await peer.request()
+        asked.append(len(request["params"]["since"]))
+        await peer.answer(request, {"topics": {}})
+        await peer.stay()
+
+    async with (
+        scripted(first, second) as gateway,
+        connect(gateway.url) as client,
+        client.subscribe("a.*", buffer=MAX_POSITIONS) as events,
+    ):
+        assert "gap in" in (await take(events, 1))[0]
+    assert asked == [MAX_POSITIONS]
+
+
+def test_a_gap_names_its_topic() -> None:
+    assert Gap("a.b").topic == "a.b"

@@ -1,0 +1,114 @@
+"""`python -m gateway call`."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from gateway.commands.call import progress_of
+from tests.command import Ended
+from tests.process import StartGateway
+from tests.remote import Command, misused, run, serving
+
+
+async def test_the_result_is_printed_as_json(gateway: StartGateway) -> None:
+    where = await gateway()
+    params = '{"n": 123456789012345678901234567890, "küche": [1.5, null]}'
+    ended = await run(where, "call", "gateway.ping", params)
+    assert (ended.status, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout) == json.loads(params)
+    assert ended.stdout.startswith("{\n  ")
+    assert await run(where, "call", "gateway.ping", "--json", "[1, 2]") == Ended(0, "[1, 2]\n", "")
+    assert await run(where, "call", "gateway.ping") == Ended(0, "null\n", "")
+    assert await run(where, "call", "gateway.ping", "-", "--json", stdin='{"a": "b"}\n') == Ended(0, '{"a": "b"}\n', "")
+
+
+async def test_an_error_is_told_with_its_code_and_name(gateway: StartGateway) -> None:
+    where = await gateway()
+    line = "error -32601 method_not_found: No such method: camera.snap\n"
+    assert await run(where, "call", "camera.snap") == Ended(1, "", line)
+    ended = await run(where, "call", "camera.snap", "--json")
+    told = json.loads(ended.stderr)
+    assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert (told["code"], told["name"], told["data"]["outcome"]) == (-32601, "method_not_found", "not_delivered")
+
+
+async def test_a_node_is_called_by_name_and_in_time(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "who=echo a", "slow=sleep 30", name="a"), serving(where, "who=echo b", name="b"):
+        assert await run(where, "call", "who", "--node", "a") == Ended(0, '"a"\n', "")
+        assert await run(where, "call", "who", "--node", "b") == Ended(0, '"b"\n', "")
+        assert (await run(where, "call", "who", "--node", "c")).stderr.startswith("error -32004 not_found: ")
+        ended = await run(where, "call", "slow", "--node", "a", "--timeout", "0.5")
+    assert (ended.status, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error -32008 timeout: ")
+    assert ended.stderr.endswith("; whether it was run is not known\n")
+
+
+async def test_ctrl_c_cancels_at_the_node(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "slow=sh -c 'echo $$; exec sleep 60'"):
+        async with Command("call", "slow", where=where) as call:
+            async with asyncio.timeout(10.0):
+                while json.loads((await run(where, "nodes", "--json")).stdout)[0]["inFlight"] == 0:
+                    await asyncio.sleep(0.05)
+            assert await call.end(signal.SIGINT) == Ended(130, "", "")
+        failed = await where.wait_event("call.failed", method="slow")
+        assert failed["error"] in ("cancelled", "caller_lost")
+
+
+async def test_a_gateway_that_goes_away(gateway: StartGateway) -> None:
+    where = await gateway({"server": {"drain_timeout": 0.2}})
+    async with serving(where, "slow=sleep 60"), Command("call", "slow", where=where) as call:
+        async with asyncio.timeout(10.0):
+            while json.loads((await run(where, "nodes", "--json")).stdout)[0]["inFlight"] == 0:
+                await asyncio.sleep(0.05)
+        where.terminate()
+        ended = await call.end()
+    assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (3, "", 1)
+    assert ended.stderr.endswith("; whether it was run is not known\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "METHOD"),
+        (["a.b", "{"], "must be a JSON object or array"),
+        (["a.b", "5"], "must be a JSON object or array"),
+        (["a.b", '{"a": NaN}'], "must be a JSON object or array"),
+        (["a.b", '{"a": "\\ud83d"}'], "must be a JSON object or array"),
+        (["a.b", "[" * 100_000], "must be a JSON object or array"),
+        (["a.b", "{}", "extra"], "extra"),
+        (["a.b", "--timeout", "0"], "--timeout"),
+        (["a.b", "--timeout", "nan"], "--timeout"),
+        (["a.b", "--timeout", "inf"], "--timeout"),
+        (["a.b", "--timeout", "soon"], "--timeout"),
+        (["a.b", "--token", "secret"], "--token"),
+    ],
+    ids=lambda case: " ".join(case)[:30] if isinstance(case, list) else "",
+)
+def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert named in misused(capsys, "call", *arguments)
+
+
+async def test_a_name_that_is_not_utf_8(gateway: StartGateway) -> None:
+    ended = await run(await gateway(), "call", "a.b\udcff")
+    assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "UTF-8" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "[--------------------]   0%"),
+        (0.5, "[##########----------]  50%"),
+        (1, "[####################] 100%"),
+        (7, "7"),
+        (True, "true"),
+        ("reading\x1b", "reading\x1b"),
+        ({"a": 1}, '{"a": 1}'),
+    ],
+)
+def test_progress(value: object, shown: str) -> None:
+    assert progress_of(value) == shown

@@ -1,0 +1,141 @@
+"""`python -m gateway node`."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from gateway.commands.node import result_of
+from tests.command import Ended
+from tests.process import GatewayProcess, StartGateway
+from tests.remote import Command, misused, run, serving
+
+
+async def call(where: GatewayProcess, method: str, *arguments: str) -> Ended:
+    return await run(where, "call", method, "--json", *arguments)
+
+
+async def in_flight(where: GatewayProcess, count: int) -> None:
+    async with asyncio.timeout(15.0):
+        while json.loads((await run(where, "nodes", "--json")).stdout)[0]["inFlight"] != count:
+            await asyncio.sleep(0.05)
+
+
+async def test_commands_are_methods(gateway: StartGateway) -> None:
+    where = await gateway()
+    served = ["cat=cat", "text=echo '$HOME  *'", "none=true", 'json=echo "[1, 2]"', "env=env"]
+    async with serving(where, *served, environ={"GATEWAY_TOKEN": "secret"}) as node:
+        assert await call(where, "cat", '{"küche": [1.5]}') == Ended(0, '{"küche": [1.5]}\n', "")
+        assert await call(where, "cat") == Ended(0, "null\n", "")
+        assert await call(where, "text") == Ended(0, '"$HOME  *"\n', ""), "no shell has seen it"
+        assert await call(where, "none") == Ended(0, '""\n', "")
+        assert await call(where, "json") == Ended(0, "[1, 2]\n", "")
+        assert "secret" not in (await call(where, "env")).stdout
+    assert node.stderr == "kitchen-pi serves cat, text, none, json, env\n"
+    assert node.stdout == ""
+
+
+async def test_with_a_shell(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "--shell", "sum=echo $((1 + 2)) | cat"):
+        assert await call(where, "sum") == Ended(0, "3\n", "")
+
+
+async def test_a_failure_has_the_exit_status_and_the_last_line(gateway: StartGateway) -> None:
+    where = await gateway()
+    served = ["three=sh -c 'echo first >&2; echo the last >&2; exit 3'", "slow=sleep 60"]
+    async with serving(where, "--timeout", "0.5", *served):
+        three, slow = await asyncio.gather(run(where, "call", "three"), run(where, "call", "slow"))
+        assert three == Ended(1, "", "error 3 command_failed: the last\n")
+        assert slow == Ended(1, "", "error 124 command_failed: still running after 0.5 s\n")
+
+
+async def test_no_more_than_so_many_at_a_time(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "--jobs", "1", "--shell", "one=sleep 0.3; echo 1"):
+        begun = asyncio.get_running_loop().time()
+        ended = await asyncio.gather(*(call(where, "one") for _ in range(3)))
+        assert [one.stdout for one in ended] == ["1\n"] * 3
+        assert asyncio.get_running_loop().time() - begun >= 0.9
+
+
+async def test_sigterm_unregisters_and_lets_calls_finish(gateway: StartGateway) -> None:
+    where = await gateway()
+    slow = "slow=sh -c 'sleep 3; echo done'"
+    async with serving(where, slow) as node, Command("call", "slow", where=where) as running:
+        await in_flight(where, 1)
+        assert await node.end(signal.SIGTERM) == Ended(0, "", "kitchen-pi serves slow\n")
+        assert await running.end() == Ended(0, '"done"\n', "")
+    assert json.loads((await run(where, "nodes", "--json")).stdout) == []
+
+
+async def test_ctrl_c_ends_commands(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "slow=sleep 60") as node, Command("call", "slow", where=where) as running:
+        await in_flight(where, 1)
+        assert (await node.end(signal.SIGINT)).status == 130
+        ended = await running.end()
+    assert (ended.status, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error -32010 node_lost: ")
+
+
+async def test_it_comes_back_and_goes_when_it_is_replaced(gateway: StartGateway) -> None:
+    first = await gateway()
+    async with serving(first, "who=echo old") as node:
+        first.signal(signal.SIGKILL)
+        await first.wait()
+        second = await gateway({"server": {"port": first.port}})
+        await node.until(lambda node: node.stderr.endswith("connected\n"))
+        await in_flight(second, 0)
+        assert (await call(second, "who")).stdout == '"old"\n'
+        async with serving(second, "who=echo new"):
+            ended = await node.end()
+            assert (ended.status, ended.stdout) == (3, "")
+            assert ended.stderr.endswith(": 4502 a newer connection has this node's name\n")
+            assert (await call(second, "who")).stdout == '"new"\n'
+
+
+async def test_names_that_the_gateway_refuses(gateway: StartGateway) -> None:
+    where = await gateway()
+    unnamed = await run(where, "node", "a=true")
+    assert (unnamed.status, unnamed.stderr[:36]) == (1, "error -32602 invalid_params: Invalid")
+    own = await run(where, "node", "--name", "a", "rpc.a=true")
+    assert (own.status, own.stderr[:36]) == (1, "error -32602 invalid_params: Invalid")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "METHOD=COMMAND"),
+        (["a"], "METHOD=COMMAND"),
+        (["=true"], "METHOD=COMMAND"),
+        (["a="], "METHOD=COMMAND"),
+        (["a=true", "a=false"], "a is there twice"),
+        (["a=no-such-program -x"], "no-such-program"),
+        (["a=echo 'open"], "a: No closing quotation"),
+        (["a=''"], "a: no such program"),
+        (["a=true", "--timeout", "-1"], "--timeout"),
+        (["a=true", "--jobs", "0"], "--jobs"),
+        (["a=true", "--jobs", "257"], "--jobs"),
+        (["a=true", "--jobs", "many"], "--jobs"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert named in misused(capsys, "node", "--name", "n", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("printed", "result"),
+    [
+        (b"", ""),
+        (b"42\n", 42),
+        (b' {"a": null}\n', {"a": None}),
+        (b"a\nb\n\n", "a\nb\n"),
+        (b"\xff\n", "\ufffd"),
+        (b"NaN\n", "NaN"),
+        (b"[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_what_is_printed_is_the_result(printed: bytes, result: object) -> None:
+    assert result_of(printed) == result

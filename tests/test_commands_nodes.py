@@ -1,0 +1,30 @@
+"""`python -m gateway nodes`."""
+
+import json
+import re
+
+import pytest
+
+from tests.command import Ended
+from tests.process import StartGateway
+from tests.remote import misused, run, serving
+
+
+async def test_nodes(gateway: StartGateway) -> None:
+    where = await gateway()
+    assert await run(where, "nodes") == Ended(0, "NAME  SINCE  CALLS  REMOTE  METHODS\n", "")
+    async with serving(where, "disk.free=df", "who=who"), serving(where, "who=who", name="küche"):
+        table = await run(where, "nodes")
+        listed = json.loads((await run(where, "nodes", "--json")).stdout)
+    assert (table.status, table.stderr) == (0, "")
+    heading, first, second = table.stdout.splitlines()
+    assert heading.split() == ["NAME", "SINCE", "CALLS", "REMOTE", "METHODS"]
+    assert re.fullmatch(r"kitchen-pi  \ds +0 +127\.0\.0\.1:\d+ +disk\.free who", first)
+    assert re.fullmatch(r"küche +\ds +0 +127\.0\.0\.1:\d+ +who", second)
+    assert [node["name"] for node in listed] == ["kitchen-pi", "küche"]
+    assert [method["name"] for method in listed[0]["methods"]] == ["disk.free", "who"]
+
+
+@pytest.mark.parametrize("arguments", [["extra"], ["--history"], ["--url"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    misused(capsys, "nodes", *arguments)

@@ -1,0 +1,114 @@
+"""Commands that a node runs: what goes in, what comes out, and that nothing stays behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.commands import programs
+from gateway.commands.programs import MAX_OUTPUT, ProgramFailed
+from tests.fleet import until
+
+
+async def run(program: str, given: bytes = b"", timeout: float = 10.0) -> bytes:
+    """Run a Python program."""
+    return await programs.run([sys.executable, "-c", program], given, os.environ, timeout)
+
+
+async def failed(program: str, timeout: float = 10.0) -> tuple[int, str]:
+    with pytest.raises(ProgramFailed) as failure:
+        await run(program, timeout=timeout)
+    return failure.value.status, str(failure.value)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process is no more, or a zombie that init has not fetched yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+async def until_gone(pid: int) -> None:
+    await until(lambda: gone(pid), "it still runs", 5.0)
+
+
+async def pid_in(file: Path) -> int:
+    while not file.exists() or not file.read_text().endswith("\n"):
+        await asyncio.sleep(0.01)
+    return int(file.read_text())
+
+
+def sleeper(file: Path, prelude: str = "pass") -> str:
+    """A program that has a shell sleep for a minute, and tells that one's process id."""
+    shell = f"echo $$ > {file}; exec sleep 60"
+    return f"import signal, subprocess; {prelude}; subprocess.run(['/bin/sh', '-c', {shell!r}])"
+
+
+async def test_input_and_output() -> None:
+    big = b"x" * MAX_OUTPUT
+    assert await run("import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())", big) == big
+
+
+async def test_input_that_nobody_reads() -> None:
+    assert await run("print(1)", b"x" * 1_000_000) == b"1\n"
+
+
+async def test_the_environment_is_the_given_one() -> None:
+    printed = await programs.run(["/usr/bin/env"], b"", {"A": "b"}, 10.0)
+    assert printed == b"A=b\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "why"),
+    [
+        ("import sys; print('first\\n the last \\n', file=sys.stderr); sys.exit(3)", 3, "the last"),
+        ("import sys; sys.stderr.write('x' * 100_000 + '\\nlast'); sys.exit(255)", 255, "last"),
+        ("raise SystemExit(1)", 1, "exit status 1"),
+        ("import os; os.kill(os.getpid(), 9)", 137, "ended by SIGKILL"),
+    ],
+)
+async def test_a_status_other_than_0(program: str, status: int, why: str) -> None:
+    assert await failed(program) == (status, why)
+
+
+async def test_what_cannot_be_run(tmp_path: Path) -> None:
+    with pytest.raises(ProgramFailed, match="/nowhere: not found") as failure:
+        await programs.run(["/nowhere"], b"", {}, 1.0)
+    assert failure.value.status == 127
+    with pytest.raises(ProgramFailed, match="Permission denied") as failure:
+        await programs.run([str(tmp_path)], b"", {}, 1.0)
+    assert failure.value.status == 126
+
+
+async def test_too_much_output_ends_it() -> None:
+    status, why = await failed("while True: print('x' * 1000)")
+    assert (status, why) == (125, f"printed more than {MAX_OUTPUT} bytes")
+
+
+async def test_the_deadline_ends_it_and_what_it_has_started(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    assert await failed(sleeper(file), timeout=2.0) == (124, "still running after 2 s")
+    await until_gone(await pid_in(file))
+
+
+async def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "GRACE", 0.2)
+    file = tmp_path / "pid"
+    ignoring = f"signal.signal(signal.{signal.SIGTERM.name}, signal.SIG_IGN)"
+    assert (await failed(sleeper(file, ignoring), timeout=2.0))[0] == 124
+    await until_gone(await pid_in(file))
+
+
+async def test_cancelling_ends_it(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    running = asyncio.create_task(run(sleeper(file)))
+    async with asyncio.timeout(10.0):
+        pid = await pid_in(file)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    await until_gone(pid)
