@@ -298,7 +298,7 @@ class Dispatcher:
                         tally.at_once(self._clock() - begun)
                     return _in_order(peer, reply, result.behind, batch) if then else reply
                 forward = result
-            forward.traceparent = bytes(message.traceparent)
+            forward.traceparent = message.traceparent
             self.route.start(peer, forward, identity, batch, self.routed if method is None else method.tally)
         except Exception as error:
             (self.routed if method is None else method.tally).count(_name_of(error))

@@ -60,10 +60,11 @@ class Reader(Protocol):
 class Subscriber:
     """What one connection has subscribed to, and what it must not have yet."""
 
-    __slots__ = ("_held", "_held_bytes", "_holds", "_latest", "_reader", "patterns", "topics")
+    __slots__ = ("_held", "_held_bytes", "_holds", "_latest", "_reader", "_send", "patterns", "topics")
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._send = reader.send_frame
         self._holds = 0
         self._held_bytes = 0
         self._held: list[bytes] = []
@@ -73,16 +74,18 @@ class Subscriber:
 
     def deliver(self, topic: Topic, frame: bytes) -> None:
         """Send a message, or keep it back."""
-        if self._holds:
+        if not self._holds and not topic.conflated:
+            self._send(frame)
+        elif self._holds:
             self._held.append(frame)
             self._held_bytes += len(frame)
             if self._held_bytes > self._reader.max_held_bytes:
                 self._reader.end(errors.SLOW_CONSUMER)
-        elif topic.conflated and self._reader.stalled:
+        elif self._reader.stalled:
             self._latest.pop(topic, None)
             self._latest[topic] = frame
         else:
-            self._reader.send_frame(frame)
+            self._send(frame)
 
     def hold(self, missed: Iterable[bytes]) -> None:
         """Keep back what was missed and what comes, until `release`: the reply to the subscription goes first."""

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
+from msgspec import Raw
 
 from gateway.calls import Callee
 from gateway.errors import Disconnect
+from gateway.jsonrpc import ABSENT
 from gateway.scopes import Principal
 
 MAX_METHODS: Final = 1000
@@ -74,7 +76,7 @@ class Forward(msgspec.Struct, gc=False):
     served: Served
     params: bytes
     timeout: float
-    traceparent: bytes = b""
+    traceparent: Raw = ABSENT
 
 
 class Nodes:

@@ -11,6 +11,8 @@ import logging
 import time
 from typing import Final, Protocol
 
+from msgspec import Raw
+
 from gateway import errors, jsonrpc
 from gateway.calls import Call, Calls
 from gateway.counts import CALLER_LOST, NODE_ERROR, OK, Tally
@@ -44,7 +46,7 @@ class Span(Protocol):
 class Tracing(Protocol):
     """Traces calls; see `gateway.tracing`."""
 
-    def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[Span, bytes]:
+    def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[Span, Raw]:
         """A span under the caller's, and the ``traceparent`` for the node, in JSON."""
 
 
@@ -180,14 +182,14 @@ class Router:
         span, traceparent = None, forward.traceparent
         if self._tracing is not None and request:
             names = forward.served.name, node.name, caller.principal.name
-            span, traceparent = self._tracing.begin(*names, traceparent)
+            span, traceparent = self._tracing.begin(*names, bytes(traceparent))
         parts = [forward.served.encoded]
         if forward.params:
             parts += (b',"params":', forward.params)
         if node.context:
             context = {"caller": caller.principal.name, "timeLeftMs": int(timeout * 1000)}
             parts += (b',"context":', jsonrpc.encode(context))
-        if traceparent:
+        if traceparent is not jsonrpc.ABSENT:
             parts += (b',"traceparent":', traceparent)
         parts.append(b"}")
         if not request:

@@ -22,7 +22,7 @@ class Tracing:
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer(SERVICE)
 
-    def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[TracedCall, bytes]:
+    def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[TracedCall, msgspec.Raw]:
         """A span under the caller's, and the ``traceparent`` for the node, in JSON.
 
         ``traceparent`` is JSON as it came, or empty; one that is none begins a trace of its own.
@@ -35,7 +35,7 @@ class Tracing:
         span = self._tracer.start_span(method, extract(carrier), SpanKind.SERVER, attributes)
         onward: dict[str, str] = {}
         inject(onward, trace.set_span_in_context(span))
-        return TracedCall(span), msgspec.json.encode(onward.get("traceparent", ""))
+        return TracedCall(span), msgspec.Raw(msgspec.json.encode(onward.get("traceparent", "")))
 
 
 class TracedCall:

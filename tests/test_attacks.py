@@ -246,7 +246,7 @@ async def test_deflate_bombs(gateway: StartGateway, loop: EventLoopName, tokens:
 async def test_a_second_request_behind_the_upgrade_is_frames(gateway: StartGateway, loop: EventLoopName) -> None:
     process = await gateway(loop=loop)
     async with siege(process) as under:
-        outcome = await under.attack(Storm("smuggled"))
+        outcome = await under.attack(Storm("smuggled", seconds=2.4))
     assert outcome.all() == {"101 1002": outcome.count}
     assert under.gains[OPENED] == under.gains[disconnects("protocol_error")] == outcome.count
 
