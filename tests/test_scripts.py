@@ -25,6 +25,8 @@ COMMANDS: Final = (
     "scripts/fuzz",
     "scripts/soak",
     "scripts/bench",
+    "scripts/screenshots",
+    "scripts/vendor",
     ".ci/run",
 )
 

@@ -9,7 +9,7 @@ import aiohttp
 URL = os.environ.get("GATEWAY_URL", "ws://127.0.0.1:8765/ws")
 METHODS = [
     {"name": "machine.about", "summary": "What it runs on"},
-    {"name": "machine.think", "summary": "Takes a minute"},
+    {"name": "machine.think", "summary": "Takes 20 seconds"},
 ]
 
 
@@ -29,7 +29,7 @@ async def main() -> None:
 async def answer(gateway: aiohttp.ClientWebSocketResponse, call: dict[str, object]) -> None:
     """Do what is asked, and say so."""
     if call["method"] == "machine.think":
-        await asyncio.sleep(60)
+        await asyncio.sleep(20)
     await gateway.send_json({"jsonrpc": "2.0", "id": call["id"], "result": platform.platform()})
 
 
