@@ -1,5 +1,7 @@
 """OpenTelemetry, where the extra `otel` is installed and `[tracing]` is on: a span for each routed call.
 
+Only `app.load_tracing` imports this module; it raises ImportError where the extra is not installed.
+
 The caller's ``traceparent`` (W3C Trace Context) is a member of the request beside ``params``; the node gets that of the
 gateway's span. Without tracing it is passed on as it came.
 """
@@ -10,7 +12,11 @@ from typing import Final
 
 import msgspec
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagate import extract, inject
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider as SdkProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
 
 SERVICE: Final = "aisopod-gateway"
@@ -55,15 +61,7 @@ class TracedCall:
 
 
 def exporting() -> Tracing:
-    """Spans go to an OTLP collector, by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and its like).
-
-    Raises ImportError where the extra `otel` is not installed.
-    """
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider as Provider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-
-    provider = Provider(resource=Resource.create({"service.name": SERVICE}))
+    """Spans go to an OTLP collector, by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and its like)."""
+    provider = SdkProvider(resource=Resource.create({"service.name": SERVICE}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider)

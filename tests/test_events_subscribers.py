@@ -104,6 +104,10 @@ async def test_of_a_thousand_subscribers_ten_stop_reading_and_the_others_get_all
         await publisher.welcome()
         before = forget_peak(where)
         sent = 0
+
+        def all_have_more_than(size: int) -> bool:
+            return min(stream.size for stream in streams) > size
+
         for number in range(10, 10 + ROUNDS):
             data = str(number) * (SIZE // 2)
             sent += SIZE
@@ -111,7 +115,7 @@ async def test_of_a_thousand_subscribers_ten_stop_reading_and_the_others_get_all
                 await request(publisher, "event.publish", topic=topic, data=(data * 2)[:size])
                 assert "result" in await publisher.recv_json(20.0)
             # The ten fall behind; the others do not, however busy this machine is.
-            await until(lambda: min(stream.size for stream in streams) > sent, "somebody waits", 20.0)  # noqa: B023
+            await until(partial(all_have_more_than, sent), "somebody waits", 20.0)
         for peer in deaf:
             await ended(where, peer, "slow_consumer", 4002)
         await until(lambda: len({stream.digest for stream in streams}) == 1, "not everybody has the same", 20.0)

@@ -57,7 +57,7 @@ def settings(given: argparse.Namespace) -> Config:
 def run(given: argparse.Namespace) -> int:
     """Serve; returns the exit status."""
     # Here and not above: a quarter of a second that the other commands need not wait.
-    from gateway.server import serve  # noqa: PLC0415
+    from gateway.server import serve  # noqa: PLC0415 - the reason is above
 
     environ = dict(os.environ)
     try:
