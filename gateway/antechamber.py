@@ -13,7 +13,7 @@ from gateway.calls import Calls
 from gateway.connection import Connection, Endpoint
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
-from gateway.frames import cut
+from gateway.frames import Payload, cut
 from gateway.jsonrpc import Message
 from gateway.method import BadParams, Method, Refusal
 from gateway.methods.gateway import AuthenticateParams, described
@@ -76,7 +76,7 @@ class Antechamber:
         self._waiting.begin(connection, self._timeout if left is None else left)
         connection.send_frame(self._welcome(connection))
 
-    def text(self, connection: Connection, data: bytes) -> None:
+    def text(self, connection: Connection, data: Payload) -> None:
         """The one message: `gateway.authenticate`, or the end."""
         if len(data) > MAX_FIRST_MESSAGE:
             self._refuse(connection, errors.MESSAGE_TOO_BIG, "the first message is too big")
@@ -109,7 +109,7 @@ class Antechamber:
             raise Refusal(errors.UNAUTHENTICATED, '"params" must be {"token": "…"}')
         return params.token
 
-    def binary(self, connection: Connection, data: bytes) -> None:
+    def binary(self, connection: Connection, data: Payload) -> None:
         """Text frames only."""
         self._refuse(connection, errors.UNSUPPORTED_DATA, "a binary message")
 
@@ -168,7 +168,7 @@ class Antechamber:
         connection.end(errors.HANDSHAKE_TIMEOUT)
 
 
-def _decoded(data: bytes) -> tuple[Message | None, bytes]:
+def _decoded(data: Payload) -> tuple[Message | None, bytes]:
     """A message, where it is a single one, and the id to answer under; empty for a notification."""
     try:
         message = jsonrpc.decode(data)

@@ -28,6 +28,7 @@ from gateway.credentials import NO_CREDENTIAL, Authenticator
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.events import Events
+from gateway.frames import Payload
 from gateway.handshake import Gatekeeper, RefusedError
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
@@ -108,7 +109,9 @@ class Gateway:
             call_timeout=config.limits.call_timeout,
             rate=Rate(config.limits.rate, config.limits.burst) if config.limits.rate else None,
         )
-        self.text: Callable[[Connection, bytes], None] = self.dispatcher.dispatch  # on the hot path: no call in between
+        self.text: Callable[[Connection, Payload], None] = (
+            self.dispatcher.dispatch
+        )  # on the hot path: no call in between
         own = GatewayMethods(config, status, connections, self.admission)
         self._welcome = own.welcome
         self.router: Final = Router(
@@ -181,7 +184,7 @@ class Gateway:
         self.admission.entered(connection)
         self._presence.opened(connection)
 
-    def binary(self, connection: Connection, data: bytes) -> None:
+    def binary(self, connection: Connection, data: Payload) -> None:
         """Text frames only."""
         connection.end(errors.UNSUPPORTED_DATA)
 

@@ -5,16 +5,16 @@ A call ends in exactly one way: the peer's answer, the peer's loss, the deadline
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import itertools
+from collections.abc import Hashable
 from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Raw
 
 from gateway import jsonrpc
-from gateway.deadlines import Sweep
+from gateway.deadlines import Wheel
 from gateway.errors import NODE_LOST, TIMEOUT, RpcError
 from gateway.jsonrpc import Message
 
@@ -37,6 +37,8 @@ class Callee(Protocol):
     """A peer that can be called."""
 
     calls: dict[bytes, Call]
+    leaving: bool
+    """Whether it goes as soon as nothing is in flight."""
 
     def send(self, payload: bytes) -> None:
         """Send one JSON text."""
@@ -45,18 +47,26 @@ class Callee(Protocol):
         """A request of the peer, or a call to it, is no longer in flight."""
 
 
-class Call(abc.ABC):
-    """One call in flight; ``identity`` is the id under which the callee has it."""
+class Call(Hashable, Protocol):
+    """One call in flight."""
 
-    __slots__ = ("callee", "identity")
+    @property
+    def place(self) -> dict[Call, None]:
+        """Where it waits for its deadline."""
 
-    def __init__(self, callee: Callee, identity: bytes) -> None:
-        self.callee = callee
-        self.identity = identity
+    @property
+    def callee(self) -> Callee:
+        """Who is called."""
 
-    @abc.abstractmethod
-    def ending(self, outcome: Message | RpcError) -> None:
-        """Called once, with the peer's response, or with why there is none."""
+    @property
+    def identity(self) -> bytes:
+        """The id under which the callee has it."""
+
+    def answered(self, message: Message) -> None:
+        """The peer's response. Called once, or else ``failed``."""
+
+    def failed(self, error: RpcError) -> None:
+        """Why there is no response."""
 
 
 class Calls:
@@ -64,60 +74,76 @@ class Calls:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._sweep: Final[Sweep[Call]] = Sweep(self._expired)
+        self._wheel: Final[Wheel[Call]] = Wheel(self._expired)
 
     def __len__(self) -> int:
-        return len(self._sweep)
+        return len(self._wheel)
 
     def new_id(self) -> bytes:
         """An id for the next call."""
         return b"%d" % next(self._numbers)
 
-    def enter(self, call: Call, timeout: float) -> None:
-        """A call begins, to be answered within ``timeout`` seconds; sending it is the caller's."""
-        call.callee.calls[call.identity] = call
-        self._sweep.begin(call, timeout)
+    def place(self, timeout: float) -> dict[Call, None]:
+        """Where a call waits for its deadline, in ``timeout`` seconds."""
+        return self._wheel.place(timeout)
 
-    def answered(self, callee: Callee, identity: bytes, message: Message) -> bool:
+    def enter(self, call: Call) -> None:
+        """A call begins; sending it is the caller's."""
+        call.callee.calls[call.identity] = call
+        call.place[call] = None
+
+    def answered(self, callee: Callee, message: Message) -> bool:
         """A response has come. False where nobody waits for it: it is late, or was never asked for, or is none."""
+        identity = b"" + message.id
         call = callee.calls.get(identity)
         if call is None or not jsonrpc.is_response(message):
             return False
         del callee.calls[identity]
-        self._sweep.done(call)
-        call.ending(message)
-        callee.settled()
+        del call.place[call]
+        call.answered(message)
+        if callee.leaving:
+            callee.settled()
         return True
 
     def drop(self, call: Call) -> None:
         """Nobody waits for this call any more. Harmless when it has ended."""
         if call.callee.calls.pop(call.identity, None) is not None:
-            self._sweep.done(call)
+            del call.place[call]
             call.callee.settled()
 
     def lost(self, callee: Callee) -> None:
         """The peer is gone: all that it has not answered ends."""
         calls, callee.calls = callee.calls, {}
         for call in calls.values():
-            self._sweep.done(call)
-            call.ending(NODE_LOST)
+            del call.place[call]
+            call.failed(NODE_LOST)
 
     def _expired(self, call: Call) -> None:
         del call.callee.calls[call.identity]
-        call.ending(TIMEOUT)
+        call.failed(TIMEOUT)
         call.callee.settled()
 
 
-class _OwnCall(Call):
+class _OwnCall:
     """A call of the gateway's own: its end wakes who waits for it."""
 
-    __slots__ = ("_answer",)
+    __slots__ = ("_answer", "callee", "identity", "place")
 
-    def __init__(self, callee: Callee, identity: bytes, answer: asyncio.Future[Message | RpcError]) -> None:
-        super().__init__(callee, identity)
+    def __init__(
+        self, callee: Callee, identity: bytes, place: dict[Call, None], answer: asyncio.Future[Message | RpcError]
+    ) -> None:
+        self.callee = callee
+        self.identity = identity
+        self.place = place
         self._answer = answer
 
-    def ending(self, outcome: Message | RpcError) -> None:
+    def answered(self, message: Message) -> None:
+        self._end(message)
+
+    def failed(self, error: RpcError) -> None:
+        self._end(error)
+
+    def _end(self, outcome: Message | RpcError) -> None:
         """Hand it over, unless nobody waits any more."""
         if not self._answer.done():
             self._answer.set_result(outcome)
@@ -130,8 +156,8 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
     """
     encoded = None if params is None else Raw(jsonrpc.encode(params))
     answer: asyncio.Future[Message | RpcError] = asyncio.get_running_loop().create_future()
-    entry = _OwnCall(callee, calls.new_id(), answer)
-    calls.enter(entry, timeout)
+    entry = _OwnCall(callee, calls.new_id(), calls.place(timeout), answer)
+    calls.enter(entry)
     callee.send(jsonrpc.request(entry.identity, method, encoded))
     try:
         outcome = await answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from gateway.frames import State
 from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
 from gateway.outbox import Cork
-from gateway.reader import RequestProtocol
+from gateway.reader import Receiver, RequestProtocol, Turns
 from gateway.scopes import NOBODY
 from gateway.websocket import Closings, WebSocket
 
@@ -33,7 +34,8 @@ CONTROL_SECONDS: Final = 10
 class Regime:
     """What every connection of a process lives under, taken from the configuration once; see `websocket.Regime`.
 
-    With it the two things that they share: the cork, and the deadlines of those that are closing.
+    With it what they share: the cork, the turns of those that owe a credential, and the deadlines of those that are
+    closing.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class Regime:
         "max_outbox_bytes",
         "outbox_timeout",
         "receive_timeout",
+        "turns",
     )
 
     def __init__(self, config: Config) -> None:
@@ -62,11 +65,12 @@ class Regime:
         per_second = config.limits.control_rate
         self.control_rate = Rate(per_second, int(per_second * CONTROL_SECONDS)) if per_second else None
         self.cork = Cork()
+        self.turns = Turns()
         self.closings = Closings(self.close_timeout)
 
 
-class Endpoint(Protocol):
-    """What stands behind a connection, and knows what its messages mean. Nothing here may block."""
+class Endpoint(Receiver, Protocol):
+    """What stands behind a connection for all of its life."""
 
     @property
     def calls(self) -> Calls:
@@ -74,12 +78,6 @@ class Endpoint(Protocol):
 
     def opened(self, connection: Connection) -> None:
         """The connection is open: register it, welcome it."""
-
-    def text(self, connection: Connection, data: bytes) -> None:
-        """One text message, valid UTF-8."""
-
-    def binary(self, connection: Connection, data: bytes) -> None:
-        """One binary message."""
 
     def ending(self, connection: Connection) -> None:
         """The connection is no longer open: nothing that it owes will come. Called once, before ``closed``."""
@@ -98,19 +96,20 @@ class Connection:
     """
 
     __slots__ = (
-        "_endpoint",
-        "_leaving",
         "_opened",
         "bucket",
         "calls",
         "conn_id",
         "credential",
+        "endpoint",
+        "leaving",
         "node",
         "opened_at",
         "principal",
         "quiet",
         "remote",
         "running",
+        "send",
         "subscriber",
         "ws",
     )
@@ -128,9 +127,11 @@ class Connection:
         self.calls: dict[bytes, Call] = {}
         self.opened_at = 0.0
         self._opened = 0.0
-        self._leaving = False
-        self._endpoint = endpoint
+        self.leaving = False
+        self.endpoint = endpoint
         self.ws: Final = WebSocket(self, regime.cork, regime, regime.closings)
+        self.send: Final = self.ws.send_text  # on the hot path: no call in between
+        """Sends one JSON text; does nothing unless the connection is open."""
 
     async def serve(self, request: web.Request) -> WebSocket:
         """Upgrade ``request`` and return when the connection is over. Once."""
@@ -141,13 +142,10 @@ class Connection:
         await self.ws.run()
         return self.ws
 
-    def send(self, payload: bytes) -> None:
-        """Send one JSON text; does nothing unless the connection is open."""
-        self.ws.send_text(payload)
-
-    def send_frame(self, frame: bytes) -> None:
-        """Send one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
-        self.ws.send_frame_bytes(frame)
+    @property
+    def send_frame(self) -> Callable[[bytes], None]:
+        """Sends one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
+        return self.ws.send_frame_bytes
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification."""
@@ -160,7 +158,7 @@ class Connection:
         """
         if not self.is_open:
             raise failed(errors.NODE_LOST)
-        return await call(self._endpoint.calls, self, method, params, timeout)
+        return await call(self.endpoint.calls, self, method, params, timeout)
 
     @property
     def max_held_bytes(self) -> int:
@@ -199,13 +197,13 @@ class Connection:
 
     def enter(self, endpoint: Endpoint) -> None:
         """The credential that was owed has been adopted: the connection is open, and ``endpoint`` stands behind it."""
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self.ws.allowance = None
         self._log_opened()
 
     def settled(self) -> None:
         """A request is no longer in flight: one who is leaving may go."""
-        if self._leaving and not self.in_flight:
+        if self.leaving and not self.in_flight:
             self.ws.end(errors.SHUTDOWN)
 
     def end(self, end: Disconnect) -> None:
@@ -221,7 +219,7 @@ class Connection:
         self.ws.loop.call_later(delay, self._leave)
 
     def _leave(self) -> None:
-        self._leaving = True
+        self.leaving = True
         self.settled()
 
     # From the WebSocket
@@ -232,7 +230,7 @@ class Connection:
         self._opened = self.ws.loop.time()
         if self.principal is not NOBODY:
             self._log_opened()
-        self._endpoint.opened(self)
+        self.endpoint.opened(self)
 
     def _log_opened(self) -> None:
         logger.info(
@@ -245,14 +243,6 @@ class Connection:
                 "role": self.principal.role,
             },
         )
-
-    def on_text(self, data: bytes) -> None:
-        """One text message."""
-        self._endpoint.text(self, data)
-
-    def on_binary(self, data: bytes) -> None:
-        """One binary message."""
-        self._endpoint.binary(self, data)
 
     def on_defect(self, error: BaseException) -> None:
         """Our own mistake: all of it in the log, nothing of it on the wire."""
@@ -269,12 +259,12 @@ class Connection:
 
     def on_ending(self) -> None:
         """A close frame was sent, or the transport is going."""
-        self._endpoint.ending(self)
+        self.endpoint.ending(self)
 
     def on_closed(self, end: Disconnect) -> None:
         """Release, then log, whatever the release does."""
         try:
-            self._endpoint.closed(self, end)
+            self.endpoint.closed(self, end)
         finally:
             if not self.quiet:
                 self._log_closed(end)

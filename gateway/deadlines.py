@@ -1,8 +1,8 @@
 """Many deadlines on one timer.
 
 A timer for each costs much where nearly everybody is done in time. All who wait in one `Deadlines` have the same
-time, so the oldest is always the next one, and a dictionary does. A `Sweep` looks at deadlines of many lengths, ten
-times a second.
+time, so the oldest is always the next one, and a dictionary does. A `Wheel`, and a `Sweep` on one, look at deadlines of
+many lengths, ten times a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 TICK: Final = 0.1
-"""Seconds between two looks of a `Sweep`."""
+"""Seconds between two looks of a `Wheel`."""
 
 Waiting = TypeVar("Waiting", bound=Hashable)
 
@@ -84,45 +84,88 @@ class Deadlines(Generic[Waiting]):
                 self._timer = loop.call_at(next(iter(self._due.values())), self._sweep)
 
 
-class Sweep(Generic[Waiting]):
+class Wheel(Generic[Waiting]):
     """Deadlines of different lengths, to the next tenth of a second, on one timer.
 
-    Who begins and who is done costs a dictionary entry each, however many wait.
+    Who is to wait enters ``place(timeout)``, and is done by leaving it: one dictionary entry each, however many wait.
+    `Sweep` remembers who is where.
     """
 
-    __slots__ = ("_due", "_expired", "_loop", "_order", "_ticks", "_timer")
+    __slots__ = ("_expired", "_loop", "_order", "_ticks", "_timer")
 
     def __init__(self, expired: Callable[[Waiting], None]) -> None:
         self._expired = expired
         self._ticks: dict[int, dict[Waiting, None]] = {}
         self._order: list[int] = []
-        self._due: dict[Waiting, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ticks.values()))
+
+    def place(self, timeout: float) -> dict[Waiting, None]:
+        """Where to wait: ``expired(who)`` is called in ``timeout`` seconds for all who are still there.
+
+        It is to be entered at once.
+        """
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        tick = int((loop.time() + timeout) / TICK) + 1
+        place = self._ticks.get(tick)
+        if place is None:
+            place = self._ticks[tick] = {}
+            heapq.heappush(self._order, tick)
+            if self._order[0] == tick:
+                self._arm(loop)
+        return place
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._order[0] * TICK, self._turn) if self._order else None
+
+    def _turn(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        try:
+            while self._order and self._order[0] * TICK <= now:
+                tick = self._order[0]
+                place = self._ticks[tick]
+                while place:  # one that expires may let others be done
+                    who = next(iter(place))
+                    del place[who]
+                    self._expired(who)
+                heapq.heappop(self._order)
+                del self._ticks[tick]
+        finally:  # one that fails does not stop the others' time
+            self._arm(loop)
+
+
+class Sweep(Generic[Waiting]):
+    """A `Wheel` that knows who is where."""
+
+    __slots__ = ("_due", "_expired", "_wheel")
+
+    def __init__(self, expired: Callable[[Waiting], None]) -> None:
+        self._expired = expired
+        self._wheel = Wheel(self._over)
+        self._due: dict[Waiting, dict[Waiting, None]] = {}
 
     def __len__(self) -> int:
         return len(self._due)
 
     def begin(self, who: Waiting, timeout: float) -> None:
         """Call ``expired(who)`` in ``timeout`` seconds. For each once at a time."""
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        tick = int((loop.time() + timeout) / TICK) + 1
-        waiting = self._ticks.get(tick)
-        if waiting is None:
-            waiting = self._ticks[tick] = {}
-            heapq.heappush(self._order, tick)
-            if self._order[0] == tick:
-                self._arm(loop)
-        waiting[who] = None
-        self._due[who] = tick
+        place = self._due[who] = self._wheel.place(timeout)
+        place[who] = None
 
     def done(self, who: Waiting) -> None:
         """Forget ``who``. Harmless for who does not wait."""
-        tick = self._due.pop(who, None)
-        if tick is not None:
-            del self._ticks[tick][who]
+        place = self._due.pop(who, None)
+        if place is not None:
+            del place[who]
 
     def take_all(self) -> list[Waiting]:
         """Forget everybody, and tell who they were."""
@@ -131,24 +174,6 @@ class Sweep(Generic[Waiting]):
             self.done(who)
         return waiting
 
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(self._order[0] * TICK, self._sweep) if self._order else None
-
-    def _sweep(self) -> None:
-        self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        try:
-            while self._order and self._order[0] * TICK <= now:
-                tick = self._order[0]
-                waiting = self._ticks[tick]
-                while waiting:  # one that expires may let others be done
-                    who = next(iter(waiting))
-                    del waiting[who], self._due[who]
-                    self._expired(who)
-                heapq.heappop(self._order)
-                del self._ticks[tick]
-        finally:  # one that fails does not stop the others' time
-            self._arm(loop)
+    def _over(self, who: Waiting) -> None:
+        del self._due[who]
+        self._expired(who)

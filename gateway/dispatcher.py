@@ -17,7 +17,8 @@ from gateway.calls import Callee, Calls
 from gateway.counts import CALLER_LOST, NODE_ERROR, OK, ROUTED, Tally
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
-from gateway.jsonrpc import Invalid, Message
+from gateway.frames import Payload
+from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
 from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
 from gateway.nodes import Forward
@@ -69,7 +70,7 @@ class Request(Protocol):
 class Route(Protocol):
     """The way to nodes; see `gateway.routing`."""
 
-    def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
+    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
         """Where a method goes that the gateway does not have itself. Raises Refusal."""
 
     def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
@@ -82,7 +83,7 @@ class Route(Protocol):
 class _Nowhere:
     """The way where there are no nodes."""
 
-    def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
+    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
         raise self.refused(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
 
     def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
@@ -216,12 +217,14 @@ class Dispatcher:
         """The methods that this connection may call, by name."""
         return [entry for _, entry in sorted(self._methods.items()) if _may(peer, entry)]
 
-    def dispatch(self, peer: Peer, data: bytes) -> None:
+    def dispatch(self, peer: Peer, data: Payload) -> None:
         """Handle one text message of ``peer``, valid UTF-8. Never blocks; raises only for a defect."""
         try:
-            message = jsonrpc.decode(data)
+            message = decode(data)
         except jsonrpc.UNDECODABLE as error:
             self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch))
+            return
+        if message.method is NO_METHOD and self._calls.answered(peer, message):
             return
         reply = self._handle(peer, message, None)
         if reply is not None:
@@ -238,7 +241,7 @@ class Dispatcher:
         for message in messages:
             if isinstance(message, Invalid):
                 batch.add(self._invalid(peer, message))
-            else:
+            elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(self._handle(peer, message, batch))
         batch.done(None)
 
@@ -264,21 +267,22 @@ class Dispatcher:
 
     def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
         """One message: the reply, or None where there is none, or none yet."""
-        identity = bytes(message.id)
+        identity = b"" + message.id
         name = message.method
-        if name is jsonrpc.NO_METHOD:
-            answered = self._calls.answered(peer, identity, message)
-            return None if answered else self._response(peer, message, identity)
-        data = bytes(message.params)
+        if name is NO_METHOD:
+            return self._response(peer, message, identity)
+        data = b"" + message.params
         is_id = not identity or identity.isdigit() or jsonrpc.may_be_id(identity)
         if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
             return self._invalid(peer, _malformed(identity if is_id else None))
         method = self._methods.get(name)
         try:
-            if peer.running or self._rate is not None or self._status.phase is _DRAINING:
-                self._admit(peer, method, identity)
+            if self._rate is not None or self._status.phase is _DRAINING:
+                self._admit(peer, method)
+            if identity in peer.running:
+                raise Refusal(errors.CONFLICT, "this id is still in flight")
             if method is None:
-                forward = self.route.by_method(peer, name, data)
+                forward = self.route.by_method(peer, name, data, message.traceparent)
             else:
                 if method.scope is not AUTHENTICATED and not _may(peer, method):
                     raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
@@ -298,22 +302,19 @@ class Dispatcher:
                         tally.at_once(self._clock() - begun)
                     return _in_order(peer, reply, result.behind, batch) if then else reply
                 forward = result
-            forward.traceparent = message.traceparent
-            self.route.start(peer, forward, identity, batch, self.routed if method is None else method.tally)
+                forward.traceparent = message.traceparent
+            tally = self.routed if method is None else method.tally
+            self.route.start(peer, forward, identity, batch, tally)
         except Exception as error:
             (self.routed if method is None else method.tally).count(_name_of(error))
             return _failure(peer, name, identity, error)
         return None
 
-    def _admit(self, peer: Peer, method: Method | None, identity: bytes) -> None:
-        """Raises Refusal for a request that comes too soon, or too late, or while another has its id."""
+    def _admit(self, peer: Peer, method: Method | None) -> None:
+        """Raises Refusal for a request that comes too soon, or too late."""
         self._pace(peer)
-        if self._status.phase is _DRAINING:
-            self._check_draining(method)
-        if identity in peer.running:
-            raise Refusal(errors.CONFLICT, "this id is still in flight")
-
-    def _check_draining(self, method: Method | None) -> None:
+        if self._status.phase is not _DRAINING:
+            return
         if method is None or method.forwards:
             raise self.route.refused(errors.DRAINING)
         if not method.while_draining:

@@ -6,6 +6,9 @@ import enum
 from struct import Struct
 from typing import Final
 
+Payload = bytes | bytearray
+"""What a frame holds; the parser unmasks what comes into a bytearray, which nobody changes afterwards."""
+
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
@@ -19,7 +22,8 @@ _REASON_BYTES: Final = 123
 _pack_16: Final = Struct("!BBH").pack
 _pack_64: Final = Struct("!BBQ").pack
 _pack_code: Final = Struct("!H").pack
-_SHORT_TEXT: Final = tuple(bytes((0x80 | TEXT, length)) for length in range(126))
+SHORT_TEXT: Final = tuple(bytes((0x80 | TEXT, length)) for length in range(126))
+"""Heads of unmasked, uncompressed text frames, by the payload's length."""
 
 
 class State(enum.IntEnum):
@@ -34,15 +38,15 @@ class State(enum.IntEnum):
     CLOSED = 4
 
 
-def text_frame(payload: bytes) -> bytes:
+def text_frame(payload: Payload) -> bytes:
     """A whole unmasked, uncompressed text frame."""
     length = len(payload)
     if length < 126:
-        return _SHORT_TEXT[length] + payload
+        return SHORT_TEXT[length] + payload
     return frame(TEXT, payload)
 
 
-def frame(opcode: int, payload: bytes, rsv: int = 0) -> bytes:
+def frame(opcode: int, payload: Payload, rsv: int = 0) -> bytes:
     """A whole unmasked frame with FIN set; ``rsv`` is or-ed into its first byte."""
     length = len(payload)
     first = 0x80 | rsv | opcode

@@ -72,7 +72,7 @@ encode: Final = msgspec.json.Encoder().encode
 _BLANK: Final = b" \t\r\n"
 
 
-def decode_other(data: bytes, error: Exception, max_batch: int) -> Invalid | list[Message | Invalid]:
+def decode_other(data: bytes | bytearray, error: Exception, max_batch: int) -> Invalid | list[Message | Invalid]:
     """What is no single message, as `decode` has found with this error: a batch, or nothing valid. Never raises.
 
     A batch of more than ``max_batch`` elements is refused before they are looked at.
@@ -92,7 +92,7 @@ def decode_other(data: bytes, error: Exception, max_batch: int) -> Invalid | lis
 
 
 @lru_cache
-def _batch(most: int) -> Callable[[bytes], msgspec.Struct]:
+def _batch(most: int) -> Callable[[bytes | bytearray], msgspec.Struct]:
     """A decoder of an array's first ``most`` elements, which only skips the rest.
 
     A mebibyte of ``[1,1,…`` as a list would hold up everybody else for 20 ms; skipped, it takes 2.
@@ -108,7 +108,7 @@ def _decode_element(data: Raw) -> Message | Invalid:
         return _classify(data, error)
 
 
-def _classify(data: bytes | Raw, error: Exception) -> Invalid:
+def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
     """Tell JSON that is no message from what is no JSON, and find the id to answer under."""
     if isinstance(error, RecursionError):
         return Invalid(INVALID_REQUEST, "nested too deeply")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Raw
@@ -21,14 +21,15 @@ MAX_METHODS: Final = 1000
 """Methods of one node."""
 
 
-class Served(NamedTuple):
-    """A method of a node, and what the node says of it. ``encoded`` is its name in JSON.
+class Served(msgspec.Struct, frozen=True):
+    """A method of a node, and what the node says of it. ``encoded`` is its name in JSON, ``scope`` what callers need.
 
     ``params`` is any JSON, a schema by custom; empty where there is none.
     """
 
     name: str
     encoded: bytes
+    scope: str
     summary: str
     params: bytes
 

@@ -67,7 +67,6 @@ class Outbox(abc.ABC):
 
     __slots__ = (
         "_cork",
-        "_corked_bytes",
         "_kept",
         "_kept_bytes",
         "_outbox_timeout",
@@ -75,6 +74,7 @@ class Outbox(abc.ABC):
         "_over_since",
         "bytes_out",
         "corked",
+        "corked_bytes",
         "flow",
         "in_read",
         "loop",
@@ -95,7 +95,7 @@ class Outbox(abc.ABC):
         self._outbox_timeout = outbox_timeout
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
-        self._corked_bytes = 0
+        self.corked_bytes = 0
         self._kept: deque[bytes] | None = None
         self._kept_bytes = 0
         self.corked: list[bytes] | None = None
@@ -120,8 +120,8 @@ class Outbox(abc.ABC):
                 self._cork.add(self)
         else:
             self.corked.append(data)
-        self._corked_bytes += len(data)
-        if self._corked_bytes > CORK_BYTES:
+        self.corked_bytes += len(data)
+        if self.corked_bytes > CORK_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -130,15 +130,16 @@ class Outbox(abc.ABC):
         if corked is None:
             return
         self.corked = None
-        size, self._corked_bytes = self._corked_bytes, 0
+        size, self.corked_bytes = self.corked_bytes, 0
         transport = self.transport
         if transport.is_closing():
             return
         self.bytes_out += size
         data = corked[0] if len(corked) == 1 else b"".join(corked)
-        if self._kept is None and not self.flow.writing_paused:
+        flow = self.flow
+        if self._kept is None and not flow.writing_paused:
             transport.write(data)
-            if not self.flow.writing_paused:
+            if not flow.writing_paused:
                 return
         else:
             if self._kept is None:
@@ -170,7 +171,7 @@ class Outbox(abc.ABC):
         """Bytes that were sent and that the kernel has not taken yet."""
         if self.phase is State.OPENING or self.phase is State.CLOSED:
             return 0
-        return self.transport.get_write_buffer_size() + self._kept_bytes + self._corked_bytes
+        return self.transport.get_write_buffer_size() + self._kept_bytes + self.corked_bytes
 
     @property
     def drained(self) -> int:

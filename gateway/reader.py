@@ -6,8 +6,11 @@ With `gateway.websocket`, whose other half it is, the only code that leans on ai
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, cast
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
@@ -15,15 +18,36 @@ from aiohttp.http_websocket import WebSocketError
 from aiohttp.streams import EofStream
 
 from gateway.errors import FLOOD
-from gateway.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, State
+from gateway.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
 
 SLICE: Final = 32 * 1024
 """Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""
+
+PASS: Final = 0.005
+"""Seconds of one loop pass in which what comes from all who may not send much yet is parsed."""
 
 _OPEN, _CLOSING, _CLOSED = State.OPEN, State.CLOSING, State.CLOSED
 _PROBES: Final = frozenset({PING, PONG})
 _FED: Final = (False, b"")
 _GO_ON: Final = WSMessage(WSMsgType.CONTINUATION, b"", "")
+
+
+class Receiver(Protocol):
+    """What stands behind a connection, and knows what its messages mean. Nothing here may block."""
+
+    def text(self, connection: Any, data: Payload) -> None:
+        """One whole text message, valid UTF-8."""
+
+    def binary(self, connection: Any, data: Payload) -> None:
+        """One whole binary message."""
+
+
+class Listener(Protocol):
+    """The connection whose messages are read. Its endpoint gets them without a call of its own in between."""
+
+    @property
+    def endpoint(self) -> Receiver:
+        """Who they are for. It may change at any time."""
 
 
 class Sink(Protocol):
@@ -41,10 +65,18 @@ class Sink(Protocol):
     bytes_in: int
     allowance: int | None
 
+    @property
+    def turns(self) -> Turns:
+        """Whose time it takes as long as it has an allowance."""
+
+    @property
+    def owner(self) -> Listener:
+        """Who is told."""
+
     def flush(self) -> None:
         """Write what the messages of a read have corked."""
 
-    def on_message(self, opcode: int, data: bytes) -> None:
+    def on_message(self, opcode: int, data: Payload) -> None:
         """One whole message. What it raises arrives in `fail`."""
 
     def on_control(self) -> bool:
@@ -131,6 +163,54 @@ class Inbox(WebSocketDataQueue):
         self._sink.on_lost()
 
 
+class Turns:
+    """What all who may not send much yet may take together of one loop pass; who comes later waits for the next one.
+
+    One of them costs little, but of those anybody can open very many. One for each event loop.
+    """
+
+    __slots__ = ("_armed", "_clock", "_left", "_waiting")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._left = PASS
+        self._armed = False
+        self._waiting: deque[Reader] = deque()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left of this pass."""
+        return self._left <= 0
+
+    def wait(self, reader: Reader, loop: asyncio.AbstractEventLoop) -> None:
+        """Let ``reader`` go on when it is its turn."""
+        self._waiting.append(reader)
+        self._arm(loop)
+
+    @contextmanager
+    def timed(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Take the time that something takes from this pass."""
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._left -= self._clock() - begin
+            self._arm(loop)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._armed:
+            self._armed = True
+            loop.call_soon(self._next, loop)
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The next pass."""
+        self._armed = False
+        self._left = PASS
+        while self._waiting and not self.over:
+            with self.timed(loop):
+                self._waiting.popleft().go_on()
+
+
 class Reader(WebSocketReader):
     """Hands messages over while it parses; ``max_message_bytes`` is inclusive.
 
@@ -154,8 +234,18 @@ class Reader(WebSocketReader):
         sink = self._sink
         sink.last_read = sink.loop.time()
         sink.bytes_in += len(data)
-        if sink.allowance is not None:
-            data = self._ahead(sink, data)
+        if sink.allowance is None:
+            self._take(data)
+        elif sink.turns.over and not self._paused and len(data) <= sink.allowance:  # else kept it would be too much
+            self.pause()
+            self._take(data)
+            self._again(sink)
+        else:
+            with sink.turns.timed(sink.loop):
+                self._take(self._ahead(sink, data))
+        return _FED
+
+    def _take(self, data: bytes | bytearray | memoryview) -> None:
         if self._paused:  # TLS delivers what it has decrypted even after pause_reading()
             self._backlog = self._backlog[self._at :] + bytes(data)
             self._at = 0
@@ -165,7 +255,6 @@ class Reader(WebSocketReader):
             self.pause()
             self._backlog = bytes(data)
             self.go_on()
-        return _FED
 
     def pause(self) -> None:
         """Stop reading the socket. May be called twice."""
@@ -189,13 +278,20 @@ class Reader(WebSocketReader):
             if sink.stalled:
                 return
         if self._backlog:
-            if not self._scheduled:
-                self._scheduled = True
-                sink.loop.call_soon(self.go_on)
+            self._again(sink)
         elif self._paused:
             self._paused = False
             if not sink.transport.is_closing():
                 sink.transport.resume_reading()
+
+    def _again(self, sink: Sink) -> None:
+        if self._scheduled:
+            return
+        self._scheduled = True
+        if sink.allowance is None:
+            sink.loop.call_soon(self.go_on)
+        else:
+            sink.turns.wait(self, sink.loop)
 
     def _parse(self, data: bytes | bytearray | memoryview) -> None:
         sink = self._sink
@@ -231,13 +327,18 @@ class Reader(WebSocketReader):
         sink = self._sink
         if sink.phase is not _OPEN and (sink.phase is not _CLOSING or opcode != CLOSE):
             return  # nothing behind a close frame is acted upon
-        if type(payload) is bytes:
+        if payload.__class__ is bytes:
             raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a client's frame must be masked")
         if opcode == TEXT and fin and not compressed and not self._fragmented:
             if sink.stalled:
                 self._inbox.hold(WSMessage(WSMsgType.TEXT, bytes(payload), ""))
+            elif payload.isascii():  # short of on_message(), for nearly all are
+                sink.messages_in += 1
+                owner = sink.owner
+                text = owner.endpoint.text
+                text(owner, payload)
             else:
-                sink.on_message(TEXT, bytes(payload))
+                sink.on_message(TEXT, payload)
         elif opcode in _PROBES:
             sink.last_message = sink.last_read
             if not sink.on_control():
@@ -272,6 +373,9 @@ class RequestProtocol(web.RequestHandler):
 
     remote: str
     """Where the peer is, as the log has it."""
+
+    # The slot behind aiohttp's property of this name: each write looks at it twice.
+    writing_paused = cast(Any, web.RequestHandler)._paused
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer, of a request or of frames."""

@@ -7,8 +7,9 @@ for one part, ``>`` for the rest, one part at least. ``*`` alone is every scope.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 RESERVED: Final = ("gateway.", "rpc.", "connection.", "node.", "event.")
 """What the gateway's own methods and topics begin with: nobody serves or publishes there."""
@@ -32,13 +33,19 @@ _PART = r"[^\s.*>:]+"
 _SCOPE: Final = re.compile(rf"(?:call|serve|subscribe|publish):(?:(?:{_PART}|\*)\.)*(?:{_PART}|\*|>)")
 
 
-class Principal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Principal:
     """Who a connection belongs to. ``expires_at`` is seconds since the epoch, None for never."""
 
     name: str
     role: str
     scopes: tuple[str, ...]
     expires_at: float | None = None
+    _known: dict[str, bool] = field(init=False, repr=False, compare=False)
+    """What was asked already: each routed call asks, and mostly the same. Those with the same scopes share it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", _known_of(self.scopes))
 
     def allows(self, scope: str) -> bool:
         """Whether one of the scopes covers the concrete ``scope``, such as ``call:camera.snapshot`` or ``admin``.
@@ -46,7 +53,14 @@ class Principal(NamedTuple):
         The gateway's own names are out of every pattern's reach: nobody serves or publishes there, and an admin
         alone subscribes to its topics.
         """
-        return (_remembered if len(scope) <= _REMEMBERED else _allow)(self.scopes, scope)
+        known = self._known.get(scope)
+        return self._find_out(scope) if known is None else known
+
+    def _find_out(self, scope: str) -> bool:
+        allowed = _allow(self.scopes, scope)
+        if len(scope) <= _LONGEST and len(self._known) < _MOST:  # a caller may ask for any text
+            self._known[scope] = allowed
+        return allowed
 
 
 def _allow(scopes: tuple[str, ...], scope: str) -> bool:
@@ -59,11 +73,16 @@ def _allow(scopes: tuple[str, ...], scope: str) -> bool:
     return any(covers(held, scope) for held in scopes)
 
 
-_remembered: Final = lru_cache(4096)(_allow)
-"""Each routed call asks, and mostly the same."""
+@lru_cache(64)
+def _known_of(scopes: tuple[str, ...]) -> dict[str, bool]:
+    return {}
 
-_REMEMBERED: Final = 256
-"""Characters of a scope that is remembered: a caller may ask for any text."""
+
+_LONGEST: Final = 256
+"""Characters of a scope that is remembered."""
+
+_MOST: Final = 1000
+"""How many answers are remembered for the same scopes."""
 
 NOBODY: Final = Principal("", "", ())
 """Who a connection belongs to that has not authenticated."""

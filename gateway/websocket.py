@@ -26,10 +26,23 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from gateway import errors
 from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
-from gateway.frames import BINARY, CLOSE, PONG, RSV1, TEXT, State, close_frame, cut, frame, text_frame
+from gateway.frames import (
+    BINARY,
+    CLOSE,
+    PONG,
+    RSV1,
+    SHORT_TEXT,
+    TEXT,
+    Payload,
+    State,
+    close_frame,
+    cut,
+    frame,
+    text_frame,
+)
 from gateway.limits import Bucket, Rate
-from gateway.outbox import Cork, Outbox
-from gateway.reader import Inbox, Reader, RequestProtocol
+from gateway.outbox import CORK_BYTES, Cork, Outbox
+from gateway.reader import Inbox, Listener, Reader, RequestProtocol, Turns
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCHING: Final = (
@@ -49,17 +62,11 @@ _NO_HEADERS_PROXY: Final = CIMultiDictProxy(_NO_HEADERS)
 _NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
 
 
-class Owner(Protocol):
+class Owner(Listener, Protocol):
     """Who a WebSocket works for. Nothing here may block; what it raises ends the connection with 1011."""
 
     def on_open(self) -> None:
         """The 101 is written; frames may be sent. Called once, before the first message."""
-
-    def on_text(self, data: bytes) -> None:
-        """One whole text message, valid UTF-8."""
-
-    def on_binary(self, data: bytes) -> None:
-        """One whole binary message."""
 
     def on_defect(self, error: BaseException) -> None:
         """One of the calls above has raised; the connection ends with 1011."""
@@ -113,6 +120,10 @@ class Regime(Protocol):
     def compression(self) -> bool:
         """Whether permessage-deflate may be negotiated."""
 
+    @property
+    def turns(self) -> Turns:
+        """What all with an allowance may take of a loop pass."""
+
 
 class Closings(Deadlines["WebSocket"]):
     """The WebSockets that wait for their peer to close, or for their outbox to leave: ``close_timeout`` each."""
@@ -146,7 +157,6 @@ class WebSocket(Outbox, web.WebSocketResponse):
         "_last_taken",
         "_max_msg_size",
         "_over",
-        "_owner",
         "_pinged_at",
         "_pong_heartbeat",
         "_protocols",
@@ -160,6 +170,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         "last_message",
         "last_read",
         "messages_in",
+        "owner",
     )
 
     def __init__(self, owner: Owner, cork: Cork, regime: Regime, closings: Closings) -> None:
@@ -175,7 +186,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout)
         # When to look after a ping. aiohttp fixes it at half of the heartbeat, and takes it for the deadline as well.
         self._pong_heartbeat = min(regime.heartbeat_timeout, regime.heartbeat_interval)
-        self._owner = owner
+        self.owner = owner
         self._regime = regime
         self._deflater: WebSocketWriter | None = None
         self._closings = closings
@@ -244,7 +255,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self.bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
         self._slim(request, handler)
         try:
-            self._owner.on_open()
+            self.owner.on_open()
         except Exception as error:
             self.fail(error)
         self.flush()
@@ -316,7 +327,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if self.drained > self._drained_at_ping:
             self._last_taken = self.loop.time()
         self.stalled = False
-        self._owner.on_drained()
+        self.owner.on_drained()
         if self._parser is not None and not self.stalled:
             cast(Reader, self._parser).go_on()
 
@@ -331,11 +342,12 @@ class WebSocket(Outbox, web.WebSocketResponse):
                 return False
         return True
 
-    def on_message(self, opcode: int, data: bytes) -> None:
+    def on_message(self, opcode: int, data: Payload) -> None:
         """From the reader: one whole message, while the connection is open."""
         self.messages_in += 1
+        owner = self.owner
         if opcode == BINARY:
-            self._owner.on_binary(data)
+            owner.endpoint.binary(owner, data)
             return
         if not data.isascii():
             try:
@@ -343,7 +355,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             except UnicodeDecodeError:
                 self.end(errors.INVALID_UTF8)
                 return
-        self._owner.on_text(data)
+        owner.endpoint.text(owner, data)
 
     def on_control(self) -> bool:
         """From the reader: a frame that is no message; False where there are too many."""
@@ -373,19 +385,34 @@ class WebSocket(Outbox, web.WebSocketResponse):
             cast(Any, self.flow)._close = False
 
     @property
+    def turns(self) -> Turns:
+        """Whose time the reader takes as long as there is an allowance."""
+        return self._regime.turns
+
+    @property
     def handshake_left(self) -> float | None:
         """Seconds that are left of the handshake's time, while ``on_open`` runs; None where nobody counts them."""
         return self.flow.time_left() if isinstance(self.flow, RequestProtocol) else None
 
-    def send_text(self, payload: bytes) -> None:
+    def send_text(self, payload: Payload) -> None:
         """Send one text message, compressed where that was negotiated and is worth it."""
         if self.phase is not _OPEN:
             return
         self.messages_out += 1
-        if self._deflater is not None and len(payload) >= DEFLATE_FROM:
-            self.put(frame(TEXT, _deflate(self._deflater, payload), RSV1))
+        size = len(payload)
+        if size < len(SHORT_TEXT):
+            data = SHORT_TEXT[size] + payload
+        elif self._deflater is None or size < DEFLATE_FROM:
+            data = text_frame(payload)
         else:
-            self.put(text_frame(payload))
+            data = frame(TEXT, _deflate(self._deflater, payload), RSV1)
+        if self.corked is None:
+            self.put(data)
+            return
+        self.corked.append(data)  # as put() does
+        self.corked_bytes += len(data)
+        if self.corked_bytes > CORK_BYTES:
+            self.flush()
 
     # The heartbeat is aiohttp's own, but for two things: a byte from the peer is noted when it is read instead of by a
     # callback for each read, and nobody is called dead while it is this side that does not read.
@@ -454,7 +481,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             reason = cut(str(error).partition(":")[0])
             self.end(end._replace(reason=reason) if end is errors.PROTOCOL_ERROR else end)
         else:
-            self._owner.on_defect(error)
+            self.owner.on_defect(error)
             self.end(errors.INTERNAL_FAILURE)
         transport = self.transport
         if self.phase is not _CLOSING or transport.is_closing():
@@ -522,14 +549,14 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._inbox.wake()
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
-        owner, self._owner = self._owner, _NOBODY
+        owner, self.owner = self.owner, _NOBODY
         owner.on_closed(end)
 
     def _move(self, phase: State) -> None:
         """Change the state; each one that waits for the peer has the close timeout."""
         if self.phase is _OPEN:
             # Not now: this may be in the middle of a loop over many connections.
-            self.loop.call_soon(self._owner.on_ending)
+            self.loop.call_soon(self.owner.on_ending)
         self.phase = phase
         if phase is _CLOSED:
             self._closings.done(self)
@@ -565,11 +592,15 @@ class _Writer:
 
 
 class _Nobody:
-    """The owner of a WebSocket that is over."""
+    """The owner of a WebSocket that is over, and its endpoint."""
 
+    @property
+    def endpoint(self) -> _Nobody:
+        return self
+
+    def text(self, connection: object, data: Payload) -> None: ...
+    def binary(self, connection: object, data: Payload) -> None: ...
     def on_open(self) -> None: ...
-    def on_text(self, data: bytes) -> None: ...
-    def on_binary(self, data: bytes) -> None: ...
     def on_defect(self, error: BaseException) -> None: ...
     def on_drained(self) -> None: ...
     def on_ending(self) -> None: ...
@@ -585,7 +616,7 @@ def _accept(key: str) -> bytes:
     return binascii.b2a_base64(hashlib.sha1(key.strip().encode() + _GUID).digest(), newline=False)
 
 
-def _deflate(writer: WebSocketWriter, payload: bytes) -> bytes:
+def _deflate(writer: WebSocketWriter, payload: Payload) -> bytes:
     """RFC 7692 section 7.2.1, with the compressor that aiohttp negotiated."""
     compressor = writer._get_compressor(None)
     mode = ZLibBackend.Z_FULL_FLUSH if writer.notakeover else ZLibBackend.Z_SYNC_FLUSH

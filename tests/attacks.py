@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from tests.bench.client import HOST, IP_BIND_ADDRESS_NO_PORT, Target, open_websocket
 from tests.bench.frames import CLOSE, HEAD_END, FrameReader, upgrade_request
 from tests.credentials import gains, scrape
-from tests.fair import OTHERS, Fair
+from tests.fair import Fair
 from tests.fleet import forget_peak, peak, sockets_back
 from tests.flood import blocks
 from tests.peers import Opcode, RawPeer, frame
@@ -368,7 +368,7 @@ async def siege(
         result.gains = await gains(where, metrics)
     print(result.told())
     assert len(result.fair.waits) > 30, result.told()
-    assert result.fair.quantile(0.99) < OTHERS, result.told()
+    result.fair.check(result.told())
     assert result.grown < growth, result.told()
 
 

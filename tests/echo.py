@@ -21,7 +21,7 @@ from gateway.calls import Calls
 from gateway.config import Config, parse
 from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect
-from gateway.frames import BINARY, frame
+from gateway.frames import BINARY, Payload, frame
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
 from gateway.rejections import Rejections
 
@@ -47,11 +47,11 @@ class Echo:
         """Say nothing: the client begins."""
         self._open.add(connection)
 
-    def text(self, connection: Connection, data: bytes) -> None:
+    def text(self, connection: Connection, data: Payload) -> None:
         """Send it back, compressed where that was negotiated."""
         connection.send(data)
 
-    def binary(self, connection: Connection, data: bytes) -> None:
+    def binary(self, connection: Connection, data: Payload) -> None:
         """Send it back."""
         connection.send_frame(frame(BINARY, data))
 

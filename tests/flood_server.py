@@ -22,6 +22,7 @@ from gateway.app import Gateway
 from gateway.config import Config
 from gateway.connection import Connection
 from gateway.connections import Connections
+from gateway.frames import Payload
 from gateway.status import Status
 from tests.serving import keep_busy
 
@@ -55,7 +56,7 @@ class FloodGateway(Gateway):
         self._others = self.text
         self.text = self._text
 
-    def _text(self, connection: Connection, data: bytes) -> None:
+    def _text(self, connection: Connection, data: Payload) -> None:
         """Handle the tests' own methods; all else is the gateway's."""
         if b'"test.' not in data[:100]:
             self._others(connection, data)

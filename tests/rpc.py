@@ -153,6 +153,7 @@ class Listing:
         self.bucket: Bucket | None = None
         self.ended: Disconnect | None = None
         self.sent: list[str] = []
+        self.leaving = True  # so that it is told of each that is settled
         self.settlements = 0
 
     def send(self, payload: bytes) -> None:

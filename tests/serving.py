@@ -15,10 +15,11 @@ import uvloop
 from aiohttp import web
 
 from gateway.app import handler_args
-from gateway.calls import Call, Calls
+from gateway.calls import Call, Callee, Calls
 from gateway.config import parse
 from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect, RpcError
+from gateway.frames import Payload
 from gateway.jsonrpc import Message
 from gateway.listener import Handshakes, Listener, bind, response_begins, tls_context
 from gateway.rejections import Rejections
@@ -87,17 +88,17 @@ class Script:
             sock = connection.ws.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._sndbuf)
 
-    def text(self, connection: Connection, data: bytes) -> None:
+    def text(self, connection: Connection, data: Payload) -> None:
         """Note it, and do what the test says."""
-        self.messages.append(data)
+        self.messages.append(bytes(data))
         if self._on_text is not None:
-            self._on_text(connection, data)
+            self._on_text(connection, bytes(data))
 
-    def binary(self, connection: Connection, data: bytes) -> None:
+    def binary(self, connection: Connection, data: Payload) -> None:
         """Note it, and do what the test says."""
-        self.messages.append(data)
+        self.messages.append(bytes(data))
         if self._on_binary is not None:
-            self._on_binary(connection, data)
+            self._on_binary(connection, bytes(data))
 
     def ending(self, connection: Connection) -> None:
         """Nothing is to be answered."""
@@ -157,12 +158,18 @@ async def serving(
             sock.close()
 
 
-class Unanswered(Call):
-    """A call of which nobody wants to know the end."""
+class Unanswered:
+    """A call of which nobody wants to know the end, and that has no deadline."""
 
-    __slots__ = ()
+    def __init__(self, callee: Callee, identity: bytes) -> None:
+        self.callee = callee
+        self.identity = identity
+        self.place: dict[Call, None] = {self: None}
 
-    def ending(self, outcome: Message | RpcError) -> None:
+    def answered(self, message: Message) -> None:
+        """Nobody waits."""
+
+    def failed(self, error: RpcError) -> None:
         """Nobody waits."""
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from tests.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, PATIENCE, UPGRADES, Outcome, Siege, Storm, siege
 from tests.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
+from tests.fair import MEASURED
 from tests.fleet import FLOOD_SERVER, ended, request
 from tests.peers import Opcode, RawPeer, frame
 from tests.process import EventLoopName, GatewayProcess, Line, StartGateway
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, MEASURED]
 
 REFUSED = 'gateway_handshake_failures_total{stage="request"}'
 LOGGED = 20
@@ -207,7 +208,7 @@ async def test_a_thousand_guesses_a_second(
 # Who sends too much, too early
 
 
-@pytest.mark.parametrize(("kind", "end", "at_once"), [("oversized", "101 1009", 200), ("swollen", "101 4001", 500)])
+@pytest.mark.parametrize(("kind", "end", "at_once"), [("oversized", "101 1009", 100), ("swollen", "101 4001", 500)])
 async def test_first_messages_take_64_kib_each_at_most(
     gateway: StartGateway, tokens: TokensFile, kind: str, end: str, at_once: int
 ) -> None:
@@ -224,7 +225,7 @@ async def test_first_messages_in_very_many_fragments(gateway: StartGateway, toke
     """A byte each: 64 KiB of them cost a hundred times what a message costs."""
     process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": 2.0}})
     async with asking(process, tokens) as under:
-        outcome = await under.attack(Storm("crumbs"))
+        outcome = await under.attack(Storm("crumbs", sources=2))
     assert outcome.all() == {"101 4003": outcome.count}
     assert under.gains[FAILURE] == outcome.count > 64
 
@@ -234,7 +235,7 @@ async def test_deflate_bombs(gateway: StartGateway, loop: EventLoopName, tokens:
     auth = tokens.auth if first else {}
     process = await gateway({"server": {"compression": True}, "auth": auth}, loop=loop)
     async with siege(process, growth=32 * MIB, headers=bearer(tokens.of(OP))) as under:
-        outcome = await under.attack(Storm("bomb", seconds=1.2, at_once=8))
+        outcome = await under.attack(Storm("bomb", seconds=1.2, at_once=64 if first else 8))
     assert outcome.all() == {"101 1009": outcome.count}
     assert under.gains[disconnects("message_too_big")] == outcome.count
     assert under.gains.get(OPENED, 0) == (0 if first else outcome.count)

@@ -40,29 +40,27 @@ class Ends:
             self.behind()
 
 
-class Noted(Call):
+class Noted:
     """A call whose end is kept."""
 
-    __slots__ = ("_ends",)
-
-    def __init__(self, callee: Callee, identity: bytes, ends: Ends) -> None:
-        super().__init__(callee, identity)
+    def __init__(self, callee: Callee, identity: bytes, place: dict[Call, None], ends: Ends) -> None:
+        self.callee = callee
+        self.identity = identity
+        self.place = place
         self._ends = ends
 
-    def ending(self, outcome: Message | RpcError) -> None:
-        self._ends(outcome)
+    def answered(self, message: Message) -> None:
+        self._ends(message)
+
+    def failed(self, error: RpcError) -> None:
+        self._ends(error)
 
 
 def begin(calls: Calls, callee: Callee, ends: Ends, timeout: float) -> Noted:
     """One more call in flight."""
-    entry = Noted(callee, calls.new_id(), ends)
-    calls.enter(entry, timeout)
+    entry = Noted(callee, calls.new_id(), calls.place(timeout), ends)
+    calls.enter(entry)
     return entry
-
-
-def answered(calls: Calls, peer: Listing, message: Message) -> bool:
-    """A response has come."""
-    return calls.answered(peer, bytes(message.id), message)
 
 
 def answer(identity: bytes | int, result: object = None) -> Message:
@@ -82,8 +80,8 @@ async def test_a_call_ends_with_its_answer_once() -> None:
     entry = begin(calls, peer, ends, LONG)
     assert (list(peer.calls), len(calls)) == ([entry.identity], 1)
     message = answer(entry.identity, [1])
-    assert answered(calls, peer, message)
-    assert not answered(calls, peer, message)
+    assert calls.answered(peer, message)
+    assert not calls.answered(peer, message)
     calls.lost(peer)
     calls.drop(entry)
     assert ends.outcomes == [message]
@@ -103,11 +101,11 @@ async def test_numbers_are_never_used_twice() -> None:
 async def test_only_who_was_called_can_answer() -> None:
     calls, peer, other, ends = Calls(), Listing(), Listing(), Ends()
     entry = begin(calls, peer, ends, LONG)
-    assert not answered(calls, other, answer(entry.identity))
-    assert not answered(calls, peer, answer(b'"%b"' % entry.identity))
-    assert not answered(calls, peer, answer(b"-%b" % entry.identity))
+    assert not calls.answered(other, answer(entry.identity))
+    assert not calls.answered(peer, answer(b'"%b"' % entry.identity))
+    assert not calls.answered(peer, answer(b"-%b" % entry.identity))
     assert ends.outcomes == []
-    assert answered(calls, peer, answer(entry.identity))
+    assert calls.answered(peer, answer(entry.identity))
 
 
 async def test_a_dropped_call_ends_no_more() -> None:
@@ -115,7 +113,7 @@ async def test_a_dropped_call_ends_no_more() -> None:
     entry = begin(calls, peer, ends, 0.01)
     calls.drop(entry)
     calls.drop(entry)
-    assert not answered(calls, peer, answer(entry.identity))
+    assert not calls.answered(peer, answer(entry.identity))
     await asyncio.sleep(0.25)
     calls.lost(peer)
     assert (ends.outcomes, peer.calls, len(calls)) == ([], {}, 0)
@@ -127,7 +125,7 @@ async def test_a_call_ends_at_its_deadline() -> None:
     entry = begin(calls, peer, ends, 0.05)
     await asyncio.sleep(0.3)
     assert ends.outcomes == [errors.TIMEOUT]
-    assert not answered(calls, peer, answer(entry.identity))
+    assert not calls.answered(peer, answer(entry.identity))
     assert (len(peer.calls), longer.outcomes) == (1, [])
 
 
@@ -182,7 +180,7 @@ async def test_what_is_sent(params: object) -> None:
 async def test_a_result_is_decoded(result: object) -> None:
     peer = Listing()
     task, calls = await start(peer)
-    answered(calls, peer, answer(1, result))
+    calls.answered(peer, answer(1, result))
     assert await asyncio.wait_for(task, SOON) == result
 
 
@@ -203,7 +201,7 @@ async def test_a_result_is_decoded(result: object) -> None:
 async def test_the_peers_error_is_raised(error: str, code: int, message: str, data: object) -> None:
     peer = Listing()
     task, calls = await start(peer)
-    answered(calls, peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,"error":{error}}}'.encode()))
+    calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,"error":{error}}}'.encode()))
     raised = await failure(task)
     assert (raised.code, raised.message, raised.data) == (code, message, data)
     assert str(raised) == f"{code}: {message}"
@@ -213,7 +211,7 @@ async def test_the_peers_error_is_raised(error: str, code: int, message: str, da
 async def test_a_result_that_no_number_can_hold_is_the_peers_mistake(result: str) -> None:
     peer = Listing()
     task, calls = await start(peer)
-    answered(calls, peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,"result":{result}}}'.encode()))
+    calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,"result":{result}}}'.encode()))
     await failure(task)
 
 
@@ -228,7 +226,7 @@ async def test_a_result_that_is_nested_too_deeply_is_the_peers_mistake() -> None
     calls, peer = Calls(), Listing()
     task = asyncio.create_task(call_from(400, calls, peer))
     await passes()
-    answered(calls, peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"result":%b}' % (b"[" * 800 + b"]" * 800)))
+    calls.answered(peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"result":%b}' % (b"[" * 800 + b"]" * 800)))
     await failure(task)
 
 
@@ -238,7 +236,7 @@ async def test_a_call_that_nobody_answers_times_out() -> None:
     raised = await failure(task)
     assert (raised.code, raised.data) == (-32008, {"code": "timeout", "temporary": True})
     assert (peer.calls, len(calls)) == ({}, 0)
-    assert not answered(calls, peer, answer(1))
+    assert not calls.answered(peer, answer(1))
 
 
 async def test_a_call_to_a_peer_that_is_lost_ends_at_once() -> None:

@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from gateway.connection import Connection, format_address, new_id
 from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
+from gateway.frames import Payload
 from tests.fleet import Gateways, ended, in_process, on_each, request, started
 from tests.peers import Frame, Opcode, RawPeer, frame
 from tests.process import GatewayProcess, Line
@@ -245,12 +246,12 @@ class Failing(Script):
         super().opened(connection)
         self._perhaps("opened")
 
-    def text(self, connection: Connection, data: bytes) -> None:
+    def text(self, connection: Connection, data: Payload) -> None:
         """Note it, then perhaps raise."""
         super().text(connection, data)
         self._perhaps("text")
 
-    def binary(self, connection: Connection, data: bytes) -> None:
+    def binary(self, connection: Connection, data: Payload) -> None:
         """Note it, then perhaps raise."""
         super().binary(connection, data)
         self._perhaps("binary")

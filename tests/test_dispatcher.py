@@ -35,7 +35,7 @@ LATEST = 2.0
 MAX_IN_FLIGHT = 4
 
 
-FORWARD = Forward(cast(Node, None), Served("a", b'"a"', "", b""), b"", 1.0)
+FORWARD = Forward(cast(Node, None), Served("a", b'"a"', "call:a", "", b""), b"", 1.0)
 
 
 class Name(msgspec.Struct, forbid_unknown_fields=True):
@@ -781,7 +781,7 @@ class Way:
         self.asked: list[tuple[str, bytes]] = []
         self.started: list[tuple[bytes, bool]] = []
 
-    def by_method(self, caller: Peer, method: str, params: bytes) -> Forward:
+    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
         """To nobody."""
         self.asked.append((method, params))
         return FORWARD

@@ -12,7 +12,7 @@ from tests.serving import Unanswered
 
 
 def served(name: str, summary: str = "", params: bytes = b"") -> Served:
-    return Served(name, b'"%b"' % name.encode(), summary, params)
+    return Served(name, b'"%b"' % name.encode(), f"call:{name}", summary, params)
 
 
 class Peer(Listing):

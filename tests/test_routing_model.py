@@ -408,8 +408,9 @@ class Routing(RuleBasedStateMachine):
         gateway, topics = self.gateway, self.gateway.events._topics
         assert (len(self.app[CONNECTIONS]), len(gateway.calls), len(gateway.nodes)) == (0, 0, 0)
         assert (gateway.nodes._by_name, gateway.nodes._by_method) == ({}, {})
-        for sweep in (gateway.calls._sweep, gateway.dispatcher._sweep):
-            assert (sweep._due, sweep._ticks, sweep._order, sweep._timer) == ({}, {}, [], None)
+        assert gateway.dispatcher._sweep._due == {}
+        for wheel in (gateway.calls._wheel, gateway.dispatcher._sweep._wheel):
+            assert (wheel._ticks, wheel._order, wheel._timer) == ({}, [], None)
         assert [topic.name for topic in topics._topics.values() if topic.subscribers] == []
         assert topics._patterns == {}
         assert not asyncio.all_tasks(self.loop)

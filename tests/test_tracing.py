@@ -39,7 +39,7 @@ class Traced:
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         nodes = Nodes(lambda node, replaced: None, lambda node: None)
         self.machine, self.caller = Machine(), Listing()
-        nodes.register(self.machine, "pi", [Served("lamp.on", b'"lamp.on"', "", b"")], False)
+        nodes.register(self.machine, "pi", [Served("lamp.on", b'"lamp.on"', "call:lamp.on", "", b"")], False)
         status, calls = Status("1", lambda: 0.0), Calls()
         self._dispatcher = Dispatcher(status, calls, max_in_flight=4, max_batch=4, call_timeout=9.0)
         self._dispatcher.route = Router(

@@ -96,17 +96,18 @@ def _list(given: argparse.Namespace) -> None:
         return
     rows = [("NAME", "ROLE", "EXPIRES", "SCOPES")]
     for entry in entries:
-        name, role, scopes, expires_at = entry.principal
+        who = entry.principal
+        expires_at = who.expires_at
         expires = "never" if expires_at is None else time_of(expires_at)
         expired = " (expired)" if expires_at is not None and expires_at <= time.time() else ""
-        rows.append((name, role, expires + expired, " ".join(scopes)))
+        rows.append((who.name, who.role, expires + expired, " ".join(who.scopes)))
     print(table(rows))
 
 
 def _described(entry: Entry) -> dict[str, object]:
-    name, role, scopes, expires_at = entry.principal
-    expires = None if expires_at is None else time_of(expires_at)
-    return {"name": name, "role": role, "scopes": scopes, "expires": expires, "sha256": entry.sha256}
+    who = entry.principal
+    expires = None if who.expires_at is None else time_of(who.expires_at)
+    return {"name": who.name, "role": who.role, "scopes": who.scopes, "expires": expires, "sha256": entry.sha256}
 
 
 def _scope(text: str) -> str:

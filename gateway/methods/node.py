@@ -145,7 +145,8 @@ class NodeMethods:
             raise Refusal(errors.FORBIDDEN, f"serve:{name}")
         if name in self._own:
             raise Refusal(errors.CONFLICT, f"the gateway serves {name} itself")
-        return Served(name, jsonrpc.encode(name), spec.summary, b"" if spec.params is UNSET else bytes(spec.params))
+        params = b"" if spec.params is UNSET else bytes(spec.params)
+        return Served(name, jsonrpc.encode(name), f"call:{name}", spec.summary, params)
 
     @method("node.unregister", scope=AUTHENTICATED)
     def unregister(self, peer: Connection, params: UnregisterParams) -> Registration:
