@@ -117,7 +117,7 @@ async def harm(proxies: list[FaultyProxy], chance: random.Random) -> None:
         proxy.heal()
 
 
-@pytest.mark.alone
+@pytest.mark.timeout(120)
 async def test_a_thousand_cuts(gateway: StartGateway) -> None:
     process = await gateway()
     ledger, follower, chance = Ledger(), Follower(), random.Random(SEED)

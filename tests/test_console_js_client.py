@@ -434,7 +434,6 @@ async def test_a_drain_tells_when_to_come_back(run: Run, lab: Lab) -> None:
     assert await lab.gateway.wait() == 0
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(120)
 async def test_a_storm_of_cuts_leaves_nothing_open(run: Run, lab: Lab) -> None:
     cuts = 1000 if run is run_in_node else 200

@@ -237,7 +237,7 @@ async def cut_at_random(where: GatewayProcess, plan: Cuts) -> Resuming:
     return subscriber
 
 
-@pytest.mark.alone
+@pytest.mark.timeout(120)
 async def test_a_subscriber_that_is_cut_200_times_has_every_message_once(gateway: StartGateway) -> None:
     plan = Cuts(messages=50_000, cuts=200, kept=50_000)
     subscriber = await cut_at_random(await gateway({"events": {"history_count": plan.kept}}), plan)

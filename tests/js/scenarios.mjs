@@ -278,8 +278,9 @@ export async function drains({ connect }) {
   const held = failure(gateway.call("gateway.info", {}, { timeout: 100 }));
   const { code, pause } = await waiting;
   const sum = performance.now() - begun + pause;
+  const outcome = await held; // before close() could end it
   await gateway.close();
-  return { code, deadlineMs, off: Math.abs(sum - reconnectAfterMs), held: await held };
+  return { code, deadlineMs, off: Math.abs(sum - reconnectAfterMs), held: outcome };
 }
 
 export function storms({ connect }) {
