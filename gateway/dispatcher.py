@@ -433,7 +433,7 @@ def _in_order(peer: Peer, reply: bytes | None, behind: Callable[[], None], batch
 def _reply(identity: bytes, result: Any) -> bytes:
     """The reply with a result. Raises whatever comes of one that cannot be encoded."""
     if result.__class__ is Raw:
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (identity, result)
+        return jsonrpc.result_reply(identity, result)
     return jsonrpc.result_reply(identity, jsonrpc.encode(result))
 
 

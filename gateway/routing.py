@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -98,7 +99,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def _over(self, end: str, reply: bytes) -> None:
         """Count how it ended, and hand the caller its reply, on its own or within its batch."""
-        self.tally.ended(end, time.monotonic() - self.begun)
+        self.tally.ended(end, self.router.clock() - self.begun)
         if self.span is not None:
             self.span.finish(end)
         caller = self.caller
@@ -123,6 +124,7 @@ class Router:
         max_in_flight: int,
         max_node_in_flight: int,
         tracing: Tracing | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.calls: Final = calls
         self._nodes = nodes
@@ -130,7 +132,8 @@ class Router:
         self._max_in_flight = max_in_flight
         self._max_node_in_flight = max_node_in_flight
         self._tracing = tracing
-        self._failures = Sampler(time.monotonic, *FAILURES)
+        self._failures = Sampler(clock, *FAILURES)
+        self.clock: Final = clock
 
     # Where to
 
@@ -195,7 +198,7 @@ class Router:
             return
         identity = self.calls.new_id()
         place = self.calls.place(timeout)
-        call = RoutedCall(callee, identity, place, caller, forward, request, batch, tally, self, span, time.monotonic())
+        call = RoutedCall(callee, identity, place, caller, forward, request, batch, tally, self, span, self.clock())
         self.calls.enter(call)
         caller.running[request] = call
         if batch is not None:
@@ -208,9 +211,8 @@ class Router:
         call = callee.calls.get(identity)
         if not isinstance(call, RoutedCall):
             return False
-        call.caller.send(
-            b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":%b,"value":%b}}' % (call.request, value)
-        )
+        head = b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":'
+        call.caller.send(b"".join((head, call.request, b',"value":', value, b"}}")))
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, end: str) -> bytes:
@@ -237,7 +239,7 @@ class Router:
             "nodeConnId": node.peer.conn_id,
             "error": end,
             "outcome": UNKNOWN,
-            "duration": round(time.monotonic() - call.begun, 3),
+            "duration": round(self.clock() - call.begun, 3),
         }
         if left_out:
             fields["leftOut"] = left_out

@@ -17,6 +17,7 @@ from gateway.connection import Connection
 from gateway.dispatcher import Request as InFlight
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
+from gateway.nodes import Node
 from gateway.scopes import ANONYMOUS, Principal
 
 WAIT = 5.0
@@ -172,6 +173,12 @@ class Listing:
         """What was sent since this was last asked."""
         sent, self.sent = self.sent, []
         return sent
+
+
+class NodeListing(Listing):
+    """The same, and a node."""
+
+    node: Node | None = None
 
 
 async def passes(count: int = 3) -> None:

@@ -5,6 +5,7 @@ Each end has its reply, what it says of the call, its line in the log and its me
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
@@ -16,13 +17,18 @@ from typing import Any, Final, NamedTuple
 import pytest
 from pytest_aiohttp import AiohttpClient
 
+from gateway import jsonrpc
 from gateway.app import GATEWAY
+from gateway.calls import Calls
+from gateway.counts import Tally
+from gateway.nodes import Nodes, Served
+from gateway.routing import FAILURES, Router
 from tests.credentials import OP, PI, Holder, TokensFile, entered
 from tests.fleet import until
 from tests.peers import Opcode, RawPeer
 from tests.process import ROOT, Config, GatewayProcess, StartGateway
 from tests.routed import SNAP, Scene, ask, cancelled, hear, lost, outcomes, quiet, register, say, scene
-from tests.rpc import accepted, connect, notification, refused, request, serve
+from tests.rpc import Listing, NodeListing, accepted, connect, notification, refused, request, serve
 
 KILLED: Final = 0.1
 """Seconds within which the callers of a node whose process was killed are answered."""
@@ -490,3 +496,33 @@ async def test_results_errors_and_ids_pass_byte_for_byte() -> None:
             await say(it.caller, f'{{"jsonrpc":"2.0","id": {id} ,"method":"camera.snap"}}')
             await _answer(it, await it.delivered())
             assert await hear(it.caller) == accepted("[1 , 2.50]", id)
+
+
+async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gateway.routing")
+    now = [1000.0]
+    nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
+    burst, window = FAILURES
+    router = Router(nodes, calls, call_timeout=9.0, max_in_flight=100, max_node_in_flight=100, clock=lambda: now[0])
+
+    def fail(count: int) -> list[dict[str, Any]]:
+        """So many calls are lost with their node, after a second and a half; the lines that this leaves."""
+        machine = NodeListing()
+        nodes.register(machine, "pi", [Served("snap", b'"snap"', "call:snap", "", b"")], False)
+        for number in range(count):
+            forward = router.by_method(caller, "snap", b"", jsonrpc.ABSENT)
+            router.start(caller, forward, b"%d" % number, None, Tally())
+        now[0] += 1.5
+        caplog.clear()
+        calls.lost(machine)
+        return [vars(record) for record in caplog.records]
+
+    first = fail(burst + 7)
+    now[0] += window
+    (later,) = fail(1)
+    assert len(first) == burst
+    assert all("leftOut" not in line for line in first)
+    assert (later["event"], later["leftOut"], later["error"]) == ("call.failed", 7, "node_lost")
+    assert {line["duration"] for line in (*first, later)} == {1.5}

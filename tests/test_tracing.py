@@ -11,23 +11,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gateway import errors
 from gateway.calls import Calls
 from gateway.dispatcher import Dispatcher
-from gateway.nodes import Node, Nodes, Served
+from gateway.nodes import Nodes, Served
 from gateway.routing import Router
 from gateway.status import Status
 from gateway.tracing import Tracing
 from tests.command import run
 from tests.peers import RawPeer
 from tests.process import StartGateway
-from tests.rpc import Listing
+from tests.rpc import Listing, NodeListing
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
-
-
-class Machine(Listing):
-    """A peer that is a node."""
-
-    node: Node | None = None
 
 
 class Traced:
@@ -38,7 +32,7 @@ class Traced:
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         nodes = Nodes(lambda node, replaced: None, lambda node: None)
-        self.machine, self.caller = Machine(), Listing()
+        self.machine, self.caller = NodeListing(), Listing()
         nodes.register(self.machine, "pi", [Served("lamp.on", b'"lamp.on"', "call:lamp.on", "", b"")], False)
         status, calls = Status("1", lambda: 0.0), Calls()
         self._dispatcher = Dispatcher(status, calls, max_in_flight=4, max_batch=4, call_timeout=9.0)

@@ -159,7 +159,7 @@ def _loop_needs(loop: LoopName) -> tuple[str, ...]:
     return ("uvloop",) if loop == "uvloop" else ()
 
 
-def _bare(kind: Literal["echo", "json", "relay", "fanout"], loop: LoopName) -> Peer:
+def _bare(kind: Literal["echo", "json", "relay", "fanout", "write"], loop: LoopName) -> Peer:
     suffix = "-uvloop" if loop == "uvloop" else ""
     command = (sys.executable, "-m", "tests.bench.servers.aiohttp_server", kind, loop)
     return Peer(f"aiohttp-{kind}{suffix}", command, needs=("aiohttp", *_loop_needs(loop)))
@@ -195,6 +195,8 @@ def _relays() -> Iterable[Peer]:
 def _fanouts() -> Iterable[Peer]:
     yield _bare("fanout", "asyncio")
     yield _bare("fanout", "uvloop")
+    yield _bare("write", "asyncio")
+    yield _bare("write", "uvloop")
     yield _python("websockets", "fanout", "websockets")
     yield _python("picows", "fanout", "picows", "uvloop")
     yield _node("fanout")
