@@ -1,9 +1,13 @@
-"""`python -m gateway` as a command that is run to its end."""
+"""Programs that are run to their end: `python -m gateway` as a command, and programs for Node."""
 
+import asyncio
+import contextlib
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.process import ROOT, clean_environment
 
@@ -33,3 +37,19 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None, program: str 
         check=False,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+async def run_node(*arguments: str, timeout: float = 50.0) -> Any:
+    """Run a JavaScript program; the JSON that it prints. It must end well, and complain of nothing."""
+    node = shutil.which("node")
+    assert node is not None, "node is not installed: see scripts/test"
+    process = await asyncio.create_subprocess_exec(
+        node, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert (process.returncode, errors.decode()) == (0, "")
+    return json.loads(output)

@@ -4,9 +4,7 @@ One is aiorpcX over websockets, in Python, the other json-rpc-2.0 over ws, in Ja
 """
 
 import asyncio
-import contextlib
 import json
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +14,7 @@ import pytest
 import pytest_asyncio
 from aiorpcx.websocket import WSTransport  # type: ignore[import-untyped]  # as above
 
+from tests.command import run_node
 from tests.process import GatewayProcess
 from tests.rpc import refused
 
@@ -41,22 +40,7 @@ def error(code: int, detail: str = "", **data: object) -> dict[str, Any]:
 
 
 async def test_a_client_in_javascript(served: GatewayProcess) -> None:
-    node = shutil.which("node")
-    assert node is not None, "node is not installed: see scripts/test"
-    process = await asyncio.create_subprocess_exec(
-        node,
-        str(CLIENT),
-        served.url("/ws", websocket=True),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        output, errors = await asyncio.wait_for(process.communicate(), WAIT)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    assert (process.returncode, errors.decode()) == (0, "")
-    outcome = json.loads(output)
+    outcome = await run_node(str(CLIENT), served.url("/ws", websocket=True), timeout=WAIT)
     conn_id = outcome.pop("connId")
     assert sorted(outcome.pop("batch"), key=lambda reply: str(reply["id"])) == [
         {"jsonrpc": "2.0", "id": "echo", "result": {"a": None}},

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import random
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +20,7 @@ from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType, web
 from playwright.async_api import Browser, Route
 
 from tests.browser import launched
+from tests.command import run_node
 from tests.credentials import Holder, KeySet, discreet, secret, signed
 from tests.faulty_proxy import FaultyProxy
 from tests.process import ROOT, Config, GatewayProcess
@@ -51,22 +51,7 @@ Run = Callable[..., Awaitable[Any]]
 
 async def run_in_node(scenario: str, **options: object) -> Any:
     """Run a scenario in a Node of its own; it must end by itself and complain of nothing."""
-    program = shutil.which("node")
-    assert program is not None, "node is not installed: see scripts/test"
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *(str(JS / "run.mjs"), scenario, json.dumps(options)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        output, errors = await asyncio.wait_for(process.communicate(), WAIT)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    assert errors.decode() == ""
-    assert process.returncode == 0
-    return json.loads(output)
+    return await run_node(str(JS / "run.mjs"), scenario, json.dumps(options), timeout=WAIT)
 
 
 async def run_in_browser(browser: Browser, scenario: str, **options: object) -> Any:
