@@ -145,7 +145,7 @@ class Connection:
     @property
     def send_frame(self) -> Callable[[bytes], None]:
         """Sends one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
-        return self.ws.send_frame_bytes
+        return self.ws.send_shared
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification."""

@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.connection import Connection
 from gateway.errors import Disconnect
 from gateway.frames import State
-from gateway.outbox import CORK_BYTES, CORK_FLUSHES, Cork, Outbox
+from gateway.outbox import AT_ONCE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.fleet import (
     FLOOD_SERVER,
     Gateways,
@@ -443,6 +443,7 @@ async def test_nothing_is_sent_unless_open(phase: State) -> None:
     box = Box(Cork())
     box.phase = phase
     box.send_frame_bytes(b"1")
+    box.send_shared(b"2")
     await asyncio.sleep(0)
     assert (box.wire.writes, box.messages_out) == ([], 0)
 
@@ -451,6 +452,9 @@ async def test_nothing_is_written_to_what_is_closing_or_gone() -> None:
     closing, gone = Box(Cork()), Box(Cork())
     closing.send_frame_bytes(b"1")
     closing.wire.closing = True
+    closing.send_shared(b"2")
+    closing.discard()
+    closing.send_shared(b"3")
     gone.send_frame_bytes(b"1")
     gone.discard()
     gone.discard()
@@ -497,3 +501,61 @@ async def test_a_message_to_very_many_leaves_in_order_and_others_have_their_turn
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert {b"".join(box.wire.writes) for box in boxes} == {b"123"}
+
+
+async def test_a_shared_frame_leaves_at_once_and_those_behind_it_in_one_write() -> None:
+    cork = Cork()
+    one, two = Box(cork), Box(cork)
+    for data in (b"1", b"2", b"3"):
+        one.send_shared(data)
+        two.send_shared(data)
+    assert one.wire.writes == two.wire.writes == [b"1"]
+    assert (one.messages_out, one.bytes_out, one.outbox_bytes) == (3, 1, 2)
+    await asyncio.sleep(0)
+    assert one.wire.writes == two.wire.writes == [b"1", b"23"]
+    one.send_shared(b"4")
+    assert one.wire.writes == [b"1", b"23", b"4"], "another pass"
+    assert (one.messages_out, one.bytes_out) == (4, 4)
+
+
+async def test_a_shared_frame_does_not_overtake_what_waits() -> None:
+    corked, reading = Box(Cork()), Box(Cork())
+    corked.send_frame_bytes(b"1")
+    reading.in_read = True
+    for box in (corked, reading):
+        box.send_shared(b"2")
+        assert box.wire.writes == []
+    reading.send_frame_bytes(b"3")
+    reading.in_read = False
+    reading.flush()
+    await asyncio.sleep(0)
+    assert (corked.wire.writes, reading.wire.writes) == ([b"12"], [b"23"])
+
+
+async def test_a_peer_that_takes_no_more_gets_no_more_shared_frames_either() -> None:
+    box = Box(Cork())
+    box.control.writing_paused = True
+    box.send_shared(b"1")
+    assert box.stalled
+    assert box.wire.writes == [b"1"]
+    await asyncio.sleep(0)
+    box.send_shared(b"2")
+    await asyncio.sleep(0)
+    assert box.wire.writes == [b"1"]
+    box.control.writing_paused = False
+    assert box.pump()
+    assert box.wire.writes == [b"1", b"2"]
+
+
+async def test_shared_frames_are_written_to_so_many_in_a_pass_and_to_the_others_in_the_next_ones() -> None:
+    cork = Cork()
+    boxes = [Box(cork) for _ in range(AT_ONCE + CORK_FLUSHES + 1)]
+    for turn in (1, 2):
+        for box in boxes:
+            box.send_shared(b"%d" % turn)
+        written: list[int] = []
+        for _ in range(3):
+            written.append(sum(len(box.wire.writes) == turn for box in boxes))
+            await asyncio.sleep(0)
+        assert written == [AT_ONCE, AT_ONCE + CORK_FLUSHES, len(boxes)]
+    assert {b"".join(box.wire.writes) for box in boxes} == {b"12"}
