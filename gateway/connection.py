@@ -70,7 +70,7 @@ class Regime:
 
 
 class Endpoint(Receiver, Protocol):
-    """What stands behind a connection for all of its life."""
+    """What stands behind a connection from its opening to its end, and knows what its messages mean."""
 
     @property
     def calls(self) -> Calls:

@@ -1,6 +1,7 @@
 """A node: a machine that serves two methods, wherever it is. Run: .venv/bin/python docs/example/node/node.py"""
 
 import asyncio
+import contextlib
 import os
 import platform
 
@@ -33,4 +34,5 @@ async def answer(gateway: aiohttp.ClientWebSocketResponse, call: dict[str, objec
     await gateway.send_json({"jsonrpc": "2.0", "id": call["id"], "result": platform.platform()})
 
 
-asyncio.run(main())
+with contextlib.suppress(KeyboardInterrupt):
+    asyncio.run(main())
