@@ -97,7 +97,7 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.rejections: Final = Rejections()
         self.admission: Final = Admission(config, status, auth.load(config.auth), self.rescoped)
-        self.events: Final = Events(_topics(config), MemoryBus())
+        self.events: Final = Events(_topics(config), MemoryBus(), self._regime.cork)
         self._presence = Presence(self.events)
         self.nodes: Final = Nodes(self._presence.online, self._presence.offline)
         self.calls: Final = Calls()

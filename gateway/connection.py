@@ -145,7 +145,16 @@ class Connection:
     @property
     def send_frame(self) -> Callable[[bytes], None]:
         """Sends one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
-        return self.ws.send_shared
+        return self.ws.send_frame_bytes
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Writes past the outbox, where nothing waits in it. What is written so is to be told to `count`."""
+        return self.ws.transport.write
+
+    def count(self, messages: int, octets: int) -> None:
+        """Count what was written past the outbox."""
+        self.ws.count(messages, octets)
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification."""
@@ -251,6 +260,16 @@ class Connection:
             exc_info=error,
             extra={"event": "connection.defect", "connId": self.conn_id, "remote": self.remote},
         )
+
+    def settle(self) -> None:
+        """Events are written past the outbox, and counted when somebody asks."""
+        if self.subscriber is not None:
+            self.subscriber.settle()
+
+    def on_blocked(self) -> None:
+        """Events have to wait in the outbox, or are not wanted any more."""
+        if self.subscriber is not None:
+            self.subscriber.place()
 
     def on_drained(self) -> None:
         """The peer has read what waited for it."""

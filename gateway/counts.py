@@ -89,10 +89,21 @@ class Tally:
 class Wire(Protocol):
     """What a connection counts itself."""
 
-    messages_in: int
-    messages_out: int
-    bytes_in: int
-    bytes_out: int
+    @property
+    def messages_in(self) -> int:
+        """Messages that have come."""
+
+    @property
+    def messages_out(self) -> int:
+        """Messages that were sent."""
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes that have come."""
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of what was sent."""
 
 
 class Traffic:

@@ -19,9 +19,6 @@ from gateway.frames import State
 CORK_BYTES: Final = 64 * 1024
 """Corked bytes that are written at once, without waiting for the end of the loop pass."""
 
-AT_ONCE: Final = 1000
-"""Connections that are written to in one loop pass without waiting for its end."""
-
 CORK_FLUSHES: Final = 256
 """Connections that are written to in one go."""
 
@@ -32,25 +29,33 @@ _OPEN: Final = State.OPEN
 
 
 class Cork:
-    """Lets the frames of one loop pass leave together, one ``transport.write`` a socket. One for each event loop.
+    """Lets the frames of one loop pass leave together, one ``transport.write`` a socket. One for each event loop."""
 
-    A frame that goes to many may leave at once, where it is the first of this pass: to come back to each of a thousand
-    connections at the end of the pass costs a tenth of what the kernel takes for the write.
-    """
-
-    __slots__ = ("_corked", "at_once", "turn")
+    __slots__ = ("_corked", "_passed", "reading")
 
     def __init__(self) -> None:
         self._corked: list[Outbox] = []
-        self.turn = 0
-        """The number of this pass, among those in which frames have left at once."""
-        self.at_once = AT_ONCE
-        """How many may still leave at once in this pass."""
+        self._passed = False
+        self.reading: Outbox | None = None
+        """The outbox whose frames wait for the end of the read that is being handled."""
 
-    def next_turn(self) -> None:
-        """Another pass begins."""
-        self.turn += 1
-        self.at_once = AT_ONCE
+    def make_way(self) -> bool:
+        """Write all that is corked; returns whether one frame may now be written past the outboxes.
+
+        It may once in each loop pass: the frames behind it are corked, and leave in one write.
+        """
+        if self._passed or len(self._corked) > CORK_FLUSHES:
+            return False
+        self._passed = True
+        asyncio.get_running_loop().call_soon(self._next_pass)
+        if self.reading is not None:
+            self.reading.flush()
+            self.reading = None
+        self._flush()
+        return True
+
+    def _next_pass(self) -> None:
+        self._passed = False
 
     def add(self, outbox: Outbox) -> None:
         """Flush ``outbox`` at the end of this loop pass. Adding it twice is harmless."""
@@ -82,24 +87,23 @@ class Outbox(abc.ABC):
     """The sending half of a connection. Every call is plain, and does nothing unless the connection is open."""
 
     __slots__ = (
+        "_bytes_out",
         "_cork",
         "_kept",
         "_kept_bytes",
+        "_messages_out",
         "_outbox_timeout",
         "_outbox_timer",
         "_over_since",
-        "bytes_out",
         "corked",
         "corked_bytes",
         "flow",
         "in_read",
         "loop",
-        "messages_out",
         "outbox_bound",
         "phase",
         "stalled",
         "transport",
-        "written_in",
     )
 
     loop: asyncio.AbstractEventLoop
@@ -113,54 +117,46 @@ class Outbox(abc.ABC):
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
         self.corked_bytes = 0
-        self.written_in = -1
         self._kept: deque[bytes] | None = None
         self._kept_bytes = 0
         self.corked: list[bytes] | None = None
         self.phase = State.OPENING
         self.in_read = False
         self.stalled = False
-        self.messages_out = 0
-        self.bytes_out = 0
+        self._messages_out = 0
+        self._bytes_out = 0
+
+    @property
+    def messages_out(self) -> int:
+        """Messages that were sent, in all."""
+        self.settle()
+        return self._messages_out
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of frames that were written or kept, in all."""
+        self.settle()
+        return self._bytes_out
+
+    def count(self, messages: int, octets: int) -> None:
+        """Count frames that were written past this outbox."""
+        self._messages_out += messages
+        self._bytes_out += octets
 
     def send_frame_bytes(self, data: bytes) -> None:
         """Send one whole data frame, as `gateway.frames.text_frame` makes it."""
         if self.phase is not _OPEN:
             return
-        self.messages_out += 1
+        self._messages_out += 1
         self.put(data)
-
-    def send_shared(self, data: bytes) -> None:
-        """The same for a frame that goes to many connections, which leaves at once where it can."""
-        cork = self._cork
-        if (
-            self.phase is not _OPEN
-            or self.corked is not None
-            or self.in_read
-            or self.stalled
-            or self.written_in == cork.turn
-            or not cork.at_once
-        ):
-            self.send_frame_bytes(data)
-            return
-        transport = self.transport
-        if transport.is_closing():
-            return
-        if cork.at_once == AT_ONCE:
-            self.loop.call_soon(cork.next_turn)
-        cork.at_once -= 1
-        self.written_in = cork.turn
-        self.messages_out += 1
-        self.bytes_out += len(data)
-        transport.write(data)
-        if self.flow.writing_paused:
-            self._full()
 
     def put(self, data: bytes) -> None:
         """Cork one whole frame. While a read is being handled its end flushes, otherwise the loop pass's end does."""
         if self.corked is None:
             self.corked = [data]
-            if not self.in_read:
+            if self.in_read:
+                self._cork.reading = self
+            else:
                 self._cork.add(self)
         else:
             self.corked.append(data)
@@ -178,22 +174,19 @@ class Outbox(abc.ABC):
         transport = self.transport
         if transport.is_closing():
             return
-        self.bytes_out += size
+        self._bytes_out += size
         data = corked[0] if len(corked) == 1 else b"".join(corked)
-        flow = self.flow
-        if self._kept is None and not flow.writing_paused:
+        if self._kept is None and not self.flow.writing_paused:
             transport.write(data)
-            if not flow.writing_paused:
-                return
-        else:
-            if self._kept is None:
-                self._kept = deque()
-            self._kept.append(data)
-            self._kept_bytes += size
-        self._full()
+            return
+        if self._kept is None:
+            self._kept = deque()
+        self._kept.append(data)
+        self._kept_bytes += size
+        self.full()
 
-    def _full(self) -> None:
-        """The transport takes no more."""
+    def full(self) -> None:
+        """The transport takes no more: from its protocol's ``pause_writing``, so within any write to it."""
         if self.phase is _OPEN:
             self._check()
         if not self.stalled:
@@ -248,9 +241,15 @@ class Outbox(abc.ABC):
         """Forget what has not left, and stop looking: the transport is gone. May be called twice."""
         self.corked = self._kept = None
         self._kept_bytes = 0
+        if self._cork.reading is self:
+            self._cork.reading = None
         if self._outbox_timer is not None:
             self._outbox_timer.cancel()
             self._outbox_timer = None
+
+    @abc.abstractmethod
+    def settle(self) -> None:
+        """Have `count` told of what was written past this outbox. For the class that knows who does that."""
 
     @abc.abstractmethod
     def end(self, end: Disconnect) -> None:

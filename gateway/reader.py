@@ -85,6 +85,9 @@ class Sink(Protocol):
     def on_ping(self, payload: bytes) -> None:
         """A ping, to be answered."""
 
+    def full(self) -> None:
+        """The transport takes no more."""
+
     def on_peer_close(self, code: int, reason: str) -> None:
         """The peer's close frame; code 0 where it has none."""
 
@@ -365,6 +368,10 @@ class Reader(WebSocketReader):
         """From `RequestProtocol`: the peer's FIN."""
         self._sink.on_peer_eof()
 
+    def write_paused(self) -> None:
+        """From `RequestProtocol`: the write buffer is over its high-water mark."""
+        self._sink.full()
+
 
 class RequestProtocol(web.RequestHandler):
     """aiohttp's RequestHandler with a short way in for frames, and a word at the first bytes of a request."""
@@ -390,6 +397,12 @@ class RequestProtocol(web.RequestHandler):
         """A FIN; asyncio closes the transport after it."""
         if self._payload_parser is not None:
             self._payload_parser.peer_eof()
+
+    def pause_writing(self) -> None:
+        """From the transport, within a write that takes its buffer over the high-water mark."""
+        super().pause_writing()
+        if self._payload_parser is not None:
+            self._payload_parser.write_paused()
 
     def never_connected(self) -> None:
         """Let go of aiohttp's parser, which refers back. For one that ``connection_made`` was never called on."""

@@ -47,17 +47,25 @@ class Position(NamedTuple):
     offset: int
 
 
-class Topic:
-    """One topic: its position, its subscribers, and how much of it is kept."""
+class Written(NamedTuple):
+    """Messages, and the bytes of their frames, that every subscriber of a topic has been written at once."""
 
-    __slots__ = ("conflated", "epoch", "kept", "name", "offset", "subscribers")
+    messages: int
+    octets: int
+
+
+class Topic:
+    """One topic: its position, its subscribers and how each is written to, and how much of it is kept."""
+
+    __slots__ = ("conflated", "epoch", "kept", "name", "offset", "subscribers", "written")
 
     def __init__(self, name: str, epoch: str, conflated: bool) -> None:
         self.name = name
         self.epoch = epoch
         self.conflated = conflated
         self.offset = 0
-        self.subscribers: dict[Subscriber, None] = {}
+        self.subscribers: dict[Subscriber, Callable[[bytes], None]] = {}
+        self.written = Written(0, 0)
         self.kept: deque[int] = deque()
 
     @property
@@ -67,10 +75,17 @@ class Topic:
 
 
 class Subscriber(Protocol):
-    """Who subscribes: the patterns, and the topics that they meet now. Both are `Topics`' to change."""
+    """Who subscribes: the patterns, and the topics that they meet now. Both are `Topics`' to change.
+
+    With each topic there is what of ``Topic.written`` the subscriber has counted already; that is its own to change.
+    """
 
     patterns: dict[str, None]
-    topics: dict[Topic, None]
+    topics: dict[Topic, Written]
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Sends it one message's frame, at once."""
 
     def deliver(self, topic: Topic, frame: bytes) -> None:
         """One message, as it goes on the wire."""
@@ -192,8 +207,8 @@ class Topics:
             self._part(subscriber, topic)
 
     def _join(self, subscriber: Subscriber, topic: Topic) -> None:
-        topic.subscribers[subscriber] = None
-        subscriber.topics[topic] = None
+        topic.subscribers[subscriber] = subscriber.write
+        subscriber.topics.setdefault(topic, topic.written)
         self._idle.pop(topic, None)
 
     def _part(self, subscriber: Subscriber, topic: Topic) -> None:

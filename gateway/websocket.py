@@ -71,6 +71,12 @@ class Owner(Listener, Protocol):
     def on_defect(self, error: BaseException) -> None:
         """One of the calls above has raised; the connection ends with 1011."""
 
+    def settle(self) -> None:
+        """Tell `WebSocket.count` of what was written to the transport past it."""
+
+    def on_blocked(self) -> None:
+        """Nothing may be written past it: the peer does not read, or the end has begun. May be called again."""
+
     def on_drained(self) -> None:
         """The peer has read so much that frames leave at once again. Called when they did not before."""
 
@@ -252,14 +258,14 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
         self.put(head)
-        self.bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
+        self._bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
         self._slim(request, handler)
         try:
             self.owner.on_open()
         except Exception as error:
             self.fail(error)
         self.flush()
-        self.bytes_out = max(0, self.bytes_out)  # the peer may be gone already, and nothing was written
+        self._bytes_out = max(0, self._bytes_out)  # the peer may be gone already, and nothing was written
         if isinstance(handler, RequestProtocol):
             handler.upgraded()
         handler.set_parser(parser)
@@ -378,6 +384,11 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._inbox.hold()
         if self._parser is not None:
             cast(Reader, self._parser).pause()
+        self.owner.on_blocked()
+
+    def settle(self) -> None:
+        """Count what the owner has had written past the outbox."""
+        self.owner.settle()
 
     def keep_reading(self) -> None:
         """Undo what a bare runner does first at its shutdown: it makes aiohttp drop all that arrives."""
@@ -398,7 +409,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         """Send one text message, compressed where that was negotiated and is worth it."""
         if self.phase is not _OPEN:
             return
-        self.messages_out += 1
+        self._messages_out += 1
         size = len(payload)
         if size < len(SHORT_TEXT):
             data = SHORT_TEXT[size] + payload
@@ -554,10 +565,12 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def _move(self, phase: State) -> None:
         """Change the state; each one that waits for the peer has the close timeout."""
-        if self.phase is _OPEN:
+        was_open = self.phase is _OPEN
+        self.phase = phase
+        if was_open:
+            self.owner.on_blocked()
             # Not now: this may be in the middle of a loop over many connections.
             self.loop.call_soon(self.owner.on_ending)
-        self.phase = phase
         if phase is _CLOSED:
             self._closings.done(self)
         elif phase is not _OPEN:
@@ -602,6 +615,8 @@ class _Nobody:
     def binary(self, connection: object, data: Payload) -> None: ...
     def on_open(self) -> None: ...
     def on_defect(self, error: BaseException) -> None: ...
+    def settle(self) -> None: ...
+    def on_blocked(self) -> None: ...
     def on_drained(self) -> None: ...
     def on_ending(self) -> None: ...
     def on_closed(self, end: Disconnect) -> None: ...

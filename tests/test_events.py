@@ -10,7 +10,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.bus.memory import MemoryBus
 from gateway.errors import Disconnect
-from gateway.events import MAX_SUBSCRIPTIONS, OWN_TOPICS, Events, Subscriber
+from gateway.events import AT_ONCE, MAX_SUBSCRIPTIONS, OWN_TOPICS, Events, Subscriber
 from gateway.method import Refusal
 from gateway.scopes import ANONYMOUS, Principal
 from gateway.topics import Position, Topics
@@ -27,14 +27,44 @@ class Ear:
     def __init__(self, principal: Principal = ANONYMOUS) -> None:
         self.principal = principal
         self.subscriber: Subscriber | None = None
-        self.stalled = False
+        self.is_open = True
         self.max_held_bytes = 4096
+        self.counted = (0, 0)
+        self.sent = 0
+        self._stalled = False
         self.ended: Disconnect | None = None
         self.frames: list[bytes] = []
 
+    @property
+    def stalled(self) -> bool:
+        """As the test says."""
+        return self._stalled
+
+    @stalled.setter
+    def stalled(self, stalled: bool) -> None:
+        self._stalled = stalled
+        if stalled:
+            self.place()
+
+    def place(self) -> None:
+        """Tell its subscriber that something has changed."""
+        assert self.subscriber is not None
+        self.subscriber.place()
+
     def send_frame(self, frame: bytes) -> None:
-        """Keep it."""
+        """Keep it, and count it."""
+        self.sent += 1
         self.frames.append(frame)
+
+    def write(self, frame: bytes) -> None:
+        """Keep it."""
+        assert self.is_open
+        assert not self._stalled
+        self.frames.append(frame)
+
+    def count(self, messages: int, octets: int) -> None:
+        """Add it up."""
+        self.counted = (self.counted[0] + messages, self.counted[1] + octets)
 
     def end(self, end: Disconnect) -> None:
         """Keep how."""
@@ -46,6 +76,19 @@ class Ear:
         return [(params["topic"], params["offset"]) for params in map(message, frames)]
 
 
+class Way:
+    """The way out, free or not as the test says."""
+
+    def __init__(self, free: bool) -> None:
+        self.free = free
+        self.asked = 0
+
+    def make_way(self) -> bool:
+        """Whether it is free."""
+        self.asked += 1
+        return self.free
+
+
 def message(data: bytes) -> dict[str, Any]:
     """The params of the message in a frame."""
     start = {126: 4, 127: 10}.get(data[1], 2)
@@ -55,7 +98,13 @@ def message(data: bytes) -> dict[str, Any]:
     return params
 
 
-def make(*, conflate: tuple[str, ...] = (), max_topics: int = 100, wall: Callable[[], float] = lambda: 0.0) -> Events:
+def make(
+    *,
+    conflate: tuple[str, ...] = (),
+    max_topics: int = 100,
+    wall: Callable[[], float] = lambda: 0.0,
+    way: Way | None = None,
+) -> Events:
     epochs = itertools.count(1)
     topics = Topics(
         lambda: 0.0,
@@ -66,7 +115,7 @@ def make(*, conflate: tuple[str, ...] = (), max_topics: int = 100, wall: Callabl
         history_bytes=MIB,
         conflate=conflate,
     )
-    return Events(topics, MemoryBus(), wall)
+    return Events(topics, MemoryBus(), way or Way(True), wall)
 
 
 def join(events: Events, ear: Ear, *patterns: str, **since: int) -> dict[str, tuple[Position, bool | None]]:
@@ -92,16 +141,18 @@ def test_a_message_is_one_frame_for_all() -> None:
     assert (events.published, events.delivered) == (1, 3)
 
 
-def test_topics_have_offsets_of_their_own() -> None:
-    events, ear = make(), Ear()
+@pytest.mark.parametrize("free", [True, False])
+def test_topics_have_offsets_of_their_own(free: bool) -> None:
+    events, ear = make(way=Way(free)), Ear()
     join(events, ear, ">")
     for name in ("a", "b", "a", "a", "b"):
         events.publish(name, b"0")
     assert ear.take() == [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 2)]
 
 
-def test_the_missed_come_first_then_what_was_held_back() -> None:
-    events, ear = make(), Ear()
+@pytest.mark.parametrize("free", [True, False])
+def test_the_missed_come_first_then_what_was_held_back(free: bool) -> None:
+    events, ear = make(way=Way(free)), Ear()
     for _ in range(3):
         events.publish("a", b"0")
     met, release = events.subscribe(ear, ["a", "b"], {"a": Position("e1", 1)})
@@ -234,6 +285,100 @@ def test_who_is_lost_is_forgotten() -> None:
         events.publish(name, b"0")
     assert (ear.frames, ear.subscriber, events.delivered) == ([], None, 0)
     assert events.unsubscribe(ear, ["a"]) == []
+
+
+# Past the outboxes, without sockets
+
+
+def size(frames: list[bytes]) -> tuple[int, int]:
+    """How many there are, and their bytes."""
+    return len(frames), sum(map(len, frames))
+
+
+def settled(ear: Ear) -> tuple[int, int]:
+    """What has been written past its outbox, as it would be told now."""
+    assert ear.subscriber is not None
+    ear.subscriber.settle()
+    return ear.counted
+
+
+def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked() -> None:
+    way, ears = Way(True), [Ear() for _ in range(3)]
+    events = make(way=way)
+    events.publish("a", b"0")
+    assert way.asked == 0, "nobody is there"
+    for ear in ears:
+        join(events, ear, "a", ">")
+    for data in (b"1", b"22", b'"333"'):
+        events.publish("a", data)
+        events.publish("b", data)
+    join(events, ears[0], "a", "b")
+    assert [ear.counted for ear in ears] == [size(ears[0].frames), (0, 0), (0, 0)], "the first has stood aside once"
+    for ear in ears:
+        assert len(ear.frames) == 6
+        assert settled(ear) == settled(ear) == size(ear.frames)
+        assert ear.sent == 0
+    assert (way.asked, events.delivered) == (6, 18)
+
+
+def test_who_has_come_later_counts_from_then_on() -> None:
+    events, early, late = make(), Ear(), Ear()
+    join(events, early, "a")
+    events.publish("a", b"0")
+    join(events, late, ">")
+    events.publish("a", b"0")
+    assert settled(late) == size(late.frames) == size(early.frames[1:])
+    assert events.unsubscribe(early, ["a"]) == []
+    events.publish("a", b"0")
+    assert early.counted == size(early.frames), "counted with the subscription's end"
+    assert settled(late) == size(late.frames)
+
+
+def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
+    way, ear, other, elsewhere = Way(True), Ear(), Ear(), Ear()
+    events = make(way=way)
+    for one, name in ((ear, "a"), (other, "a"), (elsewhere, "b")):
+        join(events, one, name)
+
+    def past() -> bool:
+        """Whether the next message is written past the outboxes."""
+        before = ear.sent, other.sent, way.asked
+        events.publish("a", b"0")
+        return (ear.sent, other.sent, way.asked) == (before[0], before[1], before[2] + 1)
+
+    assert past()
+    _, release = events.subscribe(ear, ["c"], {})
+    assert not past(), "its reply is not out yet"
+    ear.stalled = True
+    release()
+    assert not past(), "it does not read"
+    ear.stalled = False
+    assert ear.subscriber is not None
+    ear.subscriber.drained()
+    assert past()
+    way.free = False
+    assert not past()
+    way.free = True
+    assert past()
+    elsewhere.stalled = True
+    assert past(), "nobody waits for one who has not subscribed"
+    ear.is_open = False
+    ear.place()
+    assert ear.counted == (4, size(ear.frames[:1])[1] * 4), "its end is on the way: all is counted"
+    assert not past()
+    events.lost(ear)
+    assert past()
+    assert settled(other) == (5, size(ear.frames[:1])[1] * 5)
+
+
+@pytest.mark.parametrize(("count", "past"), [(AT_ONCE, True), (AT_ONCE + 1, False)])
+def test_so_many_are_written_to_in_one_go_and_no_more(count: int, past: bool) -> None:
+    events, ears = make(), [Ear() for _ in range(count)]
+    for ear in ears:
+        join(events, ear, "a")
+    events.publish("a", b"0")
+    assert {ear.sent for ear in ears} == {0 if past else 1}
+    assert {len(ear.frames) for ear in ears} == {1}
 
 
 # Conflation, without sockets

@@ -18,6 +18,43 @@ from tests.process import GatewayProcess, StartGateway
 KIB, MIB = 1 << 10, 1 << 20
 
 
+@pytest.mark.parametrize("reset", [False, True])
+async def test_what_a_subscriber_was_sent_is_counted_to_the_byte(gateway: StartGateway, reset: bool) -> None:
+    """Events pass the outbox, and are counted later: when somebody asks, and at the latest with the end."""
+    where = await gateway()
+    subscriber = await RawPeer.open(where)
+    sizes: list[int] = []
+
+    async def read() -> dict[str, Any]:
+        payload = (await subscriber.recv_frame()).payload
+        sizes.append(len(frame(Opcode.TEXT, payload, mask=False)))
+        decoded: dict[str, Any] = json.loads(payload)
+        return decoded
+
+    with subscriber, await RawPeer.open(where) as publisher:
+        await publisher.welcome()
+        conn_id = (await read())["params"]["connId"]
+        await request(subscriber, "event.subscribe", topics=["a", "b.*"])
+        await read()
+        for number, topic in enumerate(("a", "b.c", "a", "a", "b.d", "b.c", "nobody's")):
+            await request(publisher, "event.publish", topic=topic, data="x" * number * 50)
+            await publisher.recv_json()
+            if topic != "nobody's":
+                await read()
+        await request(publisher, "connection.get", connId=conn_id)
+        told = (await publisher.recv_json())["result"]
+        assert (told["messagesOut"], told["bytesOut"]) == (len(sizes), sum(sizes))
+        await request(publisher, "event.publish", topic="a", data=None)
+        await read()
+        if reset:
+            subscriber.rst()
+        else:
+            await subscriber.send_close()
+            sizes.append(4)  # the close frame, which is no message
+        line = await where.wait_event("connection.closed", remote=subscriber.local)
+        assert (line["messagesOut"], line["bytesOut"]) == (9, sum(sizes))
+
+
 # Subscribers that do not read
 
 

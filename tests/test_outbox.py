@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.connection import Connection
 from gateway.errors import Disconnect
 from gateway.frames import State
-from gateway.outbox import AT_ONCE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
+from gateway.outbox import CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.fleet import (
     FLOOD_SERVER,
     Gateways,
@@ -347,10 +347,12 @@ class Wire(asyncio.Transport):
         self.writes: list[bytes] = []
         self.queued = 0
         self.closing = False
+        self.on_write: Callable[[], object] = int
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Note it."""
         self.writes.append(bytes(data))
+        self.on_write()
 
     def get_write_buffer_size(self) -> int:
         """What the test says."""
@@ -377,6 +379,13 @@ class Box(Outbox):
         self.control = self.flow = Flow()
         self.phase = State.OPEN
         self.ends: list[Disconnect] = []
+        self.past = 0, 0
+        """Messages and bytes that were written past it, and are not counted yet."""
+
+    def settle(self) -> None:
+        """Have them counted."""
+        past, self.past = self.past, (0, 0)
+        self.count(*past)
 
     def end(self, end: Disconnect) -> None:
         """Note it."""
@@ -443,7 +452,6 @@ async def test_nothing_is_sent_unless_open(phase: State) -> None:
     box = Box(Cork())
     box.phase = phase
     box.send_frame_bytes(b"1")
-    box.send_shared(b"2")
     await asyncio.sleep(0)
     assert (box.wire.writes, box.messages_out) == ([], 0)
 
@@ -452,9 +460,8 @@ async def test_nothing_is_written_to_what_is_closing_or_gone() -> None:
     closing, gone = Box(Cork()), Box(Cork())
     closing.send_frame_bytes(b"1")
     closing.wire.closing = True
-    closing.send_shared(b"2")
+    closing.flush()
     closing.discard()
-    closing.send_shared(b"3")
     gone.send_frame_bytes(b"1")
     gone.discard()
     gone.discard()
@@ -503,59 +510,72 @@ async def test_a_message_to_very_many_leaves_in_order_and_others_have_their_turn
     assert {b"".join(box.wire.writes) for box in boxes} == {b"123"}
 
 
-async def test_a_shared_frame_leaves_at_once_and_those_behind_it_in_one_write() -> None:
+async def test_one_frame_of_a_pass_may_be_written_past_the_outboxes_behind_what_is_corked() -> None:
     cork = Cork()
-    one, two = Box(cork), Box(cork)
-    for data in (b"1", b"2", b"3"):
-        one.send_shared(data)
-        two.send_shared(data)
-    assert one.wire.writes == two.wire.writes == [b"1"]
-    assert (one.messages_out, one.bytes_out, one.outbox_bytes) == (3, 1, 2)
-    await asyncio.sleep(0)
-    assert one.wire.writes == two.wire.writes == [b"1", b"23"]
-    one.send_shared(b"4")
-    assert one.wire.writes == [b"1", b"23", b"4"], "another pass"
-    assert (one.messages_out, one.bytes_out) == (4, 4)
-
-
-async def test_a_shared_frame_does_not_overtake_what_waits() -> None:
-    corked, reading = Box(Cork()), Box(Cork())
-    corked.send_frame_bytes(b"1")
+    one, two, reading = Box(cork), Box(cork), Box(cork)
+    one.send_frame_bytes(b"1")
     reading.in_read = True
-    for box in (corked, reading):
-        box.send_shared(b"2")
-        assert box.wire.writes == []
-    reading.send_frame_bytes(b"3")
+    reading.send_frame_bytes(b"1")
+    assert cork.make_way()
+    assert (one.wire.writes, two.wire.writes, reading.wire.writes) == ([b"1"], [], [b"1"])
+    one.send_frame_bytes(b"2")
+    one.send_frame_bytes(b"3")
+    reading.send_frame_bytes(b"2")
+    assert not cork.make_way(), "once in a pass"
+    assert (one.wire.writes, reading.wire.writes) == ([b"1"], [b"1"])
     reading.in_read = False
     reading.flush()
     await asyncio.sleep(0)
-    assert (corked.wire.writes, reading.wire.writes) == ([b"12"], [b"23"])
+    assert (one.wire.writes, two.wire.writes, reading.wire.writes) == ([b"1", b"23"], [], [b"1", b"2"])
+    assert cork.make_way(), "another pass"
 
 
-async def test_a_peer_that_takes_no_more_gets_no_more_shared_frames_either() -> None:
-    box = Box(Cork())
-    box.control.writing_paused = True
-    box.send_shared(b"1")
-    assert box.stalled
-    assert box.wire.writes == [b"1"]
+async def test_nothing_is_written_past_very_many_that_wait() -> None:
+    cork = Cork()
+    boxes = [Box(cork) for _ in range(CORK_FLUSHES + 1)]
+    for box in boxes:
+        box.send_frame_bytes(b"1")
+    assert not cork.make_way()
+    assert not any(box.wire.writes for box in boxes)
     await asyncio.sleep(0)
-    box.send_shared(b"2")
+    assert cork.make_way(), "one is left of them"
+    assert all(box.wire.writes == [b"1"] for box in boxes)
+
+
+async def test_the_cork_keeps_nobody_who_is_gone() -> None:
+    cork = Cork()
+    box, other = Box(cork), Box(cork)
+    for reading in (box, other):
+        reading.in_read = True
+        reading.send_frame_bytes(b"1")
+    box.discard()
+    assert cork.reading is other
+    other.discard()
+    assert cork.reading is None
+    assert cork.make_way()
+    assert box.wire.writes == other.wire.writes == []
+
+
+async def test_what_is_written_past_an_outbox_is_counted_with_the_rest() -> None:
+    box = Box(Cork())
+    box.send_frame_bytes(b"12")
+    box.past = 1, 3
+    assert box.messages_out == 2
+    assert box.bytes_out == 3, "the first one has not left yet"
+    box.flush()
+    assert (box.bytes_out, box.drained) == (5, 5)
+
+
+async def test_a_peer_that_takes_no_more_gets_no_more() -> None:
+    """The transport says so within the write, as `pause_writing` to its protocol."""
+    box = Box(Cork())
+    box.wire.on_write = box.full
+    box.control.writing_paused = True
+    box.wire.write(b"1")
+    assert box.stalled
+    box.send_frame_bytes(b"2")
     await asyncio.sleep(0)
     assert box.wire.writes == [b"1"]
     box.control.writing_paused = False
     assert box.pump()
     assert box.wire.writes == [b"1", b"2"]
-
-
-async def test_shared_frames_are_written_to_so_many_in_a_pass_and_to_the_others_in_the_next_ones() -> None:
-    cork = Cork()
-    boxes = [Box(cork) for _ in range(AT_ONCE + CORK_FLUSHES + 1)]
-    for turn in (1, 2):
-        for box in boxes:
-            box.send_shared(b"%d" % turn)
-        written: list[int] = []
-        for _ in range(3):
-            written.append(sum(len(box.wire.writes) == turn for box in boxes))
-            await asyncio.sleep(0)
-        assert written == [AT_ONCE, AT_ONCE + CORK_FLUSHES, len(boxes)]
-    assert {b"".join(box.wire.writes) for box in boxes} == {b"12"}

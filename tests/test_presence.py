@@ -10,6 +10,7 @@ import pytest
 from gateway.bus.memory import MemoryBus
 from gateway.errors import CLIENT_CLOSE
 from gateway.events import Events
+from gateway.outbox import Cork
 from gateway.presence import Presence
 from gateway.scopes import ANONYMOUS
 from gateway.topics import Topics
@@ -29,7 +30,7 @@ class Someone:
 
 def test_what_nobody_has_asked_for_is_not_published() -> None:
     topics = Topics(lambda: 0.0, lambda: "e", max_topics=10, history_count=10, history_age=10.0, history_bytes=1000)
-    events = Events(topics, MemoryBus())
+    events = Events(topics, MemoryBus(), Cork())
     presence = Presence(events)
     presence.opened(Someone())
     presence.closed(Someone(), CLIENT_CLOSE, 1.0)

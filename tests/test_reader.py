@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from aiohttp.http_websocket import WebSocketError
 
 from gateway.frames import BINARY, TEXT, Payload, State
-from gateway.reader import PASS, SLICE, Inbox, Reader, Turns
+from gateway.reader import PASS, SLICE, Inbox, Reader, RequestProtocol, Turns
 from tests.fleet import Gateways, Other, in_process, started, until
 from tests.peers import Opcode, RawPeer, frame
 from tests.process import ROOT, GatewayProcess
@@ -120,6 +121,10 @@ class Sink:
     def on_ping(self, payload: bytes) -> None:
         """Note it."""
         self._see("ping", payload)
+
+    def full(self) -> None:
+        """Note it."""
+        self._see("full")
 
     def on_peer_close(self, code: int, reason: str) -> None:
         """Note it; from then on the socket is closing."""
@@ -524,3 +529,22 @@ async def p99_beside(where: GatewayProcess, kind: str) -> float:
         assert where.cpu() - before > FLOOD_TIME / 10, "that was no flood"
         assert len(other.seconds) >= 50
         return other.p99()
+
+
+async def test_a_paused_transport_is_told_of_within_the_write() -> None:
+    """As asyncio's own do: where the WebSocket is not there yet, aiohttp alone is told."""
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        """Never called."""
+        raise NotImplementedError
+
+    protocol = RequestProtocol(web.Server(handler), loop=asyncio.get_running_loop())
+    protocol.pause_writing()
+    protocol.resume_writing()
+    sink = Sink()
+    protocol.set_parser(reader_of(sink))
+    protocol.pause_writing()
+    assert sink.seen == [("full",)]
+    assert protocol.writing_paused
+    protocol.resume_writing()
+    assert (sink.seen, protocol.writing_paused) == ([("full",)], False)

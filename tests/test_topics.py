@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from gateway.topics import MAX_TOPIC, FullError, Position, Topic, Topics, is_pattern, is_topic, meets
+from gateway.topics import MAX_TOPIC, FullError, Position, Topic, Topics, Written, is_pattern, is_topic, meets
 
 
 class Someone:
@@ -14,8 +14,12 @@ class Someone:
 
     def __init__(self) -> None:
         self.patterns: dict[str, None] = {}
-        self.topics: dict[Topic, None] = {}
+        self.topics: dict[Topic, Written] = {}
         self.frames: list[bytes] = []
+
+    def write(self, frame: bytes) -> None:
+        """Keep it."""
+        self.frames.append(frame)
 
     def deliver(self, topic: Topic, frame: bytes) -> None:
         """Keep it."""
