@@ -15,6 +15,9 @@ from typing import Final, Generic, TypeVar
 TICK: Final = 0.1
 """Seconds between two looks of a `Wheel`."""
 
+FAR: Final = 600.0
+"""Seconds that a `Sweep` looks ahead: who waits for longer is placed anew then, so that a wheel has so many ticks."""
+
 Waiting = TypeVar("Waiting", bound=Hashable)
 
 
@@ -144,28 +147,32 @@ class Wheel(Generic[Waiting]):
 
 
 class Sweep(Generic[Waiting]):
-    """A `Wheel` that knows who is where."""
+    """A `Wheel` that knows who is where, and till when: for any length of time."""
 
     __slots__ = ("_due", "_expired", "_wheel")
 
     def __init__(self, expired: Callable[[Waiting], None]) -> None:
         self._expired = expired
         self._wheel = Wheel(self._over)
-        self._due: dict[Waiting, dict[Waiting, None]] = {}
+        self._due: dict[Waiting, tuple[dict[Waiting, None], float]] = {}
 
     def __len__(self) -> int:
         return len(self._due)
 
     def begin(self, who: Waiting, timeout: float) -> None:
         """Call ``expired(who)`` in ``timeout`` seconds. For each once at a time."""
-        place = self._due[who] = self._wheel.place(timeout)
+        self._enter(who, asyncio.get_running_loop().time() + timeout, timeout)
+
+    def _enter(self, who: Waiting, due: float, left: float) -> None:
+        place = self._wheel.place(min(left, FAR))
         place[who] = None
+        self._due[who] = place, due
 
     def done(self, who: Waiting) -> None:
         """Forget ``who``. Harmless for who does not wait."""
-        place = self._due.pop(who, None)
-        if place is not None:
-            del place[who]
+        entry = self._due.pop(who, None)
+        if entry is not None:
+            del entry[0][who]
 
     def take_all(self) -> list[Waiting]:
         """Forget everybody, and tell who they were."""
@@ -175,5 +182,9 @@ class Sweep(Generic[Waiting]):
         return waiting
 
     def _over(self, who: Waiting) -> None:
-        del self._due[who]
-        self._expired(who)
+        due = self._due.pop(who)[1]
+        left = due - asyncio.get_running_loop().time()
+        if left > 0:
+            self._enter(who, due, left)
+        else:
+            self._expired(who)

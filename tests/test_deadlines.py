@@ -3,12 +3,13 @@
 import asyncio
 import heapq
 import random
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from gateway.deadlines import TICK, Deadlines, Sweep
+from gateway.deadlines import FAR, TICK, Deadlines, Sweep
 
 
 class Timer:
@@ -291,6 +292,39 @@ def test_nobody_expires_early_nor_more_than_a_tick_late(clock: Clock) -> None:
     clock.turn(60.0 + TICK)
     assert late.keys() == due.keys()
     assert all(-1e-6 <= late[number] - due[number] <= TICK + 1e-6 for number in due)
+
+
+def test_who_waits_for_very_long_is_looked_at_in_between_and_expires_on_time(clock: Clock) -> None:
+    late: dict[float, float] = {}
+
+    def expired(end: float) -> None:
+        assert end not in late
+        late[end] = clock.now
+
+    sweep = Sweep(expired)
+    ends = {clock.now + seconds for seconds in (FAR - 1, FAR, FAR + 0.05, 2 * FAR, 86_400.0, 3e6)}
+    for end in ends:
+        sweep.begin(end, end - clock.now)
+    sweep.begin(0.0, 90_000.0)
+    clock.turn(2.5 * FAR)
+    sweep.done(0.0)
+    clock.turn(3e6)
+    assert late.keys() == ends
+    assert all(-1e-6 <= at - end <= 2 * TICK for end, at in late.items())
+    assert (len(sweep), clock.timers) == (0, 0)
+
+
+def test_deadlines_that_are_years_away_and_different_leave_nothing_behind(clock: Clock) -> None:
+    """As those of JWTs of which each lives for long, and is used for a moment."""
+    sweep = Sweep(print)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            sweep.begin(number, 1e6 + number * 977)
+            sweep.done(number)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_who_is_done_is_forgotten(clock: Clock) -> None:
