@@ -77,15 +77,18 @@ class Refused:
         return True
 
 
-def visit_all(target: Target, connects: int, at_once: int) -> None:
-    """Open and close `connects` connections, `at_once` of them at a time. TimeoutError when nothing moves."""
+def visit_all(target: Target, first: int, connects: int, at_once: int) -> None:
+    """Open and close `connects` connections, `at_once` of them at a time. TimeoutError when nothing moves.
+
+    The first one is number `first`: that says which address and which header each has.
+    """
     poll = select.epoll()
     visits: dict[int, Visit | Refused] = {}
     opened = 0
     while opened < connects or visits:
         while opened < connects and len(visits) < at_once:
-            sock = connect(target, opened)
-            sock.sendall(target.request(opened))
+            sock = connect(target, first + opened)
+            sock.sendall(target.request(first + opened))
             visits[sock.fileno()] = Refused(sock) if target.refuses else Visit(sock, target.welcomes)
             poll.register(sock.fileno(), select.EPOLLIN)
             opened += 1
@@ -101,14 +104,14 @@ def visit_all(target: Target, connects: int, at_once: int) -> None:
 def churn(target: Target, job: dict[str, Any]) -> dict[str, Any]:
     """Open and close connections.
 
-    Job: connects, atOnce, warmup (connects before the count). Result: seconds, the Usage of server and load, and
+    Job: first, connects, atOnce, warmup (connects before the count). Result: seconds, the Usage of server and load, and
     the bytes by which the server's peak of resident memory has grown.
     """
-    visit_all(target, job["warmup"], job["atOnce"])
+    visit_all(target, job["first"], job["warmup"], job["atOnce"])
     forget_peak(target.pid)
     before = peak_bytes(target.pid)
     server, load, started = settled_usage(target.pid), Usage.of(os.getpid()), time.perf_counter()
-    visit_all(target, job["connects"], job["atOnce"])
+    visit_all(target, job["first"] + job["warmup"], job["connects"], job["atOnce"])
     seconds, load = time.perf_counter() - started, Usage.of(os.getpid()).since(load)
     server = settled_usage(target.pid).since(server)
     grown = peak_bytes(target.pid) - before

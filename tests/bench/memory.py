@@ -49,7 +49,7 @@ def run(plan: Plan, connections: int) -> Report:
 def measure(plan: Plan, peer: Peer, connections: int, number: int) -> Sample:
     """Start the server, warm it up, hold the connections, and end it."""
     with Server(peer, plan.cores) as server, ExitStack() as stack:
-        warmup = {"kind": "churn", "warmup": 0, "connects": WARMUP, "atOnce": 16}
+        warmup = {"kind": "churn", "first": 0, "warmup": 0, "connects": WARMUP, "atOnce": 16}
         run_load(server, warmup, plan.cores, OPEN_TIMEOUT)
         before = settled_resident(server.pid)
         started, used = time.monotonic(), cpu_seconds(server.pid)
