@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -14,7 +15,7 @@ from gateway.connection import Connection
 from gateway.connections import Connections
 from gateway.limits import Rate
 from gateway.method import AUTHENTICATED, method
-from gateway.scopes import ANONYMOUS, NOBODY, Principal
+from gateway.scopes import NOBODY, Principal
 from gateway.status import Status
 from gateway.tokens import time_of
 
@@ -50,6 +51,12 @@ def described(principal: Principal) -> PrincipalInfo:
     """A principal as clients see it."""
     expires_at = None if principal.expires_at is None else time_of(principal.expires_at)
     return PrincipalInfo(principal.name, principal.role, principal.scopes, expires_at)
+
+
+@lru_cache(maxsize=1024)
+def _encoded(principal: Principal) -> bytes:
+    """A principal in the welcome. Most connections are opened by somebody who was there before."""
+    return jsonrpc.encode(None if principal is NOBODY else described(principal))
 
 
 class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,7 +120,6 @@ class GatewayMethods:
             int(Rate(limits.rate, limits.burst).burst) if limits.rate else 0,
         )
         self._welcome = self._welcome_around("\0 connId", "\0 principal")
-        self._principals = {NOBODY: b"null", ANONYMOUS: jsonrpc.encode(described(ANONYMOUS))}
 
     @method("gateway.authenticate", scope=AUTHENTICATED)
     def authenticate(self, peer: Connection, params: AuthenticateParams) -> PrincipalInfo:
@@ -140,7 +146,7 @@ class GatewayMethods:
     def welcome(self, connection: Connection) -> bytes:
         """The first frame on a connection."""
         head, middle, tail = self._welcome
-        principal = self._principals.get(connection.principal) or jsonrpc.encode(described(connection.principal))
+        principal = _encoded(connection.principal)
         return frames.text_frame(head + connection.conn_id.encode() + middle + principal + tail)
 
     def _welcome_around(self, conn_id: str, principal: str) -> tuple[bytes, bytes, bytes]:
