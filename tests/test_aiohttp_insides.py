@@ -47,6 +47,7 @@ SIGNATURES: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         "connection_lost": ("self", "exc"),
         "data_received": ("self", "data"),
         "eof_received": ("self",),
+        "pause_writing": ("self",),
         "handle_error": ("self", "request", "status", "exc", "message"),
         "_drain_helper": ("self",),
     },
