@@ -216,7 +216,8 @@ class Events:
             return
         subscribers = topic.subscribers
         self.delivered += len(subscribers)
-        if 0 < len(subscribers) <= AT_ONCE and subscribers.keys().isdisjoint(self._aside) and self._way.make_way():
+        # In this order, for to make way may show that one of them takes no more.
+        if 0 < len(subscribers) <= AT_ONCE and self._way.make_way() and subscribers.keys().isdisjoint(self._aside):
             before = topic.written
             topic.written = Written(before.messages + 1, before.octets + len(frame))
             for write in subscribers.values():

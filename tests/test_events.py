@@ -371,6 +371,22 @@ def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
     assert settled(other) == (5, size(ear.frames[:1])[1] * 5)
 
 
+def test_one_that_takes_no_more_of_what_is_corked_is_not_written_past() -> None:
+    """To make way is to write, and so may be what fills a transport."""
+    ear, other = Ear(), Ear()
+
+    class Narrow(Way):
+        def make_way(self) -> bool:
+            ear.stalled = True
+            return True
+
+    events = make(way=Narrow(True))
+    for one in (ear, other):
+        join(events, one, "a")
+    events.publish("a", b"0")
+    assert (ear.sent, other.sent) == (1, 1)
+
+
 @pytest.mark.parametrize(("count", "past"), [(AT_ONCE, True), (AT_ONCE + 1, False)])
 def test_so_many_are_written_to_in_one_go_and_no_more(count: int, past: bool) -> None:
     events, ears = make(), [Ear() for _ in range(count)]
