@@ -66,6 +66,8 @@ servers of routed and fanout:
   picows               the same on uvloop with msgspec, where it is installed
   python-socketio      routed: the same relay, a call is an event, where it is installed
   node-ws              the same with Node's ws, where node finds the package
+  aiohttp-write, aiohttp-write-uvloop   fanout: one frame, straight into each transport
+  nats-server          fanout: NATS by its WebSocket listener, where it is installed
 """
 EPILOG = "Exit status: 0 measured, 1 a server or a load generator failed, 2 wrong usage, 130 interrupted."
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.bench.frames import TEXT, FrameReader, PeerError, after_upgrade, masked, upgrade_request
+from tests.bench.frames import MESSAGES, TEXT, FrameReader, PeerError, after_upgrade, masked, upgrade_request
 from tests.bench.procfs import Usage
 
 HOST = "127.0.0.1"
@@ -22,14 +22,16 @@ PATIENCE = 10.0
 # Socket.IO 5 on Engine.IO 4: where it listens, and what both sides say first.
 SOCKETIO_PATH = "/socket.io/?EIO=4&transport=websocket"
 SOCKETIO_CONNECT = b"40"
+# NATS: the server says INFO first; what is sent is answered when it is wanted.
+NATS_CONNECT, NATS_OK = b'CONNECT {"verbose":true}\r\n', b"+OK\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server: its port on 127.0.0.1, its process, and whether its first frame is `gateway.welcome`.
+    """The server: its port on 127.0.0.1, its process, and whether its first frame is a welcome.
 
     headers: a connect has one of these lines, in turn. refuses: each upgrade is to be refused. socketio: it speaks
-    Socket.IO.
+    Socket.IO. nats: it speaks NATS.
     """
 
     port: int
@@ -38,6 +40,7 @@ class Target:
     headers: tuple[str, ...] = ()
     refuses: bool = False
     socketio: bool = False
+    nats: bool = False
 
     def request(self, index: int) -> bytes:
         """The upgrade request of this connect."""
@@ -78,16 +81,18 @@ def open_websocket(target: Target, index: int) -> tuple[socket.socket, bytes]:
         rest = b""
         if not ask(sock, SOCKETIO_CONNECT).startswith(SOCKETIO_CONNECT):
             raise PeerError("Socket.IO was refused")
+    if target.nats and ask(sock, NATS_CONNECT) != NATS_OK:
+        raise PeerError("NATS was refused")
     sock.settimeout(None)
     return sock, rest
 
 
 def receive_text(sock: socket.socket, data: bytes = b"") -> bytes:
-    """Read one text message, the beginning of which is `data`; nothing may come with it."""
+    """Read one message, the beginning of which is `data`; nothing may come with it."""
     reader = FrameReader()
     while not (frames := reader.feed(data)):
         data = receive(sock)
-    if len(frames) != 1 or frames[0].opcode != TEXT or not reader.between_frames:
+    if len(frames) != 1 or frames[0].opcode not in MESSAGES or not reader.between_frames:
         raise PeerError(f"a single text message was expected, not {frames!r}")
     return frames[0].payload
 

@@ -4,11 +4,13 @@ import secrets
 from functools import cache
 from typing import NamedTuple
 
-TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+MESSAGES = (TEXT, BINARY)
 FIN = 0x80
 MASKED = 0x80
 HEAD_END = b"\r\n\r\n"
 NORMAL_CLOSE = (1000).to_bytes(2, "big")
+NATS_PING, NATS_PONG = b"PING\r\n", b"PONG\r\n"
 # More replies than one read of the load generator can hold.
 MOST_REPLIES = 16384
 
@@ -101,7 +103,7 @@ def _frame_at(data: bytes, start: int) -> Frame | None:
 
 
 class ReplyCounter:
-    """Counts the text frames in what a server sends, each of which is one reply.
+    """Counts the messages in what a server sends, each of which is one reply.
 
     All replies of a sample are of one size, so most reads are a whole number of equal frames. Such a read is
     checked column by column: the first bytes of all its frames, then the second ones, with one slice each.
@@ -109,7 +111,7 @@ class ReplyCounter:
 
     `errors` counts the replies that are JSON-RPC errors: known from the text for a reply that was cut in
     full, and from the last such reply of the same size for the others. `pings` collects the payloads that
-    wait for a pong.
+    wait for a pong, or the one of NATS.
     """
 
     __slots__ = ("_columns", "_failing", "_header", "_reader", "_size", "errors", "pings")
@@ -142,7 +144,9 @@ class ReplyCounter:
     def _cut(self, data: bytes) -> int:
         count = 0
         for frame in self._reader.feed(data):
-            if frame.opcode == TEXT:
+            if frame.payload == NATS_PING:
+                self.pings.append(frame.payload)
+            elif frame.opcode in MESSAGES:
                 count += 1
                 self._learn(frame)
                 self.errors += self._failing

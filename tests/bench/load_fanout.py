@@ -9,14 +9,17 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from tests.bench.client import PATIENCE, READ_SIZE, Target, ask, open_websocket
-from tests.bench.frames import PONG, TEXT, PeerError, ReplyCounter, masked
+from tests.bench.client import NATS_OK, PATIENCE, READ_SIZE, Target, ask, open_websocket
+from tests.bench.frames import NATS_PING, NATS_PONG, PONG, TEXT, PeerError, ReplyCounter, masked
 from tests.bench.load_rpc import RpcResult, close, quantiles
 from tests.bench.procfs import Usage
 
 TOPIC = "bench.events"
 SUBSCRIBE = b'{"jsonrpc":"2.0","id":1,"method":"event.subscribe","params":{"topics":["%b"]}}' % TOPIC.encode()
 PUBLISH = b'{"jsonrpc":"2.0","id":1,"method":"event.publish","params":{"topic":"%b","data":%%b}}' % TOPIC.encode()
+
+NATS_SUBSCRIBE = b"SUB %b 1\r\n" % TOPIC.encode()
+NATS_PUBLISH = b"PUB %b %%d\r\n%%b\r\n" % TOPIC.encode()
 
 clock = time.perf_counter
 
@@ -34,11 +37,12 @@ class FanoutLoad:
                 raise PeerError(f"the server spoke first: {rest[:100]!r}")
             self._ends[sock.fileno()] = (sock, ReplyCounter())
             self._epoll.register(sock.fileno(), select.EPOLLIN)
-            if index < subscribers and b'"result"' not in (reply := ask(sock, SUBSCRIBE)):
+            subscribe, done = (NATS_SUBSCRIBE, NATS_OK) if target.nats else (SUBSCRIBE, b'"result"')
+            if index < subscribers and done not in (reply := ask(sock, subscribe)):
                 raise PeerError(f"a subscription was answered {reply!r}")
         self._publisher = sock
         data = json.dumps("x" * (size - 2)).encode()
-        self._message = masked(TEXT, PUBLISH % data)
+        self._message = masked(TEXT, NATS_PUBLISH % (len(data), data) if target.nats else PUBLISH % data)
         self._latencies: list[tuple[float, int]] = []
         self._reads = 0
 
@@ -85,7 +89,8 @@ class FanoutLoad:
             raise PeerError("the server ended a connection")
         count = counter.feed(data)
         while counter.pings:
-            sock.sendall(masked(PONG, counter.pings.pop()))
+            payload = counter.pings.pop()
+            sock.sendall(masked(TEXT, NATS_PONG) if payload == NATS_PING else masked(PONG, payload))
         return count
 
 

@@ -1,6 +1,7 @@
 """The servers under test: how each is called and started, and whether it can be started on this machine."""
 
 import importlib.util
+import os
 import secrets
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ class Peer:
     files: further files beside it, name and text; `{directory}` in `config` stands for where they are.
     welcomes: whether its first frame is `gateway.welcome`. needs: Python modules without which it cannot run.
     headers: a connect has one of these header lines, in turn. refuses: whether it refuses all upgrades.
-    socketio: whether it speaks Socket.IO, and carries each message as an event.
+    socketio: whether it speaks Socket.IO, and carries each message as an event. nats: whether it speaks NATS.
     """
 
     name: str
@@ -50,13 +51,20 @@ class Peer:
     headers: tuple[str, ...] = ()
     refuses: bool = False
     socketio: bool = False
+    nats: bool = False
 
     def missing(self) -> str | None:
         """Return what this machine lacks to start it, None when nothing is missing."""
         for module in self.needs:
             if importlib.util.find_spec(module) is None:
                 return f"the Python module {module} is not installed"
+        if self.nats and _nats_program() is None:
+            return "nats-server is not installed"
         return _missing_node() if self.node else None
+
+
+def _nats_program() -> str | None:
+    return shutil.which("nats-server", path=f"{os.environ.get('PATH', '')}:/usr/sbin")  # Debian's is not for everybody
 
 
 def _missing_node() -> str | None:
@@ -174,6 +182,15 @@ def _node(kind: str) -> Peer:
     return Peer("node-ws", (shutil.which("node") or "node", str(NODE_SERVER), kind), node=True)
 
 
+def _nats() -> Peer:
+    config = (
+        'host: "127.0.0.1"\nport: -1\nports_file_dir: "{directory}"\n'
+        'websocket { host: "127.0.0.1", port: -1, no_tls: true }\n'
+    )
+    command = (sys.executable, "-m", "tests.bench.servers.nats_server", _nats_program() or "", "{config}")
+    return Peer("nats-server", command, welcomes=True, config=config, nats=True)
+
+
 def _others() -> Iterable[Peer]:
     for kind in ("echo", "json"):
         for loop in ("asyncio", "uvloop"):
@@ -200,6 +217,7 @@ def _fanouts() -> Iterable[Peer]:
     yield _python("websockets", "fanout", "websockets")
     yield _python("picows", "fanout", "picows", "uvloop")
     yield _node("fanout")
+    yield _nats()
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,7 @@ def job_for(server: Server, job: dict[str, Any]) -> dict[str, Any]:
         "headers": str(server.headers),
         "refuses": peer.refuses,
         "socketio": peer.socketio,
+        "nats": peer.nats,
     }
 
 
