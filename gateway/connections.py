@@ -160,7 +160,6 @@ def _closed(connection: Connection, end: Disconnect) -> Closed:
 
 def _announce(connection: Connection, deadline: float) -> None:
     left = max(0.0, deadline - connection.ws.loop.time())
-    connection.ws.keep_reading()
     connection.notify(
         "gateway.draining",
         {"deadlineMs": int(left * 1000), "reconnectAfterMs": random.randint(*RECONNECT_MS)},

@@ -22,22 +22,42 @@ CORK_BYTES: Final = 64 * 1024
 CORK_FLUSHES: Final = 256
 """Connections that are written to in one go."""
 
+ALONE: Final = 16
+"""How many reads are taken to be alone in their loop pass after one was seen to be."""
+
 _LOOKS: Final = 20
 """How often an outbox over its bound is looked at within its timeout."""
 
 _OPEN: Final = State.OPEN
 
 
-class Cork:
-    """Lets the frames of one loop pass leave together, one ``transport.write`` a socket. One for each event loop."""
+class Corked(Protocol):
+    """Whose frames wait."""
 
-    __slots__ = ("_corked", "_passed", "reading")
+    def flush(self) -> None:
+        """Write them, now. Harmless at any time."""
+
+
+class Cork:
+    """Lets the frames of one loop pass leave together, one ``transport.write`` a socket. One for each event loop.
+
+    A read's replies leave at its end, and what it has sent to other peers at the end of the pass, for the reads of many
+    may go to one peer. But where reads come one in a pass, that leaves at the read's end too: the loop's way to a
+    callback costs as much as a message.
+    """
+
+    __slots__ = ("_alone", "_corked", "_passed", "due", "reading", "reads")
 
     def __init__(self) -> None:
         self._corked: list[Outbox] = []
         self._passed = False
-        self.reading: Outbox | None = None
-        """The outbox whose frames wait for the end of the read that is being handled."""
+        self._alone = 0
+        self.reading: Corked | None = None
+        """The outbox whose peer has sent what is being handled: its frames wait for the end of the read."""
+        self.reads = 0
+        """How many there have been since something was corked for the end of a pass, or at the end of a read."""
+        self.due = False
+        """Whether `end_read` is to be called at the end of this read."""
 
     def make_way(self) -> bool:
         """Write all that is corked; returns whether one frame may now be written past the outboxes.
@@ -50,7 +70,6 @@ class Cork:
         asyncio.get_running_loop().call_soon(self._next_pass)
         if self.reading is not None:
             self.reading.flush()
-            self.reading = None
         self._flush()
         return True
 
@@ -58,10 +77,25 @@ class Cork:
         self._passed = False
 
     def add(self, outbox: Outbox) -> None:
-        """Flush ``outbox`` at the end of this loop pass. Adding it twice is harmless."""
+        """Flush ``outbox`` at the end of this loop pass, or read. Adding it twice is harmless."""
         if not self._corked:
-            outbox.loop.call_soon(self._flush)
+            if self._alone and self.reading is not None:
+                self.due = True
+            else:
+                outbox.loop.call_soon(self._end_pass)
         self._corked.append(outbox)
+
+    def end_read(self) -> None:
+        """Flush what a read has corked that is taken to be alone in its pass."""
+        self.due = False
+        self._alone -= 1
+        self.reads = 0
+        self._flush()
+
+    def _end_pass(self) -> None:
+        self._alone = ALONE if self.reads == 1 else 0
+        self.reads = 0
+        self._flush()
 
     def _flush(self) -> None:
         corked = self._corked
@@ -88,17 +122,16 @@ class Outbox(abc.ABC):
 
     __slots__ = (
         "_bytes_out",
-        "_cork",
         "_kept",
         "_kept_bytes",
         "_messages_out",
         "_outbox_timeout",
         "_outbox_timer",
         "_over_since",
+        "cork",
         "corked",
         "corked_bytes",
         "flow",
-        "in_read",
         "loop",
         "outbox_bound",
         "phase",
@@ -111,7 +144,7 @@ class Outbox(abc.ABC):
     flow: Flow
 
     def __init__(self, cork: Cork, max_outbox_bytes: int, outbox_timeout: float) -> None:
-        self._cork = cork
+        self.cork = cork
         self.outbox_bound = max_outbox_bytes
         self._outbox_timeout = outbox_timeout
         self._over_since = 0.0
@@ -121,7 +154,6 @@ class Outbox(abc.ABC):
         self._kept_bytes = 0
         self.corked: list[bytes] | None = None
         self.phase = State.OPENING
-        self.in_read = False
         self.stalled = False
         self._messages_out = 0
         self._bytes_out = 0
@@ -154,10 +186,8 @@ class Outbox(abc.ABC):
         """Cork one whole frame. While a read is being handled its end flushes, otherwise the loop pass's end does."""
         if self.corked is None:
             self.corked = [data]
-            if self.in_read:
-                self._cork.reading = self
-            else:
-                self._cork.add(self)
+            if self.cork.reading is not self:
+                self.cork.add(self)
         else:
             self.corked.append(data)
         self.corked_bytes += len(data)
@@ -241,8 +271,6 @@ class Outbox(abc.ABC):
         """Forget what has not left, and stop looking: the transport is gone. May be called twice."""
         self.corked = self._kept = None
         self._kept_bytes = 0
-        if self._cork.reading is self:
-            self._cork.reading = None
         if self._outbox_timer is not None:
             self._outbox_timer.cancel()
             self._outbox_timer = None

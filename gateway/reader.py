@@ -19,6 +19,7 @@ from aiohttp.streams import EofStream
 
 from gateway.errors import FLOOD
 from gateway.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
+from gateway.outbox import Cork
 
 SLICE: Final = 32 * 1024
 """Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""
@@ -56,9 +57,9 @@ class Sink(Protocol):
     phase: State
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
+    cork: Cork
     corked: list[bytes] | None
     stalled: bool
-    in_read: bool
     last_read: float
     last_message: float
     messages_in: int
@@ -215,12 +216,14 @@ class Turns:
 
 
 class Reader(WebSocketReader):
-    """Hands messages over while it parses; ``max_message_bytes`` is inclusive.
+    """Hands messages over while it parses; ``max_message_bytes`` is inclusive. Once: ``take_over``.
 
     Flow control: a read larger than a slice, and a peer that does not read its replies, pause the transport.
     """
 
-    __slots__ = ("_at", "_backlog", "_fragmented", "_inbox", "_paused", "_scheduled", "_sink")
+    __slots__ = ("_at", "_backlog", "_fragmented", "_handler", "_inbox", "_paused", "_scheduled", "_sink")
+
+    _handler: Any
 
     def __init__(self, sink: Sink, inbox: Inbox, max_message_bytes: int, compress: bool) -> None:
         super().__init__(inbox, max_message_bytes + 1, compress, False)
@@ -232,11 +235,57 @@ class Reader(WebSocketReader):
         self._backlog = b""
         self._at = 0
 
-    def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
+    def take_over(self, handler: web.RequestHandler) -> None:
+        """Be the transport's protocol from now on, and begin with what aiohttp has read beyond the request.
+
+        aiohttp's own, ``handler``, stays what knows of the transport's end and of its write buffer. As the protocol it
+        would hand on each read by two calls, and drop all that a bare runner reads while it shuts down.
+        """
+        self._handler = handler
+        if handler.transport is not None:
+            handler.transport.set_protocol(cast(asyncio.Protocol, self))
+        handler.set_parser(self)
+        handler.keep_alive(False)
+
+    # The transport's protocol (asyncio.Protocol)
+
+    def data_received(self, data: bytes | bytearray | memoryview) -> None:
         """One read of the socket."""
         sink = self._sink
         sink.last_read = sink.loop.time()
         sink.bytes_in += len(data)
+        if sink.allowance is None and not self._paused and len(data) <= SLICE:
+            self._parse(data)
+        else:
+            self._take_in_turn(data)
+
+    def eof_received(self) -> None:
+        """A FIN; asyncio closes the transport after it."""
+        self._sink.on_peer_eof()
+
+    def pause_writing(self) -> None:
+        """From the transport, within a write that takes its buffer over the high-water mark."""
+        self._handler.pause_writing()
+        self._sink.full()
+
+    def resume_writing(self) -> None:
+        """The write buffer is under its low-water mark."""
+        self._handler.resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The transport is gone."""
+        self._handler.connection_lost(exc)
+
+    # From there to the parser
+
+    def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
+        """From ``set_parser``: what came with the request, or after it."""
+        self.data_received(data)
+        return _FED
+
+    def _take_in_turn(self, data: bytes | bytearray | memoryview) -> None:
+        """A read that is large, or comes while nothing is to be read, or from a peer that may not send much yet."""
+        sink = self._sink
         if sink.allowance is None:
             self._take(data)
         elif sink.turns.over and not self._paused and len(data) <= sink.allowance:  # else kept it would be too much
@@ -246,7 +295,6 @@ class Reader(WebSocketReader):
         else:
             with sink.turns.timed(sink.loop):
                 self._take(self._ahead(sink, data))
-        return _FED
 
     def _take(self, data: bytes | bytearray | memoryview) -> None:
         if self._paused:  # TLS delivers what it has decrypted even after pause_reading()
@@ -301,13 +349,19 @@ class Reader(WebSocketReader):
         if sink.allowance is not None and not self._allowed(sink, len(data)):
             return
         before = sink.messages_in
-        sink.in_read = True
-        WebSocketReader.feed_data(self, data)
-        sink.in_read = False
+        cork = sink.cork
+        cork.reading = sink
+        cork.reads += 1
+        try:
+            WebSocketReader.feed_data(self, data)
+        finally:
+            cork.reading = None
         if sink.messages_in != before:
             sink.last_message = sink.last_read
         if sink.corked is not None:
             sink.flush()
+        if cork.due:
+            cork.end_read()
 
     def _ahead(self, sink: Sink, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
         """What is left of a read once a peer that may not send much yet has had it parsed: none of it is kept."""
@@ -364,17 +418,9 @@ class Reader(WebSocketReader):
                 raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a new message inside a fragmented one")
             self._fragmented = not fin
 
-    def peer_eof(self) -> None:
-        """From `RequestProtocol`: the peer's FIN."""
-        self._sink.on_peer_eof()
-
-    def write_paused(self) -> None:
-        """From `RequestProtocol`: the write buffer is over its high-water mark."""
-        self._sink.full()
-
 
 class RequestProtocol(web.RequestHandler):
-    """aiohttp's RequestHandler with a short way in for frames, and a word at the first bytes of a request."""
+    """aiohttp's RequestHandler with a word at the first bytes of a request. It hears no frames: see `Reader`."""
 
     __slots__ = ()
 
@@ -385,24 +431,9 @@ class RequestProtocol(web.RequestHandler):
     writing_paused = cast(Any, web.RequestHandler)._paused
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the peer, of a request or of frames."""
-        reader = self._payload_parser
-        if reader is not None:
-            reader.feed_data(data)
-            return
+        """Bytes of a request."""
         if self.request_bytes(data):
             super().data_received(data)
-
-    def eof_received(self) -> None:
-        """A FIN; asyncio closes the transport after it."""
-        if self._payload_parser is not None:
-            self._payload_parser.peer_eof()
-
-    def pause_writing(self) -> None:
-        """From the transport, within a write that takes its buffer over the high-water mark."""
-        super().pause_writing()
-        if self._payload_parser is not None:
-            self._payload_parser.write_paused()
 
     def never_connected(self) -> None:
         """Let go of aiohttp's parser, which refers back. For one that ``connection_made`` was never called on."""

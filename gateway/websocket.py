@@ -53,7 +53,7 @@ _SWITCHING: Final = (
 DEFLATE_FROM: Final = 1024
 """Payload bytes from which a negotiated permessage-deflate is used; below it costs more than it saves."""
 
-_OPENING, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
+_, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
 _SECOND_LOOK: Final = 0.02
 _HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
 _DEFLATE_TRAILING: Final = b"\x00\x00\xff\xff"
@@ -248,7 +248,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         return f"{hdrs.SEC_WEBSOCKET_EXTENSIONS}: {accepted}\r\n".encode()
 
     def _open(self, request: web.BaseRequest, handler: Any, head: bytes) -> None:
-        """Messages may arrive inside ``set_parser``, so all else comes before it."""
+        """Messages may arrive inside ``take_over``, so all else comes before it."""
         self._writer = cast(WebSocketWriter, _Writer(self))
         self.last_read = self.last_message = self.loop.time()
         self._reset_heartbeat()
@@ -268,8 +268,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._bytes_out = max(0, self._bytes_out)  # the peer may be gone already, and nothing was written
         if isinstance(handler, RequestProtocol):
             handler.upgraded()
-        handler.set_parser(parser)
-        handler.keep_alive(False)
+        parser.take_over(handler)
 
     def _slim(self, request: Any, handler: Any) -> None:
         """Let go of what only the handshake needed."""
@@ -389,11 +388,6 @@ class WebSocket(Outbox, web.WebSocketResponse):
     def settle(self) -> None:
         """Count what the owner has had written past the outbox."""
         self.owner.settle()
-
-    def keep_reading(self) -> None:
-        """Undo what a bare runner does first at its shutdown: it makes aiohttp drop all that arrives."""
-        if self.phase is not _OPENING:
-            cast(Any, self.flow)._close = False
 
     @property
     def turns(self) -> Turns:

@@ -89,6 +89,8 @@ class Wire:
 
     def keep_alive(self, _on: bool) -> None: ...
 
+    def set_protocol(self, protocol: object) -> None: ...
+
     def write(self, data: bytes) -> None:
         self._written += data
 

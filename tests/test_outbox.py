@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.connection import Connection
 from gateway.errors import Disconnect
 from gateway.frames import State
-from gateway.outbox import CORK_BYTES, CORK_FLUSHES, Cork, Outbox
+from gateway.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.fleet import (
     FLOOD_SERVER,
     Gateways,
@@ -436,12 +436,12 @@ async def test_much_is_written_at_once() -> None:
 
 async def test_replies_leave_at_the_end_of_the_read() -> None:
     box = Box(Cork())
-    box.in_read = True
+    box.cork.reading = box
     box.send_frame_bytes(b"1")
     box.send_frame_bytes(b"2")
     await asyncio.sleep(0)
     assert box.wire.writes == []
-    box.in_read = False
+    box.cork.reading = None
     box.flush()
     box.flush()
     assert box.wire.writes == [b"12"]
@@ -514,7 +514,7 @@ async def test_one_frame_of_a_pass_may_be_written_past_the_outboxes_behind_what_
     cork = Cork()
     one, two, reading = Box(cork), Box(cork), Box(cork)
     one.send_frame_bytes(b"1")
-    reading.in_read = True
+    cork.reading = reading
     reading.send_frame_bytes(b"1")
     assert cork.make_way()
     assert (one.wire.writes, two.wire.writes, reading.wire.writes) == ([b"1"], [], [b"1"])
@@ -523,7 +523,7 @@ async def test_one_frame_of_a_pass_may_be_written_past_the_outboxes_behind_what_
     reading.send_frame_bytes(b"2")
     assert not cork.make_way(), "once in a pass"
     assert (one.wire.writes, reading.wire.writes) == ([b"1"], [b"1"])
-    reading.in_read = False
+    cork.reading = None
     reading.flush()
     await asyncio.sleep(0)
     assert (one.wire.writes, two.wire.writes, reading.wire.writes) == ([b"1", b"23"], [], [b"1", b"2"])
@@ -542,18 +542,64 @@ async def test_nothing_is_written_past_very_many_that_wait() -> None:
     assert all(box.wire.writes == [b"1"] for box in boxes)
 
 
-async def test_the_cork_keeps_nobody_who_is_gone() -> None:
+async def test_nothing_is_written_to_one_who_is_gone_by_its_own_read() -> None:
+    cork = Cork()
+    box = Box(cork)
+    cork.reading = box
+    box.send_frame_bytes(b"1")
+    box.discard()
+    assert cork.make_way()
+    assert box.wire.writes == []
+
+
+def read(cork: Cork, *boxes: Box) -> None:
+    """A read that sends a frame to each of these, as `gateway.reader` tells the cork of it."""
+    cork.reading = Box(cork)
+    cork.reads += 1
+    for box in boxes:
+        box.send_frame_bytes(b"1")
+    cork.reading = None
+    if cork.due:
+        cork.end_read()
+
+
+async def test_what_a_read_sends_to_others_leaves_at_its_end_where_reads_come_one_in_a_pass() -> None:
     cork = Cork()
     box, other = Box(cork), Box(cork)
-    for reading in (box, other):
-        reading.in_read = True
-        reading.send_frame_bytes(b"1")
-    box.discard()
-    assert cork.reading is other
-    other.discard()
-    assert cork.reading is None
-    assert cork.make_way()
-    assert box.wire.writes == other.wire.writes == []
+    read(cork, box)
+    assert box.wire.writes == [], "there may be more in this pass"
+    await asyncio.sleep(0)
+    assert box.wire.writes == [b"1"]
+    for number in range(ALONE):
+        read(cork, box, other)
+        assert (len(box.wire.writes), len(other.wire.writes)) == (number + 2, number + 1)
+    read(cork, box)
+    assert len(box.wire.writes) == ALONE + 1, "now and then it looks again"
+    read(cork, box)
+    await asyncio.sleep(0)
+    assert box.wire.writes[-1] == b"11", "and there were two"
+    read(cork, box)
+    assert len(box.wire.writes) == ALONE + 2
+    await asyncio.sleep(0)
+    assert len(box.wire.writes) == ALONE + 3
+
+
+async def test_what_waits_for_the_end_of_the_pass_is_not_overtaken_by_the_end_of_a_read() -> None:
+    cork = Cork()
+    box, very_many = Box(cork), [Box(cork) for _ in range(CORK_FLUSHES)]
+    read(cork, box)
+    await asyncio.sleep(0)
+    box.send_frame_bytes(b"0")  # by no read
+    read(cork, box)
+    assert len(box.wire.writes) == 1
+    await asyncio.sleep(0)
+    assert box.wire.writes[1:] == [b"01"]
+    read(cork, box)
+    await asyncio.sleep(0)
+    read(cork, *very_many, box)
+    assert len(box.wire.writes) == 3, "one go writes to so many sockets, also at the end of a read"
+    await asyncio.sleep(0)
+    assert len(box.wire.writes) == 4
 
 
 async def test_what_is_written_past_an_outbox_is_counted_with_the_rest() -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http_websocket import WebSocketError
 
 from gateway.frames import BINARY, TEXT, Payload, State
+from gateway.outbox import Cork
 from gateway.reader import PASS, SLICE, Inbox, Reader, RequestProtocol, Turns
 from tests.fleet import Gateways, Other, in_process, started, until
 from tests.peers import Opcode, RawPeer, frame
@@ -41,6 +42,18 @@ class Pausable(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.reading = True
+        self.protocol: object = None
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Note it."""
+        self.protocol = protocol
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """There is no socket."""
+        return default
+
+    def close(self) -> None:
+        """Not noted."""
 
     def pause_reading(self) -> None:
         """Note it."""
@@ -68,7 +81,7 @@ class Sink:
         self.transport: asyncio.Transport = Pausable()
         self.corked: list[bytes] | None = None
         self.stalled = False
-        self.in_read = False
+        self.cork = Cork()
         self.last_read = 0.0
         self.last_message = 0.0
         self.messages_in = 0
@@ -265,7 +278,7 @@ async def test_what_a_handler_raises_is_not_swallowed(data: bytes) -> None:
     reader.feed_data(data + frame(Opcode.TEXT, b"behind"))
     assert sink.failure is sink.raises
     assert len(sink.seen) == 1
-    assert not sink.in_read
+    assert sink.cork.reading is None
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65536, 300_000])
@@ -531,20 +544,28 @@ async def p99_beside(where: GatewayProcess, kind: str) -> float:
         return other.p99()
 
 
-async def test_a_paused_transport_is_told_of_within_the_write() -> None:
-    """As asyncio's own do: where the WebSocket is not there yet, aiohttp alone is told."""
+async def test_the_reader_takes_the_place_of_aiohttps_protocol_and_passes_on_what_that_has_to_know() -> None:
+    """A paused transport says so within the write; what came with the request is read first."""
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         """Never called."""
         raise NotImplementedError
 
     protocol = RequestProtocol(web.Server(handler), loop=asyncio.get_running_loop())
-    protocol.pause_writing()
-    protocol.resume_writing()
+    transport = Pausable()
+    protocol.connection_made(transport)
+    protocol._upgraded, protocol._message_tail = True, frame(Opcode.TEXT, b"early")
     sink = Sink()
-    protocol.set_parser(reader_of(sink))
-    protocol.pause_writing()
-    assert sink.seen == [("full",)]
+    reader = reader_of(sink)
+    reader.take_over(protocol)
+    assert transport.protocol is reader
+    reader.data_received(frame(Opcode.TEXT, b"later"))
+    assert sink.seen == [(TEXT, b"early"), (TEXT, b"later")]
+    reader.pause_writing()
+    assert sink.seen[2:] == [("full",)]
     assert protocol.writing_paused
-    protocol.resume_writing()
-    assert (sink.seen, protocol.writing_paused) == ([("full",)], False)
+    reader.resume_writing()
+    assert not protocol.writing_paused
+    reader.eof_received()
+    reader.connection_lost(None)
+    assert (sink.seen[3:], sink.phase, protocol.transport) == ([("eof",)], State.CLOSED, None)

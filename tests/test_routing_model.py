@@ -254,7 +254,7 @@ class Routing(RuleBasedStateMachine):
         link.abrupt = True
         with self.loop.inside():
             if how == "fin":
-                link.wire.parser.peer_eof()
+                link.wire.parser.eof_received()
                 link.wire.close()
             else:
                 link.wire.lose()
