@@ -94,10 +94,12 @@ class Wheel(Generic[Waiting]):
     `Sweep` remembers who is where.
     """
 
-    __slots__ = ("_expired", "_loop", "_order", "_ticks", "_timer")
+    __slots__ = ("_expired", "_last", "_loop", "_order", "_ticks", "_timer")
 
     def __init__(self, expired: Callable[[Waiting], None]) -> None:
         self._expired = expired
+        self._last: tuple[float, float, dict[Waiting, None]] = 0.0, 0.0, {}
+        """The timeout and the place that were last asked for, and till when they go together."""
         self._ticks: dict[int, dict[Waiting, None]] = {}
         self._order: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -114,14 +116,19 @@ class Wheel(Generic[Waiting]):
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        tick = int((loop.time() + timeout) / TICK) + 1
-        place = self._ticks.get(tick)
-        if place is None:
-            place = self._ticks[tick] = {}
+        now = loop.time()
+        asked, until, place = self._last  # most ask for the same
+        if timeout == asked and now < until:
+            return place
+        tick = int((now + timeout) / TICK) + 1
+        found = self._ticks.get(tick)
+        if found is None:
+            found = self._ticks[tick] = {}
             heapq.heappush(self._order, tick)
             if self._order[0] == tick:
                 self._arm(loop)
-        return place
+        self._last = timeout, tick * TICK - max(0.0, timeout), found
+        return found
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:

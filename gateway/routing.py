@@ -20,7 +20,7 @@ from gateway.calls import Call, Callee, Calls
 from gateway.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.dispatcher import RETRY_AFTER_MS, Batch, Peer
 from gateway.errors import RpcError
-from gateway.jsonrpc import Message
+from gateway.jsonrpc import ABSENT, Message
 from gateway.limits import Sampler
 from gateway.method import Refusal
 from gateway.nodes import Forward, Nodes
@@ -73,12 +73,10 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def answered(self, message: Message) -> None:
         """The node's answer: the caller's reply."""
-        if message.error is jsonrpc.ABSENT:
-            parts = b'{"jsonrpc":"2.0","id":', self.request, b',"result":', message.result, b"}"
-            self._over(OK, b"".join(parts))
-        else:
-            parts = b'{"jsonrpc":"2.0","id":', self.request, b',"error":', message.error, b"}"
-            self._over(NODE_ERROR, b"".join(parts))
+        end, key, value = OK, b',"result":', message.result
+        if message.error is not ABSENT:
+            end, key, value = NODE_ERROR, b',"error":', message.error
+        self._over(end, b"".join((b'{"jsonrpc":"2.0","id":', self.request, key, value, b"}")))
 
     def failed(self, error: RpcError) -> None:
         """There is no answer."""
@@ -189,7 +187,7 @@ class Router:
         if node.context:
             context = {"caller": caller.principal.name, "timeLeftMs": int(timeout * 1000)}
             more = b',"context":' + jsonrpc.encode(context)
-        if traceparent is not jsonrpc.ABSENT:
+        if traceparent is not ABSENT:
             more += b',"traceparent":' + traceparent
         between = b',"params":' if params else b""
         if not request:
