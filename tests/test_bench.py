@@ -23,8 +23,8 @@ from tests.bench.load_rpc import FIRST_ID, RING, quantiles, request_ring
 from tests.bench.peers import BASE, CONNECTED, FANOUT_BASE, FANOUTS, GATEWAY, OPEN, RELAY_BASE, RELAYS, Field, Peer
 from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, job_for
 from tests.bench.procfs import Usage, open_files
-from tests.bench.report import Report, Sample
-from tests.bench.run import Plan, in_turn, make_plan, require_files
+from tests.bench.report import Report, Sample, paired_ratios
+from tests.bench.run import PARTS, Plan, in_turn, make_plan, require_files
 from tests.process import ROOT
 
 COMMAND = (sys.executable, "-m", "tests.bench")
@@ -73,10 +73,22 @@ def test_routed_measures_every_server() -> None:
     assert [(row.shape, row.server) for row in rows] == [("8 in flight", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-token-uvloop", RELAY_BASE, "websockets"} <= {row.server for row in rows}
     for row in rows:
+        assert row.rounds == PARTS, row
         assert row.medians["cpuMicros"] > 1 and row.medians["rate"] > 0 and row.medians["repliesPerRead"] >= 1, row
         assert row.medians["p50Millis"] <= row.medians["p99Millis"], row
         assert row.medians["errors"] == row.medians["unanswered"] == 0, row
         assert (row.ratio == 1) if row.server == RELAY_BASE else row.ratio, row
+
+
+def test_each_part_of_a_round_is_a_sample_beside_the_bases() -> None:
+    run = routed.run(plan("websockets", field=RELAYS), [2, 1], seconds=0.4, warmup=0.05)
+    met = [(sample.shape, sample.server, sample.round) for sample in run.samples]
+    shapes, servers = ("2 in flight", "1 in flight"), (RELAY_BASE, "websockets")
+    assert met == [
+        (shape, server, part) for part in range(PARTS) for shape in shapes for server in in_turn(servers, part)
+    ]
+    ratios = [paired_ratios(run.samples, shape, "websockets", RELAY_BASE, "cpuMicros") for shape in shapes]
+    assert [len(found) for found in ratios] == [PARTS, PARTS]
 
 
 def test_fanout_measures_every_server() -> None:

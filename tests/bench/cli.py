@@ -25,7 +25,7 @@ from tests.bench.peers import (
 )
 from tests.bench.process import BenchError, choose_cores
 from tests.bench.report import Report
-from tests.bench.run import Plan, make_plan
+from tests.bench.run import PARTS, Plan, make_plan
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 RPC_SERVERS = (GATEWAY, BASE, "aiohttp-json", "websockets", "picows", "node-ws")
@@ -182,7 +182,7 @@ def _add_routed(new_parser: NewParser) -> None:
         metavar="K,...",
         help="calls in flight (default %(default)s)",
     )
-    _add_window(parser)
+    _add_window(parser, f"a round, in {PARTS} windows", warmup=0.2)
 
 
 def _add_fanout(new_parser: NewParser) -> None:
@@ -201,15 +201,13 @@ def _add_fanout(new_parser: NewParser) -> None:
         metavar="BYTES",
         help="of a message (default %(default)s)",
     )
-    _add_window(parser)
+    _add_window(parser, f"a round, in {PARTS} windows")
 
 
-def _add_window(parser: argparse.ArgumentParser) -> None:
+def _add_window(parser: argparse.ArgumentParser, seconds: str = "a sample's window", warmup: float = 0.5) -> None:
+    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help=f"{seconds} (default %(default)s)")
     parser.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="a sample's window (default %(default)s)"
-    )
-    parser.add_argument(
-        "--warmup", type=_seconds, default=0.5, metavar="S", help="before each window (default %(default)s)"
+        "--warmup", type=_seconds, default=warmup, metavar="S", help="before each window (default %(default)s)"
     )
 
 

@@ -3,11 +3,7 @@
 from tests.bench.process import run_load
 from tests.bench.report import Column, Layout, Report, Sample
 from tests.bench.rpc import OPEN_SECONDS, figures, marks
-from tests.bench.run import Plan, all_running, in_turn, require_files
-
-# A round's window comes in so many parts, the servers in turn in each: the machine's pace changes within a round, and
-# a part is compared with that of the base beside it.
-PARTS = 4
+from tests.bench.run import PARTS, Plan, all_running, in_turn, require_files
 
 LAYOUT = Layout(
     "fanout",

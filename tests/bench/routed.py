@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.bench.process import run_load
 from tests.bench.report import Column, Layout, Report, Sample
 from tests.bench.rpc import OPEN_SECONDS, figures, marks
-from tests.bench.run import Plan, all_running, in_turn
+from tests.bench.run import PARTS, Plan, all_running, in_turn
 
 IN_FLIGHT = (64, 1)
 # The gateway's own default, `limits.max_in_flight`.
@@ -33,20 +33,20 @@ LAYOUT = Layout(
 
 
 def run(plan: Plan, in_flight: Sequence[int], seconds: float, warmup: float) -> Report:
-    """Measure each server with so many calls in flight, once a round, each round with new processes.
+    """Measure each server with so many calls in flight, in `PARTS` a round, each round with new processes.
 
     BenchError when one fails.
     """
-    expected = plan.rounds * len(in_flight) * len(plan.servers) * (seconds + warmup + 0.3)
+    expected = plan.rounds * len(in_flight) * len(plan.servers) * (seconds + PARTS * (warmup + 0.15))
     plan.say(f"{len(in_flight)} shapes, {len(plan.servers)} servers, {plan.rounds} rounds: about {expected:.0f} s")
     samples: list[Sample] = []
     for number in range(plan.rounds):
         with all_running(plan) as servers:
-            for count, server in itertools.product(in_flight, in_turn(servers, number)):
-                job = {"kind": "routed", "inFlight": count, "seconds": seconds, "warmup": warmup}
-                result = run_load(server, job, plan.cores, OPEN_SECONDS + seconds + warmup)
-                samples.append(
-                    Sample(server.peer.name, f"{count} in flight", number, figures(result, saturating=False))
-                )
+            for part, count in itertools.product(range(number * PARTS, (number + 1) * PARTS), in_flight):
+                job = {"kind": "routed", "inFlight": count, "seconds": seconds / PARTS, "warmup": warmup}
+                for server in in_turn(servers, part):
+                    result = run_load(server, job, plan.cores, OPEN_SECONDS + seconds + warmup)
+                    shape = f"{count} in flight"
+                    samples.append(Sample(server.peer.name, shape, part, figures(result, saturating=False)))
         plan.say(f"round {number + 1} of {plan.rounds} is done")
     return plan.report(LAYOUT, samples, seconds=seconds, warmup=warmup)

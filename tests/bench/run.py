@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 # File descriptors that a process needs beside its connections.
 SPARE_FILES = 200
+# A round's window of `routed` and `fanout` comes in so many parts, the servers in turn in each: the machine's pace
+# changes within a round, and a part is compared with that of the base beside it.
+PARTS = 4
 PACKAGES = ("aiohttp", "msgspec", "uvloop", "websockets", "picows", "python-socketio")
 
 
