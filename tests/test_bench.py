@@ -1,5 +1,6 @@
 """The benchmark program: it measures what it says, on every server, and leaves nothing behind."""
 
+import gc
 import json
 import os
 import signal
@@ -17,9 +18,12 @@ from gateway.config import load as load_config
 from tests.bench import connect, fanout, memory, routed, rpc
 from tests.bench.cli import main
 from tests.bench.client import Target
-from tests.bench.frames import CLOSE, PING, TEXT, FrameReader, PeerError, ReplyCounter, after_upgrade
-from tests.bench.load_routed import Node
+from tests.bench.frames import BINARY, CLOSE, PING, TEXT, FrameReader, PeerError, ReplyCounter, after_upgrade
+from tests.bench.load import target_of
+from tests.bench.load_routed import NatsNode, Node, request_of
+from tests.bench.load_routed import routed as routed_load
 from tests.bench.load_rpc import FIRST_ID, RING, quantiles, request_ring
+from tests.bench.nats import NatsCounter
 from tests.bench.peers import BASE, CONNECTED, FANOUT_BASE, FANOUTS, GATEWAY, OPEN, RELAY_BASE, RELAYS, Field, Peer
 from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, job_for
 from tests.bench.procfs import Usage, open_files
@@ -109,6 +113,32 @@ def test_a_server_that_routes_nothing_fails_the_run(kind: str, why: str) -> None
     wrong = replace(relay, command=tuple(kind if part == "relay" else part for part in relay.command))
     with pytest.raises(BenchError, match=f"{RELAY_BASE}: the load generator failed: PeerError: {why}"):
         routed.run(Plan((wrong,), 1, NO_CORES, quiet=True), [1], seconds=0.1, warmup=0.05)
+
+
+@pytest.mark.parametrize("name", [RELAY_BASE, "nats-server"])
+def test_answers_that_are_lost_fail_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = RELAYS.others[name]
+    if (missing := peer.missing()) is not None:
+        pytest.skip(missing)
+    answered, answers = 0, Node.answers
+
+    def forgetful(node: Node, identities: list[bytes]) -> bytes:
+        """Answer the one that is looked at, and of the others all but the tenth."""
+        nonlocal answered
+        kept = [one for number, one in enumerate(identities, answered) if number != 10]
+        answered += len(identities)
+        return answers(node, kept)
+
+    monkeypatch.setattr(Node, "answers", forgetful)
+    monkeypatch.setattr("tests.bench.load_rpc.DRAIN_SECONDS", 0.3)
+    with Server(peer, NO_CORES) as server:
+        job = job_for(server, {"kind": "routed", "inFlight": 8, "warmup": 0.05, "seconds": 0.2})
+        try:
+            with pytest.raises(PeerError, match="1 calls have not come back"):
+                routed_load(target_of(job), job)
+        finally:
+            gc.enable()
+    assert answered > 20
 
 
 def test_connect_measures_the_gateway_and_the_base() -> None:
@@ -425,6 +455,16 @@ def unmask(frame: bytes) -> bytes:
     return bytes(octet ^ frame[2 + index % 4] for index, octet in enumerate(frame[6:]))
 
 
+def unmasked(data: bytes) -> list[bytes]:
+    """What the frames of a client have in them."""
+    texts = []
+    while data:
+        size = 6 + (data[1] & 0x7F)
+        texts.append(unmask(data[:size]))
+        data = data[size:]
+    return texts
+
+
 def call(identity: int, blank: bytes = b"") -> bytes:
     return from_server(TEXT, b'{"jsonrpc":"2.0","id":%b%d,"method":"bench.echo","params":[1]}' % (blank, identity))
 
@@ -451,19 +491,105 @@ def test_answers_are_masked_and_have_the_ids_of_the_calls(socketio: bool) -> Non
     with socket.socket() as sock:
         node = Node(sock, Target(0, 0, welcomes=False, socketio=socketio))
         data = node.answers([b"7", b"12", b"7"])
-    texts = []
-    while data:
-        size = 6 + (data[1] & 0x7F)
-        texts.append(unmask(data[:size]))
-        data = data[size:]
     wanted = [b'{"jsonrpc":"2.0","id":%d,"result":[1]}' % number for number in (7, 12, 7)]
-    assert texts == ([b'42["rpc",%b]' % text for text in wanted] if socketio else wanted)
+    assert unmasked(data) == ([b'42["rpc",%b]' % text for text in wanted] if socketio else wanted)
 
 
 @pytest.fixture
 def node() -> Iterator[Node]:
     with socket.socket() as sock:
         yield Node(sock, Target(0, 0, welcomes=False))
+
+
+# NATS
+
+
+ANSWER = b'{"jsonrpc":"2.0","id":%d,"result":[1]}'
+NATS_TARGET = Target(0, 0, welcomes=True, nats=True)
+
+
+def nats_call(identity: int, reply_to: bytes = b"bench.reply") -> bytes:
+    payload = b'{"jsonrpc":"2.0","id":%d,"method":"bench.echo","params":[1]}' % identity
+    return b"MSG bench.call 1 %b %d\r\n%b\r\n" % (reply_to, len(payload), payload)
+
+
+def nats_reply(payload: bytes) -> bytes:
+    return b"MSG bench.reply 2 %d\r\n%b\r\n" % (len(payload), payload)
+
+
+def reads(stream: bytes, frame: int, read: int) -> list[bytes]:
+    """Put so much of a stream into each frame, and so much of the frames into each read."""
+    data = b"".join(from_server(BINARY, stream[start : start + frame]) for start in range(0, len(stream), frame))
+    return [data[start : start + read] for start in range(0, len(data), read)]
+
+
+NATS_CUTS = [(frame, read) for frame in (1, 60, 97, 98, 5000) for read in (1, 50, 99, 16384)]
+
+
+@pytest.mark.parametrize(("frame", "read"), NATS_CUTS)
+def test_a_nats_node_answers_every_call_however_they_are_cut(frame: int, read: int) -> None:
+    calls = [(number, b"bench.reply" if number < 1005 else b"another") for number in range(990, 1010)]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        node = NatsNode(ours, NATS_TARGET)
+        stream = b"".join(nats_call(*one) for one in calls[:9]) + b"PING\r\n"
+        stream += b"".join(nats_call(*one) for one in calls[9:])
+        data = b"".join(node.reply(one) for one in reads(stream, frame, read))
+        pong = theirs.recv(100)
+    answers = [(ANSWER % number, reply_to) for number, reply_to in calls]
+    assert unmasked(data) == [b"PUB %b %d\r\n%b\r\n" % (reply_to, len(answer), answer) for answer, reply_to in answers]
+    assert unmask(pong) == b"PONG\r\n"
+
+
+@pytest.mark.parametrize(("frame", "read"), NATS_CUTS)
+def test_nats_replies_are_counted_however_they_are_cut(frame: int, read: int) -> None:
+    counter = NatsCounter()
+    same = nats_reply(ANSWER % 1000)
+    error = nats_reply(b'{"jsonrpc":"2.0","id":1000,"error":{"code":-32601}}')
+    stream = same * 20 + b"PING\r\n" + same * 20 + error + same + error * 3 + same
+    assert sum(map(counter.feed, reads(stream, frame, read))) == 46
+    assert counter.errors == 4 and counter.pings == [b"PING\r\n"]
+    # What is not there to its end does not count.
+    assert counter.feed(from_server(BINARY, same[:-1])) == 0
+    assert counter.feed(from_server(PING, b"now") + from_server(BINARY, same[-1:] + same)) == 2
+    assert counter.pings == [b"PING\r\n", b"now"]
+
+
+NOT_NATS = {
+    "error": from_server(BINARY, b"-ERR 'Unknown Protocol Operation'\r\n"),
+    "acknowledgement": from_server(BINARY, b"+OK\r\n"),
+    "longer than it says": from_server(BINARY, b"MSG bench.reply 2 3\r\n[12]\r\n"),
+    "close": from_server(CLOSE, b"\x03\xe9bye"),
+}
+
+
+@pytest.mark.parametrize("data", NOT_NATS.values(), ids=NOT_NATS.keys())
+def test_nothing_but_messages_may_come_from_nats(data: bytes) -> None:
+    counter = NatsCounter()
+    reply = from_server(BINARY, nats_reply(ANSWER % 1000))
+    assert counter.feed(reply) + counter.feed(reply) == 2
+    with pytest.raises(PeerError):
+        counter.feed(reply + data)
+
+
+def test_a_nats_node_takes_nothing_but_calls() -> None:
+    wrong = {
+        nats_reply(ANSWER % 1000),
+        nats_call(1000).replace(b" bench.reply", b""),
+        nats_call(1).replace(b"method", b"nothin"),
+    }
+    for one in wrong:
+        with socket.socket() as sock, pytest.raises(PeerError):
+            NatsNode(sock, NATS_TARGET).reply(from_server(BINARY, nats_call(1) + one))
+
+
+def test_calls_of_nats_say_their_size() -> None:
+    ring, size = request_ring(request_of(NATS_TARGET))
+    for number in range(RING):
+        frame = ring[number * size : (number + 1) * size]
+        head, payload, rest = unmask(frame).split(b"\r\n")
+        assert head == b"PUB bench.call bench.reply %d" % len(payload) and not rest
+        assert json.loads(payload)["id"] == FIRST_ID + number
 
 
 # Command line

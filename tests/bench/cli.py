@@ -67,7 +67,7 @@ servers of routed and fanout:
   python-socketio      routed: the same relay, a call is an event, where it is installed
   node-ws              the same with Node's ws, where node finds the package
   aiohttp-write, aiohttp-write-uvloop   fanout: one frame, straight into each transport
-  nats-server          fanout: NATS by its WebSocket listener, where it is installed
+  nats-server          NATS by its WebSocket listener, where it is installed; routed: by subjects, ids as they came
 """
 EPILOG = "Exit status: 0 measured, 1 a server or a load generator failed, 2 wrong usage, 130 interrupted."
 

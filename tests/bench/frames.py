@@ -61,6 +61,11 @@ def masked(opcode: int, payload: bytes) -> bytes:
     return bytes([FIN | opcode]) + length + key + body.to_bytes(size, "big")
 
 
+def pong(payload: bytes) -> bytes:
+    """Return the frame that answers a ping with this payload, or NATS's own."""
+    return masked(TEXT, NATS_PONG) if payload == NATS_PING else masked(PONG, payload)
+
+
 class FrameReader:
     """Cuts what a server sends into frames; keeps the incomplete rest for the next call."""
 

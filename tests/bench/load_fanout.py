@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tests.bench.client import NATS_OK, PATIENCE, READ_SIZE, Target, ask, open_websocket
-from tests.bench.frames import NATS_PING, NATS_PONG, PONG, TEXT, PeerError, ReplyCounter, masked
+from tests.bench.frames import TEXT, PeerError, ReplyCounter, masked, pong
 from tests.bench.load_rpc import RpcResult, close, quantiles
 from tests.bench.procfs import Usage
 
@@ -89,8 +89,7 @@ class FanoutLoad:
             raise PeerError("the server ended a connection")
         count = counter.feed(data)
         while counter.pings:
-            payload = counter.pings.pop()
-            sock.sendall(masked(TEXT, NATS_PONG) if payload == NATS_PING else masked(PONG, payload))
+            sock.sendall(pong(counter.pings.pop()))
         return count
 
 

@@ -10,8 +10,20 @@ from dataclasses import asdict
 from typing import Any
 
 from tests.bench.client import PATIENCE, READ_SIZE, Target, ask, open_websocket, receive_text
-from tests.bench.frames import FIN, MASKED, PING, PONG, TEXT, FrameReader, PeerError, masked
-from tests.bench.load_rpc import FIRST_ID, Caller, End, RpcLoad, clock, close, request_ring
+from tests.bench.frames import (
+    FIN,
+    MASKED,
+    NATS_PONG,
+    PING,
+    TEXT,
+    FrameReader,
+    PeerError,
+    ReplyCounter,
+    masked,
+    pong,
+)
+from tests.bench.load_rpc import FIRST_ID, RING, Caller, End, RpcLoad, clock, close, request_ring
+from tests.bench.nats import NatsCounter, NatsReader
 
 METHOD = "bench.echo"
 REQUEST = b'{"jsonrpc":"2.0","id":%%d,"method":"%b","params":[1]}' % METHOD.encode()
@@ -20,6 +32,15 @@ ANSWER = b'{"jsonrpc":"2.0","id":%b,"result":[1]}'
 # A call's id, with and without the blanks that the stdlib's json writes.
 IDENTITY = re.compile(rb'"id": ?(\d+), ?"method"')
 FIRST = FIN | TEXT
+# The call that is looked at has an id of its own, as long as the others.
+TRIED = FIRST_ID + RING
+
+# No +OK for each call and answer, and no check of each subject, both of which are on where nothing is said: as NATS's
+# own clients connect. The PONG tells that the subscription is there.
+NATS_SUBSCRIBE = b'CONNECT {"verbose":false,"pedantic":false}\r\nSUB %b 1\r\nPING\r\n'
+NATS_CALLS, NATS_REPLIES = b"bench.call", b"bench.reply"
+NATS_REQUEST = b"PUB %b %b %d\r\n%b\r\n" % (NATS_CALLS, NATS_REPLIES, len(REQUEST % FIRST_ID), REQUEST)
+NATS_ANSWER = b"PUB %b %d\r\n%b\r\n"
 
 
 class Node:
@@ -29,7 +50,7 @@ class Node:
     mask must not change, the headers, has been masked once before.
     """
 
-    __slots__ = ("_before", "_mask", "_pieces", "_reader", "_sock", "_target")
+    __slots__ = ("_around", "_mask", "_reader", "_sock", "_target")
 
     errors = 0
 
@@ -39,9 +60,8 @@ class Node:
         self._reader = FrameReader()
         octet = 1 + secrets.randbelow(255)
         self._mask = bytes(octet ^ value for value in range(256))
-        self._before: dict[int, bytes] = {}
-        """Header and beginning of an answer, by the length of the id."""
-        self._pieces = target.text(ANSWER % b"\0").split(b"\0")
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        """What an answer's frame has before the id and behind it, by the length of the id."""
 
     def ask(self, count: int, now: float) -> None:
         """A node asks nothing."""
@@ -51,9 +71,9 @@ class Node:
         data = self._sock.recv(READ_SIZE)
         if not data:
             raise PeerError("the server ended the node's connection")
-        identities = self.identities(data)
-        if identities:
-            self._sock.sendall(self.answers(identities))
+        frames = self.reply(data)
+        if frames:
+            self._sock.sendall(frames)
         return 0, clock()
 
     def outstanding(self) -> int:
@@ -63,6 +83,10 @@ class Node:
     def close(self) -> None:
         """Close in order."""
         close(self._sock)
+
+    def reply(self, data: bytes) -> bytes:
+        """Return the frames that answer what `data` completes. PeerError when that is anything but calls."""
+        return self.answers(self.identities(data))
 
     def identities(self, data: bytes) -> list[bytes]:
         """Return the ids of the calls that `data` completes. PeerError when anything else comes.
@@ -82,24 +106,30 @@ class Node:
 
     def answers(self, identities: list[bytes]) -> bytes:
         """Return the frames of the answers to calls with these ids."""
-        after = self._pieces[1]
         parts: list[bytes] = []
         for identity in identities:
-            parts += (self._before.get(len(identity)) or self._beginning(len(identity)), identity, after)
+            before, after = self._around.get(len(identity)) or self._pieces(len(identity))
+            parts += (before, identity, after)
         return b"".join(parts).translate(self._mask)
 
-    def _beginning(self, digits: int) -> bytes:
-        size = sum(map(len, self._pieces)) + digits
-        if size > 125:
+    def _text(self, answer: bytes) -> bytes:
+        """What the frame of an answer has in it."""
+        return self._target.text(answer)
+
+    def _pieces(self, digits: int) -> tuple[bytes, bytes]:
+        identity = bytes(digits)
+        text = self._text(ANSWER % identity)
+        if len(text) > 125:
             raise PeerError(f"a call has an id of {digits} digits")
-        header = bytes([FIRST, MASKED | size]).translate(self._mask) + bytes(4)
-        return self._before.setdefault(digits, header + self._pieces[0])
+        before, _, after = text.partition(identity)
+        header = bytes([FIRST, MASKED | len(text)]).translate(self._mask) + bytes(4)
+        return self._around.setdefault(digits, (header + before, after))
 
     def _cut(self, data: bytes) -> list[bytes]:
         found: list[bytes] = []
         for frame in self._reader.feed(data):
             if frame.opcode == PING:
-                self._sock.sendall(masked(PONG, frame.payload))
+                self._sock.sendall(pong(frame.payload))
                 continue
             match = IDENTITY.search(frame.payload)
             if frame.opcode != TEXT or match is None:
@@ -108,36 +138,86 @@ class Node:
         return found
 
 
+class NatsNode(Node):
+    """The node of NATS: it publishes each answer to the subject that the call's message names."""
+
+    __slots__ = ("_messages", "_reply_to")
+
+    def __init__(self, sock: socket.socket, target: Target) -> None:
+        super().__init__(sock, target)
+        self._messages = NatsReader()
+        self._reply_to = b""
+
+    def reply(self, data: bytes) -> bytes:
+        """Return the frames that answer what `data` completes. PeerError when that is anything but calls."""
+        frames: list[bytes] = []
+        for reply_to, payloads in self._messages.messages(data):
+            identities = IDENTITY.findall(b"".join(payloads))
+            if len(identities) != len(payloads) or not reply_to:
+                raise PeerError(f"no call: {payloads[0][:100]!r} with answers to {reply_to!r}")
+            if reply_to != self._reply_to:
+                self._reply_to = reply_to
+                self._around.clear()
+            frames.append(self.answers(identities))
+        while self._messages.pings:
+            self._sock.sendall(pong(self._messages.pings.pop()))
+        return b"".join(frames)
+
+    def _text(self, answer: bytes) -> bytes:
+        return NATS_ANSWER % (self._reply_to, len(answer), answer)
+
+
+def register(target: Target, caller: socket.socket, node: socket.socket) -> None:
+    """Have the server send calls to the node; with NATS, answers to the caller as well. PeerError when it refuses."""
+    if not target.nats:
+        registered = ask(node, target.text(REGISTER % METHOD.encode()))
+        if b'"result"' not in registered:
+            raise PeerError(f"the node was not registered: {registered!r}")
+        return
+    for sock, subject in ((node, NATS_CALLS), (caller, NATS_REPLIES)):
+        subscribed = ask(sock, NATS_SUBSCRIBE % subject)
+        if subscribed != NATS_PONG:
+            raise PeerError(f"a subscription was answered {subscribed!r}")
+
+
 def try_once(target: Target, caller: socket.socket, node_sock: socket.socket, node: Node) -> None:
     """Register the node, and have one call go there and back. PeerError when it comes back as anything else."""
-    registered = ask(node_sock, target.text(REGISTER % METHOD.encode()))
-    if b'"result"' not in registered:
-        raise PeerError(f"the node was not registered: {registered!r}")
-    caller.sendall(masked(TEXT, target.text(REQUEST % (FIRST_ID - 1))))
+    register(target, caller, node_sock)
+    caller.sendall(masked(TEXT, request_of(target) % TRIED))
     if node_sock not in select.select([node_sock, caller], [], [], PATIENCE)[0]:
         raise PeerError("a call does not reach its node")
     node.take()
     reply = receive_text(caller)
     text = reply[reply.index(b"{") : reply.rindex(b"}") + 1]
-    if json.loads(text) != {"jsonrpc": "2.0", "id": FIRST_ID - 1, "result": [1]}:
+    if json.loads(text) != {"jsonrpc": "2.0", "id": TRIED, "result": [1]}:
         raise PeerError(f"a call came back as {reply!r}")
+
+
+def request_of(target: Target) -> bytes:
+    """What the frame of a call has in it, with `%d` for an id of four digits."""
+    return NATS_REQUEST if target.nats else target.text(REQUEST)
 
 
 def routed(target: Target, job: dict[str, Any]) -> dict[str, Any]:
     """Keep calls in flight, from one connection to another.
 
-    Job: inFlight, warmup and seconds (both in seconds). Result: RpcResult; messages are calls.
+    Job: inFlight, warmup and seconds (both in seconds). Result: RpcResult; messages are calls. PeerError when one has
+    not come back in the end.
     """
     caller_sock, caller_rest = open_websocket(target, 0)
     node_sock, node_rest = open_websocket(target, 1)
     if caller_rest or node_rest:
         raise PeerError(f"the server spoke first: {caller_rest or node_rest!r}")
-    node = Node(node_sock, target)
+    node = NatsNode(node_sock, target) if target.nats else Node(node_sock, target)
     try_once(target, caller_sock, node_sock, node)
-    ring, frame = request_ring(target.text(REQUEST))
+    ring, frame = request_ring(request_of(target))
     latencies: list[tuple[float, int]] = []
-    caller = Caller(caller_sock, memoryview(ring), frame, latencies)
+    replies = NatsCounter() if target.nats else ReplyCounter()
+    caller = Caller(caller_sock, memoryview(ring), frame, latencies, replies)
     ends: dict[int, End] = {caller_sock.fileno(): caller, node_sock.fileno(): node}
     load = RpcLoad(target.pid, job["inFlight"], ends, latencies)
     gc.disable()
-    return asdict(load.run(job["warmup"], job["seconds"]))
+    result = load.run(job["warmup"], job["seconds"])
+    if result.unanswered:
+        raise PeerError(f"{result.unanswered} calls have not come back")
+    return asdict(result)

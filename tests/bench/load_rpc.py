@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from tests.bench.client import PATIENCE, READ_SIZE, Target, open_websocket
-from tests.bench.frames import CLOSE, NORMAL_CLOSE, PONG, TEXT, PeerError, ReplyCounter, masked
+from tests.bench.frames import CLOSE, NORMAL_CLOSE, TEXT, PeerError, ReplyCounter, masked, pong
+from tests.bench.nats import NatsCounter
 from tests.bench.procfs import Usage
 
 DRAIN_SECONDS = 3.0
@@ -72,7 +73,14 @@ class Caller:
         "replies",
     )
 
-    def __init__(self, sock: socket.socket, ring: memoryview, frame: int, latencies: list[tuple[float, int]]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        ring: memoryview,
+        frame: int,
+        latencies: list[tuple[float, int]],
+        replies: ReplyCounter | NatsCounter,
+    ) -> None:
         self._sock = sock
         self._recv, self._send = sock.recv, sock.send
         self._ring = ring
@@ -80,7 +88,7 @@ class Caller:
         self._latencies = latencies
         self._position = 0
         self._batches: deque[tuple[float, int]] = deque()
-        self.replies = ReplyCounter()
+        self.replies = replies
 
     def ask(self, count: int, now: float) -> None:
         """Send `count` requests in one send."""
@@ -136,7 +144,7 @@ class Caller:
 
     def _pong(self) -> None:
         for payload in self.replies.pings:
-            self._sock.sendall(masked(PONG, payload))
+            self._sock.sendall(pong(payload))
         self.replies.pings.clear()
 
 
@@ -249,7 +257,7 @@ def rpc(target: Target, job: dict[str, Any]) -> dict[str, Any]:
         sock, rest = open_websocket(target, index)
         if rest:
             raise PeerError(f"the server spoke first: {rest[:100]!r}")
-        ends[sock.fileno()] = Caller(sock, memoryview(ring), frame, latencies)
+        ends[sock.fileno()] = Caller(sock, memoryview(ring), frame, latencies, ReplyCounter())
     load = RpcLoad(target.pid, job["inFlight"], ends, latencies)
     gc.disable()
     return asdict(load.run(job["warmup"], job["seconds"]))

@@ -207,6 +207,7 @@ def _relays() -> Iterable[Peer]:
     yield _python("picows", "relay", "picows", "uvloop")
     yield _python("python-socketio", "relay", "socketio", socketio=True)
     yield _node("relay")
+    yield _nats()
 
 
 def _fanouts() -> Iterable[Peer]:

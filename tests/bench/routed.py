@@ -25,9 +25,10 @@ LAYOUT = Layout(
         Column("repliesPerRead", "replies/read", 1),
     ),
     "CPU time of the server, user and system, for a call of 62 bytes of JSON from a caller to a node, under an id of"
-    " the server's own, and for the answer on its way back. Caller and node are one connection each, in one load"
-    " generator; each answers with one send what one read has brought it. Before each sample one call is looked at in"
-    " full. disturbed: other processes had one of the two cores for more than 10% of the time.",
+    " the server's own (nats-server: under the caller's), and for the answer on its way back. Caller and node are one"
+    " connection each, in one load generator; each answers with one send what one read has brought it. Before each"
+    " sample one call is looked at in full. disturbed: other processes had one of the two cores for more than 10% of"
+    " the time.",
     marks,
 )
 
