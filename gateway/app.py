@@ -120,6 +120,7 @@ class Gateway:
             call_timeout=config.limits.call_timeout,
             max_in_flight=config.limits.max_in_flight,
             max_node_in_flight=config.limits.max_node_in_flight,
+            tally=self.dispatcher.routed,
             tracing=load_tracing() if config.tracing.enabled else None,
         )
         self.dispatcher.route = self.router

@@ -70,11 +70,11 @@ class Request(Protocol):
 class Route(Protocol):
     """The way to nodes; see `gateway.routing`."""
 
-    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
-        """Where a method goes that the gateway does not have itself. Raises Refusal."""
+    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
+        """Send on a request whose method the gateway does not have itself. Raises Refusal."""
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
-        """Send a request on; its end goes into ``tally``. Raises Refusal."""
+    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
+        """Send on a request whose method says where it goes; its end goes into ``tally``. Raises Refusal."""
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
         """The refusal of a call that no node gets."""
@@ -83,10 +83,10 @@ class Route(Protocol):
 class _Nowhere:
     """The way where there are no nodes."""
 
-    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
-        raise self.refused(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
+    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
+        raise self.refused(errors.METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL])
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
+    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
         raise self.refused(errors.NOT_FOUND)
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
@@ -282,33 +282,31 @@ class Dispatcher:
             if identity in peer.running:
                 raise Refusal(errors.CONFLICT, "this id is still in flight")
             if method is None:
-                forward = self.route.by_method(peer, name, data, message.traceparent)
+                self.route.call(peer, message, data, identity, batch)
+                return None
+            if method.scope is not AUTHENTICATED and not _may(peer, method):
+                raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
+            params = data if method.decode is None else method.decode(data)
+            if method.is_async:
+                self._start(peer, method, params, identity, batch)
+                return None
+            tally = method.tally
+            begun = None if tally.untimed > 0 else self._clock()
+            result = method.handler(peer) if method.params is None else method.handler(peer, params)
+            if result.__class__ is Forward:
+                result.traceparent = message.traceparent
+                self.route.forward(peer, result, identity, batch, tally)
+                return None
+            then = result.__class__ is Then
+            reply = _reply(identity, result.result if then else result) if identity else None
+            if begun is None:
+                tally.untimed -= 1
             else:
-                if method.scope is not AUTHENTICATED and not _may(peer, method):
-                    raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
-                params = data if method.decode is None else method.decode(data)
-                if method.is_async:
-                    self._start(peer, method, params, identity, batch)
-                    return None
-                tally = method.tally
-                begun = None if tally.untimed > 0 else self._clock()
-                result = method.handler(peer) if method.params is None else method.handler(peer, params)
-                if result.__class__ is not Forward:
-                    then = result.__class__ is Then
-                    reply = _reply(identity, result.result if then else result) if identity else None
-                    if begun is None:
-                        tally.untimed -= 1
-                    else:
-                        tally.at_once(self._clock() - begun)
-                    return _in_order(peer, reply, result.behind, batch) if then else reply
-                forward = result
-                forward.traceparent = message.traceparent
-            tally = self.routed if method is None else method.tally
-            self.route.start(peer, forward, identity, batch, tally)
+                tally.at_once(self._clock() - begun)
+            return _in_order(peer, reply, result.behind, batch) if then else reply
         except Exception as error:
             (self.routed if method is None else method.tally).count(_name_of(error))
             return _failure(peer, name, identity, error)
-        return None
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raises Refusal for a request that comes too soon, or too late."""

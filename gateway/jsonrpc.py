@@ -29,11 +29,11 @@ MAX_DETAIL: Final = 200
 
 
 class Message(msgspec.Struct, gc=False):
-    """One request, notification (no ``id``) or response (no ``method``)."""
+    """One request, notification (no ``id``) or response (no ``method``). In the order that nearly all peers write."""
 
     jsonrpc: Literal["2.0"]
-    method: str = NO_METHOD
     id: Raw = ABSENT
+    method: str = NO_METHOD
     params: Raw = ABSENT
     result: Raw = ABSENT
     error: Raw = ABSENT

@@ -23,7 +23,7 @@ from gateway.errors import RpcError
 from gateway.jsonrpc import ABSENT, Message
 from gateway.limits import Sampler
 from gateway.method import Refusal
-from gateway.nodes import Forward, Nodes
+from gateway.nodes import Forward, Node, Nodes, Served
 from gateway.scopes import RESERVED
 
 logger = logging.getLogger("gateway.routing")
@@ -59,17 +59,22 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
     it is harmless: the tables that it is in, which refer to it in turn, let go of it at its end.
     """
 
-    callee: Callee
     identity: bytes
     place: dict[Call, None]
+    node: Node
+    served: Served
     caller: Peer
-    forward: Forward
     request: bytes
     batch: Batch | None
     tally: Tally
     router: Router
     span: Span | None
     begun: float
+
+    @property
+    def callee(self) -> Callee:
+        """The node's connection."""
+        return self.node.peer
 
     def answered(self, message: Message) -> None:
         """The node's answer: the caller's reply."""
@@ -121,22 +126,29 @@ class Router:
         call_timeout: float,
         max_in_flight: int,
         max_node_in_flight: int,
+        tally: Tally,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.calls: Final = calls
+        self._new_id, self._place = calls.new_id, calls.place
         self._nodes = nodes
         self._call_timeout = call_timeout
         self._max_in_flight = max_in_flight
         self._max_node_in_flight = max_node_in_flight
+        self._tally = tally
         self._tracing = tracing
         self._failures = Sampler(clock, *FAILURES)
         self.clock: Final = clock
 
-    # Where to
+    # The way there
 
-    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
-        """To a node with this method. Raises Refusal where the caller may not, or nobody serves it."""
+    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
+        """Send a request on to a node that serves its method; without an id, as a notification.
+
+        Raises Refusal where the caller may not, nobody serves it, or there is too much to do.
+        """
+        method = message.method
         node = self._nodes.serving(method)
         if node is None:
             refused = Refusal if method.startswith(RESERVED) else self.refused
@@ -144,10 +156,14 @@ class Router:
         served = node.methods[method]
         if not caller.principal.allows(served.scope):
             raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
-        return Forward(node, served, params, self._call_timeout, traceparent)
+        timeout, traceparent = self._call_timeout, message.traceparent
+        self._send(caller, node, served, params, timeout, traceparent, request, batch, self._tally)
 
     def by_node(self, caller: Peer, name: str, method: str, params: bytes, timeout: float | None) -> Forward:
-        """To this node. Raises Refusal where the caller may not, or it is not there, or does not serve the method."""
+        """Where a call to this node goes.
+
+        Raises Refusal where the caller may not, the node is not there, or it does not serve the method.
+        """
         scope = f"call:{method}"
         if not caller.principal.allows(scope):
             raise self.refused(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
@@ -163,46 +179,58 @@ class Router:
         """The refusal of a call that no node gets."""
         return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
 
-    # The way there and back
+    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
+        """Send a request on to where it goes, as ``call`` does; its end goes into ``tally``.
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
-        """Send it on; without an id, as a notification. Its end goes into ``tally``.
-
-        Raises Refusal where the node has too much to do.
+        Raises Refusal where there is too much to do.
         """
+        where = forward.node, forward.served, forward.params, forward.timeout, forward.traceparent
+        self._send(caller, *where, request, batch, tally)
+
+    def _send(  # noqa: PLR0917 - on the hot path: to wrap them up would cost as much as the rest of it
+        self,
+        caller: Peer,
+        node: Node,
+        served: Served,
+        params: bytes,
+        timeout: float,
+        traceparent: Raw,
+        request: bytes,
+        batch: Batch | None,
+        tally: Tally,
+    ) -> None:
         if len(caller.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
             raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
-        node, timeout = forward.node, forward.timeout
         callee = node.peer
-        if request and len(callee.calls) >= self._max_node_in_flight:
+        calls = callee.calls
+        if request and len(calls) >= self._max_node_in_flight:
             detail = f"{node.name} has {self._max_node_in_flight} calls in flight"
             raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
-        span, traceparent = None, forward.traceparent
+        span = None
         if self._tracing is not None and request:
-            names = forward.served.name, node.name, caller.principal.name
+            names = served.name, node.name, caller.principal.name
             span, traceparent = self._tracing.begin(*names, bytes(traceparent))
-        params, encoded = forward.params, forward.served.encoded
-        more = b""
-        if node.context:
-            context = {"caller": caller.principal.name, "timeLeftMs": int(timeout * 1000)}
-            more = b',"context":' + jsonrpc.encode(context)
-        if traceparent is not ABSENT:
-            more += b',"traceparent":' + traceparent
+        tail = b"}"
+        if node.context or traceparent is not ABSENT:
+            tail = _tail(node, caller, timeout, traceparent)
         between = b',"params":' if params else b""
         if not request:
-            callee.send(b"".join((b'{"jsonrpc":"2.0","method":', encoded, between, params, more, b"}")))
+            callee.send(b"".join((b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail)))
             tally.count(OK)
             return
-        identity = self.calls.new_id()
-        place = self.calls.place(timeout)
-        call = RoutedCall(callee, identity, place, caller, forward, request, batch, tally, self, span, self.clock())
-        self.calls.enter(call)
+        identity = self._new_id()
+        place = self._place(timeout)
+        call = RoutedCall(identity, place, node, served, caller, request, batch, tally, self, span, self.clock())
+        calls[identity] = call  # as Calls.enter() does
+        place[call] = None
         caller.running[request] = call
         if batch is not None:
             batch.expect()
-        parts = b'{"jsonrpc":"2.0","id":', identity, b',"method":', encoded, between, params, more, b"}"
+        parts = b'{"jsonrpc":"2.0","id":', identity, b',"method":', served.encoded, between, params, tail
         callee.send(b"".join(parts))
+
+    # The way back
 
     def progress(self, callee: Peer, identity: bytes, value: bytes) -> bool:
         """The node reports on a call that is running; False where there is none."""
@@ -218,16 +246,14 @@ class Router:
         if error is not errors.NODE_LOST:
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.identity)
         self._log(call, end)
-        return jsonrpc.error_reply(
-            call.request, error, f"{call.forward.node.name}: {call.forward.served.name}", outcome=UNKNOWN
-        )
+        return jsonrpc.error_reply(call.request, error, f"{call.node.name}: {call.served.name}", outcome=UNKNOWN)
 
     def _log(self, call: RoutedCall, end: str) -> None:
         caller = call.caller
         left_out = self._failures.admit(caller.conn_id)
         if left_out is None:
             return
-        method, node = call.forward.served.name, call.forward.node
+        method, node = call.served.name, call.node
         fields: dict[str, object] = {
             "event": "call.failed",
             "connId": caller.conn_id,
@@ -242,3 +268,14 @@ class Router:
         if left_out:
             fields["leftOut"] = left_out
         logger.info("call of %s failed: %s", method, end, extra=fields)
+
+
+def _tail(node: Node, caller: Peer, timeout: float, traceparent: Raw) -> bytes:
+    """The end of a call that has more than JSON-RPC knows."""
+    context = b""
+    if node.context:
+        known = {"caller": caller.principal.name, "timeLeftMs": int(timeout * 1000)}
+        context = b',"context":' + jsonrpc.encode(known)
+    if traceparent is not ABSENT:
+        context += b',"traceparent":' + traceparent
+    return context + b"}"

@@ -46,8 +46,8 @@ SIGNATURES: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         "connection_made": ("self", "transport"),
         "connection_lost": ("self", "exc"),
         "data_received": ("self", "data"),
-        "eof_received": ("self",),
         "pause_writing": ("self",),
+        "resume_writing": ("self",),
         "handle_error": ("self", "request", "status", "exc", "message"),
         "_drain_helper": ("self",),
     },
@@ -116,9 +116,7 @@ async def test_aiohttp_has_the_private_attributes() -> None:
     assert set(vars(fresh)) == ATTRIBUTES, INSIDES
     assert vars(fresh)["_pong_heartbeat"] == 10.0, INSIDES
     slots = {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
-    assert slots >= {"_payload_parser", "_messages", "_parser", "_close", "_force_close", "_timeout_ceil_threshold"}, (
-        INSIDES
-    )
+    assert slots >= {"_payload_parser", "_messages", "_parser", "_timeout_ceil_threshold"}, INSIDES
     request = make_mocked_request("GET", "/ws")
     assert {"_message", "_headers", "_cache", "_protocol"} <= vars(request).keys(), INSIDES
     assert isinstance(

@@ -75,6 +75,11 @@ def str_id(identity: bytes | int) -> bytes:
 # The table
 
 
+def test_ids_count_from_one() -> None:
+    calls = Calls()
+    assert [calls.new_id() for _ in range(20_000)] == [b"%d" % number for number in range(1, 20_001)]
+
+
 async def test_a_call_ends_with_its_answer_once() -> None:
     calls, peer, ends = Calls(), Listing(), Ends()
     entry = begin(calls, peer, ends, LONG)

@@ -19,6 +19,7 @@ from gateway.calls import Calls
 from gateway.counts import Tally
 from gateway.dispatcher import RETRY_AFTER_MS, Batch, Dispatcher, Peer
 from gateway.errors import RpcError
+from gateway.jsonrpc import Message
 from gateway.method import CALL, Refusal, Then, method
 from gateway.methods.rpc import RpcMethods
 from gateway.nodes import Forward, Node, Nodes, Served
@@ -202,7 +203,12 @@ class Bench:
         self.dispatcher.add(self.works)
         nodes = Nodes(lambda node, replaced: None, lambda node: None)
         self.router = Router(
-            nodes, self.calls, call_timeout=call_timeout, max_in_flight=MAX_IN_FLIGHT, max_node_in_flight=2
+            nodes,
+            self.calls,
+            call_timeout=call_timeout,
+            max_in_flight=MAX_IN_FLIGHT,
+            max_node_in_flight=2,
+            tally=self.dispatcher.routed,
         )
         self.dispatcher.add(RpcMethods(self.dispatcher, self.router, nodes), own=True)
         self.peer = Listing(principal) if principal else Listing()
@@ -781,16 +787,16 @@ class Way:
         self.asked: list[tuple[str, bytes]] = []
         self.started: list[tuple[bytes, bool]] = []
 
-    def by_method(self, caller: Peer, method: str, params: bytes, traceparent: Raw) -> Forward:
+    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
         """To nobody."""
-        self.asked.append((method, params))
-        return FORWARD
+        self.asked.append((message.method, params))
+        self.forward(caller, FORWARD, request, batch, Tally())
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
         """A refusal of what is not started."""
         return Refusal(error, detail, **data, outcome="not_delivered")
 
-    def start(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
+    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
         """Keep it."""
         assert forward is FORWARD
         if self.refusal is not None:

@@ -505,15 +505,16 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
     now = [1000.0]
     nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
     burst, window = FAILURES
-    router = Router(nodes, calls, call_timeout=9.0, max_in_flight=100, max_node_in_flight=100, clock=lambda: now[0])
+    router = Router(
+        nodes, calls, call_timeout=9.0, max_in_flight=100, max_node_in_flight=100, tally=Tally(), clock=lambda: now[0]
+    )
 
     def fail(count: int) -> list[dict[str, Any]]:
         """So many calls are lost with their node, after a second and a half; the lines that this leaves."""
         machine = NodeListing()
         nodes.register(machine, "pi", [Served("snap", b'"snap"', "call:snap", "", b"")], False)
         for number in range(count):
-            forward = router.by_method(caller, "snap", b"", jsonrpc.ABSENT)
-            router.start(caller, forward, b"%d" % number, None, Tally())
+            router.call(caller, jsonrpc.Message("2.0", method="snap"), b"", b"%d" % number, None)
         now[0] += 1.5
         caplog.clear()
         calls.lost(machine)

@@ -42,6 +42,7 @@ class Traced:
             call_timeout=9.0,
             max_in_flight=4,
             max_node_in_flight=4,
+            tally=self._dispatcher.routed,
             tracing=Tracing(provider) if tracing else None,
         )
 
