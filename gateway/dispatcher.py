@@ -272,7 +272,7 @@ class Dispatcher:
         if name is NO_METHOD:
             return self._response(peer, message, identity)
         data = b"" + message.params
-        is_id = not identity or identity.isdigit() or jsonrpc.may_be_id(identity)
+        is_id = identity.isdigit() or not identity or jsonrpc.may_be_id(identity)
         if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
             return self._invalid(peer, _malformed(identity if is_id else None))
         method = self._methods.get(name)

@@ -78,10 +78,11 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def answered(self, message: Message) -> None:
         """The node's answer: the caller's reply."""
-        end, key, value = OK, b',"result":', message.result
-        if message.error is not ABSENT:
-            end, key, value = NODE_ERROR, b',"error":', message.error
-        self._over(end, b"".join((b'{"jsonrpc":"2.0","id":', self.request, key, value, b"}")))
+        if message.error is ABSENT:
+            end, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request, b',"result":', message.result, b"}")
+        else:
+            end, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request, b',"error":', message.error, b"}")
+        self._over(end, b"".join(parts))
 
     def failed(self, error: RpcError) -> None:
         """There is no answer."""
@@ -102,13 +103,15 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def _over(self, end: str, reply: bytes) -> None:
         """Count how it ended, and hand the caller its reply, on its own or within its batch."""
-        self.tally.ended(end, self.router.clock() - self.begun)
+        clock = self.router.clock  # read first, as in Router._send
+        self.tally.ended(end, clock() - self.begun)
         if self.span is not None:
             self.span.finish(end)
         caller = self.caller
         del caller.running[self.request]
         if self.batch is None:
-            caller.send(reply)
+            send = caller.send
+            send(reply)
         else:
             self.batch.done(reply)
         if caller.leaving:
@@ -219,16 +222,18 @@ class Router:
             callee.send(b"".join((b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail)))
             tally.count(OK)
             return
-        identity = self._new_id()
-        place = self._place(timeout)
-        call = RoutedCall(identity, place, node, served, caller, request, batch, tally, self, span, self.clock())
+        # Read before they are called, for CPython 3.11 is slow to call what an instance has, and not its class.
+        new_id, to, clock, send = self._new_id, self._place, self.clock, callee.send
+        identity = new_id()
+        place = to(timeout)
+        call = RoutedCall(identity, place, node, served, caller, request, batch, tally, self, span, clock())
         calls[identity] = call  # as Calls.enter() does
         place[call] = None
         caller.running[request] = call
         if batch is not None:
             batch.expect()
         parts = b'{"jsonrpc":"2.0","id":', identity, b',"method":', served.encoded, between, params, tail
-        callee.send(b"".join(parts))
+        send(b"".join(parts))
 
     # The way back
 

@@ -405,7 +405,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             return
         self._messages_out += 1
         size = len(payload)
-        if size < len(SHORT_TEXT):
+        if size < 126:
             data = SHORT_TEXT[size] + payload
         elif self._deflater is None or size < DEFLATE_FROM:
             data = text_frame(payload)
