@@ -162,7 +162,7 @@ class Outbox(abc.ABC):
     def messages_out(self) -> int:
         """Messages that were sent, in all."""
         self.settle()
-        return self._messages_out
+        return self._messages_out + len(self.corked or ())
 
     @property
     def bytes_out(self) -> int:
@@ -177,13 +177,16 @@ class Outbox(abc.ABC):
 
     def send_frame_bytes(self, data: bytes) -> None:
         """Send one whole data frame, as `gateway.frames.text_frame` makes it."""
-        if self.phase is not _OPEN:
-            return
-        self._messages_out += 1
+        if self.phase is _OPEN:
+            self.put(data)
+
+    def put_control(self, data: bytes) -> None:
+        """Cork what is no message: a whole control frame, or the head of the 101."""
+        self._messages_out -= 1  # for all that is corked counts as messages when it leaves
         self.put(data)
 
     def put(self, data: bytes) -> None:
-        """Cork one whole frame. While a read is being handled its end flushes, otherwise the loop pass's end does."""
+        """Cork one whole data frame. While a read is being handled its end flushes, else the loop pass's end does."""
         if self.corked is None:
             self.corked = [data]
             if self.cork.reading is not self:
@@ -200,19 +203,20 @@ class Outbox(abc.ABC):
         if corked is None:
             return
         self.corked = None
-        size, self.corked_bytes = self.corked_bytes, 0
+        self.corked_bytes = 0
+        self._messages_out += len(corked)
         transport = self.transport
         if transport.is_closing():
             return
-        self._bytes_out += size
         data = corked[0] if len(corked) == 1 else b"".join(corked)
+        self._bytes_out += len(data)
         if self._kept is None and not self.flow.writing_paused:
             transport.write(data)
             return
         if self._kept is None:
             self._kept = deque()
         self._kept.append(data)
-        self._kept_bytes += size
+        self._kept_bytes += len(data)
         self.full()
 
     def full(self) -> None:
@@ -242,7 +246,7 @@ class Outbox(abc.ABC):
         """Bytes that were sent and that the kernel has not taken yet."""
         if self.phase is State.OPENING or self.phase is State.CLOSED:
             return 0
-        return self.transport.get_write_buffer_size() + self._kept_bytes + self.corked_bytes
+        return self.transport.get_write_buffer_size() + self._kept_bytes + sum(map(len, self.corked or ()))
 
     @property
     def drained(self) -> int:
@@ -269,6 +273,7 @@ class Outbox(abc.ABC):
 
     def discard(self) -> None:
         """Forget what has not left, and stop looking: the transport is gone. May be called twice."""
+        self._messages_out += len(self.corked or ())
         self.corked = self._kept = None
         self._kept_bytes = 0
         if self._outbox_timer is not None:

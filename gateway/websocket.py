@@ -257,7 +257,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
-        self.put(head)
+        self.put_control(head)
         self._bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
         self._slim(request, handler)
         try:
@@ -373,7 +373,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def on_ping(self, payload: bytes) -> None:
         """From the reader: answered at once, whatever the owner is busy with."""
-        self.put(frame(PONG, payload))
+        self.put_control(frame(PONG, payload))
 
     def stall(self) -> None:
         """The peer does not read: read no more of it until it does."""
@@ -403,7 +403,6 @@ class WebSocket(Outbox, web.WebSocketResponse):
         """Send one text message, compressed where that was negotiated and is worth it."""
         if self.phase is not _OPEN:
             return
-        self._messages_out += 1
         size = len(payload)
         if size < 126:
             data = SHORT_TEXT[size] + payload
@@ -411,11 +410,12 @@ class WebSocket(Outbox, web.WebSocketResponse):
             data = text_frame(payload)
         else:
             data = frame(TEXT, _deflate(self._deflater, payload), RSV1)
-        if self.corked is None:
+        corked = self.corked
+        if corked is None:
             self.put(data)
             return
-        self.corked.append(data)  # as put() does
-        self.corked_bytes += len(data)
+        corked.append(data)  # as put() does, but for the head, and for what compression saves
+        self.corked_bytes += size
         if self.corked_bytes > CORK_BYTES:
             self.flush()
 
@@ -466,7 +466,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self.ended = end
         if end.frame:
             self._move(_CLOSING)
-            self.put(close_frame(end.code, end.reason))
+            self.put_control(close_frame(end.code, end.reason))
             self.flush()
         else:
             self._move(_FLUSHING)
@@ -522,10 +522,10 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if self.phase is _OPEN:
             if code and not errors.may_be_on_the_wire(code):
                 self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
-                self.put(close_frame(self.ended.code, self.ended.reason))
+                self.put_control(close_frame(self.ended.code, self.ended.reason))
             else:
                 self.ended = errors.CLIENT_CLOSE._replace(code=code or errors.NO_STATUS, reason=reason)
-                self.put(close_frame(code or None))
+                self.put_control(close_frame(code or None))
             self.flush()
         # Under the standard library's TLS a second close() disables abort(): never call it twice.
         if self.phase is _OPEN or self.phase is _CLOSING:
@@ -586,7 +586,7 @@ class _Writer:
         if ws is None or ws.phase is not _OPEN:
             raise ClientConnectionResetError("Cannot write to closing transport")
         if opcode >= CLOSE:
-            ws.put(frame(opcode, message))
+            ws.put_control(frame(opcode, message))
             return
         ws.send_frame_bytes(frame(opcode, message))
         if ws.flow.writing_paused:

@@ -467,6 +467,7 @@ async def test_nothing_is_written_to_what_is_closing_or_gone() -> None:
     gone.discard()
     await asyncio.sleep(0)
     assert closing.wire.writes == gone.wire.writes == []
+    assert closing.messages_out == gone.messages_out == 1, "but it was sent"
 
 
 async def test_over_twice_the_bound_is_cut_at_once() -> None:
