@@ -190,7 +190,7 @@ class Router:
         where = forward.node, forward.served, forward.params, forward.timeout, forward.traceparent
         self._send(caller, *where, request, batch, tally)
 
-    def _send(  # noqa: PLR0917 - on the hot path: to wrap them up would cost as much as the rest of it
+    def _send(  # noqa: PLR0917 - on the hot path: no object only to pass them
         self,
         caller: Peer,
         node: Node,
