@@ -16,7 +16,7 @@ from msgspec import Raw
 from gateway import jsonrpc
 from gateway.deadlines import Wheel
 from gateway.errors import NODE_LOST, TIMEOUT, RpcError
-from gateway.jsonrpc import ABSENT, Message
+from gateway.jsonrpc import Message
 
 
 class CallError(Exception):
@@ -92,7 +92,7 @@ class Calls:
         """A response has come. False where nobody waits for it: it is late, or was never asked for, or is none."""
         identity = b"" + message.id
         call = callee.calls.get(identity)
-        if call is None or (message.result is ABSENT) is (message.error is ABSENT):  # no jsonrpc.is_response()
+        if call is None or not jsonrpc.is_response(message):
             return False
         del callee.calls[identity]
         del call.place[call]
