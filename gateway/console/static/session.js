@@ -13,6 +13,7 @@ const REST = 100; // ms between two drawings, so that a storm of events leaves t
 export class Session extends EventTarget {
   #queued = false;
   #found = null; // what a reload has found so far
+  #reloadAgain = false;
   #lostAt = null;
   #server = null; // its version when this page was loaded
   #asking = false;
@@ -141,9 +142,12 @@ export class Session extends EventTarget {
     return this.#found ? new Set([this.connections, this.#found]) : [this.connections];
   }
 
-  /** Ask for everything anew, a page at a time. Does nothing while that is under way. */
+  /** Ask for everything anew, a page at a time. While that is under way: once more after it, for it may be of before a restart. */
   async reload() {
-    if (this.loading) return;
+    if (this.loading) {
+      this.#reloadAgain = true;
+      return;
+    }
     this.loading = true;
     this.#found = new Map();
     if (this.connections.size === 0) this.connections = this.#found; // the first time every page is shown as it comes
@@ -168,6 +172,10 @@ export class Session extends EventTarget {
       this.loading = false;
       this.changes++;
       this.changed();
+      if (this.#reloadAgain) {
+        this.#reloadAgain = false;
+        this.reload();
+      }
     }
   }
 
