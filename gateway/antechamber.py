@@ -81,12 +81,12 @@ class Antechamber:
         if len(data) > MAX_FIRST_MESSAGE:
             self._refuse(connection, errors.MESSAGE_TOO_BIG, "the first message is too big")
             return
-        message, identity = _decoded(data)
+        message, request_id = _decoded(data)
         try:
             credential = self._admission.by_message(connection, self._token(message))
         except Refusal as refusal:
-            if identity:
-                connection.send(jsonrpc.error_reply(identity, refusal.error, refusal.detail, **refusal.data))
+            if request_id:
+                connection.send(jsonrpc.error_reply(request_id, refusal.error, refusal.detail, **refusal.data))
             self._refuse(connection, _ENDS[refusal.error]._replace(reason=cut(refusal.detail)), refusal.detail)
             return
         self._leave(connection)
@@ -94,8 +94,8 @@ class Antechamber:
         connection.enter(self._inside)
         self._entered(connection)
         self._admission.authenticated(connection)
-        if identity:
-            connection.send(jsonrpc.result_reply(identity, jsonrpc.encode(described(connection.principal))))
+        if request_id:
+            connection.send(jsonrpc.result_reply(request_id, jsonrpc.encode(described(connection.principal))))
 
     def _token(self, message: Message | None) -> str:
         """The token in the first message. Raises Refusal, in words of our own: they go into the log."""
@@ -174,7 +174,7 @@ def _decoded(data: Payload) -> tuple[Message | None, bytes]:
         message = jsonrpc.decode(data)
     except jsonrpc.UNDECODABLE:
         return None, b"null"
-    identity = bytes(message.id)
-    if identity and not jsonrpc.may_be_id(identity):
+    request_id = bytes(message.id)
+    if request_id and not jsonrpc.may_be_id(request_id):
         return None, b"null"
-    return message, identity
+    return message, request_id

@@ -101,9 +101,18 @@ class Gateway:
         self._presence = Presence(self.events)
         self.nodes: Final = Nodes(self._presence.online, self._presence.offline)
         self.calls: Final = Calls()
+        self.router: Final = Router(
+            self.nodes,
+            self.calls,
+            call_timeout=config.limits.call_timeout,
+            max_in_flight=config.limits.max_in_flight,
+            max_node_in_flight=config.limits.max_node_in_flight,
+            tracing=load_tracing() if config.tracing.enabled else None,
+        )
         self.dispatcher: Final = Dispatcher(
             status,
             self.calls,
+            self.router,
             max_in_flight=config.limits.max_in_flight,
             max_batch=config.limits.max_batch,
             call_timeout=config.limits.call_timeout,
@@ -114,16 +123,6 @@ class Gateway:
         )  # on the hot path: no call in between
         own = GatewayMethods(config, status, connections, self.admission)
         self._welcome = own.welcome
-        self.router: Final = Router(
-            self.nodes,
-            self.calls,
-            call_timeout=config.limits.call_timeout,
-            max_in_flight=config.limits.max_in_flight,
-            max_node_in_flight=config.limits.max_node_in_flight,
-            tally=self.dispatcher.routed,
-            tracing=load_tracing() if config.tracing.enabled else None,
-        )
-        self.dispatcher.route = self.router
         nodes = NodeMethods(
             self.nodes,
             self.router,

@@ -51,7 +51,7 @@ class Call(Hashable, Protocol):
     """One call in flight."""
 
     @property
-    def place(self) -> dict[Call, None]:
+    def slot(self) -> dict[Call, None]:
         """Where it waits for its deadline."""
 
     @property
@@ -59,7 +59,7 @@ class Call(Hashable, Protocol):
         """Who is called."""
 
     @property
-    def identity(self) -> bytes:
+    def call_id(self) -> bytes:
         """The id under which the callee has it."""
 
     def answered(self, message: Message) -> None:
@@ -77,7 +77,7 @@ class Calls:
         # On the hot path: no call in between.
         self.new_id: Final = _numbers().__next__
         """An id for the next call."""
-        self.place: Final = self._wheel.place
+        self.slot: Final = self._wheel.slot
         """Where a call waits for its deadline, in so many seconds."""
 
     def __len__(self) -> int:
@@ -85,17 +85,17 @@ class Calls:
 
     def enter(self, call: Call) -> None:
         """A call begins; sending it is the caller's."""
-        call.callee.calls[call.identity] = call
-        call.place[call] = None
+        call.callee.calls[call.call_id] = call
+        call.slot[call] = None
 
     def answered(self, callee: Callee, message: Message) -> bool:
         """A response has come. False where nobody waits for it: it is late, or was never asked for, or is none."""
-        identity = b"" + message.id
-        call = callee.calls.get(identity)
+        call_id = b"" + message.id
+        call = callee.calls.get(call_id)
         if call is None or not jsonrpc.is_response(message):
             return False
-        del callee.calls[identity]
-        del call.place[call]
+        del callee.calls[call_id]
+        del call.slot[call]
         call.answered(message)
         if callee.leaving:
             callee.settled()
@@ -103,19 +103,19 @@ class Calls:
 
     def drop(self, call: Call) -> None:
         """Nobody waits for this call any more. Harmless when it has ended."""
-        if call.callee.calls.pop(call.identity, None) is not None:
-            del call.place[call]
+        if call.callee.calls.pop(call.call_id, None) is not None:
+            del call.slot[call]
             call.callee.settled()
 
     def lost(self, callee: Callee) -> None:
         """The peer is gone: all that it has not answered ends."""
         calls, callee.calls = callee.calls, {}
         for call in calls.values():
-            del call.place[call]
+            del call.slot[call]
             call.failed(NODE_LOST)
 
     def _expired(self, call: Call) -> None:
-        del call.callee.calls[call.identity]
+        del call.callee.calls[call.call_id]
         call.failed(TIMEOUT)
         call.callee.settled()
 
@@ -133,14 +133,14 @@ def _numbers() -> Iterator[bytes]:
 class _OwnCall:
     """A call of the gateway's own: its end wakes who waits for it."""
 
-    __slots__ = ("_answer", "callee", "identity", "place")
+    __slots__ = ("_answer", "call_id", "callee", "slot")
 
     def __init__(
-        self, callee: Callee, identity: bytes, place: dict[Call, None], answer: asyncio.Future[Message | RpcError]
+        self, callee: Callee, call_id: bytes, slot: dict[Call, None], answer: asyncio.Future[Message | RpcError]
     ) -> None:
         self.callee = callee
-        self.identity = identity
-        self.place = place
+        self.call_id = call_id
+        self.slot = slot
         self._answer = answer
 
     def answered(self, message: Message) -> None:
@@ -162,14 +162,14 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
     """
     encoded = None if params is None else Raw(jsonrpc.encode(params))
     answer: asyncio.Future[Message | RpcError] = asyncio.get_running_loop().create_future()
-    entry = _OwnCall(callee, calls.new_id(), calls.place(timeout), answer)
+    entry = _OwnCall(callee, calls.new_id(), calls.slot(timeout), answer)
     calls.enter(entry)
-    callee.send(jsonrpc.request(entry.identity, method, encoded))
+    callee.send(jsonrpc.request(entry.call_id, method, encoded))
     try:
         outcome = await answer
     except asyncio.CancelledError:
         calls.drop(entry)
-        callee.send(jsonrpc.notification("rpc.cancel", {"id": int(entry.identity)}))
+        callee.send(jsonrpc.notification("rpc.cancel", {"id": int(entry.call_id)}))
         raise
     if isinstance(outcome, RpcError):
         raise failed(outcome)

@@ -16,7 +16,7 @@ TICK: Final = 0.1
 """Seconds between two looks of a `Wheel`."""
 
 FAR: Final = 600.0
-"""Seconds that a `Sweep` looks ahead: who waits for longer is placed anew then, so that a wheel has so many ticks."""
+"""Seconds that a `Sweep` looks ahead: who waits for longer gets a new slot then, so that a wheel has so many ticks."""
 
 Waiting = TypeVar("Waiting", bound=Hashable)
 
@@ -90,7 +90,7 @@ class Deadlines(Generic[Waiting]):
 class Wheel(Generic[Waiting]):
     """Deadlines of different lengths, to the next tenth of a second, on one timer.
 
-    Who is to wait enters ``place(timeout)``, and is done by leaving it: one dictionary entry each, however many wait.
+    Who is to wait enters ``slot(timeout)``, and is done by leaving it: one dictionary entry each, however many wait.
     `Sweep` remembers who is where.
     """
 
@@ -99,7 +99,7 @@ class Wheel(Generic[Waiting]):
     def __init__(self, expired: Callable[[Waiting], None]) -> None:
         self._expired = expired
         self._last: tuple[float, float, dict[Waiting, None]] = 0.0, 0.0, {}
-        """The timeout and the place that were last asked for, and till when they go together."""
+        """The timeout and the slot that were last asked for, and till when they go together."""
         self._ticks: dict[int, dict[Waiting, None]] = {}
         self._order: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -108,7 +108,7 @@ class Wheel(Generic[Waiting]):
     def __len__(self) -> int:
         return sum(map(len, self._ticks.values()))
 
-    def place(self, timeout: float) -> dict[Waiting, None]:
+    def slot(self, timeout: float) -> dict[Waiting, None]:
         """Where to wait: ``expired(who)`` is called in ``timeout`` seconds for all who are still there.
 
         It is to be entered at once.
@@ -117,9 +117,9 @@ class Wheel(Generic[Waiting]):
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         now = loop.time()
-        asked, until, place = self._last  # most ask for the same
+        asked, until, slot = self._last  # most ask for the same
         if timeout == asked and now < until:
-            return place
+            return slot
         tick = int((now + timeout) / TICK) + 1
         found = self._ticks.get(tick)
         if found is None:
@@ -142,10 +142,10 @@ class Wheel(Generic[Waiting]):
         try:
             while self._order and self._order[0] * TICK <= now:
                 tick = self._order[0]
-                place = self._ticks[tick]
-                while place:  # one that expires may let others be done
-                    who = next(iter(place))
-                    del place[who]
+                slot = self._ticks[tick]
+                while slot:  # one that expires may let others be done
+                    who = next(iter(slot))
+                    del slot[who]
                     self._expired(who)
                 heapq.heappop(self._order)
                 del self._ticks[tick]
@@ -171,9 +171,9 @@ class Sweep(Generic[Waiting]):
         self._enter(who, asyncio.get_running_loop().time() + timeout, timeout)
 
     def _enter(self, who: Waiting, due: float, left: float) -> None:
-        place = self._wheel.place(min(left, FAR))
-        place[who] = None
-        self._due[who] = place, due
+        slot = self._wheel.slot(min(left, FAR))
+        slot[who] = None
+        self._due[who] = slot, due
 
     def done(self, who: Waiting) -> None:
         """Forget ``who``. Harmless for who does not wait."""

@@ -14,14 +14,13 @@ from msgspec import Raw
 
 from gateway import errors, jsonrpc
 from gateway.calls import Callee, Calls
-from gateway.counts import CALLER_LOST, NODE_ERROR, OK, ROUTED, Tally
+from gateway.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
 from gateway.frames import Payload
 from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
 from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
-from gateway.nodes import Forward
 from gateway.scopes import RESERVED, Principal
 from gateway.status import Phase, Status
 
@@ -67,42 +66,53 @@ class Request(Protocol):
         """End it: the caller is gone."""
 
 
+class Forward(Protocol):
+    """What a method with ``forwards`` returns: its request goes on to where the answer comes from."""
+
+    def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
+        """Send it on; the answer goes to the caller, and the outcome into ``tally``. Raises Refusal."""
+
+
 class Route(Protocol):
-    """The way to nodes; see `gateway.routing`."""
+    """The way of requests whose method the gateway does not have itself; see `gateway.routing`."""
 
-    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
-        """Send on a request whose method the gateway does not have itself. Raises Refusal."""
+    @property
+    def tally(self) -> Tally:
+        """What became of them."""
 
-    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
-        """Send on a request whose method says where it goes; its end goes into ``tally``. Raises Refusal."""
+    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
+        """Send one on. Raises Refusal."""
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal of a call that no node gets."""
+        """The refusal of a call that reaches nobody, as the caller is to be told of it."""
 
 
-class _Nowhere:
-    """The way where there are no nodes."""
+class Nowhere:
+    """The `Route` of a gateway without nodes."""
 
-    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
+    def __init__(self) -> None:
+        self.tally: Final = Tally()
+
+    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
+        """Raises Refusal: there is no such method."""
         raise self.refused(errors.METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL])
 
-    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
-        raise self.refused(errors.NOT_FOUND)
-
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
+        """The refusal itself."""
         return Refusal(error, detail, **data)
 
 
 class Running:
     """One ``async def`` method at work."""
 
-    __slots__ = ("abandoned", "batch", "begun", "identity", "key", "method", "peer", "task", "verdict")
+    __slots__ = ("abandoned", "batch", "begun", "key", "method", "peer", "request_id", "task", "traceparent", "verdict")
 
-    def __init__(self, peer: Peer, method: Method, identity: bytes, batch: Batch | None, begun: float) -> None:
+    def __init__(self, peer: Peer, method: Method, message: Message, batch: Batch | None, begun: float) -> None:
         self.peer = peer
         self.method = method
-        self.identity = identity
-        self.key: object = identity or object()
+        self.request_id = b"" + message.id
+        self.key: object = self.request_id or object()
+        self.traceparent = message.traceparent
         self.batch = batch
         self.begun = begun
         self.abandoned = False
@@ -125,14 +135,14 @@ class Running:
 class Batch:
     """The replies to one batch, sent as one array when the last is there; nothing where there are none."""
 
-    __slots__ = ("_peer", "_replies", "_waiting", "behind")
+    __slots__ = ("_peer", "_replies", "_waiting", "after")
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._replies: list[bytes] = []
         self._waiting = 1  # for the end of the batch itself
-        self.behind: list[Callable[[], None]] = []
-        """What is done behind the reply."""
+        self.after: list[Callable[[], None]] = []
+        """What is done after the reply has been sent."""
 
     def expect(self) -> None:
         """One more reply, or its absence, is to come."""
@@ -147,7 +157,7 @@ class Batch:
             return
         if self._replies:
             self._peer.send(jsonrpc.batch(self._replies))
-        for act in self.behind:
+        for act in self.after:
             act()
 
     def add(self, reply: bytes | None) -> None:
@@ -163,6 +173,7 @@ class Dispatcher:
         self,
         status: Status,
         calls: Calls,
+        route: Route,
         *,
         max_in_flight: int,
         max_batch: int,
@@ -172,17 +183,14 @@ class Dispatcher:
     ) -> None:
         self._status = status
         self._calls = calls
+        self._route = route
         self._max_in_flight = max_in_flight
         self._max_batch = max_batch
         self._call_timeout = call_timeout
         self._rate = rate
         self._clock = clock
         self._methods: dict[str, Method] = {}
-        self.route: Route = _Nowhere()
-        """Where methods go that are not in the table."""
         self._sweep: Sweep[Running] = Sweep(_late)
-        self.routed: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
-        """What became of the requests whose method is not in the table."""
         self.late_replies = 0
         """Responses that nobody waited for."""
 
@@ -192,9 +200,9 @@ class Dispatcher:
         return self._methods
 
     def tallies(self) -> Iterable[tuple[str, Tally]]:
-        """What became of all requests: by the methods of the table, and under `routed` of all others."""
+        """What became of all requests: those of the table by method, all others under `ROUTED`."""
         yield from ((name, entry.tally) for name, entry in self._methods.items())
-        yield ROUTED, self.routed
+        yield ROUTED, self._route.tally
 
     def add(self, source: object, *, own: bool = False) -> None:
         """Enter the methods that a module, an object or a function declares.
@@ -267,46 +275,45 @@ class Dispatcher:
 
     def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
         """One message: the reply, or None where there is none, or none yet."""
-        identity = b"" + message.id
+        request_id = b"" + message.id
         name = message.method
         if name is NO_METHOD:
-            return self._response(peer, message, identity)
+            return self._response(peer, message, request_id)
         data = b"" + message.params
-        is_id = identity.isdigit() or not identity or jsonrpc.may_be_id(identity)
+        is_id = request_id.isdigit() or not request_id or jsonrpc.may_be_id(request_id)
         if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
-            return self._invalid(peer, _malformed(identity if is_id else None))
+            return self._invalid(peer, _malformed(request_id if is_id else None))
         method = self._methods.get(name)
         try:
             if self._rate is not None or self._status.phase is _DRAINING:
                 self._admit(peer, method)
-            if identity in peer.running:
+            if request_id in peer.running:
                 raise Refusal(errors.CONFLICT, "this id is still in flight")
             if method is None:
-                self.route.call(peer, message, data, identity, batch)
+                self._route.call(peer, message, data, request_id, batch)
                 return None
             if method.scope is not AUTHENTICATED and not _may(peer, method):
                 raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
             params = data if method.decode is None else method.decode(data)
             if method.is_async:
-                self._start(peer, method, params, identity, batch)
+                self._start(peer, method, params, message, batch)
                 return None
             tally = method.tally
             begun = None if tally.untimed > 0 else self._clock()
             result = method.handler(peer) if method.params is None else method.handler(peer, params)
-            if result.__class__ is Forward:
-                result.traceparent = message.traceparent
-                self.route.forward(peer, result, identity, batch, tally)
+            if method.forwards:
+                result.send(peer, request_id, message.traceparent, batch, tally)
                 return None
             then = result.__class__ is Then
-            reply = _reply(identity, result.result if then else result) if identity else None
+            reply = _reply(request_id, result.result if then else result) if request_id else None
             if begun is None:
                 tally.untimed -= 1
             else:
                 tally.at_once(self._clock() - begun)
-            return _in_order(peer, reply, result.behind, batch) if then else reply
+            return _in_order(peer, reply, result.after, batch) if then else reply
         except Exception as error:
-            (self.routed if method is None else method.tally).count(_name_of(error))
-            return _failure(peer, name, identity, error)
+            (self._route.tally if method is None else method.tally).count(_name_of(error))
+            return _failure(peer, name, request_id, error)
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raises Refusal for a request that comes too soon, or too late."""
@@ -314,27 +321,27 @@ class Dispatcher:
         if self._status.phase is not _DRAINING:
             return
         if method is None or method.forwards:
-            raise self.route.refused(errors.DRAINING)
+            raise self._route.refused(errors.DRAINING)
         if not method.while_draining:
             raise Refusal(errors.DRAINING)
 
-    def _response(self, peer: Peer, message: Message, identity: bytes) -> bytes | None:
+    def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
         """The peer's answer to a call of ours; what is neither a request nor an answer is refused."""
-        if identity and jsonrpc.may_be_id(identity) and jsonrpc.is_response(message):
+        if request_id and jsonrpc.may_be_id(request_id) and jsonrpc.is_response(message):
             self.late_replies += 1
             with suppress(Refusal):
                 self._pace(peer)
             return None
-        sendable = identity if identity and jsonrpc.may_be_id(identity) else _NULL
+        sendable = request_id if request_id and jsonrpc.may_be_id(request_id) else _NULL
         return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', sendable))
 
     # Requests that take their time
 
-    def _start(self, peer: Peer, method: Method, params: Any, identity: bytes, batch: Batch | None) -> None:
+    def _start(self, peer: Peer, method: Method, params: Any, message: Message, batch: Batch | None) -> None:
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
             raise Refusal(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
-        running = Running(peer, method, identity, batch, self._clock())
+        running = Running(peer, method, message, batch, self._clock())
         work = method.handler(peer) if method.params is None else method.handler(peer, params)
         running.task = asyncio.get_running_loop().create_task(work)
         peer.running[running.key] = running
@@ -345,20 +352,26 @@ class Dispatcher:
         running.task.add_done_callback(lambda task: self._finished(running, task))
 
     def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
-        peer, identity = running.peer, running.identity
+        peer, batch = running.peer, running.batch
         self._sweep.done(running)
         peer.running.pop(running.key, None)
-        reply, outcome = _outcome(running, task)
-        running.method.tally.ended(outcome, self._clock() - running.begun)
-        if running.batch is not None:
-            running.batch.done(reply if identity else None)
-        elif reply is not None and identity:
-            peer.send(reply)
+        reply, outcome, after = _outcome(running, task)
+        if outcome is not None:
+            running.method.tally.ended(outcome, self._clock() - running.begun)
+        if batch is not None:
+            if after is not None:
+                batch.after.append(after)
+            batch.done(reply if running.request_id else None)
+        else:
+            if reply is not None and running.request_id:
+                peer.send(reply)
+            if after is not None:
+                after()
         peer.settled()
 
-    def cancel(self, peer: Peer, identity: bytes) -> bool:
+    def cancel(self, peer: Peer, request_id: bytes) -> bool:
         """The caller cancels its request with this id. False where none is in flight."""
-        running = peer.running.get(identity)
+        running = peer.running.get(request_id)
         if running is None:
             return False
         running.cancel(errors.CANCELLED)
@@ -371,11 +384,11 @@ class Dispatcher:
         self._calls.lost(peer)
 
 
-def _malformed(identity: bytes | None) -> Invalid:
+def _malformed(request_id: bytes | None) -> Invalid:
     """A request whose id is wrong (None), or else whose parameters are."""
-    if identity is None:
+    if request_id is None:
         return Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
-    return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', identity or _NULL)
+    return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
 
 
 def _late(running: Running) -> None:
@@ -386,19 +399,37 @@ def _may(peer: Peer, method: Method) -> bool:
     return method.scope is not None and (method.scope == AUTHENTICATED or peer.principal.allows(method.scope))
 
 
-def _outcome(running: Running, task: asyncio.Task[Any]) -> tuple[bytes | None, str]:
-    """The reply that a finished task stands for, and the outcome's name."""
-    peer, name, identity = running.peer, running.method.name, running.identity
+_Outcome = tuple[bytes | None, str | None, Callable[[], None] | None]
+
+
+def _outcome(running: Running, task: asyncio.Task[Any]) -> _Outcome:
+    """What a finished task comes to: the reply, the outcome's name, and what is done after the reply.
+
+    A request that has been sent on has neither a reply nor an outcome yet.
+    """
+    peer, name, request_id = running.peer, running.method.name, running.request_id
     if task.cancelled():
         verdict = running.verdict or errors.CANCELLED
-        return jsonrpc.error_reply(identity, verdict), CALLER_LOST if running.abandoned else verdict.name
+        return jsonrpc.error_reply(request_id, verdict), CALLER_LOST if running.abandoned else verdict.name, None
     error = task.exception()
     if error is None:
         try:
-            return _reply(identity, task.result()), OK
+            return _success(running, task.result())
         except Exception as defect:
             error = defect
-    return _failure(peer, name, identity, error), _name_of(error)
+    return _failure(peer, name, request_id, error), _name_of(error), None
+
+
+def _success(running: Running, result: Any) -> _Outcome:
+    """The same for a task that has returned. Raises whatever comes of a result that cannot be encoded or sent on."""
+    if running.method.forwards:
+        if running.verdict is not None:  # it is not wanted any more, though the method did not heed that
+            raise Refusal(running.verdict)
+        result.send(running.peer, running.request_id, running.traceparent, running.batch, running.method.tally)
+        return None, None, None
+    if result.__class__ is Then:
+        return _reply(running.request_id, result.result), OK, result.after
+    return _reply(running.request_id, result), OK, None
 
 
 def _name_of(error: BaseException) -> str:
@@ -408,41 +439,41 @@ def _name_of(error: BaseException) -> str:
     return errors.INVALID_PARAMS.name if isinstance(error, BadParams) else errors.INTERNAL_ERROR.name
 
 
-def _failure(peer: Peer, name: str, identity: bytes, error: BaseException) -> bytes | None:
+def _failure(peer: Peer, name: str, request_id: bytes, error: BaseException) -> bytes | None:
     """The reply to a request that a method, or we before it, have refused; nothing to a notification."""
     if isinstance(error, Refusal):
-        return _refusal(peer, name, identity, error) if identity else None
+        return _refusal(peer, name, request_id, error) if request_id else None
     if isinstance(error, BadParams):
-        return jsonrpc.error_reply(identity, errors.INVALID_PARAMS, str(error)) if identity else None
-    return _defect(peer, name, identity, error)
+        return jsonrpc.error_reply(request_id, errors.INVALID_PARAMS, str(error)) if request_id else None
+    return _defect(peer, name, request_id, error)
 
 
-def _in_order(peer: Peer, reply: bytes | None, behind: Callable[[], None], batch: Batch | None) -> bytes | None:
-    """First the reply, then what comes behind it."""
+def _in_order(peer: Peer, reply: bytes | None, after: Callable[[], None], batch: Batch | None) -> bytes | None:
+    """Send the reply, then do what comes after it."""
     if batch is not None:
-        batch.behind.append(behind)
+        batch.after.append(after)
         return reply
     if reply is not None:
         peer.send(reply)
-    behind()
+    after()
     return None
 
 
-def _reply(identity: bytes, result: Any) -> bytes:
+def _reply(request_id: bytes, result: Any) -> bytes:
     """The reply with a result. Raises whatever comes of one that cannot be encoded."""
     if result.__class__ is Raw:
-        return jsonrpc.result_reply(identity, result)
-    return jsonrpc.result_reply(identity, jsonrpc.encode(result))
+        return jsonrpc.result_reply(request_id, result)
+    return jsonrpc.result_reply(request_id, jsonrpc.encode(result))
 
 
-def _refusal(peer: Peer, name: str, identity: bytes, refusal: Refusal) -> bytes | None:
+def _refusal(peer: Peer, name: str, request_id: bytes, refusal: Refusal) -> bytes | None:
     try:
-        return jsonrpc.error_reply(identity, refusal.error, refusal.detail, **refusal.data)
+        return jsonrpc.error_reply(request_id, refusal.error, refusal.detail, **refusal.data)
     except Exception as error:
-        return _defect(peer, name, identity, error)
+        return _defect(peer, name, request_id, error)
 
 
-def _defect(peer: Peer, name: str, identity: bytes, error: BaseException) -> bytes | None:
+def _defect(peer: Peer, name: str, request_id: bytes, error: BaseException) -> bytes | None:
     """A method has raised what it should not: all of it in the log, nothing of it in the reply."""
     logger.error(
         "method %s failed",
@@ -450,4 +481,4 @@ def _defect(peer: Peer, name: str, identity: bytes, error: BaseException) -> byt
         exc_info=error,
         extra={"event": "call.failed", "connId": peer.conn_id, "remote": peer.remote, "method": name},
     )
-    return jsonrpc.error_reply(identity, errors.INTERNAL_ERROR) if identity else None
+    return jsonrpc.error_reply(request_id, errors.INTERNAL_ERROR) if request_id else None

@@ -20,7 +20,7 @@ ABSENT: Final = Raw(b"")
 """A member that is not there. The ``id`` of a notification."""
 
 NO_METHOD: Final = "\0no method"
-"""The ``method`` of a response; to be told by identity, for a request may name any text, an empty one too."""
+"""The ``method`` of a response; compare it by identity, because a request may name any text, even an empty one."""
 
 NULL: Final = Raw(b"null")
 
@@ -49,7 +49,7 @@ class Invalid(msgspec.Struct, gc=False):
     id: bytes = b"null"
 
 
-class _Identity(msgspec.Struct, gc=False):
+class _IdAlone(msgspec.Struct, gc=False):
     id: Raw = ABSENT
 
 
@@ -64,7 +64,7 @@ UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
 STRUCTURED: Final = (ord("{"), ord("["))
 """First bytes that ``params`` may have (the specification, section 4.2)."""
 
-_identity: Final = msgspec.json.Decoder(_Identity).decode
+_id_alone: Final = msgspec.json.Decoder(_IdAlone).decode
 _valid: Final = msgspec.json.Decoder(Raw).decode
 encode: Final = msgspec.json.Encoder().encode
 """Any result to JSON, as msgspec encodes it; `msgspec.Raw` goes out as it is. Raises TypeError."""
@@ -119,7 +119,7 @@ def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
     except msgspec.DecodeError as deeper:
         return Invalid(PARSE_ERROR, str(deeper)[:MAX_DETAIL])
     try:
-        raw = bytes(_identity(data).id)
+        raw = bytes(_id_alone(data).id)
     except msgspec.DecodeError:
         raw = b""
     return Invalid(INVALID_REQUEST, str(error)[:MAX_DETAIL], raw if raw and may_be_id(raw) else b"null")
@@ -136,15 +136,15 @@ def is_response(message: Message) -> bool:
     return (message.result is ABSENT) is not (message.error is ABSENT)
 
 
-def result_reply(identity: bytes, result: bytes) -> bytes:
+def result_reply(request_id: bytes, result: bytes) -> bytes:
     """A reply with a result that is JSON already. Joined, for to format a megabyte costs 25 times as much."""
-    return b"".join((b'{"jsonrpc":"2.0","id":', identity, b',"result":', result, b"}"))
+    return b"".join((b'{"jsonrpc":"2.0","id":', request_id, b',"result":', result, b"}"))
 
 
-def error_reply(identity: bytes, error: RpcError, detail: str = "", **data: object) -> bytes:
+def error_reply(request_id: bytes, error: RpcError, detail: str = "", **data: object) -> bytes:
     """An error reply; ``detail`` goes behind the error's own sentence, ``data`` beside its name."""
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (
-        identity,
+        request_id,
         encode(
             {
                 "code": error.code,
@@ -155,9 +155,9 @@ def error_reply(identity: bytes, error: RpcError, detail: str = "", **data: obje
     )
 
 
-def request(identity: bytes, method: str, params: object) -> bytes:
+def request(call_id: bytes, method: str, params: object) -> bytes:
     """A request; ``params`` is anything that msgspec encodes to an array or an object, None for none."""
-    head = b'{"jsonrpc":"2.0","id":%b,"method":%b' % (identity, encode(method))
+    head = b'{"jsonrpc":"2.0","id":%b,"method":%b' % (call_id, encode(method))
     return head + b"}" if params is None else b'%b,"params":%b}' % (head, encode(params))
 
 

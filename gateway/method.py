@@ -56,13 +56,13 @@ Result = TypeVar("Result")
 
 
 class Then(Generic[Result]):
-    """Returned by a plain ``def`` method: its result, and what is done behind the reply."""
+    """Returned by a method instead of its result: the result, and what is done after the reply has been sent."""
 
-    __slots__ = ("behind", "result")
+    __slots__ = ("after", "result")
 
-    def __init__(self, result: Result, behind: Callable[[], None]) -> None:
+    def __init__(self, result: Result, after: Callable[[], None]) -> None:
         self.result = result
-        self.behind = behind
+        self.after = after
 
 
 class BadParams(Exception):
@@ -91,7 +91,8 @@ def method(
 
     ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. Without one nobody
     may call it. ``timeout`` is the deadline of an ``async def`` in seconds, ``limits.call_timeout`` by default.
-    ``while_draining``: also answered while the gateway shuts down. ``forwards``: it returns a `nodes.Forward`.
+    ``while_draining``: also answered while the gateway shuts down. ``forwards``: it returns a
+    `dispatcher.Forward`.
     """
 
     def mark(function: Function) -> Function:

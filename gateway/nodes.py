@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import msgspec
-from msgspec import Raw
 
 from gateway.calls import Callee
 from gateway.errors import Disconnect
-from gateway.jsonrpc import ABSENT
 from gateway.scopes import Principal
 
 MAX_METHODS: Final = 1000
@@ -68,16 +66,6 @@ class Node:
     def in_flight(self) -> int:
         """Calls that it has not answered."""
         return len(self.peer.calls)
-
-
-class Forward(msgspec.Struct, gc=False):
-    """A call that is to be routed: to which node and method, with what parameters, for how many seconds at most."""
-
-    node: Node
-    served: Served
-    params: bytes
-    timeout: float
-    traceparent: Raw = ABSENT
 
 
 class Nodes:

@@ -23,7 +23,7 @@ from gateway.errors import RpcError
 from gateway.jsonrpc import ABSENT, Message
 from gateway.limits import Sampler
 from gateway.method import Refusal
-from gateway.nodes import Forward, Node, Nodes, Served
+from gateway.nodes import Node, Nodes, Served
 from gateway.scopes import RESERVED
 
 logger = logging.getLogger("gateway.routing")
@@ -55,16 +55,17 @@ class Tracing(Protocol):
 class RoutedCall(msgspec.Struct, eq=False, gc=False):
     """One routed call in flight. In the caller's table it stands where a task of the gateway's own would.
 
-    ``request`` is the caller's id, in JSON. A struct costs half of what an object does. That the collector does not see
-    it is harmless: the tables that it is in, which refer to it in turn, let go of it at its end.
+    ``request_id`` is the id that the caller has given it, ``call_id`` the one under which the node has it, both in
+    JSON. A struct costs half as much as an object. It is harmless that the garbage collector does not see it, because
+    the tables that hold it, and that it refers to, let go of it at its end.
     """
 
-    identity: bytes
-    place: dict[Call, None]
+    call_id: bytes
+    slot: dict[Call, None]
     node: Node
     served: Served
     caller: Peer
-    request: bytes
+    request_id: bytes
     batch: Batch | None
     tally: Tally
     router: Router
@@ -79,9 +80,9 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
     def answered(self, message: Message) -> None:
         """The node's answer: the caller's reply."""
         if message.error is ABSENT:
-            end, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request, b',"result":', message.result, b"}")
+            end, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', message.result, b"}")
         else:
-            end, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request, b',"error":', message.error, b"}")
+            end, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', message.error, b"}")
         self._over(end, b"".join(parts))
 
     def failed(self, error: RpcError) -> None:
@@ -103,12 +104,12 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def _over(self, end: str, reply: bytes) -> None:
         """Count how it ended, and hand the caller its reply, on its own or within its batch."""
-        clock = self.router.clock  # read first, as in Router._send
+        clock = self.router.clock  # read first, as in Router.send
         self.tally.ended(end, clock() - self.begun)
         if self.span is not None:
             self.span.finish(end)
         caller = self.caller
-        del caller.running[self.request]
+        del caller.running[self.request_id]
         if self.batch is None:
             send = caller.send
             send(reply)
@@ -116,6 +117,21 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
             self.batch.done(reply)
         if caller.leaving:
             caller.settled()
+
+
+class NodeForward(msgspec.Struct, gc=False):
+    """A `dispatcher.Forward` to one node: to which of its methods, with which parameters, for how many seconds."""
+
+    router: Router
+    node: Node
+    served: Served
+    params: bytes
+    timeout: float
+
+    def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
+        """Send it. Raises Refusal if too many are in flight."""
+        where = self.node, self.served, self.params, self.timeout
+        self.router.send(caller, *where, traceparent, request_id, batch, tally)
 
 
 class Router:
@@ -129,24 +145,24 @@ class Router:
         call_timeout: float,
         max_in_flight: int,
         max_node_in_flight: int,
-        tally: Tally,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.calls: Final = calls
-        self._new_id, self._place = calls.new_id, calls.place
+        self._new_id, self._slot = calls.new_id, calls.slot
         self._nodes = nodes
         self._call_timeout = call_timeout
         self._max_in_flight = max_in_flight
         self._max_node_in_flight = max_node_in_flight
-        self._tally = tally
+        self.tally: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
+        """What became of the requests whose method the gateway does not have itself."""
         self._tracing = tracing
         self._failures = Sampler(clock, *FAILURES)
         self.clock: Final = clock
 
     # The way there
 
-    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
+    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
         """Send a request on to a node that serves its method; without an id, as a notification.
 
         Raises Refusal where the caller may not, nobody serves it, or there is too much to do.
@@ -160,12 +176,12 @@ class Router:
         if not caller.principal.allows(served.scope):
             raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
         timeout, traceparent = self._call_timeout, message.traceparent
-        self._send(caller, node, served, params, timeout, traceparent, request, batch, self._tally)
+        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally)
 
-    def by_node(self, caller: Peer, name: str, method: str, params: bytes, timeout: float | None) -> Forward:
-        """Where a call to this node goes.
+    def by_node(self, caller: Peer, name: str, method: str, params: bytes, timeout: float | None) -> NodeForward:
+        """The way of a call to this node.
 
-        Raises Refusal where the caller may not, the node is not there, or it does not serve the method.
+        Raises Refusal if the caller may not call the method, the node is not there, or it does not serve the method.
         """
         scope = f"call:{method}"
         if not caller.principal.allows(scope):
@@ -176,21 +192,13 @@ class Router:
         served = node.methods.get(method)
         if served is None:
             raise self.refused(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
-        return Forward(node, served, params, self._call_timeout if timeout is None else timeout)
+        return NodeForward(self, node, served, params, self._call_timeout if timeout is None else timeout)
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
         """The refusal of a call that no node gets."""
         return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
 
-    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
-        """Send a request on to where it goes, as ``call`` does; its end goes into ``tally``.
-
-        Raises Refusal where there is too much to do.
-        """
-        where = forward.node, forward.served, forward.params, forward.timeout, forward.traceparent
-        self._send(caller, *where, request, batch, tally)
-
-    def _send(  # noqa: PLR0917 - on the hot path: no object only to pass them
+    def send(  # noqa: PLR0917 - on the hot path: no object only to pass them
         self,
         caller: Peer,
         node: Node,
@@ -198,60 +206,64 @@ class Router:
         params: bytes,
         timeout: float,
         traceparent: Raw,
-        request: bytes,
+        request_id: bytes,
         batch: Batch | None,
         tally: Tally,
     ) -> None:
+        """Send a request on to a node, and enter it into both tables; its end goes into ``tally``.
+
+        Raises Refusal if too many requests of the caller, or calls of the node, are in flight.
+        """
         if len(caller.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
             raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
         callee = node.peer
         calls = callee.calls
-        if request and len(calls) >= self._max_node_in_flight:
+        if request_id and len(calls) >= self._max_node_in_flight:
             detail = f"{node.name} has {self._max_node_in_flight} calls in flight"
             raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
         span = None
-        if self._tracing is not None and request:
+        if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
             span, traceparent = self._tracing.begin(*names, bytes(traceparent))
         tail = b"}"
         if node.context or traceparent is not ABSENT:
             tail = _tail(node, caller, timeout, traceparent)
         between = b',"params":' if params else b""
-        if not request:
+        if not request_id:
             callee.send(b"".join((b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail)))
             tally.count(OK)
             return
         # Read before they are called, for CPython 3.11 is slow to call what an instance has, and not its class.
-        new_id, to, clock, send = self._new_id, self._place, self.clock, callee.send
-        identity = new_id()
-        place = to(timeout)
-        call = RoutedCall(identity, place, node, served, caller, request, batch, tally, self, span, clock())
-        calls[identity] = call  # as Calls.enter() does
-        place[call] = None
-        caller.running[request] = call
+        new_id, to, clock, send = self._new_id, self._slot, self.clock, callee.send
+        call_id = new_id()
+        slot = to(timeout)
+        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
+        calls[call_id] = call  # as Calls.enter() does
+        slot[call] = None
+        caller.running[request_id] = call
         if batch is not None:
             batch.expect()
-        parts = b'{"jsonrpc":"2.0","id":', identity, b',"method":', served.encoded, between, params, tail
+        parts = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
         send(b"".join(parts))
 
     # The way back
 
-    def progress(self, callee: Peer, identity: bytes, value: bytes) -> bool:
+    def progress(self, callee: Peer, call_id: bytes, value: bytes) -> bool:
         """The node reports on a call that is running; False where there is none."""
-        call = callee.calls.get(identity)
+        call = callee.calls.get(call_id)
         if not isinstance(call, RoutedCall):
             return False
         head = b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":'
-        call.caller.send(b"".join((head, call.request, b',"value":', value, b"}}")))
+        call.caller.send(b"".join((head, call.request_id, b',"value":', value, b"}}")))
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, end: str) -> bytes:
         """The reply to a call that the node has not answered; where the node is still there it is told."""
         if error is not errors.NODE_LOST:
-            call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.identity)
+            call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         self._log(call, end)
-        return jsonrpc.error_reply(call.request, error, f"{call.node.name}: {call.served.name}", outcome=UNKNOWN)
+        return jsonrpc.error_reply(call.request_id, error, f"{call.node.name}: {call.served.name}", outcome=UNKNOWN)
 
     def _log(self, call: RoutedCall, end: str) -> None:
         caller = call.caller

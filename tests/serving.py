@@ -161,10 +161,10 @@ async def serving(
 class Unanswered:
     """A call of which nobody wants to know the end, and that has no deadline."""
 
-    def __init__(self, callee: Callee, identity: bytes) -> None:
+    def __init__(self, callee: Callee, call_id: bytes) -> None:
         self.callee = callee
-        self.identity = identity
-        self.place: dict[Call, None] = {self: None}
+        self.call_id = call_id
+        self.slot: dict[Call, None] = {self: None}
 
     def answered(self, message: Message) -> None:
         """Nobody waits."""

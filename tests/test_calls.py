@@ -43,10 +43,10 @@ class Ends:
 class Noted:
     """A call whose end is kept."""
 
-    def __init__(self, callee: Callee, identity: bytes, place: dict[Call, None], ends: Ends) -> None:
+    def __init__(self, callee: Callee, call_id: bytes, slot: dict[Call, None], ends: Ends) -> None:
         self.callee = callee
-        self.identity = identity
-        self.place = place
+        self.call_id = call_id
+        self.slot = slot
         self._ends = ends
 
     def answered(self, message: Message) -> None:
@@ -58,18 +58,18 @@ class Noted:
 
 def begin(calls: Calls, callee: Callee, ends: Ends, timeout: float) -> Noted:
     """One more call in flight."""
-    entry = Noted(callee, calls.new_id(), calls.place(timeout), ends)
+    entry = Noted(callee, calls.new_id(), calls.slot(timeout), ends)
     calls.enter(entry)
     return entry
 
 
-def answer(identity: bytes | int, result: object = None) -> Message:
+def answer(call_id: bytes | int, result: object = None) -> Message:
     """A response as it is decoded."""
-    return jsonrpc.decode(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (str_id(identity), jsonrpc.encode(result)))
+    return jsonrpc.decode(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (str_id(call_id), jsonrpc.encode(result)))
 
 
-def str_id(identity: bytes | int) -> bytes:
-    return identity if isinstance(identity, bytes) else b"%d" % identity
+def str_id(call_id: bytes | int) -> bytes:
+    return call_id if isinstance(call_id, bytes) else b"%d" % call_id
 
 
 # The table
@@ -83,8 +83,8 @@ def test_ids_count_from_one() -> None:
 async def test_a_call_ends_with_its_answer_once() -> None:
     calls, peer, ends = Calls(), Listing(), Ends()
     entry = begin(calls, peer, ends, LONG)
-    assert (list(peer.calls), len(calls)) == ([entry.identity], 1)
-    message = answer(entry.identity, [1])
+    assert (list(peer.calls), len(calls)) == ([entry.call_id], 1)
+    message = answer(entry.call_id, [1])
     assert calls.answered(peer, message)
     assert not calls.answered(peer, message)
     calls.lost(peer)
@@ -96,21 +96,21 @@ async def test_a_call_ends_with_its_answer_once() -> None:
 async def test_numbers_are_never_used_twice() -> None:
     calls, one, two, ends = Calls(), Listing(), Listing(), Ends()
     entries = [begin(calls, peer, ends, LONG) for peer in (one, two) * 50]
-    assert len({entry.identity for entry in entries}) == 100
-    assert all(entry.identity.isdigit() for entry in entries)
+    assert len({entry.call_id for entry in entries}) == 100
+    assert all(entry.call_id.isdigit() for entry in entries)
     for entry in entries:
         calls.drop(entry)
-    assert begin(calls, one, ends, LONG).identity not in {entry.identity for entry in entries}
+    assert begin(calls, one, ends, LONG).call_id not in {entry.call_id for entry in entries}
 
 
 async def test_only_who_was_called_can_answer() -> None:
     calls, peer, other, ends = Calls(), Listing(), Listing(), Ends()
     entry = begin(calls, peer, ends, LONG)
-    assert not calls.answered(other, answer(entry.identity))
-    assert not calls.answered(peer, answer(b'"%b"' % entry.identity))
-    assert not calls.answered(peer, answer(b"-%b" % entry.identity))
+    assert not calls.answered(other, answer(entry.call_id))
+    assert not calls.answered(peer, answer(b'"%b"' % entry.call_id))
+    assert not calls.answered(peer, answer(b"-%b" % entry.call_id))
     assert ends.outcomes == []
-    assert calls.answered(peer, answer(entry.identity))
+    assert calls.answered(peer, answer(entry.call_id))
 
 
 async def test_a_dropped_call_ends_no_more() -> None:
@@ -118,7 +118,7 @@ async def test_a_dropped_call_ends_no_more() -> None:
     entry = begin(calls, peer, ends, 0.01)
     calls.drop(entry)
     calls.drop(entry)
-    assert not calls.answered(peer, answer(entry.identity))
+    assert not calls.answered(peer, answer(entry.call_id))
     await asyncio.sleep(0.25)
     calls.lost(peer)
     assert (ends.outcomes, peer.calls, len(calls)) == ([], {}, 0)
@@ -130,7 +130,7 @@ async def test_a_call_ends_at_its_deadline() -> None:
     entry = begin(calls, peer, ends, 0.05)
     await asyncio.sleep(0.3)
     assert ends.outcomes == [errors.TIMEOUT]
-    assert not calls.answered(peer, answer(entry.identity))
+    assert not calls.answered(peer, answer(entry.call_id))
     assert (len(peer.calls), longer.outcomes) == (1, [])
 
 
@@ -453,12 +453,12 @@ async def test_ids_of_the_two_directions_are_never_mixed_up(caller: Caller) -> N
 async def test_a_request_may_have_the_id_of_a_call(caller: Caller) -> None:
     task = asyncio.create_task(caller.connection.call("answer", timeout=LONG))
     message = await called(caller)
-    identity = str(message["id"])
-    assert await caller.ask(request("echo", [1], message["id"])) == accepted("[1]", identity)
+    call_id = str(message["id"])
+    assert await caller.ask(request("echo", [1], message["id"])) == accepted("[1]", call_id)
     assert await caller.ask(request("nothing", id=message["id"])) == refused(
-        -32601, "nothing", identity, outcome="not_delivered"
+        -32601, "nothing", call_id, outcome="not_delivered"
     )
-    assert await caller.answers(f'{{"jsonrpc":"2.0","id":"{identity}","result":1}}') == []
+    assert await caller.answers(f'{{"jsonrpc":"2.0","id":"{call_id}","result":1}}') == []
     assert not task.done()
     await caller.send(reply(message, result="mine"))
     assert await asyncio.wait_for(task, SOON) == "mine"

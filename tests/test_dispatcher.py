@@ -6,7 +6,7 @@ import json
 import logging
 import weakref
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,12 +17,12 @@ from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
 from gateway.calls import Calls
 from gateway.counts import Tally
-from gateway.dispatcher import RETRY_AFTER_MS, Batch, Dispatcher, Peer
+from gateway.dispatcher import RETRY_AFTER_MS, Batch, Dispatcher, Peer, Route
 from gateway.errors import RpcError
 from gateway.jsonrpc import Message
 from gateway.method import CALL, Refusal, Then, method
 from gateway.methods.rpc import RpcMethods
-from gateway.nodes import Forward, Node, Nodes, Served
+from gateway.nodes import Nodes
 from gateway.routing import Router
 from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.status import Status
@@ -36,13 +36,35 @@ LATEST = 2.0
 MAX_IN_FLIGHT = 4
 
 
-FORWARD = Forward(cast(Node, None), Served("a", b'"a"', "call:a", "", b""), b"", 1.0)
-
-
 class Name(msgspec.Struct, forbid_unknown_fields=True):
     """Which of the works."""
 
     name: str
+
+
+class Way:
+    """A `Route`, and a `Forward`, that keeps what it is asked for, or refuses."""
+
+    def __init__(self, refusal: Refusal | None = None) -> None:
+        self.tally = Tally()
+        self.refusal = refusal
+        self.asked: list[tuple[str, bytes]] = []
+        self.started: list[tuple[bytes, bool]] = []
+
+    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
+        """To nobody."""
+        self.asked.append((message.method, params))
+        self.send(caller, request_id, message.traceparent, batch, self.tally)
+
+    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
+        """A refusal of what is not started."""
+        return Refusal(error, detail, **data, outcome="not_delivered")
+
+    def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
+        """Keep it."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.started.append((request_id, batch is not None))
 
 
 class Works:
@@ -52,6 +74,7 @@ class Works:
         self.gates: dict[str, asyncio.Future[Any]] = {}
         self.ran: list[str] = []
         self.ended: list[str] = []
+        self.way: Way = Way()
 
     @method("work", scope=CALL)
     async def work(self, peer: object, params: Name) -> Any:
@@ -161,10 +184,22 @@ class Works:
         """Return the parameters, and have something behind them."""
         return Then(Raw(params or b"null"), lambda: peer.send(b"behind"))
 
-    @method("forward", scope=CALL)
+    @method("then_later", scope=CALL)
+    async def then_later(self, peer: Listing, params: bytes) -> Then[Raw]:
+        """The same, from the task."""
+        await asyncio.sleep(0)
+        return Then(Raw(params or b"null"), lambda: peer.send(b"behind"))
+
+    @method("forward", scope=CALL, forwards=True)
     def forward(self, peer: object) -> Any:
         """Be a node's."""
-        return FORWARD
+        return self.way
+
+    @method("forward_later", scope=CALL, forwards=True)
+    async def forward_later(self, peer: object, params: Name) -> Any:
+        """The same, as soon as the test opens the gate."""
+        await self.work(peer, params)
+        return self.way
 
     @method("loose", scope=CALL)
     def loose(self, peer: object, params: "Loose") -> None:
@@ -192,24 +227,26 @@ DEFECTS = [
 class Bench:
     """A dispatcher with works, and a peer."""
 
-    def __init__(self, *, call_timeout: float = 30.0, principal: Principal | None = None) -> None:
+    def __init__(
+        self, *, call_timeout: float = 30.0, principal: Principal | None = None, route: Route | None = None
+    ) -> None:
         self.status = Status("instance", lambda: 0.0)
         self.status.ready()
         self.calls = Calls()
+        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        self.router = Router(
+            nodes, self.calls, call_timeout=call_timeout, max_in_flight=MAX_IN_FLIGHT, max_node_in_flight=2
+        )
         self.dispatcher = Dispatcher(
-            self.status, self.calls, max_in_flight=MAX_IN_FLIGHT, max_batch=10, call_timeout=call_timeout
+            self.status,
+            self.calls,
+            route or self.router,
+            max_in_flight=MAX_IN_FLIGHT,
+            max_batch=10,
+            call_timeout=call_timeout,
         )
         self.works = Works()
         self.dispatcher.add(self.works)
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
-        self.router = Router(
-            nodes,
-            self.calls,
-            call_timeout=call_timeout,
-            max_in_flight=MAX_IN_FLIGHT,
-            max_node_in_flight=2,
-            tally=self.dispatcher.routed,
-        )
         self.dispatcher.add(RpcMethods(self.dispatcher, self.router, nodes), own=True)
         self.peer = Listing(principal) if principal else Listing()
 
@@ -622,7 +659,12 @@ async def test_a_batch_is_answered_when_its_last_is_ready(bench: Bench) -> None:
     bench.works.finish("a", "A")
     await passes()
     (reply,) = bench.peer.take()
-    expected = [accepted('"A"'), accepted("null", "2"), accepted('"B"', "3"), refused(-32601, "nothing", "4")]
+    expected = [
+        accepted('"A"'),
+        accepted("null", "2"),
+        accepted('"B"', "3"),
+        refused(-32601, "nothing", "4", outcome="not_delivered"),
+    ]
     assert by_id(reply) == [json.loads(part) for part in expected]
     assert bench.peer.settlements == 2
 
@@ -776,36 +818,21 @@ async def test_what_comes_behind_a_reply_in_a_batch_is_done_behind_the_batch(ben
     assert bench.tell(f"[{notification('then')}]") == ["behind"]
 
 
+async def test_what_comes_behind_a_reply_that_took_its_time_is_done_behind_it(bench: Bench) -> None:
+    bench.tell(request("then_later", [1]), notification("then_later"))
+    await passes(4)
+    assert bench.peer.take() == [accepted("[1]"), "behind", "behind"]
+    bench.tell(f"[{request('then_later', [2])},{request('plain')}]")
+    await passes(4)
+    (reply, behind) = bench.peer.take()
+    assert (len(json.loads(reply)), behind) == (2, "behind")
+
+
 # What goes to a node
 
 
-class Way:
-    """A route on which nothing arrives: it keeps what it was given, and refuses what the test says."""
-
-    def __init__(self, refusal: Refusal | None = None) -> None:
-        self.refusal = refusal
-        self.asked: list[tuple[str, bytes]] = []
-        self.started: list[tuple[bytes, bool]] = []
-
-    def call(self, caller: Peer, message: Message, params: bytes, request: bytes, batch: Batch | None) -> None:
-        """To nobody."""
-        self.asked.append((message.method, params))
-        self.forward(caller, FORWARD, request, batch, Tally())
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """A refusal of what is not started."""
-        return Refusal(error, detail, **data, outcome="not_delivered")
-
-    def forward(self, caller: Peer, forward: Forward, request: bytes, batch: Batch | None, tally: Tally) -> None:
-        """Keep it."""
-        assert forward is FORWARD
-        if self.refusal is not None:
-            raise self.refusal
-        self.started.append((request, batch is not None))
-
-
-async def test_methods_of_nobodys_go_the_way_to_nodes(bench: Bench) -> None:
-    bench.dispatcher.route = way = Way()
+async def test_methods_of_nobodys_go_the_way_to_nodes() -> None:
+    bench = Bench(route=(way := Way()))
     assert bench.tell(request("lamp.on", [1], 7), notification("lamp.off"), f"[{request('a', id='b')}]") == []
     assert way.asked == [("lamp.on", b"[1]"), ("lamp.off", b""), ("a", b"")]
     assert way.started == [(b"7", False), (b"", False), (b'"b"', True)]
@@ -813,20 +840,53 @@ async def test_methods_of_nobodys_go_the_way_to_nodes(bench: Bench) -> None:
 
 
 async def test_a_method_may_say_where_its_request_goes(bench: Bench) -> None:
-    bench.dispatcher.route = way = Way()
     assert bench.tell(request("forward", id=7)) == []
-    assert (way.asked, way.started) == ([], [(b"7", False)])
+    assert bench.works.way.started == [(b"7", False)]
 
 
-async def test_a_request_that_cannot_go_to_a_node_is_refused(bench: Bench) -> None:
-    bench.dispatcher.route = Way(Refusal(errors.OVERLOADED, "pi", outcome="not_delivered"))
+async def test_a_method_that_takes_its_time_may_say_so_too(bench: Bench) -> None:
+    way = bench.works.way
+    params = {"name": "a"}
+    bench.tell(
+        request("forward_later", params, 7), f"[{request('forward_later', {'name': 'b'}, 8)},{request('plain')}]"
+    )
+    await passes()
+    assert way.started == []
+    bench.works.finish("a")
+    bench.works.finish("b")
+    await passes()
+    assert way.started == [(b"7", False), (b"8", True)]
+    assert bench.peer.running == {}
+    assert bench.dispatcher.methods["forward_later"].tally.outcomes()["ok"] == 0  # the end of the call is still to come
+
+
+async def test_a_request_is_not_sent_on_that_was_cancelled_meanwhile(bench: Bench) -> None:
+    bench.tell(request("forward_later", {"name": "a"}, 7), notification("rpc.cancel", {"id": 7}))
+    await passes()
+    (reply,) = bench.peer.take()
+    assert (json.loads(reply)["error"]["code"], bench.works.way.started) == (-32800, [])
+
+
+async def test_a_method_that_takes_its_time_hears_that_its_request_cannot_go_on(bench: Bench) -> None:
+    bench.works.way.refusal = Refusal(errors.OVERLOADED, "pi", outcome="not_delivered")
+    bench.tell(request("forward_later", {"name": "a"}), f"[{request('forward_later', {'name': 'b'}, 8)}]")
+    await passes()
+    bench.works.finish("a")
+    bench.works.finish("b")
+    await passes()
+    refusal = refused(-32009, "pi", outcome="not_delivered")
+    assert bench.peer.take() == [refusal, f"[{refused(-32009, 'pi', id='8', outcome='not_delivered')}]"]
+
+
+async def test_a_request_that_cannot_go_to_a_node_is_refused() -> None:
+    bench = Bench(route=Way(Refusal(errors.OVERLOADED, "pi", outcome="not_delivered")))
     refusal = refused(-32009, "pi", outcome="not_delivered")
     assert bench.tell(request("lamp.on"), notification("lamp.on")) == [refusal]
     assert bench.tell(f"[{request('lamp.on')},{notification('lamp.on')}]") == [f"[{refusal}]"]
 
 
-async def test_an_id_that_is_in_flight_is_refused_for_nodes_too(bench: Bench) -> None:
-    bench.dispatcher.route = way = Way()
+async def test_an_id_that_is_in_flight_is_refused_for_nodes_too() -> None:
+    bench = Bench(route=(way := Way()))
     bench.tell(work("a", 1))
     assert bench.tell(request("lamp.on", id=1))[0].startswith('{"jsonrpc":"2.0","id":1,"error":{"code":-32007,')
     assert way.started == []
@@ -895,7 +955,7 @@ def draining(bench: Bench) -> Bench:
 
 async def test_what_is_new_is_refused_while_draining(draining: Bench) -> None:
     assert draining.tell(request("plain")) == [refused(-32011)]
-    assert draining.tell(request("nothing")) == [refused(-32011)]
+    assert draining.tell(request("nothing")) == [refused(-32011, outcome="not_delivered")]
     assert draining.tell(f"[{request('plain')}]", notification("plain")) == [f"[{refused(-32011)}]"]
     assert draining.works.ran == []
 

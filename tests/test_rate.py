@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway import errors
 from gateway.calls import Calls
-from gateway.dispatcher import Dispatcher
+from gateway.dispatcher import Dispatcher, Nowhere
 from gateway.limits import PATIENCE, Rate
 from gateway.method import AUTHENTICATED, method
 from gateway.status import Status
@@ -37,6 +37,7 @@ class Paced:
         self._dispatcher = Dispatcher(
             Status("3f0c", self.clock),
             Calls(),
+            Nowhere(),
             max_in_flight=4,
             max_batch=100,
             call_timeout=1.0,

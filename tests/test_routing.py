@@ -20,7 +20,6 @@ from pytest_aiohttp import AiohttpClient
 from gateway import jsonrpc
 from gateway.app import GATEWAY
 from gateway.calls import Calls
-from gateway.counts import Tally
 from gateway.nodes import Nodes, Served
 from gateway.routing import FAILURES, Router
 from tests.credentials import OP, PI, Holder, TokensFile, entered
@@ -505,9 +504,7 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
     now = [1000.0]
     nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
     burst, window = FAILURES
-    router = Router(
-        nodes, calls, call_timeout=9.0, max_in_flight=100, max_node_in_flight=100, tally=Tally(), clock=lambda: now[0]
-    )
+    router = Router(nodes, calls, call_timeout=9.0, max_in_flight=100, max_node_in_flight=100, clock=lambda: now[0])
 
     def fail(count: int) -> list[dict[str, Any]]:
         """So many calls are lost with their node, after a second and a half; the lines that this leaves."""

@@ -35,16 +35,15 @@ class Traced:
         self.machine, self.caller = NodeListing(), Listing()
         nodes.register(self.machine, "pi", [Served("lamp.on", b'"lamp.on"', "call:lamp.on", "", b"")], False)
         status, calls = Status("1", lambda: 0.0), Calls()
-        self._dispatcher = Dispatcher(status, calls, max_in_flight=4, max_batch=4, call_timeout=9.0)
-        self._dispatcher.route = Router(
+        router = Router(
             nodes,
             calls,
             call_timeout=9.0,
             max_in_flight=4,
             max_node_in_flight=4,
-            tally=self._dispatcher.routed,
             tracing=Tracing(provider) if tracing else None,
         )
+        self._dispatcher = Dispatcher(status, calls, router, max_in_flight=4, max_batch=4, call_timeout=9.0)
 
     def ask(self, **members: object) -> dict[str, Any]:
         """Call, and return what the node gets."""
