@@ -62,6 +62,9 @@ class Admission:
         """The credential of a request, or `NO_CREDENTIAL` where it is to follow. Raises RefusedError.
 
         ``authorization`` are the headers of that name; ``opened`` is how many connections are open now.
+
+        Nothing may await between this call and `owes` or `entered`, which count the connection: else several that come
+        at once would all find the room that there is for one.
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")

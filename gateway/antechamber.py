@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from gateway import errors, jsonrpc
 from gateway.admission import Admission
 from gateway.calls import Calls
 from gateway.connection import Connection, Endpoint
+from gateway.connections import Connections
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
 from gateway.frames import Payload, cut
@@ -25,7 +24,6 @@ MAX_FIRST_MESSAGE: Final = 64 * 1024
 _FRAMING: Final = 1024
 """Bytes beside that message: its header, and a ping or two."""
 
-_CUT_GRACE: Final = 0.2
 _ENDS: Final = {
     errors.UNAUTHENTICATED: errors.CLOSED_UNAUTHENTICATED,
     errors.RATE_LIMITED: errors.FLOOD,
@@ -38,12 +36,13 @@ class Antechamber:
     """The `connection.Endpoint` of those who owe their credential; ``inside`` is that of those who have brought it.
 
     ``authenticate`` is the method of that name, ``welcome`` makes the first frame, ``entered`` is told of everybody who
-    may go on, ``over`` of everybody who leaves instead.
+    may go on.
     """
 
     def __init__(
         self,
         inside: Endpoint,
+        connections: Connections,
         admission: Admission,
         rejections: Rejections,
         *,
@@ -51,28 +50,25 @@ class Antechamber:
         authenticate: Method,
         welcome: Callable[[Connection], bytes],
         entered: Callable[[Connection], None],
-        over: Callable[[Connection, Disconnect], None],
     ) -> None:
         self.calls = Calls()
         self._inside = inside
+        self._connections = connections
         self._admission = admission
         self._rejections = rejections
         self._timeout = timeout
         self._authenticate = authenticate
         self._welcome = welcome
         self._entered = entered
-        self._over = over
         self._waiting: Sweep[Connection] = Sweep(self._late)
         self._told: set[Connection] = set()
-        self._present: set[Connection] = set()
-        self._empty = asyncio.Event()
 
     def opened(self, connection: Connection) -> None:
         """Welcome it, with no principal; what is left of the handshake's time runs on."""
-        left = connection.ws.handshake_left
+        left = connection.handshake_left
         self._admission.owes(connection)
-        self._present.add(connection)
-        connection.ws.allowance = MAX_FIRST_MESSAGE + _FRAMING
+        self._connections.owe(connection)
+        connection.restrict(MAX_FIRST_MESSAGE + _FRAMING)
         self._waiting.begin(connection, self._timeout if left is None else left)
         connection.send_frame(self._welcome(connection))
 
@@ -113,8 +109,9 @@ class Antechamber:
         """Text frames only."""
         self._refuse(connection, errors.UNSUPPORTED_DATA, "a binary message")
 
-    def ending(self, connection: Connection) -> None:
-        """It holds nothing yet."""
+    def release(self, connection: Connection) -> None:
+        """Its time does not matter any more: it is on its way out."""
+        self._waiting.done(connection)
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """It leaves without having entered."""
@@ -122,31 +119,12 @@ class Antechamber:
         if connection not in self._told:
             self._tell(connection, end, end.cause)
         self._told.discard(connection)
-        self._over(connection, end)
-
-    async def dismiss(self, close_timeout: float) -> None:
-        """The gateway drains: end all who wait, and return when they are gone, after ``close_timeout`` at most."""
-        for connection in self._waiting.take_all():
-            connection.end(errors.SHUTDOWN)
-        if not self._present:
-            return
-        self._empty.clear()
-        await self._empty_within(close_timeout)
-        for connection in list(self._present):
-            connection.abort()
-        await self._empty_within(_CUT_GRACE)
-
-    async def _empty_within(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._empty.wait()
+        self._connections.remember(connection, end)
 
     def _leave(self, connection: Connection) -> None:
         self._waiting.done(connection)
         self._admission.owes_no_more(connection)
-        self._present.discard(connection)
-        if not self._present:
-            self._empty.set()
+        self._connections.owe_no_more(connection)
 
     def _refuse(self, connection: Connection, end: Disconnect, why: str) -> None:
         self._waiting.done(connection)

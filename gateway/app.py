@@ -10,6 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any, Final
 
@@ -18,13 +19,14 @@ from aiohttp import hdrs, web
 from gateway import auth, errors
 from gateway.admission import Admission
 from gateway.antechamber import Antechamber
-from gateway.bus.memory import MemoryBus
 from gateway.calls import Calls
+from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connection import Connection, Regime
 from gateway.connections import Connections
 from gateway.console import pages
 from gateway.credentials import NO_CREDENTIAL, Authenticator
+from gateway.delivery import Delivery
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.events import Events
@@ -97,7 +99,10 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.rejections: Final = Rejections()
         self.admission: Final = Admission(config, status, auth.load(config.auth), self.rescoped)
-        self.events: Final = Events(_topics(config), MemoryBus(), self._regime.cork)
+        stream = _stream(config)
+        topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
+        self._delivery = Delivery(topics, self._regime.cork)
+        self.events: Final = Events(topics, stream, self._delivery)
         self._presence = Presence(self.events)
         self.nodes: Final = Nodes(self._presence.online, self._presence.offline)
         self.calls: Final = Calls()
@@ -135,15 +140,16 @@ class Gateway:
             self.dispatcher.add(source, own=True)
         self.antechamber: Final = Antechamber(
             self,
+            connections,
             self.admission,
             self.rejections,
             timeout=config.server.handshake_timeout,
             authenticate=self.dispatcher.methods["gateway.authenticate"],
             welcome=own.welcome,
             entered=self.entered,
-            over=connections.remember,
         )
         self.lag: Final = LoopLag()
+        self._drain: asyncio.Task[None] | None = None
         self.metrics: Final = Metrics(
             census=connections.census,
             opened=lambda: connections.opened_total,
@@ -156,9 +162,19 @@ class Gateway:
             },
             counters={
                 "events_published": ("Messages published.", lambda: self.events.published),
-                "events_delivered": ("Messages sent to subscribers.", lambda: self.events.delivered),
+                "events_delivered": ("Messages sent to subscribers.", lambda: self._delivery.delivered),
             },
         )
+
+    async def start(self) -> None:
+        """Connect what needs a connection. Before the first request; once."""
+        await self.events.start()
+        self.lag.start()
+
+    async def stop(self) -> None:
+        """Let go of it. After the last connection; may be called twice."""
+        self.lag.stop()
+        await self.events.stop()
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """`GET /ws`: admit the request, then be its connection, in the antechamber where it owes its credential."""
@@ -188,17 +204,22 @@ class Gateway:
         """Text frames only."""
         connection.end(errors.UNSUPPORTED_DATA)
 
-    def ending(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Answer for it, and forget what it serves and hears: nobody waits until its transport is gone."""
-        self.nodes.unregister(connection)
-        self.dispatcher.lost(connection)
-        self.events.lost(connection)
+        try:
+            self.nodes.unregister(connection)
+        finally:
+            try:
+                self.dispatcher.lost(connection)
+            finally:
+                self.events.lost(connection)
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
-        """Release all that the connection holds."""
-        self._connections.remove(connection, end)
-        self.admission.left(connection)
-        self.ending(connection)
+        """Forget the connection."""
+        try:
+            self._connections.remove(connection, end)
+        finally:
+            self.admission.left(connection)
         self._presence.closed(connection, end, connection.duration)
 
     def rescoped(self, connection: Connection) -> None:
@@ -210,30 +231,39 @@ class Gateway:
         self.events.rescoped(connection)
 
     async def drain(self, server: Server) -> None:
-        """Let everybody go, those without a credential at once. Later calls wait for the first."""
+        """Let everybody go. Of many calls the first one begins it, and all return when it is over.
+
+        Cancelling one of them stops nothing.
+        """
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._let_go(server))
+        await asyncio.shield(self._drain)
+
+    async def _let_go(self, server: Server) -> None:
         if self._connections:
             self._presence.draining(server.drain_timeout)
-        await asyncio.gather(
-            self.antechamber.dismiss(server.close_timeout),
-            self._connections.drain(server.drain_timeout, server.close_timeout),
-        )
+        await self._connections.drain(server.drain_timeout, server.close_timeout)
 
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read anew; returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
 
 
-def _topics(config: Config) -> Topics:
+def _stream(config: Config) -> MemoryStream:
     events = config.events
-    return Topics(
+    return MemoryStream(
         time.monotonic,
+        _now,
         lambda: secrets.token_hex(8),
-        max_topics=events.max_topics,
-        history_count=events.history_count,
-        history_age=events.history_age,
-        history_bytes=events.history_bytes,
-        conflate=events.conflate,
+        count=events.history_count,
+        age=events.history_age,
+        octets=events.history_bytes,
     )
+
+
+def _now() -> str:
+    moment = datetime.fromtimestamp(time.time(), UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
 CONFIG: Final = web.AppKey("config", Config)
@@ -312,7 +342,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def on_startup(app: web.Application) -> None:
     """Whoever runs the application listens right after this."""
-    app[GATEWAY].lag.start()
+    await app[GATEWAY].start()
     app[STATUS].ready()
 
 
@@ -324,4 +354,4 @@ async def on_shutdown(app: web.Application) -> None:
 
 async def on_cleanup(app: web.Application) -> None:
     """Everybody has gone."""
-    app[GATEWAY].lag.stop()
+    await app[GATEWAY].stop()

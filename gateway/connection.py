@@ -1,4 +1,8 @@
-"""One connection: its identity, its WebSocket, its counts and its two lines in the log."""
+"""One connection: its identity, its link, its counts and its two lines in the log.
+
+The connection has the connId, a principal, and all that is in flight; its link, one WebSocket, may change. What a link
+says counts only as long as it is the connection's own.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,16 @@ from gateway import errors, jsonrpc
 from gateway.calls import Call, Calls, call, failed
 from gateway.config import Config
 from gateway.credentials import ANYBODY, Credential
+from gateway.delivery import Subscriber
 from gateway.dispatcher import Request
 from gateway.errors import Disconnect
-from gateway.events import Subscriber
-from gateway.frames import State
+from gateway.frames import NOTHING_WRITTEN, State, Written
 from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
 from gateway.outbox import Cork
 from gateway.reader import Receiver, RequestProtocol, Turns
 from gateway.scopes import NOBODY
-from gateway.websocket import Closings, WebSocket
+from gateway.websocket import Closings, Link
 
 logger = logging.getLogger("gateway.connection")
 
@@ -79,15 +83,15 @@ class Endpoint(Receiver, Protocol):
     def opened(self, connection: Connection) -> None:
         """The connection is open: register it, welcome it."""
 
-    def ending(self, connection: Connection) -> None:
-        """The connection is no longer open: nothing that it owes will come. Called once, before ``closed``."""
+    def release(self, connection: Connection) -> None:
+        """Nothing more comes from the connection: end all that others expect of it. Called once, before ``closed``."""
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
-        """The connection is over: release all that it holds. Called once."""
+        """The connection is over. Called once, the last of all calls."""
 
 
 class Connection:
-    """One peer. ``serve(request)`` lives as long as the connection; everything else is a plain call.
+    """One peer. ``serve(request)`` lives as long as the connection's first link; everything else is a plain call.
 
     ``conn_id`` is UUID4 text; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``; ``opened_at`` is seconds since
     the epoch. ``running`` are its requests in flight, ``calls`` those that the gateway has sent it, both by id.
@@ -97,12 +101,14 @@ class Connection:
 
     __slots__ = (
         "_opened",
+        "_released",
         "bucket",
         "calls",
         "conn_id",
         "credential",
         "endpoint",
         "leaving",
+        "link",
         "node",
         "opened_at",
         "principal",
@@ -111,7 +117,6 @@ class Connection:
         "running",
         "send",
         "subscriber",
-        "ws",
     )
 
     def __init__(self, remote: str, endpoint: Endpoint, regime: Regime, credential: Credential = ANYBODY) -> None:
@@ -128,37 +133,47 @@ class Connection:
         self.opened_at = 0.0
         self._opened = 0.0
         self.leaving = False
+        self._released = False
         self.endpoint = endpoint
-        self.ws: Final = WebSocket(self, regime.cork, regime, regime.closings)
-        self.send: Final = self.ws.send_text  # on the hot path: no call in between
+        self.attach(Link(self, regime.cork, regime, regime.closings))
+
+    def attach(self, link: Link) -> None:
+        """Take ``link`` as the connection's own: what is sent leaves by it, and only what it says counts."""
+        link.owner = self
+        self.link = link
+        self.send = link.send_text  # on the hot path: no call in between
         """Sends one JSON text; does nothing unless the connection is open."""
 
-    async def serve(self, request: web.Request) -> WebSocket:
-        """Upgrade ``request`` and return when the connection is over. Once."""
+    async def serve(self, request: web.Request) -> Link:
+        """Upgrade ``request`` and return when the link that this begins with is over. Once.
+
+        Returns that link, whichever the connection has by then: aiohttp closes what it is given.
+        """
+        link = self.link
         try:
-            await self.ws.prepare(request)
+            await link.prepare(request)
         except ConnectionResetError:  # the peer left before the 101; aiohttp would take that for a defect
-            return self.ws
-        await self.ws.run()
-        return self.ws
+            return link
+        await link.run()
+        return link
 
     @property
     def send_frame(self) -> Callable[[bytes], None]:
         """Sends one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
-        return self.ws.send_frame_bytes
+        return self.link.send_frame_bytes
 
     @property
     def write(self) -> Callable[[bytes], None]:
         """Writes past the outbox, where nothing waits in it. What is written so is to be told to `count`."""
-        return self.ws.transport.write
+        return self.link.transport.write
 
     def count(self, messages: int, octets: int) -> None:
-        """Count what was written past the outbox."""
-        self.ws.count(messages, octets)
+        """Count what was written past the outbox, once its subscriber is no more."""
+        self.link.count(messages, octets)
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification."""
-        self.ws.send_text(jsonrpc.notification(method, params))
+        self.send(jsonrpc.notification(method, params))
 
     async def call(self, method: str, params: object = None, timeout: float = 30.0) -> Any:
         """Call a method of the client and return its decoded result; ``timeout`` is seconds.
@@ -172,17 +187,17 @@ class Connection:
     @property
     def max_held_bytes(self) -> int:
         """How much of events may wait behind a reply that is still to come."""
-        return 2 * self.ws.outbox_bound
+        return 2 * self.link.outbox_bound
 
     @property
     def stalled(self) -> bool:
         """Whether the peer does not read at the moment."""
-        return self.ws.stalled
+        return self.link.stalled
 
     @property
     def is_open(self) -> bool:
         """Whether it is open, and not on its way out."""
-        return self.ws.phase is State.OPEN
+        return self.link.state is State.OPEN
 
     @property
     def in_flight(self) -> int:
@@ -190,14 +205,48 @@ class Connection:
         return len(self.running) + len(self.calls)
 
     @property
+    def messages_in(self) -> int:
+        """Messages that have come."""
+        return self.link.messages_in
+
+    @property
+    def messages_out(self) -> int:
+        """Messages that were sent."""
+        return self.link.messages_out
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes that have come."""
+        return self.link.bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of what was sent."""
+        return self.link.bytes_out
+
+    @property
+    def outbox_bytes(self) -> int:
+        """Bytes that were sent and that the kernel has not taken yet."""
+        return self.link.outbox_bytes
+
+    @property
+    def handshake_left(self) -> float | None:
+        """Seconds that are left of the handshake's time; None if nobody counts them. For `Endpoint.opened`."""
+        return self.link.handshake_left
+
+    def restrict(self, octets: int) -> None:
+        """Accept so many bytes more of the peer until ``enter``."""
+        self.link.allowance = octets
+
+    @property
     def last_seen_at(self) -> float:
         """When the last byte came, in seconds since the epoch."""
-        return self.opened_at + (self.ws.last_read - self._opened)
+        return self.opened_at + (self.link.last_read - self._opened)
 
     @property
     def duration(self) -> float:
         """Seconds since the opening, to the millisecond."""
-        return round(self.ws.loop.time() - self._opened, 3)
+        return round(self.link.loop.time() - self._opened, 3)
 
     def adopt(self, credential: Credential) -> None:
         """Take a credential in place of the one before, with all that is open as it is."""
@@ -207,36 +256,36 @@ class Connection:
     def enter(self, endpoint: Endpoint) -> None:
         """The credential that was owed has been adopted: the connection is open, and ``endpoint`` stands behind it."""
         self.endpoint = endpoint
-        self.ws.allowance = None
+        self.link.allowance = None
         self._log_opened()
 
     def settled(self) -> None:
         """A request is no longer in flight: one who is leaving may go."""
         if self.leaving and not self.in_flight:
-            self.ws.end(errors.SHUTDOWN)
+            self.link.end(errors.SHUTDOWN)
 
     def end(self, end: Disconnect) -> None:
         """End the connection, for the reason given. The first end wins, later ones do nothing."""
-        self.ws.end(end)
+        self.link.end(end)
 
     def abort(self) -> None:
         """Drop the transport at once."""
-        self.ws.abort()
+        self.link.abort()
 
     def leave_in(self, delay: float) -> None:
         """Drain: end with 1001 after ``delay`` seconds, or when the last request in flight is answered."""
-        self.ws.loop.call_later(delay, self._leave)
+        self.link.loop.call_later(delay, self._leave)
 
     def _leave(self) -> None:
         self.leaving = True
         self.settled()
 
-    # From the WebSocket
+    # From the link
 
-    def on_open(self) -> None:
+    def on_open(self, link: Link) -> None:
         """Log the opening, unless a credential is owed, then let the endpoint say welcome."""
         self.opened_at = time.time()
-        self._opened = self.ws.loop.time()
+        self._opened = link.loop.time()
         if self.principal is not NOBODY:
             self._log_opened()
         self.endpoint.opened(self)
@@ -261,35 +310,45 @@ class Connection:
             extra={"event": "connection.defect", "connId": self.conn_id, "remote": self.remote},
         )
 
-    def settle(self) -> None:
-        """Events are written past the outbox, and counted when somebody asks."""
-        if self.subscriber is not None:
-            self.subscriber.settle()
+    @property
+    def past(self) -> Written:
+        """What the subscriber has had written past the outbox."""
+        return NOTHING_WRITTEN if self.subscriber is None else self.subscriber.past
 
-    def on_blocked(self) -> None:
+    def on_blocked(self, link: Link) -> None:
         """Events have to wait in the outbox, or are not wanted any more."""
-        if self.subscriber is not None:
-            self.subscriber.place()
+        if link is self.link and self.subscriber is not None:
+            self.subscriber.review()
 
-    def on_drained(self) -> None:
+    def on_drained(self, link: Link) -> None:
         """The peer has read what waited for it."""
-        if self.subscriber is not None:
+        if link is self.link and self.subscriber is not None:
             self.subscriber.drained()
 
-    def on_ending(self) -> None:
-        """A close frame was sent, or the transport is going."""
-        self.endpoint.ending(self)
+    def on_ending(self, link: Link) -> None:
+        """A close frame was sent, or the transport is going. For the connection's own link that is its end, too."""
+        if link is self.link:
+            self._release()
 
-    def on_closed(self, end: Disconnect) -> None:
-        """Release, then log, whatever the release does."""
+    def on_closed(self, link: Link, end: Disconnect) -> None:
+        """Release, unless that is done, then log, whatever the release does."""
+        if link is not self.link:
+            return
         try:
-            self.endpoint.closed(self, end)
+            self._release()
         finally:
-            if not self.quiet:
-                self._log_closed(end)
+            try:
+                self.endpoint.closed(self, end)
+            finally:
+                if not self.quiet:
+                    self._log_closed(end)
+
+    def _release(self) -> None:
+        if not self._released:
+            self._released = True
+            self.endpoint.release(self)
 
     def _log_closed(self, end: Disconnect) -> None:
-        ws = self.ws
         logger.info(
             "connection closed: %s",
             end.cause,
@@ -302,10 +361,10 @@ class Connection:
                 "code": end.code,
                 "reason": end.reason,
                 "cause": end.cause,
-                "messagesIn": ws.messages_in,
-                "messagesOut": ws.messages_out,
-                "bytesIn": ws.bytes_in,
-                "bytesOut": ws.bytes_out,
+                "messagesIn": self.messages_in,
+                "messagesOut": self.messages_out,
+                "bytesIn": self.bytes_in,
+                "bytesOut": self.bytes_out,
             },
         )
 

@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -51,6 +52,8 @@ class Closed(NamedTuple):
 class Connections(dict[str, Connection]):
     """connId → Connection, of those that are open; ``history`` has the last that are over, the newest at its end.
 
+    ``owing`` are those that are still to bring their credential, and are in neither.
+
     A dictionary to look at; only :meth:`add`, :meth:`remove` and :meth:`drain` change it.
     """
 
@@ -60,9 +63,9 @@ class Connections(dict[str, Connection]):
         self.disconnects: Counter[str] = Counter(dict.fromkeys((end.cause for end in errors.DISCONNECTS), 0))
         """Connections that have ended, by cause; those too that never came so far as to be registered."""
         self.history: deque[Closed] = deque(maxlen=HISTORY)
+        self.owing: set[Connection] = set()
         self._traffic = Traffic()
         self._empty: asyncio.Event | None = None
-        self._drain: asyncio.Task[None] | None = None
 
     def add(self, connection: Connection) -> None:
         """Register an open connection."""
@@ -73,13 +76,25 @@ class Connections(dict[str, Connection]):
         """Move a connection that is over to the history; one that is not registered is no error."""
         if self.pop(connection.conn_id, None) is not None:
             self.remember(connection, end)
-        if self._empty is not None and not self:
+        self._look_whether_empty()
+
+    def owe(self, connection: Connection) -> None:
+        """Register a connection that is to bring its credential."""
+        self.owing.add(connection)
+
+    def owe_no_more(self, connection: Connection) -> None:
+        """It has brought its credential, or is over; one that is not registered is no error."""
+        self.owing.discard(connection)
+        self._look_whether_empty()
+
+    def _look_whether_empty(self) -> None:
+        if self._empty is not None and not self and not self.owing:
             self._empty.set()
 
     def remember(self, connection: Connection, end: Disconnect) -> None:
         """Count a connection that is over, and put it into the history, unless it is one of very many."""
         self.disconnects[end.cause] += 1
-        self._traffic.add(connection.ws)
+        self._traffic.add(connection)
         if not connection.quiet:
             self.history.append(_closed(connection, end))
 
@@ -90,60 +105,56 @@ class Connections(dict[str, Connection]):
         for chunk in _chunks(list(self.values()), _COUNTED):
             for connection in chunk:
                 census.roles[connection.principal.role] += 1
-                census.outbox_bytes += connection.ws.outbox_bytes
-                census.traffic.add(connection.ws)
+                census.outbox_bytes += connection.outbox_bytes
+                census.traffic.add(connection)
             await asyncio.sleep(0)
         return census
 
     async def drain(self, drain_timeout: float, close_timeout: float) -> None:
-        """End all connections with 1001 and return when they are gone, whatever the peers do.
+        """End all connections with 1001 and return when they are gone, whatever the peers do. Once.
 
-        Takes ``drain_timeout`` + ``close_timeout`` + 0.5 seconds at most. Later calls wait for the first.
+        Takes ``drain_timeout`` + ``close_timeout`` + 0.5 seconds at most.
         """
-        if self._drain is None:
-            self._drain = asyncio.create_task(self._drain_in_steps(drain_timeout, close_timeout))
-        await asyncio.shield(self._drain)
-
-    async def _drain_in_steps(self, drain_timeout: float, close_timeout: float) -> None:
         self._empty = asyncio.Event()
+        self._look_whether_empty()
         deadline = asyncio.get_running_loop().time() + drain_timeout
+        # 0. Those without a credential have nothing to finish.
+        await _each(self.owing, lambda connection: connection.end(errors.SHUTDOWN))
         # 1. Tell: everybody hears it before the first is closed.
-        await self._each(lambda connection: _announce(connection, deadline))
+        await _each(self.values(), lambda connection: _announce(connection, deadline))
         # 2. Let go: the idle within a second, the busy when their last call is answered.
-        await self._each(lambda connection: connection.leave_in(_moment(connection, deadline)))
+        await _each(self.values(), lambda connection: connection.leave_in(_moment(connection, deadline)))
         await self._gone_by(deadline)
         # 3. Close those that are still busy.
-        await self._each(lambda connection: connection.end(errors.SHUTDOWN))
+        await _each(self.values(), lambda connection: connection.end(errors.SHUTDOWN))
         await self._gone_by(asyncio.get_running_loop().time() + close_timeout)
         # 4. Cut those that do not answer.
-        if self:
+        left = [*self.values(), *self.owing]
+        if left:
             logger.warning(
                 "%d connections did not close in time",
-                len(self),
-                extra={"event": "server.cut", "connections": len(self)},
+                len(left),
+                extra={"event": "server.cut", "connections": len(left)},
             )
-        await self._each(Connection.abort)
+        await _each(left, Connection.abort)
         await self._gone_by(asyncio.get_running_loop().time() + _CUT_GRACE)
 
-    async def _each(self, act: Callable[[Connection], None]) -> None:
-        """Act on all, over several loop passes: none of them may hold up the others for long."""
-        for chunk in _chunks(list(self.values()), _CHUNK):
-            for connection in chunk:
-                act(connection)
-            await asyncio.sleep(0)
-
     async def _gone_by(self, deadline: float) -> None:
-        if not self or self._empty is None:
-            return
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._empty.wait()
-        except TimeoutError:
-            return
+        if self._empty is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._empty.wait()
+
+
+async def _each(connections: Iterable[Connection], act: Callable[[Connection], None]) -> None:
+    """Act on all, over several event-loop iterations: none of them may hold up the others for long."""
+    for chunk in _chunks(list(connections), _CHUNK):
+        for connection in chunk:
+            act(connection)
+        await asyncio.sleep(0)
 
 
 def _closed(connection: Connection, end: Disconnect) -> Closed:
-    ws = connection.ws
     return Closed(
         connection.conn_id,
         connection.principal,
@@ -151,15 +162,15 @@ def _closed(connection: Connection, end: Disconnect) -> Closed:
         time.time(),
         connection.duration,
         end,
-        ws.messages_in,
-        ws.messages_out,
-        ws.bytes_in,
-        ws.bytes_out,
+        connection.messages_in,
+        connection.messages_out,
+        connection.bytes_in,
+        connection.bytes_out,
     )
 
 
 def _announce(connection: Connection, deadline: float) -> None:
-    left = max(0.0, deadline - connection.ws.loop.time())
+    left = max(0.0, deadline - asyncio.get_running_loop().time())
     connection.notify(
         "gateway.draining",
         {"deadlineMs": int(left * 1000), "reconnectAfterMs": random.randint(*RECONNECT_MS)},
@@ -167,7 +178,7 @@ def _announce(connection: Connection, deadline: float) -> None:
 
 
 def _moment(connection: Connection, deadline: float) -> float:
-    left = max(0.0, deadline - connection.ws.loop.time())
+    left = max(0.0, deadline - asyncio.get_running_loop().time())
     return random.uniform(0.0, min(LEAVE_WITHIN, left))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 Payload = bytes | bytearray
 """What a frame holds; the parser unmasks what comes into a bytearray, which nobody changes afterwards."""
@@ -24,6 +24,16 @@ _pack_64: Final = Struct("!BBQ").pack
 _pack_code: Final = Struct("!H").pack
 SHORT_TEXT: Final = tuple(bytes((0x80 | TEXT, length)) for length in range(126))
 """Heads of unmasked, uncompressed text frames, by the payload's length."""
+
+
+class Written(NamedTuple):
+    """Messages, and the bytes of their frames."""
+
+    messages: int
+    octets: int
+
+
+NOTHING_WRITTEN: Final = Written(0, 0)
 
 
 class State(enum.IntEnum):

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from gateway import errors
 from gateway.errors import Disconnect
-from gateway.frames import State
+from gateway.frames import State, Written
 
 CORK_BYTES: Final = 64 * 1024
 """Corked bytes that are written at once, without waiting for the end of the loop pass."""
@@ -134,8 +134,8 @@ class Outbox(abc.ABC):
         "flow",
         "loop",
         "outbox_bound",
-        "phase",
         "stalled",
+        "state",
         "transport",
     )
 
@@ -153,7 +153,7 @@ class Outbox(abc.ABC):
         self._kept: deque[bytes] | None = None
         self._kept_bytes = 0
         self.corked: list[bytes] | None = None
-        self.phase = State.OPENING
+        self.state = State.OPENING
         self.stalled = False
         self._messages_out = 0
         self._bytes_out = 0
@@ -161,23 +161,21 @@ class Outbox(abc.ABC):
     @property
     def messages_out(self) -> int:
         """Messages that were sent, in all."""
-        self.settle()
-        return self._messages_out + len(self.corked or ())
+        return self._messages_out + len(self.corked or ()) + self.past.messages
 
     @property
     def bytes_out(self) -> int:
         """Bytes of frames that were written or kept, in all."""
-        self.settle()
-        return self._bytes_out
+        return self._bytes_out + self.past.octets
 
     def count(self, messages: int, octets: int) -> None:
-        """Count frames that were written past this outbox."""
+        """Count frames that were written past this outbox, once they are in `past` no more."""
         self._messages_out += messages
         self._bytes_out += octets
 
     def send_frame_bytes(self, data: bytes) -> None:
         """Send one whole data frame, as `gateway.frames.text_frame` makes it."""
-        if self.phase is _OPEN:
+        if self.state is _OPEN:
             self.put(data)
 
     def put_control(self, data: bytes) -> None:
@@ -221,7 +219,7 @@ class Outbox(abc.ABC):
 
     def full(self) -> None:
         """The transport takes no more: from its protocol's ``pause_writing``, so within any write to it."""
-        if self.phase is _OPEN:
+        if self.state is _OPEN:
             self._check()
         if not self.stalled:
             self.stall()
@@ -244,7 +242,7 @@ class Outbox(abc.ABC):
     @property
     def outbox_bytes(self) -> int:
         """Bytes that were sent and that the kernel has not taken yet."""
-        if self.phase is State.OPENING or self.phase is State.CLOSED:
+        if self.state is State.OPENING or self.state is State.CLOSED:
             return 0
         return self.transport.get_write_buffer_size() + self._kept_bytes + sum(map(len, self.corked or ()))
 
@@ -268,7 +266,7 @@ class Outbox(abc.ABC):
 
     def _look(self) -> None:
         self._outbox_timer = None
-        if self.phase is _OPEN:
+        if self.state is _OPEN:
             self._check()
 
     def discard(self) -> None:
@@ -280,9 +278,10 @@ class Outbox(abc.ABC):
             self._outbox_timer.cancel()
             self._outbox_timer = None
 
+    @property
     @abc.abstractmethod
-    def settle(self) -> None:
-        """Have `count` told of what was written past this outbox. For the class that knows who does that."""
+    def past(self) -> Written:
+        """What was written past this outbox and is not counted here. For the class that knows who writes so."""
 
     @abc.abstractmethod
     def end(self, end: Disconnect) -> None:

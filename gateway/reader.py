@@ -43,7 +43,7 @@ class Receiver(Protocol):
         """One whole binary message."""
 
 
-class Listener(Protocol):
+class HasEndpoint(Protocol):
     """The connection whose messages are read. Its endpoint gets them without a call of its own in between."""
 
     @property
@@ -52,9 +52,9 @@ class Listener(Protocol):
 
 
 class Sink(Protocol):
-    """The WebSocket that is read for."""
+    """The link that is read for."""
 
-    phase: State
+    state: State
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     cork: Cork
@@ -71,7 +71,7 @@ class Sink(Protocol):
         """Whose time it takes as long as it has an allowance."""
 
     @property
-    def owner(self) -> Listener:
+    def owner(self) -> HasEndpoint:
         """Who is told."""
 
     def flush(self) -> None:
@@ -137,7 +137,7 @@ class Inbox(WebSocketDataQueue):
         """The next message that was held back; raises EofStream when the transport is gone."""
         while not self._held:
             self._held = None
-            if self._sink.phase is _CLOSED:
+            if self._sink.state is _CLOSED:
                 raise EofStream
             self._wake = self._sink.loop.create_future()
             try:
@@ -317,7 +317,7 @@ class Reader(WebSocketReader):
         """Parse one slice of what is left of a read; with nothing left, read again. Harmless at any time."""
         self._scheduled = False
         sink = self._sink
-        if sink.stalled or sink.phase is _CLOSED:
+        if sink.stalled or sink.state is _CLOSED:
             return
         if self._backlog:
             begin, self._at = self._at, self._at + SLICE
@@ -365,7 +365,7 @@ class Reader(WebSocketReader):
 
     def _ahead(self, sink: Sink, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
         """What is left of a read once a peer that may not send much yet has had it parsed: none of it is kept."""
-        while sink.allowance is not None and sink.phase is not _CLOSED and not self._paused and len(data) > SLICE:
+        while sink.allowance is not None and sink.state is not _CLOSED and not self._paused and len(data) > SLICE:
             self._parse(data[:SLICE])
             data = data[SLICE:]
         return data if sink.allowance is None or sink.allowance >= 0 else b""
@@ -375,14 +375,14 @@ class Reader(WebSocketReader):
         left = sink.allowance = (sink.allowance or 0) - size
         if left >= 0:
             return True
-        if sink.phase is _OPEN:
+        if sink.state is _OPEN:
             sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
         return False
 
     def _handle_frame(self, fin: bool, opcode: int, payload: bytes | bytearray, compressed: int) -> None:
         """One frame. aiohttp unmasks into a bytearray; bytes are what came without a mask (RFC 6455 section 5.1)."""
         sink = self._sink
-        if sink.phase is not _OPEN and (sink.phase is not _CLOSING or opcode != CLOSE):
+        if sink.state is not _OPEN and (sink.state is not _CLOSING or opcode != CLOSE):
             return  # nothing behind a close frame is acted upon
         if payload.__class__ is bytes:
             raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a client's frame must be masked")

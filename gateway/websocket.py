@@ -29,12 +29,14 @@ from gateway.errors import Disconnect
 from gateway.frames import (
     BINARY,
     CLOSE,
+    NOTHING_WRITTEN,
     PONG,
     RSV1,
     SHORT_TEXT,
     TEXT,
     Payload,
     State,
+    Written,
     close_frame,
     cut,
     frame,
@@ -42,7 +44,7 @@ from gateway.frames import (
 )
 from gateway.limits import Bucket, Rate
 from gateway.outbox import CORK_BYTES, Cork, Outbox
-from gateway.reader import Inbox, Listener, Reader, RequestProtocol, Turns
+from gateway.reader import HasEndpoint, Inbox, Reader, RequestProtocol, Turns
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCHING: Final = (
@@ -62,33 +64,40 @@ _NO_HEADERS_PROXY: Final = CIMultiDictProxy(_NO_HEADERS)
 _NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
 
 
-class Owner(Listener, Protocol):
-    """Who a WebSocket works for. Nothing here may block; what it raises ends the connection with 1011."""
+class Owner(HasEndpoint, Protocol):
+    """The connection that a link works for. Nothing here may block.
 
-    def on_open(self) -> None:
-        """The 101 is written; frames may be sent. Called once, before the first message."""
+    Each call says which link speaks: a connection may have got another one meanwhile.
+    """
+
+    def on_open(self, link: Link) -> None:
+        """The 101 is written; frames may be sent. Called once, before the first message.
+
+        If it raises, or a call of the endpoint does, `on_defect` is called, and the link ends with 1011.
+        """
 
     def on_defect(self, error: BaseException) -> None:
-        """One of the calls above has raised; the connection ends with 1011."""
+        """A message could not be handled, because of a defect of ours."""
 
-    def settle(self) -> None:
-        """Tell `WebSocket.count` of what was written to the transport past it."""
+    @property
+    def past(self) -> Written:
+        """What was written to the transport of its link past the outbox, and is not counted there yet."""
 
-    def on_blocked(self) -> None:
+    def on_blocked(self, link: Link) -> None:
         """Nothing may be written past it: the peer does not read, or the end has begun. May be called again."""
 
-    def on_drained(self) -> None:
+    def on_drained(self, link: Link) -> None:
         """The peer has read so much that frames leave at once again. Called when they did not before."""
 
-    def on_ending(self) -> None:
-        """It is no longer open. Called once, in the next loop pass."""
+    def on_ending(self, link: Link) -> None:
+        """It is no longer open. Called once, in the next event-loop iteration."""
 
-    def on_closed(self, end: Disconnect) -> None:
+    def on_closed(self, link: Link, end: Disconnect) -> None:
         """The transport is gone. Called once, the last of all calls."""
 
 
 class Regime(Protocol):
-    """The limits that one WebSocket lives under; times in seconds, sizes in bytes."""
+    """The limits that one link lives under; times in seconds, sizes in bytes."""
 
     @property
     def heartbeat_interval(self) -> float:
@@ -131,17 +140,17 @@ class Regime(Protocol):
         """What all with an allowance may take of a loop pass."""
 
 
-class Closings(Deadlines["WebSocket"]):
-    """The WebSockets that wait for their peer to close, or for their outbox to leave: ``close_timeout`` each."""
+class Closings(Deadlines["Link"]):
+    """The links that wait for their peer to close, or for their outbox to leave: ``close_timeout`` each."""
 
     __slots__ = ()
 
     def __init__(self, close_timeout: float) -> None:
-        super().__init__(close_timeout, WebSocket.abort)
+        super().__init__(close_timeout, Link.abort)
 
 
-class WebSocket(Outbox, web.WebSocketResponse):
-    """A server's WebSocket with a bounded outbox and a named end.
+class Link(Outbox, web.WebSocketResponse):
+    """One WebSocket, of the server's side, with a bounded outbox and a named end.
 
     ``await prepare(request)``, then ``await run()`` until it is over, both once. Everything else is a plain call and
     may be made at any time, before the opening and after the end as well: then it does nothing.
@@ -261,7 +270,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
         self._slim(request, handler)
         try:
-            self.owner.on_open()
+            self.owner.on_open(self)
         except Exception as error:
             self.fail(error)
         self.flush()
@@ -290,7 +299,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         patience = self._regime.receive_timeout
         suspected = False
         try:
-            while self.phase is not _CLOSED:
+            while self.state is not _CLOSED:
                 try:
                     message = await self.receive(patience)
                 except TimeoutError:
@@ -311,14 +320,14 @@ class WebSocket(Outbox, web.WebSocketResponse):
         finally:
             # Break the cycle between the two, so that both are freed now and not by the collector some day.
             self._reader = None
-            if self.phase is _CLOSED:
+            if self.state is _CLOSED:
                 del self._inbox
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Handle what was held back, no faster than the peer takes the replies."""
         if not await self._drained():
             return
-        if held.type is not WSMsgType.CONTINUATION and self.phase is _OPEN:
+        if held.type is not WSMsgType.CONTINUATION and self.state is _OPEN:
             try:
                 self.on_message(int(held.type), held.data)
             except Exception as error:
@@ -332,7 +341,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if self.drained > self._drained_at_ping:
             self._last_taken = self.loop.time()
         self.stalled = False
-        self.owner.on_drained()
+        self.owner.on_drained(self)
         if self._parser is not None and not self.stalled:
             cast(Reader, self._parser).go_on()
 
@@ -383,11 +392,12 @@ class WebSocket(Outbox, web.WebSocketResponse):
         self._inbox.hold()
         if self._parser is not None:
             cast(Reader, self._parser).pause()
-        self.owner.on_blocked()
+        self.owner.on_blocked(self)
 
-    def settle(self) -> None:
-        """Count what the owner has had written past the outbox."""
-        self.owner.settle()
+    @property
+    def past(self) -> Written:
+        """What the owner has had written past the outbox."""
+        return self.owner.past
 
     @property
     def turns(self) -> Turns:
@@ -401,7 +411,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def send_text(self, payload: Payload) -> None:
         """Send one text message, compressed where that was negotiated and is worth it."""
-        if self.phase is not _OPEN:
+        if self.state is not _OPEN:
             return
         size = len(payload)
         if size < 126:
@@ -436,7 +446,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def _judge_life(self) -> None:
         self._pong_response_cb = None
-        if self.phase is not _OPEN:
+        if self.state is not _OPEN:
             return
         now = self.loop.time()
         deadline = self._pinged_at + self._regime.heartbeat_timeout
@@ -461,7 +471,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def end(self, end: Disconnect) -> None:
         """End the connection, for the reason given. The first end wins, later ones do nothing."""
-        if self.phase is not _OPEN:
+        if self.state is not _OPEN:
             return
         self.ended = end
         if end.frame:
@@ -489,7 +499,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
             self.owner.on_defect(error)
             self.end(errors.INTERNAL_FAILURE)
         transport = self.transport
-        if self.phase is not _CLOSING or transport.is_closing():
+        if self.state is not _CLOSING or transport.is_closing():
             return
         self.pump(everything=True)
         if transport.can_write_eof():
@@ -500,9 +510,9 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def abort(self) -> None:
         """Drop the transport at once, whatever is in the outbox."""
-        if self.phase is _OPEN:
+        if self.state is _OPEN:
             self.end(errors.TRANSPORT_LOST)
-        elif self.phase is _CLOSING or self.phase is _FLUSHING:
+        elif self.state is _CLOSING or self.state is _FLUSHING:
             self.transport.abort()
 
     async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
@@ -510,7 +520,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
         Returns whether this call was the one that closed. The cause in the log is `closed_by_operator`.
         """
-        if self.phase is not _OPEN:
+        if self.state is not _OPEN:
             return False
         self.end(errors.CLOSED_BY_OPERATOR._replace(code=code, reason=message.decode("utf-8", "replace")))
         self._over = self.loop.create_future()
@@ -519,7 +529,7 @@ class WebSocket(Outbox, web.WebSocketResponse):
 
     def on_peer_close(self, code: int, reason: str) -> None:
         """From the reader: answer with the peer's own code, or with 1002 where that may not be on the wire."""
-        if self.phase is _OPEN:
+        if self.state is _OPEN:
             if code and not errors.may_be_on_the_wire(code):
                 self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
                 self.put_control(close_frame(self.ended.code, self.ended.reason))
@@ -528,21 +538,21 @@ class WebSocket(Outbox, web.WebSocketResponse):
                 self.put_control(close_frame(code or None))
             self.flush()
         # Under the standard library's TLS a second close() disables abort(): never call it twice.
-        if self.phase is _OPEN or self.phase is _CLOSING:
+        if self.state is _OPEN or self.state is _CLOSING:
             self.pump(everything=True)
             self._move(_FLUSHING)
             self.transport.close()
 
     def on_peer_eof(self) -> None:
         """From the reader: a FIN. The transport closes itself, but would wait for its flush without limit."""
-        if self.phase is _OPEN:
+        if self.state is _OPEN:
             self.ended = errors.TRANSPORT_LOST
-        if self.phase is not _CLOSED:
+        if self.state is not _CLOSED:
             self._move(_FLUSHING)
 
     def on_lost(self) -> None:
         """From the reader: the transport is gone. Every connection ends here, once."""
-        if self.phase is _CLOSED:
+        if self.state is _CLOSED:
             return
         self._move(_CLOSED)
         end = self.ended = self.ended or errors.TRANSPORT_LOST
@@ -555,19 +565,19 @@ class WebSocket(Outbox, web.WebSocketResponse):
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
         owner, self.owner = self.owner, _NOBODY
-        owner.on_closed(end)
+        owner.on_closed(self, end)
 
-    def _move(self, phase: State) -> None:
+    def _move(self, state: State) -> None:
         """Change the state; each one that waits for the peer has the close timeout."""
-        was_open = self.phase is _OPEN
-        self.phase = phase
+        was_open = self.state is _OPEN
+        self.state = state
         if was_open:
-            self.owner.on_blocked()
+            self.owner.on_blocked(self)
             # Not now: this may be in the middle of a loop over many connections.
-            self.loop.call_soon(self.owner.on_ending)
-        if phase is _CLOSED:
+            self.loop.call_soon(self.owner.on_ending, self)
+        if state is _CLOSED:
             self._closings.done(self)
-        elif phase is not _OPEN:
+        elif state is not _OPEN:
             self._cancel_heartbeat()
             self._closings.begin(self)
 
@@ -575,31 +585,33 @@ class WebSocket(Outbox, web.WebSocketResponse):
 class _Writer:
     """What aiohttp's own calls write to: its heartbeat, and ``ping``, ``pong``, ``send_str`` and their like."""
 
-    __slots__ = ("_ws",)
+    __slots__ = ("_link",)
 
-    def __init__(self, ws: WebSocket | None) -> None:
-        self._ws = ws
+    def __init__(self, link: Link | None) -> None:
+        self._link = link
 
     async def send_frame(self, message: bytes, opcode: int, compress: int | None = None) -> None:
         """Send one frame; a data frame waits while the peer does not read. Raises ConnectionError when it is over."""
-        ws = self._ws
-        if ws is None or ws.phase is not _OPEN:
+        link = self._link
+        if link is None or link.state is not _OPEN:
             raise ClientConnectionResetError("Cannot write to closing transport")
         if opcode >= CLOSE:
-            ws.put_control(frame(opcode, message))
+            link.put_control(frame(opcode, message))
             return
-        ws.send_frame_bytes(frame(opcode, message))
-        if ws.flow.writing_paused:
-            await cast(Any, ws.flow)._drain_helper()
+        link.send_frame_bytes(frame(opcode, message))
+        if link.flow.writing_paused:
+            await cast(Any, link.flow)._drain_helper()
 
     @property
     def transport(self) -> asyncio.Transport | None:
         """The transport, while there is one."""
-        return None if self._ws is None else self._ws.transport
+        return None if self._link is None else self._link.transport
 
 
 class _Nobody:
-    """The owner of a WebSocket that is over, and its endpoint."""
+    """The owner of a link that is over, and its endpoint."""
+
+    past = NOTHING_WRITTEN
 
     @property
     def endpoint(self) -> _Nobody:
@@ -607,13 +619,12 @@ class _Nobody:
 
     def text(self, connection: object, data: Payload) -> None: ...
     def binary(self, connection: object, data: Payload) -> None: ...
-    def on_open(self) -> None: ...
+    def on_open(self, link: Link) -> None: ...
     def on_defect(self, error: BaseException) -> None: ...
-    def settle(self) -> None: ...
-    def on_blocked(self) -> None: ...
-    def on_drained(self) -> None: ...
-    def on_ending(self) -> None: ...
-    def on_closed(self, end: Disconnect) -> None: ...
+    def on_blocked(self, link: Link) -> None: ...
+    def on_drained(self, link: Link) -> None: ...
+    def on_ending(self, link: Link) -> None: ...
+    def on_closed(self, link: Link, end: Disconnect) -> None: ...
 
 
 _SPENT_WRITER: Final = cast(WebSocketWriter, _Writer(None))

@@ -55,7 +55,7 @@ class Echo:
         """Send it back."""
         connection.send_frame(frame(BINARY, data))
 
-    def ending(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """It owes nobody anything."""
 
     def closed(self, connection: Connection, end: Disconnect) -> None:

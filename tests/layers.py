@@ -60,7 +60,8 @@ LAYERS: Final = (
         frozenset(
             {
                 "auth",
-                "bus",
+                "cluster",
+                "delivery",
                 "calls",
                 "deadlines",
                 "dispatcher",
@@ -165,7 +166,7 @@ def intrusions(sources: Sources) -> list[str]:
 
 
 def untested(sources: Sources, tests: Path) -> list[str]:
-    """Find modules without a file of tests: gateway/bus/memory.py has tests/test_bus_memory.py."""
+    """Find modules without a file of tests: gateway/cluster/memory.py has tests/test_cluster_memory.py."""
     packages = {module.rpartition(".")[0] for module in sources}
     wanted = {
         module: f"test_{'_'.join(module.split('.')[1:])}.py"

@@ -78,6 +78,8 @@ class Script:
         """Every connection that there was, oldest first."""
         self.messages: list[bytes] = []
         """Every text and binary message, in order."""
+        self.released: list[Connection] = []
+        """Of whom nothing comes any more, in order."""
         self.ends: list[Disconnect] = []
         """How connections ended, in order."""
 
@@ -85,7 +87,7 @@ class Script:
         """Note it; say nothing."""
         self.connections.append(connection)
         if self._sndbuf is not None:
-            sock = connection.ws.transport.get_extra_info("socket")
+            sock = connection.link.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._sndbuf)
 
     def text(self, connection: Connection, data: Payload) -> None:
@@ -100,8 +102,9 @@ class Script:
         if self._on_binary is not None:
             self._on_binary(connection, bytes(data))
 
-    def ending(self, connection: Connection) -> None:
-        """Nothing is to be answered."""
+    def release(self, connection: Connection) -> None:
+        """Note it."""
+        self.released.append(connection)
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Note the end."""

@@ -15,10 +15,11 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -26,7 +27,7 @@ from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from pytest_aiohttp.plugin import AiohttpClient
 
 from gateway import __version__
-from gateway.app import CONFIG, CONNECTIONS, STATUS, create_app
+from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import Config, ConfigError, parse
 from gateway.connection import Connection
 from gateway.listener import tls_context
@@ -132,7 +133,7 @@ async def test_connections_are_in_the_registry_while_they_are_open(aiohttp_clien
         assert list(registry) == ids
         connection = registry[ids[0]]
         assert isinstance(connection, Connection)
-        assert isinstance(connection.ws, web.WebSocketResponse)
+        assert isinstance(connection.link, web.WebSocketResponse)
         assert connection.conn_id == ids[0]
         assert time.time() - 5 <= connection.opened_at <= time.time()
         await first.close()
@@ -315,6 +316,64 @@ async def test_on_shutdown_does_not_wait_for_who_does_not_answer() -> None:
                 peer.close()
 
     await in_process(scenario)
+
+
+async def test_whoever_asks_for_the_drain_waits_for_the_one_that_there_is() -> None:
+    """Cancelling one who waits does not stop it; the server asks first, `on_shutdown` after it."""
+    app = create_app(SLOW_CLOSE)
+    async with other_runner(app, tls=False) as (runner, target):
+        readers = [asyncio.create_task(read_to_the_end(await RawPeer.open(target))) for _ in range(3)]
+        await until(lambda: len(app[CONNECTIONS]) == 3, "not registered")
+        impatient = asyncio.create_task(app[GATEWAY].drain(SLOW_CLOSE.server))
+        patient = asyncio.create_task(app[GATEWAY].drain(SLOW_CLOSE.server))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await runner.cleanup()
+        assert (impatient.cancelled(), patient.done()) == (True, True)
+        assert await asyncio.gather(*readers) == [1001] * 3, "told once, closed once"
+
+
+# Admission and registration are one
+
+
+async def test_of_many_who_come_at_once_no_more_are_let_in_than_there_is_room_for(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    """Nothing awaits between the look at the room and the count, so that nobody else can come in between."""
+    most, count = 5, 40
+    client = await aiohttp_client(create_app(parse({"limits": {"max_connections": most}})))
+    target = Target(client.server.port or 0)
+    peers = [await RawPeer.connect(target) for _ in range(count)]
+    with ExitStack() as stack:
+        for peer in peers:
+            stack.enter_context(peer)
+            await peer.send_raw(peer.upgrade_head())
+        answers = [(await peer.read_response()).status for peer in peers]
+        assert (answers.count(101), answers.count(503)) == (most, count - most)
+        assert len(client.app["connections"]) == most
+
+
+async def test_nothing_awaits_between_admission_and_registration(aiohttp_client: AiohttpClient) -> None:
+    """As `Admission.at_upgrade` says; a connection that is not counted yet would make room for one too many."""
+    app = create_app()
+    steps: list[str] = []
+    gateway, loop = app[GATEWAY], asyncio.get_running_loop()
+    at_upgrade, entered = gateway.admission.at_upgrade, gateway.admission.entered
+
+    def look(*arguments: Any) -> Any:
+        steps.append("look")
+        loop.call_soon(steps.append, "another turn")
+        return at_upgrade(*arguments)
+
+    def count(connection: Connection) -> None:
+        steps.append("count")
+        entered(connection)
+
+    with mock.patch.multiple(gateway.admission, at_upgrade=look, entered=count):
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ws") as ws:
+            await welcome(ws)
+    assert steps == ["look", "count", "another turn"]
 
 
 # Without arguments

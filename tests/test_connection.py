@@ -414,7 +414,56 @@ async def test_calls_after_the_end_do_nothing() -> None:
             connection.leave_in(0.0)
             await asyncio.sleep(0.05)
             assert [end.cause for end in script.ends] == ["client_close"]
-            assert connection.ws.messages_out == 0
+            assert connection.link.messages_out == 0
+
+    await in_process(scenario)
+
+
+# Another link
+
+
+async def test_a_connection_that_has_another_link_sends_by_it_and_hears_it_alone() -> None:
+    async def scenario(tls: bool) -> None:
+        script = Script(echo)
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target) as old, await RawPeer.open(target) as new:
+                await wait_for(lambda: len(script.connections) == 2)
+                connection, other = script.connections
+                link = other.link
+                connection.attach(link)
+                connection.send(b"by the new one")
+                assert (await new.recv_frame()).payload == b"by the new one"
+                old.rst()
+                await new.send_frame(Opcode.TEXT, b"there and back")
+                assert (await new.recv_frame()).payload == b"there and back"
+                await asyncio.sleep(0.05)
+                assert (script.released, script.ends) == ([], []), "the end of the old one is not the connection's"
+                assert connection.is_open
+                await new.leave()
+                await wait_for(lambda: bool(script.ends))
+                assert (script.released, [end.cause for end in script.ends]) == ([connection], ["client_close"])
+            await asyncio.sleep(0)
+
+    await in_process(scenario)
+
+
+async def test_a_connection_releases_once_before_it_is_closed() -> None:
+    """By the gateway's end the release comes first; where the transport is gone at once both come together."""
+
+    async def scenario(tls: bool) -> None:
+        script = Script(echo)
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target) as polite, await RawPeer.open(target) as rude:
+                await wait_for(lambda: len(script.connections) == 2)
+                script.connections[0].end(SHUTDOWN)
+                await wait_for(lambda: len(script.released) == 1)
+                assert script.ends == []
+                await polite.recv_frame()
+                await polite.leave(1001)
+                rude.rst()
+                await wait_for(lambda: len(script.ends) == 2)
+                await asyncio.sleep(0)
+                assert script.released == script.connections
 
     await in_process(scenario)
 

@@ -38,10 +38,16 @@ class Registered(Script):
         super().opened(connection)
         self.registry.add(connection)
 
+    def let_owe(self, connection: Connection) -> None:
+        """Take it out, as one that owes its credential."""
+        del self.registry[connection.conn_id]
+        self.registry.owe(connection)
+
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Note the end and forget it."""
         super().closed(connection, end)
         self.registry.remove(connection, end)
+        self.registry.owe_no_more(connection)
 
     async def drain(self, drain_timeout: float) -> float:
         """Drain and return how many seconds it took."""
@@ -281,21 +287,18 @@ async def test_who_leaves_by_itself_meanwhile_is_no_trouble() -> None:
     await in_process(scenario)
 
 
-async def test_a_second_drain_waits_for_the_first() -> None:
-    """Cancelling one who waits does not stop it."""
-
+async def test_those_who_owe_their_credential_are_closed_too_and_waited_for() -> None:
     async def scenario(tls: bool) -> None:
-        async with room(tls=tls) as here:
-            peers = await here.peers(3)
-            async with reading(peers) as seen:
-                impatient = asyncio.create_task(here.endpoint.drain(60.0))
-                second = asyncio.create_task(here.endpoint.drain(0.0))
-                await asyncio.sleep(0)
-                impatient.cancel()
-                assert await second <= LEAVE_WITHIN + SLACK
-                assert impatient.cancelled()
-            assert {one.code for one in seen} == {1001}
-            assert min(one.params["deadlineMs"] for one in seen) > 50_000, "the first one's deadline holds"
-            assert await here.endpoint.drain(LONG) < 0.5
+        async with room(tls=tls, close_timeout=CLOSE_TIMEOUT) as here:
+            polite, deaf = await here.peers(2)
+            for connection in list(here.registry.values()):
+                here.endpoint.let_owe(connection)
+            assert (len(here.registry), len(here.registry.owing)) == (0, 2)
+            drain = asyncio.create_task(here.endpoint.drain(60.0))
+            assert (await polite.recv_frame()).opcode == Opcode.CLOSE, "and they are not told before"
+            await polite.leave(1001)
+            await drain
+            assert (len(here.registry.owing), [end.cause for end in here.endpoint.ends]) == (0, ["shutdown"] * 2)
+            assert [got.opcode for got in (await deaf.recv_until_closed()).frames] == [Opcode.CLOSE]
 
     await in_process(scenario)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.topics import Position
+from gateway.cluster.stream import Position
 from tests.fleet import ended, forget_peak, peak, request, until
 from tests.peers import Opcode, RawPeer, frame
 from tests.process import GatewayProcess, StartGateway

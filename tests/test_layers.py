@@ -40,14 +40,14 @@ def test_every_module_has_its_tests(sources: dict[str, str]) -> None:
 
 
 def test_read_names_modules_and_packages(tmp_path: Path) -> None:
-    (tmp_path / "gateway/bus").mkdir(parents=True)
-    for name in ("__init__", "app", "bus/__init__", "bus/memory"):
+    (tmp_path / "gateway/cluster").mkdir(parents=True)
+    for name in ("__init__", "app", "cluster/__init__", "cluster/memory"):
         (tmp_path / f"gateway/{name}.py").write_text(f'"""{name}"""')
     assert layers.read(tmp_path) == {
         "gateway": '"""__init__"""',
         "gateway.app": '"""app"""',
-        "gateway.bus": '"""bus/__init__"""',
-        "gateway.bus.memory": '"""bus/memory"""',
+        "gateway.cluster": '"""cluster/__init__"""',
+        "gateway.cluster.memory": '"""cluster/memory"""',
     }
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_module_is_told_where_to_go() -> None:
         ("gateway.config", "import importlib\nimportlib.import_module('asyncio')"),
         ("gateway.scopes", "from gateway.auth import Principal"),
         ("gateway.scopes", "from gateway import auth"),
-        ("gateway.bus.memory", "from aiohttp import web"),
+        ("gateway.cluster.memory", "from aiohttp import web"),
         ("gateway.nodes", "if TYPE_CHECKING:\n    from gateway.connection import Connection"),
         ("gateway.connection", "import gateway.app"),
         ("gateway.methods.node", "from gateway.server import run"),
@@ -88,7 +88,7 @@ def test_a_misdirected_import_is_found(module: str, source: str) -> None:
             "gateway.nodes",
             "import asyncio\nfrom gateway.jsonrpc import Request\nfrom gateway.events import Events",
         ),
-        ("gateway.bus", "from gateway.bus.memory import Memory"),
+        ("gateway.cluster", "from gateway.cluster.memory import Memory"),
         ("gateway.connection", "from aiohttp import web\nfrom gateway.websocket import Socket"),
         (
             "gateway.client",
@@ -105,12 +105,12 @@ def test_a_proper_import_is_not(module: str, source: str) -> None:
 def test_a_circle_is_found() -> None:
     sources = {
         "gateway.nodes": "from gateway.events import Events",
-        "gateway.events": "def later():\n    from gateway.bus import Bus",
-        "gateway.bus": "if TYPE_CHECKING:\n    import gateway.nodes",
+        "gateway.events": "def later():\n    from gateway.cluster import Bus",
+        "gateway.cluster": "if TYPE_CHECKING:\n    import gateway.nodes",
     }
     (finding,) = layers.cycles(sources)
     assert finding.count(" → ") == 3
-    assert layers.cycles(sources | {"gateway.bus": "from gateway import __version__"}) == []
+    assert layers.cycles(sources | {"gateway.cluster": "from gateway import __version__"}) == []
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_a_modules_own_privates_are_not(source: str) -> None:
 
 
 def test_a_missing_file_of_tests_is_found(tmp_path: Path) -> None:
-    names = ("gateway", "gateway.__main__", "gateway.app", "gateway.bus", "gateway.bus.memory", "gateway.log")
+    names = ("gateway", "gateway.__main__", "gateway.app", "gateway.cluster", "gateway.cluster.memory", "gateway.log")
     sources = dict.fromkeys(names, "")
     (tmp_path / "test_log.py").touch()
     assert layers.untested(sources, tmp_path) == [
         "gateway.app has no tests/test_app.py",
-        "gateway.bus.memory has no tests/test_bus_memory.py",
+        "gateway.cluster.memory has no tests/test_cluster_memory.py",
     ]

@@ -72,7 +72,7 @@ async def test_a_connection_is_told_about(caller: Caller) -> None:
     await other.send(request("wait", id=2))
     await other.ask(request("gateway.ping"))
     info = await caller.result("connection.get", {"connId": other.conn_id})
-    ws = other.connection.ws
+    link = other.connection.link
     opened, seen = seconds(info.pop("openedAt")), seconds(info.pop("lastSeenAt"))
     assert begin - 0.01 <= opened <= seen + 0.001 <= time.time() + 0.01
     assert info == {
@@ -82,13 +82,13 @@ async def test_a_connection_is_told_about(caller: Caller) -> None:
         "remote": other.connection.remote,
         "messagesIn": 3,
         "messagesOut": 3,
-        "bytesIn": ws.bytes_in,
-        "bytesOut": ws.bytes_out,
+        "bytesIn": link.bytes_in,
+        "bytesOut": link.bytes_out,
         "inFlight": 1,
         "outboxBytes": 0,
     }
     assert re.fullmatch(r"127\.0\.0\.1:\d+", info["remote"])
-    assert ws.bytes_in > 0 < ws.bytes_out
+    assert link.bytes_in > 0 < link.bytes_out
 
 
 async def test_bytes_and_messages_are_counted_up(caller: Caller) -> None:
@@ -292,7 +292,7 @@ async def test_what_ran_for_a_closed_connection_is_cancelled(caller: Caller) -> 
 async def test_an_end_is_remembered(caller: Caller) -> None:
     begin = time.time()
     other = await connect(caller.client)
-    remote, ws = other.connection.remote, other.connection.ws
+    remote, link = other.connection.remote, other.connection.link
     other.connection.principal = Principal("kitchen", "node", ())
     await other.ask(request("gateway.ping"))
     await asyncio.sleep(0.05)
@@ -315,8 +315,8 @@ async def test_an_end_is_remembered(caller: Caller) -> None:
         "reason": "bye",
         "messagesIn": 1,
         "messagesOut": 2,
-        "bytesIn": ws.bytes_in,
-        "bytesOut": ws.bytes_out,
+        "bytesIn": link.bytes_in,
+        "bytesOut": link.bytes_out,
     }
 
 

@@ -16,7 +16,7 @@ import pytest_asyncio
 from gateway import errors
 from gateway.connection import Connection
 from gateway.errors import Disconnect
-from gateway.frames import State
+from gateway.frames import NOTHING_WRITTEN, State, Written
 from gateway.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.fleet import (
     FLOOD_SERVER,
@@ -202,7 +202,7 @@ async def test_s2_what_is_queued_is_known_while_it_drains() -> None:
                     connection.send(bytes(100_000))
                 for unread in range(40, 10, -1):
                     await asyncio.sleep(0.005)
-                    queued = connection.ws.outbox_bytes
+                    queued = connection.link.outbox_bytes
                     # The rest is in the buffers of the two sockets, and of the peer.
                     assert (unread - 7) * 100_004 < queued <= unread * 100_100, (unread, queued)
                     await peer.recv_frame()
@@ -299,7 +299,7 @@ async def test_reading_goes_on_though_others_send_to_a_slow_peer() -> None:
                 async def publish() -> None:
                     begin = time.monotonic()
                     while time.monotonic() - begin < 1.0:
-                        if not connection.ws.outbox_bytes:
+                        if not connection.link.outbox_bytes:
                             for _ in range(4):
                                 connection.send(bytes(100_000))
                         await asyncio.sleep(0)
@@ -377,20 +377,19 @@ class Box(Outbox):
         self.loop = asyncio.get_running_loop()
         self.wire = self.transport = Wire()
         self.control = self.flow = Flow()
-        self.phase = State.OPEN
+        self.state = State.OPEN
         self.ends: list[Disconnect] = []
-        self.past = 0, 0
-        """Messages and bytes that were written past it, and are not counted yet."""
+        self.written = NOTHING_WRITTEN
 
-    def settle(self) -> None:
-        """Have them counted."""
-        past, self.past = self.past, (0, 0)
-        self.count(*past)
+    @property
+    def past(self) -> Written:
+        """What was written past it, and is not counted yet."""
+        return self.written
 
     def end(self, end: Disconnect) -> None:
         """Note it."""
         self.ends.append(end)
-        self.phase = State.FLUSHING
+        self.state = State.FLUSHING
 
     def stall(self) -> None:
         """Note it."""
@@ -447,10 +446,10 @@ async def test_replies_leave_at_the_end_of_the_read() -> None:
     assert box.wire.writes == [b"12"]
 
 
-@pytest.mark.parametrize("phase", [phase for phase in State if phase is not State.OPEN])
-async def test_nothing_is_sent_unless_open(phase: State) -> None:
+@pytest.mark.parametrize("state", [state for state in State if state is not State.OPEN])
+async def test_nothing_is_sent_unless_open(state: State) -> None:
     box = Box(Cork())
-    box.phase = phase
+    box.state = state
     box.send_frame_bytes(b"1")
     await asyncio.sleep(0)
     assert (box.wire.writes, box.messages_out) == ([], 0)
@@ -606,11 +605,14 @@ async def test_what_waits_for_the_end_of_the_pass_is_not_overtaken_by_the_end_of
 async def test_what_is_written_past_an_outbox_is_counted_with_the_rest() -> None:
     box = Box(Cork())
     box.send_frame_bytes(b"12")
-    box.past = 1, 3
+    box.written = Written(1, 3)
     assert box.messages_out == 2
     assert box.bytes_out == 3, "the first one has not left yet"
     box.flush()
     assert (box.bytes_out, box.drained) == (5, 5)
+    box.written = NOTHING_WRITTEN
+    box.count(1, 3)
+    assert (box.messages_out, box.bytes_out) == (2, 5), "it counts the same when nobody else does any more"
 
 
 async def test_a_peer_that_takes_no_more_gets_no_more() -> None:

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-from gateway.bus.memory import MemoryBus
 from gateway.errors import CLIENT_CLOSE
-from gateway.events import Events
-from gateway.outbox import Cork
 from gateway.presence import Presence
 from gateway.scopes import ANONYMOUS
-from gateway.topics import Topics
 from tests.credentials import farewell
+from tests.ears import hall
 from tests.fleet import request
 from tests.peers import RawPeer
 from tests.process import GatewayProcess, Line, StartGateway
@@ -29,13 +26,12 @@ class Someone:
 
 
 def test_what_nobody_has_asked_for_is_not_published() -> None:
-    topics = Topics(lambda: 0.0, lambda: "e", max_topics=10, history_count=10, history_age=10.0, history_bytes=1000)
-    events = Events(topics, MemoryBus(), Cork())
-    presence = Presence(events)
+    here = hall()
+    presence = Presence(here.events)
     presence.opened(Someone())
     presence.closed(Someone(), CLIENT_CLOSE, 1.0)
     presence.draining(10.0)
-    assert (events.published, len(topics)) == (0, 0)
+    assert (here.events.published, len(here.topics)) == (0, 0)
 
 
 class Watcher:

@@ -76,7 +76,7 @@ class Sink:
     """A WebSocket that notes what is read for it. Implements `gateway.reader.Sink`."""
 
     def __init__(self) -> None:
-        self.phase = State.OPEN
+        self.state = State.OPEN
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport = Pausable()
         self.corked: list[bytes] | None = None
@@ -141,7 +141,7 @@ class Sink:
 
     def on_peer_close(self, code: int, reason: str) -> None:
         """Note it; from then on the socket is closing."""
-        self.phase = State.FLUSHING
+        self.state = State.FLUSHING
         self._see("close", code, reason)
 
     def on_peer_eof(self) -> None:
@@ -150,11 +150,11 @@ class Sink:
 
     def on_lost(self) -> None:
         """Note it."""
-        self.phase = State.CLOSED
+        self.state = State.CLOSED
 
     def fail(self, error: BaseException) -> None:
         """Note it; from then on nothing is awaited but the peer's close frame."""
-        self.phase = State.CLOSING
+        self.state = State.CLOSING
         self.failure = error
 
 
@@ -433,7 +433,7 @@ async def test_who_has_gone_while_it_waited_is_passed_over() -> None:
     peers = strangers(4)
     for peer in peers:
         peer.say(b"[]")
-    peers[2].phase = State.CLOSED
+    peers[2].state = State.CLOSED
     await asyncio.sleep(0)
     assert said(peers) == "1101"
 
@@ -568,4 +568,4 @@ async def test_the_reader_takes_the_place_of_aiohttps_protocol_and_passes_on_wha
     assert not protocol.writing_paused
     reader.eof_received()
     reader.connection_lost(None)
-    assert (sink.seen[3:], sink.phase, protocol.transport) == ([("eof",)], State.CLOSED, None)
+    assert (sink.seen[3:], sink.state, protocol.transport) == ([("eof",)], State.CLOSED, None)

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import parse
 from gateway.connection import Connection
+from tests.ears import at_once
 from tests.peers import Opcode
 from tests.routing_model import (
     CALL_TIMEOUT,
@@ -106,6 +107,7 @@ class Routing(RuleBasedStateMachine):
         self.app = create_app(parse(cast(Any, CONFIGURATION)))
         self.app[STATUS].ready()
         self.gateway = self.app[GATEWAY]
+        at_once(self.gateway.events.start())
         self.model = Model(self.loop.time)
 
     @initialize()

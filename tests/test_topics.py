@@ -1,12 +1,12 @@
-"""Topics: names and patterns, subscriptions that overlap, and how much of each topic is kept."""
+"""Topics: names and patterns, who makes room for others, and subscriptions that overlap."""
 
-import itertools
 import random
 import weakref
 
 import pytest
 
-from gateway.topics import MAX_TOPIC, FullError, Position, Topic, Topics, Written, is_pattern, is_topic, meets
+from gateway.frames import Written
+from gateway.topics import MAX_TOPIC, FullError, Topic, Topics, is_pattern, is_topic, meets
 
 
 class Someone:
@@ -25,6 +25,14 @@ class Someone:
         """Keep it."""
         self.frames.append(frame)
 
+    def joined(self, topic: Topic) -> None:
+        """Keep it."""
+        self.topics[topic] = topic.written
+
+    def parted(self, topic: Topic) -> None:
+        """Give it up."""
+        self.topics.pop(topic, None)
+
     @property
     def names(self) -> list[str]:
         """Its topics, in order."""
@@ -32,40 +40,16 @@ class Someone:
 
 
 class Desk:
-    """Topics with a clock that the test moves, and epochs that it can tell apart."""
+    """Topics, and the names of those that had to make room."""
 
-    def __init__(
-        self,
-        *,
-        max_topics: int = 100,
-        count: int = 100,
-        age: float = 60.0,
-        size: int = 10_000,
-        conflate: tuple[str, ...] = (),
-    ) -> None:
-        self.now = 1000.0
-        epochs = itertools.count(1)
-        self.topics = Topics(
-            lambda: self.now,
-            lambda: f"epoch {next(epochs)}",
-            max_topics=max_topics,
-            history_count=count,
-            history_age=age,
-            history_bytes=size,
-            conflate=conflate,
-        )
+    def __init__(self, *, max_topics: int = 100, conflate: tuple[str, ...] = ()) -> None:
+        self.forgotten: list[str] = []
+        self.topics = Topics(self.forgotten.append, max_topics=max_topics, conflate=conflate)
 
-    def publish(self, name: str, *frames: bytes) -> Topic:
-        """One message after the other; returns the topic."""
-        topic = self.topics.open(name)
-        for frame in frames:
-            topic.offset += 1
-            self.topics.keep(topic, frame)
-        return topic
-
-    def since(self, topic: Topic, offset: int) -> list[bytes] | None:
-        """What is kept of this epoch behind an offset."""
-        return self.topics.since(topic, Position(topic.epoch, offset))
+    def publish(self, name: str) -> Topic:
+        """A message of a topic; returns the topic."""
+        self.topics.touch(name)
+        return self.topics.open(name)
 
 
 # Names and patterns
@@ -137,8 +121,7 @@ def test_a_topic_begins_once() -> None:
     desk = Desk()
     topic = desk.topics.open("a")
     assert topic is desk.topics.open("a") is desk.topics.get("a")
-    assert topic.position == Position("epoch 1", 0)
-    assert desk.topics.open("b").epoch == "epoch 2"
+    assert desk.topics.open("b") is not topic
     assert len(desk.topics) == 2
     assert desk.topics.get("c") is None
 
@@ -153,21 +136,20 @@ def test_the_topics_that_are_conflated() -> None:
 def test_where_there_is_no_room_the_topic_goes_that_was_published_to_longest_ago() -> None:
     desk = Desk(max_topics=3)
     for name in ("a", "b", "c"):
-        desk.publish(name, b"1")
-    desk.publish("a", b"2")
+        desk.publish(name)
+    desk.publish("a")
     desk.topics.open("d")
     assert [name for name in "abcd" if desk.topics.get(name)] == ["a", "c", "d"]
-    assert desk.topics.kept_bytes == 3, "what was kept of it has gone too"
-    again = desk.topics.open("b")
-    assert again.position == Position("epoch 5", 0), "its numbers begin anew, and so does its epoch"
-    assert desk.topics.since(again, Position("epoch 2", 1)) is None
+    assert desk.forgotten == ["b"]
+    desk.topics.open("b")
+    assert desk.forgotten == ["b", "c"]
 
 
 def test_a_topic_with_a_subscriber_stays() -> None:
     desk, someone = Desk(max_topics=2), Someone()
     desk.topics.subscribe(someone, "a")
     for name in ("b", "c", "d"):
-        desk.publish(name, b"1")
+        desk.publish(name)
     assert [name for name in "abcd" if desk.topics.get(name)] == ["a", "d"]
     desk.topics.subscribe(someone, "d")
     with pytest.raises(FullError):
@@ -184,8 +166,8 @@ def test_a_topic_with_a_subscriber_stays() -> None:
 def test_a_pattern_keeps_the_topics_that_it_meets() -> None:
     desk, someone = Desk(max_topics=2), Someone()
     desk.topics.subscribe(someone, "a.>")
-    desk.publish("a.b", b"1")
-    desk.publish("a.c", b"1")
+    desk.publish("a.b")
+    desk.publish("a.c")
     with pytest.raises(FullError):
         desk.topics.open("x")
     desk.topics.leave(someone)
@@ -264,7 +246,7 @@ def test_whatever_happens_a_topic_has_those_who_have_asked_for_it(seed: int) -> 
                 desk.topics.leave(someone)
                 wanted[someone].clear()
             else:
-                desk.publish(chance.choice(NAMES), b"x")
+                desk.publish(chance.choice(NAMES))
         except FullError:
             assert all((topic := desk.topics.get(name)) is None or topic.subscribers for name in NAMES)
         there = [topic for name in NAMES if (topic := desk.topics.get(name)) is not None]
@@ -277,118 +259,10 @@ def test_whatever_happens_a_topic_has_those_who_have_asked_for_it(seed: int) -> 
 
 
 def emptied(desk: Desk, people: list[Someone]) -> None:
-    """All leave, and nothing is left of anybody or of what was kept."""
+    """All leave, and nothing is left of anybody."""
     for someone in people:
         desk.topics.leave(someone)
         assert (someone.patterns, someone.topics) == ({}, {})
     for number in range(6):
         assert not desk.topics.open(f"new.{number}").subscribers
     assert len(desk.topics) == 6, "every other topic could go"
-    assert desk.topics.kept_bytes == 0, "and what was kept of it with it"
-
-
-# History
-
-
-def test_all_that_was_missed_is_there() -> None:
-    desk = Desk()
-    topic = desk.publish("a", b"1", b"2", b"3")
-    found = {offset: desk.since(topic, offset) for offset in range(-1, 6)}
-    assert found == {
-        -1: None,
-        0: [b"1", b"2", b"3"],
-        1: [b"2", b"3"],
-        2: [b"3"],
-        3: [],
-        4: None,  # beyond the end: it was never told of such a message
-        5: None,
-    }
-    for offset in range(4):
-        assert desk.topics.since(topic, Position("another", offset)) is None
-
-
-def test_a_topic_without_messages_has_nothing_to_miss() -> None:
-    desk = Desk()
-    topic = desk.topics.open("a")
-    assert desk.since(topic, 0) == []
-    assert desk.since(topic, 1) is None
-
-
-def test_history_has_a_count_for_each_topic() -> None:
-    desk = Desk(count=2)
-    one, two = desk.publish("a", b"1", b"2", b"3"), desk.publish("b", b"4", b"5")
-    assert [desk.since(one, offset) for offset in range(4)] == [None, [b"2", b"3"], [b"3"], []]
-    assert desk.since(two, 0) == [b"4", b"5"]
-    assert desk.topics.kept_bytes == 4
-
-
-def test_history_has_an_age() -> None:
-    desk = Desk(age=10.0)
-    topic = desk.publish("a", b"1")
-    desk.now += 6.0
-    desk.publish("a", b"2")
-    desk.now += 3.9
-    assert desk.since(topic, 0) == [b"1", b"2"]
-    desk.now += 0.1
-    assert desk.since(topic, 0) is None
-    assert desk.since(topic, 1) == [b"2"]
-    desk.now += 5.9
-    assert desk.since(topic, 1) == [b"2"]
-    desk.publish("b", b"3")
-    desk.now += 0.2
-    assert desk.since(topic, 1) is None
-    assert desk.since(topic, 2) == [], "who has all is told so, however long ago that was"
-    assert desk.topics.kept_bytes == 1
-
-
-def test_history_has_bytes_over_all_topics() -> None:
-    desk = Desk(size=100)
-    one, two = desk.publish("a", bytes(40)), desk.publish("b", bytes(60))
-    assert desk.since(one, 0) == [bytes(40)]
-    assert desk.topics.kept_bytes == 100
-    desk.publish("b", b"x")
-    assert desk.since(one, 0) is None
-    assert desk.since(two, 0) == [bytes(60), b"x"]
-    desk.publish("a", bytes(101))
-    assert desk.topics.kept_bytes == 0, "what is larger than all of it is not kept, and leaves nothing else"
-    assert desk.since(one, 1) is None
-    assert desk.since(two, 1) is None
-    desk.publish("a", bytes(7))
-    assert desk.since(one, 2) == [bytes(7)]
-
-
-@pytest.mark.parametrize("bounds", [{"count": 0}, {"age": 0.0}, {"size": 0}], ids=str)
-def test_no_history(bounds: dict[str, int]) -> None:
-    desk = Desk(**bounds)  # type: ignore[arg-type]
-    topic = desk.publish("a", b"1", b"2")
-    assert [desk.since(topic, offset) for offset in range(4)] == [None, None, [], None]
-    assert desk.topics.kept_bytes == 0
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_published_what_is_missed_is_complete_or_nothing(seed: int) -> None:
-    """Against a model that keeps everything: never a gap, and nothing is kept over the bounds or lost within them."""
-    chance, desk = random.Random(seed), Desk(count=8, age=20.0, size=300)
-    told: list[tuple[str, float, bytes]] = []
-    for number in range(1000):
-        name, frame = chance.choice("abc"), b"%d" % number + bytes(chance.choice((0, 10, 60)))
-        topic = desk.publish(name, frame)
-        told.append((name, desk.now, frame))
-        desk.now += chance.choice((0.0, 0.5, 4.0))
-        own = [(at, frame) for one, at, frame in told if one == name]
-        for missed in range(min(10, len(own)) + 1):
-            found = desk.since(topic, topic.offset - missed)
-            expected = own[len(own) - missed :]
-            young = all(desk.now - at < 20.0 for at, _ in expected)
-            assert found is None or (found == [frame for _, frame in expected] and missed <= 8 and young)
-            if missed <= 8 and young and volume(told, expected) <= 300:
-                assert found is not None, (number, missed)
-    assert desk.topics.kept_bytes <= 300
-
-
-def volume(told: list[tuple[str, float, bytes]], messages: list[tuple[float, bytes]]) -> int:
-    """The bytes of all that was told since the first of these messages."""
-    if not messages:
-        return 0
-    first = next(index for index in range(len(told) - 1, -1, -1) if told[index][2] == messages[0][1])
-    return sum(len(frame) for *_, frame in told[first:])

@@ -338,7 +338,7 @@ async def test_defaults_are_30_and_10_seconds(caplog: pytest.LogCaptureFixture) 
         script = Script()
         async with serving(script) as target:
             with await RawPeer.open(target) as peer:
-                ws = script.connections[0].ws
+                ws = script.connections[0].link
                 begin = ws.last_read
                 await loop.move_to(begin + 29.8)
                 assert ws.messages_out == ws.outbox_bytes == 0

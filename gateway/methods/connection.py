@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from datetime import UTC, datetime
 from functools import partial
@@ -134,7 +135,7 @@ class ConnectionMethods:
         """Close a connection, with 4501: its client does not come back by itself."""
         end = errors.CLOSED_BY_OPERATOR
         ending = partial(self._find(params.conn_id).end, end._replace(reason=cut(params.reason) or end.reason))
-        peer.ws.loop.call_soon(ending)  # after this reply, where the connection is the caller's own
+        asyncio.get_running_loop().call_soon(ending)  # after this reply, if the connection is the caller's own
         return Closed()
 
     @method("connection.history", scope=ADMIN)
@@ -173,7 +174,6 @@ class ConnectionMethods:
 
 
 def _info(connection: Connection) -> ConnectionInfo:
-    ws = connection.ws
     return ConnectionInfo(
         conn_id=connection.conn_id,
         name=connection.principal.name,
@@ -181,12 +181,12 @@ def _info(connection: Connection) -> ConnectionInfo:
         remote=connection.remote,
         opened_at=_time(connection.opened_at),
         last_seen_at=_time(connection.last_seen_at),
-        messages_in=ws.messages_in,
-        messages_out=ws.messages_out,
-        bytes_in=ws.bytes_in,
-        bytes_out=ws.bytes_out,
+        messages_in=connection.messages_in,
+        messages_out=connection.messages_out,
+        bytes_in=connection.bytes_in,
+        bytes_out=connection.bytes_out,
         in_flight=connection.in_flight,
-        outbox_bytes=ws.outbox_bytes,
+        outbox_bytes=connection.outbox_bytes,
     )
 
 

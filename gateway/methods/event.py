@@ -8,10 +8,11 @@ import msgspec
 from msgspec import Meta, Raw
 
 from gateway import errors
+from gateway.cluster.stream import Position
 from gateway.connection import Connection
 from gateway.events import Events
 from gateway.method import AUTHENTICATED, BadParams, Refusal, Then, method
-from gateway.topics import MAX_TOPIC, Position, is_pattern, is_topic
+from gateway.topics import MAX_TOPIC, is_pattern, is_topic
 
 Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 
@@ -31,7 +32,7 @@ class SubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TopicState(msgspec.Struct, omit_defaults=True):
-    """Where a topic is. ``recovered``: whether all that was missed since the given place follows."""
+    """Where a topic is. ``recovered``: whether all that was missed since the given position follows."""
 
     epoch: str
     offset: int
@@ -88,10 +89,13 @@ class EventMethods:
                 raise BadParams(f"topics[{number}]: must be at most {MAX_TOPIC} characters, {right}")
             if not peer.principal.allows(f"subscribe:{pattern}"):
                 raise Refusal(errors.FORBIDDEN, f"subscribe:{pattern}")
-        since = {name: Position(place.epoch, place.offset) for name, place in params.since.items()}
+        since = {name: Position(last.epoch, last.offset) for name, last in params.since.items()}
         met, release = self._events.subscribe(peer, params.topics, since)
         result = Subscribed(
-            {name: TopicState(place.epoch, place.offset, recovered) for name, (place, recovered) in met.items()}
+            {
+                name: TopicState(position.epoch, position.offset, recovered)
+                for name, (position, recovered) in met.items()
+            }
         )
         return Then(result, release)
 
@@ -107,5 +111,5 @@ class EventMethods:
             raise BadParams(f"topic: must be at most {MAX_TOPIC} characters, parts with dots between, without * and >")
         if not peer.principal.allows(f"publish:{params.topic}"):
             raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_TOPIC]}")
-        place = self._events.publish(params.topic, bytes(params.data))
-        return Published(place.offset, place.epoch)
+        position = self._events.publish(params.topic, bytes(params.data))
+        return Published(position.offset, position.epoch)

@@ -1,0 +1,1 @@
+"""How the gateways of a cluster reach each other. A gateway alone has `memory`."""

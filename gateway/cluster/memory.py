@@ -1,0 +1,135 @@
+"""The stream of a gateway alone: a message is numbered, kept and handed over within the call. Pure.
+
+What is kept is bounded by count and age for each topic, and by bytes over all of them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, NamedTuple
+
+from gateway.cluster.stream import Deliver, Position, message
+
+
+class _Sequence:
+    """The numbers of one topic: where it is, and the keys of what is kept of it, the oldest first."""
+
+    __slots__ = ("epoch", "kept", "offset")
+
+    def __init__(self, epoch: str) -> None:
+        self.epoch: Final = epoch
+        self.offset = 0
+        self.kept: deque[int] = deque()
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.offset)
+
+
+class _Kept(NamedTuple):
+    sequence: _Sequence
+    at: float
+    message: bytes
+
+
+class MemoryStream:
+    """A `stream.Stream` within one process.
+
+    ``clock`` gives monotonic seconds, ``now`` the time as RFC 3339, ``new_epoch`` a text that was never an epoch
+    before. ``count`` messages are kept of a topic, for ``age`` seconds; ``octets`` bounds the bytes of all. If one of
+    them is 0, nothing is kept.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        now: Callable[[], str],
+        new_epoch: Callable[[], str],
+        *,
+        count: int,
+        age: float,
+        octets: int,
+    ) -> None:
+        self._clock = clock
+        self._now = now
+        self._new_epoch = new_epoch
+        self._count = count if age and octets else 0
+        self._age = age
+        self._octets = octets
+        self._deliver: Deliver = _nowhere
+        self._sequences: dict[str, _Sequence] = {}
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the oldest first, over all topics
+        self._number = 0
+        self.kept_bytes = 0
+
+    async def connect(self, deliver: Deliver) -> None:
+        """Hand each message over within ``publish``."""
+        self._deliver = deliver
+
+    async def close(self) -> None:
+        """Hand over no more."""
+        self._deliver = _nowhere
+
+    def publish(self, topic: str, data: bytes) -> Position:
+        """Number a message, keep it as far as the bounds allow, and hand it over."""
+        sequence = self._sequence(topic)
+        sequence.offset += 1
+        position = sequence.position
+        text = message(topic, position, self._now(), data)
+        self._keep(sequence, text)
+        self._deliver(topic, text)
+        return position
+
+    def position(self, topic: str) -> Position:
+        """Where a topic is now; one that is unknown begins."""
+        return self._sequence(topic).position
+
+    def since(self, topic: str, position: Position) -> list[bytes] | None:
+        """All messages after a position; None if some of them are gone, or it is no position of this topic."""
+        self._expire(self._clock())
+        sequence = self._sequence(topic)
+        missed = sequence.offset - position.offset
+        if position.epoch != sequence.epoch or not 0 <= missed <= len(sequence.kept):
+            return None
+        return [self._kept[number].message for number in islice(sequence.kept, len(sequence.kept) - missed, None)]
+
+    def forget(self, topic: str) -> None:
+        """Drop a topic with all that is kept of it; the next message begins a new epoch."""
+        sequence = self._sequences.pop(topic, None)
+        while sequence is not None and sequence.kept:
+            self._drop(sequence)
+
+    def _sequence(self, topic: str) -> _Sequence:
+        sequence = self._sequences.get(topic)
+        if sequence is None:
+            sequence = self._sequences[topic] = _Sequence(self._new_epoch())
+        return sequence
+
+    def _keep(self, sequence: _Sequence, text: bytes) -> None:
+        if not self._count:
+            return
+        now = self._clock()
+        self._number += 1
+        self._kept[self._number] = _Kept(sequence, now, text)
+        sequence.kept.append(self._number)
+        self.kept_bytes += len(text)
+        if len(sequence.kept) > self._count:
+            self._drop(sequence)
+        self._expire(now)
+
+    def _expire(self, now: float) -> None:
+        """The oldest message of all is the oldest of its topic, too."""
+        while self._kept:
+            oldest = next(iter(self._kept.values()))
+            if self.kept_bytes <= self._octets and now - oldest.at < self._age:
+                break
+            self._drop(oldest.sequence)
+
+    def _drop(self, sequence: _Sequence) -> None:
+        self.kept_bytes -= len(self._kept.pop(sequence.kept.popleft()).message)
+
+
+def _nowhere(topic: str, message: bytes) -> None:
+    """Before ``connect``, and after ``close``."""

@@ -1,0 +1,196 @@
+"""The stream of a gateway alone, as `cluster.stream` describes any stream, and how much of each topic it keeps."""
+
+import itertools
+import json
+import random
+
+import pytest
+
+from gateway.cluster.memory import MemoryStream
+from gateway.cluster.stream import Position, message
+from tests.ears import at_once
+
+TIME = "1970-01-01T00:00:01.999Z"
+OVERHEAD = len(message("a", Position("epoch 1", 1), TIME, b""))
+"""Bytes of a message beside its data, as long as topic, offset and epoch are as short as here."""
+
+
+class Desk:
+    """A stream with a clock that the test moves, and epochs that it can tell apart. ``heard`` is what it hands over."""
+
+    def __init__(self, *, count: int = 100, age: float = 60.0, size: int = 100_000) -> None:
+        self.now = 1000.0
+        epochs = itertools.count(1)
+        self.stream = MemoryStream(
+            lambda: self.now, lambda: TIME, lambda: f"epoch {next(epochs)}", count=count, age=age, octets=size
+        )
+        self.heard: list[tuple[str, bytes]] = []
+        at_once(self.stream.connect(lambda topic, message: self.heard.append((topic, message))))
+
+    def publish(self, name: str, *data: bytes) -> str:
+        """One message after the other; returns the topic's name."""
+        for one in data:
+            self.stream.publish(name, one)
+        return name
+
+    def since(self, topic: str, offset: int) -> list[bytes] | None:
+        """The data of what is kept of this epoch after an offset."""
+        found = self.stream.since(topic, Position(self.stream.position(topic).epoch, offset))
+        return None if found is None else [data_of(message) for message in found]
+
+
+def data_of(message: bytes) -> bytes:
+    """The data in a message, byte for byte."""
+    return message.partition(b',"data":')[2][:-2]
+
+
+# What any stream does
+
+
+def test_a_message_is_numbered_and_handed_over_within_the_call() -> None:
+    desk = Desk()
+    data = b'{"n": 1e400, "t":"\\u00e9"}'
+    assert desk.stream.publish("a.b", data) == Position("epoch 1", 1)
+    head = b'{"jsonrpc":"2.0","method":"event.message","params":{"topic":"a.b","offset":1,"epoch":"epoch 1","time":"%b"'
+    assert desk.heard == [("a.b", head % TIME.encode() + b',"data":' + data + b"}}")]
+
+
+def test_messages_of_a_topic_are_handed_over_in_the_order_of_their_offsets() -> None:
+    desk = Desk()
+    positions = [desk.stream.publish(f"t.{number % 3}", b"%d" % number) for number in range(99)]
+    assert [int(data_of(message)) for _, message in desk.heard] == list(range(99))
+    assert [position.offset for position in positions] == [number // 3 + 1 for number in range(99)]
+    assert [json.loads(message)["params"]["offset"] for _, message in desk.heard] == [at.offset for at in positions]
+
+
+def test_a_topic_begins_by_being_asked_for() -> None:
+    desk = Desk()
+    assert desk.stream.position("a") == desk.stream.position("a") == Position("epoch 1", 0)
+    assert desk.stream.publish("a", b"1") == Position("epoch 1", 1)
+    assert desk.stream.publish("b", b"1") == Position("epoch 2", 1)
+
+
+def test_a_topic_that_is_forgotten_begins_again_in_another_epoch() -> None:
+    desk = Desk()
+    desk.publish("a", b"1", b"2")
+    desk.stream.forget("a")
+    desk.stream.forget("never there")
+    assert desk.stream.kept_bytes == 0
+    assert desk.stream.since("a", Position("epoch 1", 1)) is None
+    assert desk.stream.publish("a", b"3") == Position("epoch 2", 1)
+
+
+def test_nothing_is_handed_over_after_the_end() -> None:
+    desk = Desk()
+    for _ in range(2):
+        at_once(desk.stream.close())
+    desk.publish("a", b"1")
+    assert desk.heard == []
+
+
+# What this one keeps
+
+
+def test_all_that_was_missed_is_there() -> None:
+    desk = Desk()
+    topic = desk.publish("a", b"1", b"2", b"3")
+    found = {offset: desk.since(topic, offset) for offset in range(-1, 6)}
+    assert found == {
+        -1: None,
+        0: [b"1", b"2", b"3"],
+        1: [b"2", b"3"],
+        2: [b"3"],
+        3: [],
+        4: None,  # beyond the end: it was never told of such a message
+        5: None,
+    }
+    for offset in range(4):
+        assert desk.stream.since(topic, Position("another", offset)) is None
+
+
+def test_a_topic_without_messages_has_nothing_to_miss() -> None:
+    desk = Desk()
+    topic = desk.publish("a")
+    assert desk.since(topic, 0) == []
+    assert desk.since(topic, 1) is None
+
+
+def test_history_has_a_count_for_each_topic() -> None:
+    desk = Desk(count=2)
+    one, two = desk.publish("a", b"1", b"2", b"3"), desk.publish("b", b"4", b"5")
+    assert [desk.since(one, offset) for offset in range(4)] == [None, [b"2", b"3"], [b"3"], []]
+    assert desk.since(two, 0) == [b"4", b"5"]
+    assert desk.stream.kept_bytes == 4 * (OVERHEAD + 1)
+
+
+def test_history_has_an_age() -> None:
+    desk = Desk(age=10.0)
+    topic = desk.publish("a", b"1")
+    desk.now += 6.0
+    desk.publish("a", b"2")
+    desk.now += 3.9
+    assert desk.since(topic, 0) == [b"1", b"2"]
+    desk.now += 0.1
+    assert desk.since(topic, 0) is None
+    assert desk.since(topic, 1) == [b"2"]
+    desk.now += 5.9
+    assert desk.since(topic, 1) == [b"2"]
+    desk.publish("b", b"3")
+    desk.now += 0.2
+    assert desk.since(topic, 1) is None
+    assert desk.since(topic, 2) == [], "who has all is told so, however long ago that was"
+    assert desk.stream.kept_bytes == OVERHEAD + 1
+
+
+def test_history_has_bytes_over_all_topics() -> None:
+    size = 2 * OVERHEAD + 100
+    desk = Desk(size=size)
+    one, two = desk.publish("a", bytes(40)), desk.publish("b", bytes(60))
+    assert desk.since(one, 0) == [bytes(40)]
+    assert desk.stream.kept_bytes == size
+    desk.publish("b", b"x")
+    assert desk.since(one, 0) is None
+    assert desk.since(two, 0) == [bytes(60), b"x"]
+    desk.publish("a", bytes(size))
+    assert desk.stream.kept_bytes == 0, "what is larger than all of it is not kept, and leaves nothing else"
+    assert desk.since(one, 1) is None
+    assert desk.since(two, 1) is None
+    desk.publish("a", bytes(7))
+    assert desk.since(one, 2) == [bytes(7)]
+
+
+@pytest.mark.parametrize("bounds", [{"count": 0}, {"age": 0.0}, {"size": 0}], ids=str)
+def test_no_history(bounds: dict[str, int]) -> None:
+    desk = Desk(**bounds)
+    topic = desk.publish("a", b"1", b"2")
+    assert [desk.since(topic, offset) for offset in range(4)] == [None, None, [], None]
+    assert desk.stream.kept_bytes == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_published_what_is_missed_is_complete_or_nothing(seed: int) -> None:
+    """Against a model that keeps everything: never a gap, and nothing is kept over the bounds or lost within them."""
+    chance, desk = random.Random(seed), Desk(count=8, age=20.0, size=1500)
+    told: list[tuple[str, float, bytes]] = []
+    for number in range(1000):
+        name, data = chance.choice("abc"), b"%d" % number + bytes(chance.choice((0, 10, 60)))
+        position = desk.stream.publish(name, data)
+        told.append((name, desk.now, desk.heard[-1][1]))
+        desk.now += chance.choice((0.0, 0.5, 4.0))
+        own = [(at, text) for one, at, text in told if one == name]
+        for missed in range(min(10, len(own)) + 1):
+            found = desk.stream.since(name, Position(position.epoch, position.offset - missed))
+            expected = own[len(own) - missed :]
+            young = all(desk.now - at < 20.0 for at, _ in expected)
+            assert found is None or (found == [text for _, text in expected] and missed <= 8 and young)
+            if missed <= 8 and young and volume(told, expected) <= 1500:
+                assert found is not None, (number, missed)
+    assert desk.stream.kept_bytes <= 1500
+
+
+def volume(told: list[tuple[str, float, bytes]], messages: list[tuple[float, bytes]]) -> int:
+    """The bytes of all that was told since the first of these messages."""
+    if not messages:
+        return 0
+    first = next(index for index in range(len(told) - 1, -1, -1) if told[index][2] == messages[0][1])
+    return sum(len(text) for *_, text in told[first:])

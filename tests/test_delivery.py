@@ -1,0 +1,158 @@
+"""Delivery: past the outboxes or by them, what is counted, and the latest message of conflated topics."""
+
+import pytest
+
+from gateway.delivery import AT_ONCE
+from tests.ears import Ear, Way, hall, join, size
+
+
+def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked() -> None:
+    way, ears = Way(True), [Ear() for _ in range(3)]
+    here = hall(way=way)
+    events = here.events
+    events.publish("a", b"0")
+    assert way.asked == 0, "nobody is there"
+    for ear in ears:
+        join(events, ear, "a", ">")
+    for data in (b"1", b"22", b'"333"'):
+        events.publish("a", data)
+        events.publish("b", data)
+    join(events, ears[0], "a", "b")
+    for ear in ears:
+        assert len(ear.frames) == 6
+        assert ear.past == ear.past == size(ear.frames), "asking changes nothing"
+        assert (ear.sent, ear.counted) == (0, (0, 0))
+    assert (way.asked, here.delivery.delivered) == (6, 18)
+
+
+def test_who_has_come_later_counts_from_then_on() -> None:
+    events, early, late = hall().events, Ear(), Ear()
+    join(events, early, "a")
+    events.publish("a", b"0")
+    join(events, late, ">")
+    events.publish("a", b"0")
+    assert late.past == size(late.frames) == size(early.frames[1:])
+    assert events.unsubscribe(early, ["a"]) == []
+    events.publish("a", b"0")
+    assert early.past == size(early.frames), "what was written stays counted after the subscription's end"
+    assert late.past == size(late.frames)
+
+
+def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
+    way, ear, other, elsewhere = Way(True), Ear(), Ear(), Ear()
+    events = hall(way=way).events
+    for one, name in ((ear, "a"), (other, "a"), (elsewhere, "b")):
+        join(events, one, name)
+
+    def past() -> bool:
+        """Whether the next message is written past the outboxes."""
+        before = ear.sent, other.sent, way.asked
+        events.publish("a", b"0")
+        return (ear.sent, other.sent, way.asked) == (before[0], before[1], before[2] + 1)
+
+    assert past()
+    _, release = events.subscribe(ear, ["c"], {})
+    assert not past(), "its reply is not out yet"
+    ear.stalled = True
+    release()
+    assert not past(), "it does not read"
+    ear.stalled = False
+    assert ear.subscriber is not None
+    ear.subscriber.drained()
+    assert past()
+    way.free = False
+    assert not past()
+    way.free = True
+    assert past()
+    elsewhere.stalled = True
+    assert past(), "nobody waits for one who has not subscribed"
+    ear.is_open = False
+    ear.review()
+    assert ear.past == (4, size(ear.frames[:1])[1] * 4), "its end is on the way"
+    assert not past()
+    events.lost(ear)
+    assert ear.counted == ear.past == (4, size(ear.frames[:1])[1] * 4), "the connection counts it from now on"
+    assert past()
+    assert other.past == (5, size(ear.frames[:1])[1] * 5)
+
+
+def test_one_that_takes_no_more_of_what_is_corked_is_not_written_past() -> None:
+    """To make way is to write, and so may be what fills a transport."""
+    ear, other = Ear(), Ear()
+
+    class Narrow(Way):
+        def make_way(self) -> bool:
+            ear.stalled = True
+            return True
+
+    events = hall(way=Narrow(True)).events
+    for one in (ear, other):
+        join(events, one, "a")
+    events.publish("a", b"0")
+    assert (ear.sent, other.sent) == (1, 1)
+
+
+@pytest.mark.parametrize(("count", "past"), [(AT_ONCE, True), (AT_ONCE + 1, False)])
+def test_so_many_are_written_to_in_one_go_and_no_more(count: int, past: bool) -> None:
+    events, ears = hall().events, [Ear() for _ in range(count)]
+    for ear in ears:
+        join(events, ear, "a")
+    events.publish("a", b"0")
+    assert {ear.sent for ear in ears} == {0 if past else 1}
+    assert {len(ear.frames) for ear in ears} == {1}
+
+
+# Conflation, without sockets
+
+
+def test_who_does_not_read_has_the_latest_of_a_conflated_topic() -> None:
+    events, ear = hall(conflate=("pos.*",)).events, Ear()
+    join(events, ear, ">")
+    events.publish("pos.a", b"0")
+    ear.stalled = True
+    for name in ("pos.a", "pos.b", "pos.a", "other", "other", "pos.b", "pos.a"):
+        events.publish(name, b"0")
+    assert ear.take() == [("pos.a", 1), ("other", 1), ("other", 2)]
+    ear.stalled = False
+    assert ear.subscriber is not None
+    ear.subscriber.drained()
+    assert ear.take() == [("pos.b", 2), ("pos.a", 4)], "in the order in which they were published"
+    ear.subscriber.drained()
+    events.publish("pos.a", b"0")
+    assert ear.take() == [("pos.a", 5)]
+
+
+def test_a_latest_message_waits_as_long_as_nothing_is_read() -> None:
+    events, ear = hall(conflate=(">",)).events, Ear()
+    join(events, ear, ">")
+    ear.stalled = True
+    events.publish("a", b"0")
+    assert ear.subscriber is not None
+    ear.subscriber.drained()
+    assert ear.frames == []
+
+
+def test_who_has_unsubscribed_has_no_latest_message_later() -> None:
+    events, ear = hall(conflate=(">",)).events, Ear()
+    join(events, ear, "a", "b")
+    ear.stalled = True
+    for name in ("a", "b"):
+        events.publish(name, b"0")
+    events.unsubscribe(ear, ["a"])
+    ear.stalled = False
+    assert ear.subscriber is not None
+    ear.subscriber.drained()
+    assert ear.take() == [("b", 1)]
+
+
+def test_a_latest_message_that_was_asked_for_as_missed_comes_once() -> None:
+    events, ear = hall(conflate=(">",)).events, Ear()
+    join(events, ear, "a")
+    ear.stalled = True
+    events.publish("a", b"0")
+    events.publish("a", b"0")
+    join(events, ear, "a", a=0)
+    ear.stalled = False
+    assert ear.subscriber is not None
+    ear.subscriber.drained()
+    assert ear.take() == [("a", 1), ("a", 2)]
