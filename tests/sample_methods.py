@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from gateway.connection import Connection
-from gateway.method import AUTHENTICATED, CALL, method
+from gateway.api import AUTHENTICATED, CALL, Connection, method
 
 heard: list[bytes] = []
 """The parameters of the notifications `update`, `notify_hello` and `notify_sum`."""

@@ -31,7 +31,7 @@ def shown(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", HOWTO, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(("language", "count"), [("python", 8), ("toml", 1)])
+@pytest.mark.parametrize(("language", "count"), [("python", 9), ("toml", 1)])
 def test_what_the_page_shows_is_the_example(language: str, count: int) -> None:
     blocks = shown(language)
     assert len(blocks) == count

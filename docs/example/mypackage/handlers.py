@@ -6,11 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from gateway import errors
-from gateway.calls import CallError
-from gateway.connection import Connection
-from gateway.errors import RpcError
-from gateway.method import AUTHENTICATED, CALL, Refusal, method
+from gateway.api import AUTHENTICATED, CALL, CallError, Connection, Refusal, RpcError, errors, method
 
 SECONDS_A_LITRE = 0.2
 TANK_EMPTY = RpcError(1, "tank_empty", "There is not enough water", temporary=True)
