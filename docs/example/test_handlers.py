@@ -1,4 +1,4 @@
-"""Tests of the example's methods, as you would write them for your own."""
+"""Tests of the example's methods, written as you would write them for your own methods."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from gateway.config import parse
 
 @pytest.fixture
 async def ws(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> ClientWebSocketResponse:
-    """A connection to a gateway in this process, with a tank of its own."""
+    """Connect to a gateway in this process that has a tank of its own."""
     monkeypatch.setattr(handlers, "tank", handlers.Tank())
     monkeypatch.setattr(handlers, "SECONDS_A_LITRE", 0.0)
     app = create_app(parse({"limits": {"max_in_flight": 2}}), methods=[handlers])
@@ -45,7 +45,7 @@ async def test_there_is_no_fifth_bed(ws: ClientWebSocketResponse) -> None:
 
 
 async def test_a_cancelled_call_closes_the_valve(ws: ClientWebSocketResponse, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `finally` does is done when the reply is there."""
+    """The function's `finally` has run when the reply arrives."""
     monkeypatch.setattr(handlers, "SECONDS_A_LITRE", 3600.0)
     await ws.send_json({"jsonrpc": "2.0", "id": 7, "method": "greenhouse.water", "params": [3]})
     await ws.send_json({"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": 7}})

@@ -1,1 +1,1 @@
-"""An example of methods of one's own; see docs/methods-howto.md."""
+"""An example of methods of your own; see docs/methods-howto.md."""

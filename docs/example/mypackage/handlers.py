@@ -10,11 +10,11 @@ from gateway.api import AUTHENTICATED, CALL, CallError, Connection, Refusal, Rpc
 
 SECONDS_A_LITRE = 0.2
 TANK_EMPTY = RpcError(1, "tank_empty", "There is not enough water", temporary=True)
-DECLINED = RpcError(2, "declined", "Nobody has agreed")
+DECLINED = RpcError(2, "declined", "The caller has not agreed")
 
 
 class Tank:
-    """What all connections share."""
+    """The state that all connections share."""
 
     def __init__(self) -> None:
         self.litres = 12.0
@@ -25,7 +25,7 @@ tank = Tank()
 
 
 class WaterParams(msgspec.Struct, forbid_unknown_fields=True):
-    """Which bed, and how many litres it gets."""
+    """Which bed is watered, and how many litres it gets."""
 
     bed: Annotated[int, Meta(ge=1, le=4)]
     litres: Annotated[float, Meta(gt=0, le=20)] = 1.0

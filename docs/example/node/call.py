@@ -1,4 +1,4 @@
-"""Call a method of any node, and say how long it took. Run: .venv/bin/python docs/example/node/call.py machine.about"""
+"""Call a node's method, and say how long it took. Run it: .venv/bin/python docs/example/node/call.py machine.about"""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ URL = os.environ.get("GATEWAY_URL", "ws://127.0.0.1:8765/ws")
 
 
 async def main(method: str) -> None:
-    """Print the reply."""
+    """Call `method`, and print the reply and the seconds that it took."""
     async with aiohttp.ClientSession() as session, session.ws_connect(URL) as gateway:
         await gateway.receive()  # the welcome
         begun = time.monotonic()

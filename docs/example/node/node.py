@@ -1,4 +1,4 @@
-"""A node: a machine that serves two methods, wherever it is. Run: .venv/bin/python docs/example/node/node.py"""
+"""A node: a machine that serves two methods, wherever it is. Run it: .venv/bin/python docs/example/node/node.py"""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ async def main() -> None:
 
 
 async def answer(gateway: aiohttp.ClientWebSocketResponse, call: dict[str, object]) -> None:
-    """Do what is asked, and say so."""
+    """Do what the call asks for, and send the result."""
     if call["method"] == "machine.think":
         await asyncio.sleep(20)
     await gateway.send_json({"jsonrpc": "2.0", "id": call["id"], "result": platform.platform()})
