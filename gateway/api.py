@@ -22,7 +22,7 @@ A method is a function with a decorator::
 `errors`                the module with the gateway's own errors, such as `errors.CONFLICT`, for `Refusal`
 `RpcError`              an error of your own for `Refusal`: its code, name, message, and whether it is temporary
 `CallError`             raised by `Connection.call()` if the client answers with an error, or not at all
-`Then`                  what a plain ``def`` returns to do something right after its reply was sent
+`Then`                  return it to have a function called right after the reply was sent
 ======================  ==========================================================================================
 
 docs/methods-howto.md shows how they are used.
