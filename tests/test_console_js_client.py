@@ -1,4 +1,4 @@
-"""The JavaScript client, gateway/console/static/gateway-client.js, in Node and in a browser: tests/js/scenarios.mjs.
+"""The JavaScript client, gateway/javascript/gateway-client.js, in Node and in a browser: tests/js/scenarios.mjs.
 
 Between it and the gateway is a proxy that harms the connection; beside it a node of this file, `lab`, which tells the
 proxy when to.
@@ -28,7 +28,7 @@ from tests.process import ROOT, Config, GatewayProcess
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
 
 JS: Final = ROOT / "tests" / "js"
-CLIENT: Final = ROOT / "gateway" / "console" / "static" / "gateway-client.js"
+CLIENT: Final = ROOT / "gateway" / "javascript" / "gateway-client.js"
 FILES: Final = {"/gateway-client.js": CLIENT, "/scenarios.mjs": JS / "scenarios.mjs"}
 PAGE: Final = "<!doctype html><title>A page</title><link rel=icon href=data:,>"
 RUN: Final = """async ([name, options]) => {

@@ -26,6 +26,13 @@ async def test_the_console_is_served_at_the_root(aiohttp_client: AiohttpClient) 
             assert (await answer.read()) == FILES[path.removeprefix("console/")].body
 
 
+async def test_the_javascript_client_is_served_beside_the_page(aiohttp_client: AiohttpClient) -> None:
+    client = await aiohttp_client(create_app(parse({})))
+    async with client.get("/console/gateway-client.js") as answer:
+        assert (answer.status, answer.content_type) == (200, "text/javascript")
+        assert await answer.read() == (ROOT / "gateway/javascript/gateway-client.js").read_bytes()
+
+
 def test_where_a_token_is_needed_the_page_knows_it() -> None:
     plain, login = load(), load(login=True)
     assert b"data-login" in login["index.html"].body

@@ -1,1 +1,1 @@
-"""The operator's console: files for browsers, and the client library that they are built on, which Node can use too."""
+"""The operator's console: files for browsers, and what serves them. They are built on the client of `javascript/`."""

@@ -1,4 +1,4 @@
-"""Serves the console: a handful of files, read once, at `/` and below `/console/`."""
+"""Serves the console and the JavaScript client: a handful of files, read once, at `/` and below `/console/`."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ class File(NamedTuple):
 
 
 def load(*, login: bool = False) -> dict[str, File]:
-    """The files of the console, by their path below `static`.
+    """The files of the console and the JavaScript client, by their path below `/console/`.
 
     ``login``: the page asks for a token at once. Otherwise it tries to connect without one first.
     """
-    pages = {name: _file(name, body) for name, body in _bodies(files("gateway.console") / "static", "")}
+    package = files("gateway")
+    folders = (package / "console" / "static", package / "javascript")
+    pages = {name: _file(name, body) for folder in folders for name, body in _bodies(folder, "")}
     if login:
         pages[INDEX] = _file(INDEX, pages[INDEX].body.replace(b'id="console"', b'id="console" data-login="needed"'))
     return pages

@@ -1,6 +1,6 @@
 // Puts the client through one scenario in Node: `node run.mjs NAME '{"url": …}'` prints what it returns as JSON.
 
-import * as module from "../../gateway/console/static/gateway-client.js";
+import * as module from "../../gateway/javascript/gateway-client.js";
 import * as scenarios from "./scenarios.mjs";
 import WebSocket from "ws";
 

@@ -1,7 +1,7 @@
 // A program of somebody who uses the client, for the type checker: `tsc` says whether gateway-client.d.ts allows it.
 
-import { CallError, GatewayClient } from "../../gateway/console/static/gateway-client.js";
-import type { Gap, GatewayEvent, Welcome } from "../../gateway/console/static/gateway-client.js";
+import { CallError, GatewayClient } from "../../gateway/javascript/gateway-client.js";
+import type { Gap, GatewayEvent, Welcome } from "../../gateway/javascript/gateway-client.js";
 
 interface Picture {
   size: number;
