@@ -97,7 +97,7 @@ LAYERS: Final = (
             }
         ),
     ),
-    Layer("assembly", frozenset({"api", "app", "listener", "server", "commands", "cli", "__main__"})),
+    Layer("assembly", frozenset({"api", "app", "listener", "server", "terminal", "commands", "cli", "__main__"})),
 )
 RANKS: Final = {member: rank for rank, layer in enumerate(LAYERS) for member in layer.members}
 # Beside the layers: they know next to nothing of the gateway, and only the assembly knows them.

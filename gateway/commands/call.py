@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client import Client
-from gateway.commands import remote
-from gateway.commands.terminal import Line, as_json
 from gateway.jsonrpc import UNDECODABLE
+from gateway.terminal import remote
+from gateway.terminal.output import Line, as_json
 
 _QUIET: Final = 1.0
 """Seconds after which a call counts as a long one, and is shown to be running."""

@@ -6,9 +6,9 @@ import argparse
 from typing import Any, Final
 
 from gateway.client import CallError, Client
-from gateway.commands import remote
-from gateway.commands.terminal import as_json, since, span, table
 from gateway.errors import NOT_FOUND
+from gateway.terminal import remote
+from gateway.terminal.output import as_json, since, span, table
 
 _PAGE: Final = 200
 _SHORT: Final = 8

@@ -15,10 +15,10 @@ from typing import Any, Final
 import msgspec
 
 from gateway.client import CallError, Client, ServedCall
-from gateway.commands import programs, remote
-from gateway.commands.programs import ProgramFailed
-from gateway.commands.terminal import plain
 from gateway.jsonrpc import UNDECODABLE, encode
+from gateway.terminal import programs, remote
+from gateway.terminal.output import plain
+from gateway.terminal.programs import ProgramFailed
 
 _JOBS: Final = 8
 _TIMEOUT: Final = 600.0

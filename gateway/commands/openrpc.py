@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from gateway.client import Client
-from gateway.commands import remote
-from gateway.commands.terminal import as_json
+from gateway.terminal import remote
+from gateway.terminal.output import as_json
 
 
 def add_to(commands: Any) -> None:

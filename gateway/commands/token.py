@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gateway import tokens
-from gateway.commands.terminal import table
 from gateway.config import ConfigError
 from gateway.scopes import ROLE_SCOPES, is_scope
+from gateway.terminal.output import table
 from gateway.tokens import Entry, time_of
 
 EXIT_FAILED: Final = 1

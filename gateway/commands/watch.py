@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from gateway.client import Client, Event, Gap
-from gateway.commands import remote
-from gateway.commands.terminal import as_json, moment, plain
+from gateway.terminal import remote
+from gateway.terminal.output import as_json, moment, plain
 
 
 def add_to(commands: Any) -> None:

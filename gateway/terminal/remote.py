@@ -14,7 +14,7 @@ from typing import Any, Final
 from yarl import URL
 
 from gateway.client import CallError, Client, ConnectionLost, State, connect
-from gateway.commands.terminal import as_json, plain
+from gateway.terminal.output import as_json, plain
 
 EXIT_FAILED: Final = 1
 """The gateway or the node has answered with an error."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.commands import programs
-from gateway.commands.programs import MAX_OUTPUT, ProgramFailed
+from gateway.terminal import programs
+from gateway.terminal.programs import MAX_OUTPUT, ProgramFailed
 from tests.fleet import until
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.commands.terminal import Line, as_json, cut, plain, since, span, table
+from gateway.terminal.output import Line, as_json, cut, plain, since, span, table
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""Running a command for `python -m gateway node`: input, output, deadline, and its end whatever happens."""
+"""Running the programs of `python -m gateway node`: input, output, deadline, and an end whatever happens."""
 
 from __future__ import annotations
 
