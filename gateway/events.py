@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from gateway import errors, frames, jsonrpc
@@ -18,6 +17,7 @@ from gateway.bus import Bus
 from gateway.errors import Disconnect
 from gateway.method import Refusal
 from gateway.scopes import Principal
+from gateway.timestamps import rfc3339
 from gateway.topics import OWN, FullError, Position, Topic, Topics, Written, is_topic, meets
 
 AT_ONCE: Final = 1000
@@ -190,7 +190,7 @@ class Events:
         except FullError:
             raise _full() from None
         topic.offset += 1
-        place = (jsonrpc.encode(name), topic.offset, topic.epoch.encode(), self._time())
+        place = (jsonrpc.encode(name), topic.offset, topic.epoch.encode(), rfc3339(self._wall()).encode())
         frame = frames.text_frame(_MESSAGE % (*place, data))
         self.published += 1
         self._topics.keep(topic, frame)
@@ -205,10 +205,6 @@ class Events:
         """Publish under one of the gateway's own topics, where it is wanted."""
         if self.wanted(name):
             self.publish(name, jsonrpc.encode(data))
-
-    def _time(self) -> bytes:
-        moment = datetime.fromtimestamp(self._wall(), UTC)
-        return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z".encode()
 
     def _deliver(self, subject: str, frame: bytes, reply: str) -> None:
         topic = self._topics.get(subject.removeprefix(_SUBJECT))

@@ -50,6 +50,7 @@ LAYERS: Final = (
                 "proxies",
                 "scopes",
                 "status",
+                "timestamps",
                 "topics",
             }
         ),

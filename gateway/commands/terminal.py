@@ -55,11 +55,6 @@ def since(moment: str, now: datetime | None = None) -> str:
     return span(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds())
 
 
-def moment(time: datetime) -> str:
-    """A time as the gateway writes it: RFC 3339, UTC, milliseconds."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def span(seconds: float) -> str:
     """Seconds in their two largest units: ``3d 4h``, ``7s``."""
     left = max(0, int(seconds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -15,6 +14,7 @@ from gateway.method import AUTHENTICATED, BadParams, Refusal, method
 from gateway.nodes import MAX_METHODS, Node, Nodes, Served
 from gateway.routing import Router
 from gateway.scopes import ANY_CALL, RESERVED
+from gateway.timestamps import rfc3339
 
 MAX_NAME: Final = 200
 """Characters of a node's or a method's name."""
@@ -188,10 +188,8 @@ def _registration(peer: Connection, name: str | None) -> Registration:
 
 def _info(node: Node) -> NodeInfo:
     peer = node.peer
-    since = datetime.fromtimestamp(node.since, UTC)
     methods = [
         NodeMethod(served.name, served.summary, Raw(served.params) if served.params else UNSET)
         for served in node.methods.values()
     ]
-    moment = f"{since:%Y-%m-%dT%H:%M:%S}.{since.microsecond // 1000:03d}Z"
-    return NodeInfo(node.name, peer.conn_id, peer.remote, moment, node.in_flight, methods)
+    return NodeInfo(node.name, peer.conn_id, peer.remote, rfc3339(node.since), node.in_flight, methods)
