@@ -22,6 +22,8 @@ import msgspec
 import tomli
 from msgspec import Meta, Struct
 
+from gateway.names import is_pattern
+
 _ENV_PREFIX = "GATEWAY_"
 _FILE_VARIABLE = "GATEWAY_CONFIG"
 _YEAR = 31_536_000
@@ -130,10 +132,6 @@ def _is_module(text: str) -> bool:
     return all(part.isidentifier() and not iskeyword(part) for part in text.split("."))
 
 
-def _is_topic_pattern(text: str) -> bool:
-    return all(text.split(".")) and text.isprintable() and " " not in text
-
-
 def _integer(low: int, high: int) -> Meta:
     return Meta(ge=low, le=high, description=f"an integer from {low} to {high}")
 
@@ -166,7 +164,7 @@ Origin = Annotated[
 ]
 Proxy = Annotated[str, _text('"unix", or an IP network with its host bits zero, such as "10.0.0.0/8"', _is_proxy)]
 ModuleName = Annotated[str, _text('a dotted module name, such as "mypackage.handlers"', _is_module)]
-TopicPattern = Annotated[str, _text('a topic pattern, such as "camera.state" or "sensor.*"', _is_topic_pattern)]
+TopicPattern = Annotated[str, _text('a topic pattern, such as "camera.state" or "sensor.*"', is_pattern)]
 EventLoop = Annotated[Literal["uvloop", "asyncio"], Meta(description='"uvloop" or "asyncio"')]
 AuthMode = Annotated[Literal["none", "token", "jwt"], Meta(description='"none", "token" or "jwt"')]
 LogLevel = Annotated[

@@ -21,8 +21,9 @@ from gateway.frames import Payload
 from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
 from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
+from gateway.names import RESERVED
 from gateway.nodes import Forward
-from gateway.scopes import RESERVED, Principal
+from gateway.scopes import Principal
 from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.dispatcher")

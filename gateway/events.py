@@ -16,9 +16,10 @@ from gateway import errors, frames, jsonrpc
 from gateway.bus import Bus
 from gateway.errors import Disconnect
 from gateway.method import Refusal
+from gateway.names import OWN, is_dotted_name
 from gateway.scopes import Principal
 from gateway.timestamps import rfc3339
-from gateway.topics import OWN, FullError, Position, Topic, Topics, Written, is_topic, meets
+from gateway.topics import FullError, Position, Topic, Topics, Written, meets
 
 AT_ONCE: Final = 1000
 """Subscribers that one message may be written to in one go; of more each has its turn in the cork."""
@@ -237,7 +238,7 @@ class Events:
         if len(subscriber.patterns.keys() | set(patterns)) > MAX_SUBSCRIPTIONS:
             raise Refusal(errors.OVERLOADED, f"{MAX_SUBSCRIPTIONS} subscriptions of one connection")
         for pattern in patterns:
-            if pattern.startswith(OWN) and is_topic(pattern) and pattern not in OWN_TOPICS:
+            if pattern.startswith(OWN) and is_dotted_name(pattern) and pattern not in OWN_TOPICS:
                 raise Refusal(errors.NOT_FOUND, f"no topic {pattern!r}; there are {', '.join(OWN_TOPICS)}")
         met: dict[str, tuple[Position, bool | None]] = {}
         missed: list[bytes] = []
@@ -253,7 +254,7 @@ class Events:
                     subscriber.forget([topic])
             for name in since:
                 wanted = any(meets(pattern, name) for pattern in patterns)
-                if wanted and name not in met and not name.startswith(OWN) and is_topic(name):
+                if wanted and name not in met and not name.startswith(OWN) and is_dotted_name(name):
                     met[name] = (self._topics.open(name).position, False)  # gone: told, like any other gap
         except FullError:
             self.unsubscribe(reader, [pattern for pattern in patterns if pattern not in before])

@@ -23,8 +23,8 @@ from gateway.errors import RpcError
 from gateway.jsonrpc import ABSENT, Message
 from gateway.limits import Sampler
 from gateway.method import Refusal
+from gateway.names import RESERVED
 from gateway.nodes import Forward, Node, Nodes, Served
-from gateway.scopes import RESERVED
 
 logger = logging.getLogger("gateway.routing")
 

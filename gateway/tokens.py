@@ -24,7 +24,8 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from gateway.config import ConfigError
-from gateway.credentials import MAX_NAME, Credential, CredentialError, is_name
+from gateway.credentials import Credential, CredentialError
+from gateway.names import MAX_NAME, is_peer_name
 from gateway.scopes import ROLE_SCOPES, Principal, is_scope
 from gateway.timestamps import rfc3339_seconds
 
@@ -202,7 +203,7 @@ def _are_scopes(value: object) -> bool:
 
 
 _CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
-    "name": (True, f"a name of 1 to {MAX_NAME} printable characters", lambda v: isinstance(v, str) and is_name(v)),
+    "name": (True, f"a name of 1 to {MAX_NAME} printable characters", lambda v: isinstance(v, str) and is_peer_name(v)),
     "role": (True, '"operator", "node" or "ui"', lambda v: isinstance(v, str) and v in ROLE_SCOPES),
     "sha256": (
         True,

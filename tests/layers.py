@@ -46,6 +46,7 @@ LAYERS: Final = (
                 "jsonrpc",
                 "limits",
                 "method",
+                "names",
                 "openrpc",
                 "proxies",
                 "scopes",

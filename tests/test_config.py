@@ -534,7 +534,7 @@ def test_the_last_value_that_is_allowed(key: str, value: object) -> None:
             ["10.0.0.1/8", "10.0.0.0/33", "proxy.example", "", "10", "Unix", "unix:", "unix:/run/proxy.sock"],
         ),
         ("methods.modules", ["a", "a.b_c"], ["", "a.", ".a", "a-b", "a.class", "a/b.py"]),
-        ("events.conflate", ["a", "a.*", "a.>", ">"], ["", "a.", "a b", "a\n"]),
+        ("events.conflate", ["a", "a.*", "a.>", ">"], ["", "a.", "a b", "a\n", "a*", "a.>.b", "a:b", "*." * 100 + "*"]),
     ],
 )
 def test_items(key: str, good: list[str], bad: list[str]) -> None:

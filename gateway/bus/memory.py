@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.bus import Handler
-from gateway.scopes import matches
+from gateway.names import matches
 
 
 class MemoryBus:

@@ -11,7 +11,8 @@ from gateway import errors
 from gateway.connection import Connection
 from gateway.events import Events
 from gateway.method import AUTHENTICATED, BadParams, Refusal, Then, method
-from gateway.topics import MAX_TOPIC, Position, is_pattern, is_topic
+from gateway.names import MAX_NAME, is_dotted_name, is_pattern
+from gateway.topics import Position
 
 Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 
@@ -85,7 +86,7 @@ class EventMethods:
         for number, pattern in enumerate(params.topics):
             if not is_pattern(pattern):
                 right = "parts with dots between; * stands for one, a last > for the rest"
-                raise BadParams(f"topics[{number}]: must be at most {MAX_TOPIC} characters, {right}")
+                raise BadParams(f"topics[{number}]: must be at most {MAX_NAME} characters, {right}")
             if not peer.principal.allows(f"subscribe:{pattern}"):
                 raise Refusal(errors.FORBIDDEN, f"subscribe:{pattern}")
         since = {name: Position(place.epoch, place.offset) for name, place in params.since.items()}
@@ -103,9 +104,9 @@ class EventMethods:
     @method("event.publish", scope=AUTHENTICATED)
     def publish(self, peer: Connection, params: PublishParams) -> Published:
         """Publish a message; needs the scope `publish:` for the topic."""
-        if not is_topic(params.topic):
-            raise BadParams(f"topic: must be at most {MAX_TOPIC} characters, parts with dots between, without * and >")
+        if not is_dotted_name(params.topic):
+            raise BadParams(f"topic: must be at most {MAX_NAME} characters, parts with dots between, without * and >")
         if not peer.principal.allows(f"publish:{params.topic}"):
-            raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_TOPIC]}")
+            raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_NAME]}")
         place = self._events.publish(params.topic, bytes(params.data))
         return Published(place.offset, place.epoch)
