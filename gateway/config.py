@@ -23,6 +23,7 @@ import tomli
 from msgspec import Meta, Struct
 
 from gateway.names import is_pattern
+from gateway.text import plain
 
 _ENV_PREFIX = "GATEWAY_"
 _FILE_VARIABLE = "GATEWAY_CONFIG"
@@ -55,9 +56,8 @@ class ConfigError(Exception):
         self.right = right
 
     def __str__(self) -> str:
-        line = f"{self.source}: {self.key}: {self.wrong}; {self.right}"
-        # File names, keys and values come from outside and must not break the line or drive a terminal.
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        # File names, keys and values come from outside.
+        return plain(f"{self.source}: {self.key}: {self.wrong}; {self.right}")
 
 
 def is_loopback(host: str) -> bool:

@@ -51,6 +51,7 @@ LAYERS: Final = (
                 "proxies",
                 "scopes",
                 "status",
+                "text",
                 "timestamps",
                 "topics",
             }

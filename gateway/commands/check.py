@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from gateway.commands.serve import EXIT_WRONG_CONFIG, add_flags, settings
-from gateway.commands.terminal import plain
 from gateway.config import Config, ConfigError
+from gateway.text import plain
 
 
 def add_to(commands: Any) -> None:

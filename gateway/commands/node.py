@@ -17,8 +17,8 @@ import msgspec
 from gateway.client import CallError, Client, ServedCall
 from gateway.commands import programs, remote
 from gateway.commands.programs import ProgramFailed
-from gateway.commands.terminal import plain
 from gateway.jsonrpc import UNDECODABLE, encode
+from gateway.text import plain
 
 _JOBS: Final = 8
 _TIMEOUT: Final = 600.0

@@ -8,7 +8,8 @@ from typing import Any
 
 from gateway.client import Client, Event, Gap
 from gateway.commands import remote
-from gateway.commands.terminal import as_json, plain
+from gateway.commands.terminal import as_json
+from gateway.text import plain
 from gateway.timestamps import rfc3339
 
 
