@@ -28,9 +28,6 @@ from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.dispatcher")
 
-RETRY_AFTER_MS: Final = 100
-"""What a client is asked to wait that has too many requests in flight."""
-
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
 
@@ -334,7 +331,7 @@ class Dispatcher:
     def _start(self, peer: Peer, method: Method, params: Any, identity: bytes, batch: Batch | None) -> None:
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
-            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
+            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
         running = Running(peer, method, identity, batch, self._clock())
         work = method.handler(peer) if method.params is None else method.handler(peer, params)
         running.task = asyncio.get_running_loop().create_task(work)

@@ -297,4 +297,4 @@ class Events:
 
 
 def _full() -> Refusal:
-    return Refusal(errors.OVERLOADED, "as many topics as events.max_topics", retryAfterMs=1000)
+    return Refusal(errors.OVERLOADED, "as many topics as events.max_topics", retryAfterMs=errors.RETRY_FULL_MS)
