@@ -5,19 +5,9 @@ alone, for tests and for embedding. Both return a checked `Config` or raise `Con
 for the operator. Structs that are constructed directly are not checked.
 """
 
-from gateway.config.schema import (
-    Auth,
-    Config,
-    ConfigError,
-    Heartbeat,
-    Jwt,
-    Log,
-    Server,
-    is_loopback,
-    load,
-    parse,
-    source_of,
-)
+from gateway.config.schema import Auth, Config, Heartbeat, Jwt, Log, Server
+from gateway.config.sources import load, parse, source_of
+from gateway.config.types import ConfigError, is_loopback
 
 __all__ = [
     "Auth",
