@@ -128,7 +128,9 @@ class Admission:
         before = connection.credential
         if before is NO_CREDENTIAL:
             if self._is_crowded(credential):
-                raise Refusal(errors.OVERLOADED, "too many connections of this principal", retryAfterMs=1000)
+                raise Refusal(
+                    errors.OVERLOADED, "too many connections of this principal", retryAfterMs=errors.RETRY_FULL_MS
+                )
         elif credential.principal.name != before.principal.name:
             raise Refusal(errors.CONFLICT, f"this connection is {before.principal.name}'s")
         return credential

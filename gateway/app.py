@@ -10,7 +10,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any, Final
 
@@ -44,6 +43,7 @@ from gateway.presence import Presence
 from gateway.rejections import Rejections
 from gateway.routing import Router, Tracing
 from gateway.status import Phase, Status
+from gateway.timestamps import rfc3339
 from gateway.topics import Topics
 
 
@@ -262,8 +262,7 @@ def _stream(config: Config) -> MemoryStream:
 
 
 def _now() -> str:
-    moment = datetime.fromtimestamp(time.time(), UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    return rfc3339(time.time())
 
 
 CONFIG: Final = web.AppKey("config", Config)

@@ -6,9 +6,6 @@ from typing import Final, NamedTuple, Protocol
 
 from gateway.scopes import ANONYMOUS, NOBODY, Principal
 
-MAX_NAME = 200
-"""Characters of a principal's name."""
-
 
 class Credential(NamedTuple):
     """A credential that was right. ``voucher`` is what vouches for it: a token's digest, or the fingerprint of a key.
@@ -43,8 +40,3 @@ class Authenticator(Protocol):
 
     def renewed(self, credential: Credential) -> Credential | None:
         """The same credential under the tokens or keys of this authenticator; None where they no longer have it."""
-
-
-def is_name(text: str) -> bool:
-    """Whether a principal may have this name: printable, without blanks at its ends, at most 200 characters."""
-    return 0 < len(text) <= MAX_NAME and text.isprintable() and text == text.strip()

@@ -21,13 +21,11 @@ from gateway.frames import Payload
 from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
 from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
-from gateway.scopes import RESERVED, Principal
+from gateway.names import RESERVED
+from gateway.scopes import Principal
 from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.dispatcher")
-
-RETRY_AFTER_MS: Final = 100
-"""What a client is asked to wait that has too many requests in flight."""
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -340,7 +338,7 @@ class Dispatcher:
     def _start(self, peer: Peer, method: Method, params: Any, message: Message, batch: Batch | None) -> None:
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
-            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
+            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
         running = Running(peer, method, message, batch, self._clock())
         work = method.handler(peer) if method.params is None else method.handler(peer, params)
         running.task = asyncio.get_running_loop().create_task(work)

@@ -56,6 +56,12 @@ RPC_ERRORS: Final[tuple[RpcError, ...]] = (
     CANCELLED,
 )
 
+RETRY_BUSY_MS: Final = 100
+"""The ``retryAfterMs`` beside `OVERLOADED` if too many calls are in flight: any of them may end at any moment."""
+
+RETRY_FULL_MS: Final = 1000
+"""The ``retryAfterMs`` beside `OVERLOADED` if there are too many connections or topics: they last longer than calls."""
+
 
 class Disconnect(NamedTuple):
     """The end of a connection.

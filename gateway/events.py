@@ -13,7 +13,8 @@ from gateway import errors, jsonrpc
 from gateway.cluster.stream import Position, Stream
 from gateway.delivery import Delivery, Recipient, Subscriber
 from gateway.method import Refusal
-from gateway.topics import OWN, FullError, Topic, Topics, is_topic, meets
+from gateway.names import OWN, is_dotted_name
+from gateway.topics import FullError, Topic, Topics, meets
 
 MAX_SUBSCRIPTIONS: Final = 1000
 """Topics and patterns that one connection may be subscribed to."""
@@ -105,7 +106,7 @@ class Events:
                 subscriber.forget_latest(topic)
         for name in since:
             wanted = any(meets(pattern, name) for pattern in patterns)
-            if wanted and name not in met and not name.startswith(OWN) and is_topic(name):
+            if wanted and name not in met and not name.startswith(OWN) and is_dotted_name(name):
                 self._topics.open(name)
                 met[name] = (self._stream.position(name), False)  # gone: told, like any other gap
         return met
@@ -144,9 +145,9 @@ def _check(subscriber: Subscriber, patterns: Sequence[str]) -> None:
     if len(subscriber.patterns.keys() | set(patterns)) > MAX_SUBSCRIPTIONS:
         raise Refusal(errors.OVERLOADED, f"{MAX_SUBSCRIPTIONS} subscriptions of one connection")
     for pattern in patterns:
-        if pattern.startswith(OWN) and is_topic(pattern) and pattern not in OWN_TOPICS:
+        if pattern.startswith(OWN) and is_dotted_name(pattern) and pattern not in OWN_TOPICS:
             raise Refusal(errors.NOT_FOUND, f"no topic {pattern!r}; there are {', '.join(OWN_TOPICS)}")
 
 
 def _full() -> Refusal:
-    return Refusal(errors.OVERLOADED, "as many topics as events.max_topics", retryAfterMs=1000)
+    return Refusal(errors.OVERLOADED, "as many topics as events.max_topics", retryAfterMs=errors.RETRY_FULL_MS)

@@ -14,7 +14,7 @@ from gateway import errors
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
 from gateway.scopes import Principal
-from gateway.tokens import time_of
+from gateway.timestamps import rfc3339_seconds
 
 
 class Holder(Hashable, Protocol):
@@ -57,7 +57,7 @@ class Expiries:
     def _announce(self, holder: Holder) -> None:
         expires_at = holder.principal.expires_at or 0.0
         left = max(0.0, expires_at - self._wall())
-        holder.notify("gateway.expiring", {"expiresAt": time_of(expires_at), "leftMs": int(left * 1000)})
+        holder.notify("gateway.expiring", {"expiresAt": rfc3339_seconds(expires_at), "leftMs": int(left * 1000)})
 
 
 def _expired(holder: Holder) -> None:

@@ -25,7 +25,7 @@ NO_METHOD: Final = "\0no method"
 NULL: Final = Raw(b"null")
 
 MAX_DETAIL: Final = 200
-"""Characters of a decoder's own words that go into a reply."""
+"""Characters of a decoder's own words that go into a reply: they quote what the caller has sent."""
 
 
 class Message(msgspec.Struct, gc=False):

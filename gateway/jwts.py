@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from jwt.exceptions import InvalidTokenError, PyJWTError
 
 from gateway.config import ConfigError, Jwt
-from gateway.credentials import Credential, CredentialError, is_name
+from gateway.credentials import Credential, CredentialError
+from gateway.names import is_peer_name
 from gateway.scopes import ROLE_SCOPES, Principal, is_scope
 
 MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -123,7 +124,7 @@ def _principal(claims: Mapping[str, Any], now: float) -> Principal:
     if begins is not None and begins > now:
         raise CredentialError("the JWT is not valid yet")
     name, role, scope = claims["sub"], claims["role"], claims.get("scope")
-    if not isinstance(name, str) or not is_name(name):
+    if not isinstance(name, str) or not is_peer_name(name):
         raise CredentialError("the JWT's sub is no name")
     if not isinstance(role, str) or role not in ROLE_SCOPES:
         raise CredentialError("the JWT's role is not operator, node or ui")

@@ -23,6 +23,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from gateway import config
+from gateway.text import plain
 
 QUEUE_BYTES = 8 * 1024 * 1024
 """The most that may wait for the writer, in bytes of finished lines: about 30,000 of a usual length."""
@@ -106,11 +107,11 @@ class TextFormatter(logging.Formatter):
         """Return the line without its end. Only a traceback adds lines, indented. Never raises."""
         event = record.__dict__.get("event")
         fields = _fields(record) if event else {"logger": record.name} | _fields(record)
-        parts = [self._time(record.created), _SHORT_LEVELS[_level(record)], _visible(_text(event or "log"))]
-        parts += [f"{_visible(_text(name))}={_shown(value)}" for name, value in fields.items()]
-        lines = [" ".join([*parts, _visible(_message(record))])]
+        parts = [self._time(record.created), _SHORT_LEVELS[_level(record)], plain(_text(event or "log"))]
+        parts += [f"{plain(_text(name))}={_shown(value)}" for name, value in fields.items()]
+        lines = [" ".join([*parts, plain(_message(record))])]
         if record.exc_info or record.exc_text:
-            lines += [f"    {_visible(line)}" for line in _traceback(self, record).split("\n")]
+            lines += [f"    {plain(line)}" for line in _traceback(self, record).split("\n")]
         return "\n".join(lines)
 
 
@@ -174,19 +175,12 @@ def _encodable(value: object) -> object:
     return _text(value)
 
 
-def _visible(text: str) -> str:
-    """Return `text` with all that a terminal would not show as a character escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _shown(value: object) -> str:
     """Return a field's value for the text format: JSON, but without the quotes where a word needs none."""
-    plain = _encodable(value)
-    if isinstance(plain, str) and plain and not any(c in ' "=' for c in plain):
-        return _visible(plain)
-    return _visible(msgspec.json.encode(plain, enc_hook=_text).decode())
+    value = _encodable(value)
+    if isinstance(value, str) and value and not any(c in ' "=' for c in value):
+        return plain(value)
+    return plain(msgspec.json.encode(value, enc_hook=_text).decode())
 
 
 class LogWriter:

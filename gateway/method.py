@@ -24,6 +24,7 @@ from msgspec import Raw
 
 from gateway.counts import Tally
 from gateway.errors import RpcError
+from gateway.jsonrpc import MAX_DETAIL
 
 AUTHENTICATED: Final = "authenticated"
 """The scope of a method that everybody may call who is authenticated at all."""
@@ -33,8 +34,6 @@ CALL: Final = "call"
 
 _MARK: Final = "__gateway_method__"
 _BLANK: Final = b" \t\r\n"
-_MAX_DETAIL: Final = 200
-"""Characters of the decoder's own words that go into a reply: it quotes names of the caller's."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -192,7 +191,7 @@ def _decoder(params: Any) -> Callable[[bytes], Any] | None:
         try:
             return decoder.decode(_by_name(data, names) if data.startswith(b"[") else data or b"{}")
         except msgspec.ValidationError as error:
-            raise BadParams(_which_and_why(str(error))[:_MAX_DETAIL]) from None
+            raise BadParams(_which_and_why(str(error))[:MAX_DETAIL]) from None
         except RecursionError:  # what the envelope's decoder just bore may be too much a few calls further
             raise BadParams("nested too deeply") from None
 

@@ -18,13 +18,13 @@ from msgspec import Raw
 from gateway import errors, jsonrpc
 from gateway.calls import Call, Callee, Calls
 from gateway.counts import CALLER_LOST, NODE_ERROR, OK, Tally
-from gateway.dispatcher import RETRY_AFTER_MS, Batch, Peer
+from gateway.dispatcher import Batch, Peer
 from gateway.errors import RpcError
 from gateway.jsonrpc import ABSENT, Message
 from gateway.limits import Sampler
 from gateway.method import Refusal
+from gateway.names import RESERVED
 from gateway.nodes import Node, Nodes, Served
-from gateway.scopes import RESERVED
 
 logger = logging.getLogger("gateway.routing")
 
@@ -216,12 +216,12 @@ class Router:
         """
         if len(caller.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
-            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
+            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
         callee = node.peer
         calls = callee.calls
         if request_id and len(calls) >= self._max_node_in_flight:
             detail = f"{node.name} has {self._max_node_in_flight} calls in flight"
-            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS)
+            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
         span = None
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name

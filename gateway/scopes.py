@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-RESERVED: Final = ("gateway.", "rpc.", "connection.", "node.", "event.")
-"""What the gateway's own methods and topics begin with: nobody serves or publishes there."""
+from gateway.names import OWN, PATTERN, RESERVED, matches
 
 ADMIN: Final = "admin"
 EVERYTHING: Final = "*"
@@ -29,8 +28,7 @@ ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
 """What a role has of its own, where its credential names no scopes."""
 
 
-_PART = r"[^\s.*>:]+"
-_SCOPE: Final = re.compile(rf"(?:call|serve|subscribe|publish):(?:(?:{_PART}|\*)\.)*(?:{_PART}|\*|>)")
+_SCOPE: Final = re.compile(f"(?:call|serve|subscribe|publish):{PATTERN}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def _allow(scopes: tuple[str, ...], scope: str) -> bool:
     if name.startswith(RESERVED):
         if verb in ("serve", "publish"):
             return False
-        if verb == "subscribe" and name.startswith(RESERVED[0]):
+        if verb == "subscribe" and name.startswith(OWN):
             scope = ADMIN
     return any(covers(held, scope) for held in scopes)
 
@@ -103,20 +101,3 @@ def covers(held: str, wanted: str) -> bool:
     verb, colon, pattern = held.partition(":")
     wanted_verb, wanted_colon, name = wanted.partition(":")
     return bool(colon and wanted_colon) and verb == wanted_verb and (not name or matches(pattern, name))
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern of dotted parts matches a name: ``*`` one part, a last ``>`` the rest, one part at least.
-
-    The name may be a pattern too: then whether all that it matches is matched.
-    """
-    parts = name.split(".")
-    wanted = pattern.split(".")
-    if wanted[-1] == ">":
-        wanted.pop()
-        if len(parts) <= len(wanted):
-            return False
-        parts = parts[: len(wanted)]
-    return len(parts) == len(wanted) and all(
-        want == part or (want == "*" and part != ">") for want, part in zip(wanted, parts, strict=True)
-    )

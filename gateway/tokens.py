@@ -15,7 +15,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,8 +24,10 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from gateway.config import ConfigError
-from gateway.credentials import MAX_NAME, Credential, CredentialError, is_name
+from gateway.credentials import Credential, CredentialError
+from gateway.names import MAX_NAME, is_peer_name
 from gateway.scopes import ROLE_SCOPES, Principal, is_scope
+from gateway.timestamps import rfc3339_seconds
 
 TOKEN_BYTES: Final = 32
 """Random bytes of a token."""
@@ -190,7 +192,7 @@ def _is_moment(value: object) -> bool:
     if not isinstance(value, datetime) or value.tzinfo is None:
         return False
     try:
-        time_of(value.timestamp())
+        rfc3339_seconds(value.timestamp())
     except (ValueError, OverflowError):  # not in a year of four digits, where it is told in UTC
         return False
     return True
@@ -201,7 +203,7 @@ def _are_scopes(value: object) -> bool:
 
 
 _CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
-    "name": (True, f"a name of 1 to {MAX_NAME} printable characters", lambda v: isinstance(v, str) and is_name(v)),
+    "name": (True, f"a name of 1 to {MAX_NAME} printable characters", lambda v: isinstance(v, str) and is_peer_name(v)),
     "role": (True, '"operator", "node" or "ui"', lambda v: isinstance(v, str) and v in ROLE_SCOPES),
     "sha256": (
         True,
@@ -262,8 +264,3 @@ def _replace(target: Path, text: str) -> None:
     except BaseException:
         os.unlink(name)
         raise
-
-
-def time_of(seconds: float) -> str:
-    """A moment in seconds since the epoch as RFC 3339 has it, to the second."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

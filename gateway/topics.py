@@ -5,33 +5,12 @@ A topic has its subscribers, those by pattern too, so that publishing looks at n
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from gateway.frames import NOTHING_WRITTEN, Written
-from gateway.scopes import RESERVED, matches
-
-MAX_TOPIC: Final = 200
-"""Characters of a topic's name, or of a pattern."""
-
-OWN: Final = RESERVED[0]
-"""What the gateway's own topics begin with."""
-
-_PART: Final = r"[^\s.*>:]+"
-_TOPIC: Final = re.compile(rf"{_PART}(?:\.{_PART})*")
-_PATTERN: Final = re.compile(rf"(?:(?:{_PART}|\*)\.)*(?:{_PART}|\*|>)")
-
-
-def is_topic(text: str) -> bool:
-    """Whether a message can have this topic."""
-    return len(text) <= MAX_TOPIC and text.isprintable() and _TOPIC.fullmatch(text) is not None
-
-
-def is_pattern(text: str) -> bool:
-    """Whether one can subscribe to this: a topic, or a pattern of topics."""
-    return len(text) <= MAX_TOPIC and text.isprintable() and _PATTERN.fullmatch(text) is not None
+from gateway.names import OWN, is_dotted_name, matches
 
 
 def meets(pattern: str, topic: str) -> bool:
@@ -135,7 +114,7 @@ class Topics:
 
     def subscribe(self, follower: Follower, pattern: str) -> list[Topic]:
         """Add a subscription; returns the topics that it meets now. Again is harmless. Raises FullError."""
-        if pattern in self._topics or is_topic(pattern):
+        if pattern in self._topics or is_dotted_name(pattern):
             topics = [self.open(pattern)]
         else:
             self._patterns.setdefault(pattern, {})[follower] = None

@@ -46,10 +46,13 @@ LAYERS: Final = (
                 "jsonrpc",
                 "limits",
                 "method",
+                "names",
                 "openrpc",
                 "proxies",
                 "scopes",
                 "status",
+                "text",
+                "timestamps",
                 "topics",
             }
         ),

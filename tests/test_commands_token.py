@@ -13,6 +13,7 @@ import pytest
 from gateway import tokens
 from gateway.cli import main
 from gateway.scopes import ROLE_SCOPES, Principal
+from gateway.timestamps import rfc3339_seconds
 from tests.command import Ended, run
 from tests.process import ROOT, clean_environment
 
@@ -214,7 +215,7 @@ def test_a_moment_is_in_utc_where_it_does_not_say_otherwise(text: str, moment: s
     ended = run("token", *ADD, "--expires", text, "--file", file, environ={"TZ": "America/New_York"})
     assert ended.status == 0, ended.stderr
     expires_at = tokens.load(file)[0].principal.expires_at
-    assert expires_at is not None and tokens.time_of(expires_at) == moment
+    assert expires_at is not None and rfc3339_seconds(expires_at) == moment
     assert f"expires = {moment}" in Path(file).read_text()
 
 

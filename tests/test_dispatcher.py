@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
 from gateway.calls import Calls
 from gateway.counts import Tally
-from gateway.dispatcher import RETRY_AFTER_MS, Batch, Dispatcher, Peer, Route
+from gateway.dispatcher import Batch, Dispatcher, Peer, Route
 from gateway.errors import RpcError
 from gateway.jsonrpc import Message
 from gateway.method import CALL, Refusal, Then, method
@@ -345,7 +345,7 @@ async def test_raw_results_and_encoded_ones(bench: Bench) -> None:
 
 
 async def test_no_more_than_max_in_flight_run(bench: Bench) -> None:
-    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=RETRY_AFTER_MS)
+    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=errors.RETRY_BUSY_MS)
     for number in range(MAX_IN_FLIGHT):
         assert bench.tell(work(str(number), number)) == []
     assert bench.tell(work("9", 9)) == [refusal]
@@ -369,7 +369,7 @@ async def test_notifications_and_elements_of_a_batch_count_too(bench: Bench) -> 
     assert bench.works.ran == ["0", "1", "2", "8"]
     bench.works.finish("8")
     await passes()
-    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=RETRY_AFTER_MS)
+    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=errors.RETRY_BUSY_MS)
     assert bench.peer.take() == [f"[{refusal},{accepted('null', '8')}]"]
 
 

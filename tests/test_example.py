@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.scopes import RESERVED
+from gateway.names import RESERVED
 from tests.peers import RawPeer
 from tests.process import ROOT, EventLoopName, GatewayProcess, StartGateway, clean_environment
 

@@ -9,7 +9,7 @@ import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
-from gateway.methods.node import MAX_NAME
+from gateway.names import MAX_NAME
 from gateway.nodes import MAX_METHODS
 from gateway.scopes import Principal
 from tests import sample_methods

@@ -9,100 +9,18 @@ from gateway.app import GATEWAY, create_app
 from gateway.config import parse
 from gateway.dispatcher import Dispatcher
 from gateway.method import method
+from gateway.names import RESERVED
 from gateway.scopes import (
     ADMIN,
     ANONYMOUS,
     ANY_CALL,
     EVERYTHING,
-    RESERVED,
     ROLE_SCOPES,
     Principal,
     covers,
     is_scope,
-    matches,
 )
 from tests.rpc import Listing, accepted, refused, request
-
-
-@pytest.mark.parametrize(
-    ("pattern", "name"),
-    [
-        ("a", "a"),
-        ("a.b", "a.b"),
-        ("a.*", "a.b"),
-        ("*", "a"),
-        ("*.b", "a.b"),
-        ("a.*.c", "a.b.c"),
-        ("*.*", "a.b"),
-        (">", "a"),
-        (">", "a.b.c"),
-        ("a.>", "a.b"),
-        ("a.>", "a.b.c"),
-        ("a.*.>", "a.b.c.d"),
-        ("*.>", "a.b"),
-        # The name is a pattern too: all that it matches is matched.
-        ("*", "*"),
-        ("a.*", "a.*"),
-        ("*.b", "*.b"),
-        (">", ">"),
-        (">", "*"),
-        (">", "*.a"),
-        (">", "a.>"),
-        (">", "*.>"),
-        ("a.>", "a.>"),
-        ("a.>", "a.*"),
-        ("a.>", "a.b.>"),
-        ("a.>", "a.*.>"),
-        ("*.>", "a.>"),
-        ("*.>", "*.>"),
-        ("*.*", "a.*"),
-    ],
-)
-def test_a_pattern_matches(pattern: str, name: str) -> None:
-    assert matches(pattern, name)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "name"),
-    [
-        ("a", "b"),
-        ("a", "A"),
-        ("a", "a.b"),
-        ("a.b", "a"),
-        ("a.b", "ab"),
-        ("*", "a.b"),
-        ("a.*", "a"),
-        ("a.*", "a.b.c"),
-        ("a.*", "ab"),
-        ("*.b", "b"),
-        ("a.>", "a"),
-        ("a.>", "ab"),
-        ("a.>", "b.c"),
-        ("a.*.>", "a.b"),
-        ("*.>", "a"),
-        ("a.>.c", "a.b.c"),
-        ("a*", "ab"),
-        ("a>", "ab"),
-        ("", "a"),
-        # The name is a pattern that matches more.
-        ("a", "*"),
-        ("a", ">"),
-        ("*", ">"),
-        ("a.b", "a.*"),
-        ("a.*", "*.b"),
-        ("a.*", "a.>"),
-        ("*.*", "*.>"),
-        ("*.*", "a.>"),
-        ("a.>", ">"),
-        ("a.>", "*.>"),
-        ("a.>", "*.a"),
-        ("*.>", ">"),
-        ("a.*.>", "a.>"),
-        ("a.b.>", "a.>"),
-    ],
-)
-def test_a_pattern_does_not_match(pattern: str, name: str) -> None:
-    assert not matches(pattern, name)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.terminal.output import Line, as_json, cut, plain, since, span, table
+from gateway.terminal.output import Line, as_json, cut, since, span, table
 
 
 class Terminal(io.StringIO):
@@ -27,10 +27,6 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 60) -> Terminal:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     return stream
-
-
-def test_plain_escapes_what_drives_a_terminal() -> None:
-    assert plain("küche \x1b[31m\n\x9b\u202e") == "küche \\x1b[31m\\n\\x9b\\u202e"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from gateway import tokens
 from gateway.config import ConfigError
 from gateway.credentials import Credential, CredentialError
 from gateway.scopes import ROLE_SCOPES, Principal
-from gateway.tokens import Entry, Tokens, add, digest_of, load, revoke, time_of
+from gateway.tokens import Entry, Tokens, add, digest_of, load, revoke
 
 NOW = 1_700_000_000.0
 HUSH = "-hush_hush_hush_hush_hush_hush_hush_hush_43"
@@ -439,14 +439,6 @@ def test_of_several_writers_at_once_nothing_is_lost(path: str) -> None:
     known = Tokens(load(path))
     assert {known.verify(token, NOW).principal.name for token in made.values()} == set(made)
     assert len(load(path)) == len(made) == writers * (each - 1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0, "1970-01-01T00:00:00Z"), (NOW + 0.9, "2023-11-14T22:13:20Z"), (253_402_300_799.0, "9999-12-31T23:59:59Z")],
-)
-def test_a_moment_is_told_in_utc_to_the_second(seconds: float, text: str) -> None:
-    assert time_of(seconds) == text
 
 
 def test_digests_are_those_of_everybody_s_tools() -> None:

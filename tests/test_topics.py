@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from gateway.frames import Written
-from gateway.topics import MAX_TOPIC, FullError, Topic, Topics, is_pattern, is_topic, meets
+from gateway.topics import FullError, Topic, Topics, meets
 
 
 class Someone:
@@ -52,41 +52,7 @@ class Desk:
         return self.topics.open(name)
 
 
-# Names and patterns
-
-
-@pytest.mark.parametrize("text", ["a", "a.b", "A-1._x", "küche.licht", "a/b", "gateway", "gateway.node.online", "1.2"])
-def test_what_a_topic_may_be_called(text: str) -> None:
-    assert is_topic(text)
-    assert is_pattern(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a.b\n", "a:b", "a\x00", "a\u200bb", "a\u2028b", "a>b", "a*.b"]
-)
-def test_what_it_may_not(text: str) -> None:
-    assert not is_topic(text)
-    assert not is_pattern(text)
-
-
-@pytest.mark.parametrize("text", ["*", ">", "a.*", "*.a", "a.*.b", "a.>", "*.>", "gateway.*", "gateway.>"])
-def test_what_is_a_pattern_and_no_topic(text: str) -> None:
-    assert is_pattern(text)
-    assert not is_topic(text)
-
-
-@pytest.mark.parametrize("text", [">.a", "a.>.b", "**", ">>", "a.*b", "*.", ".>", "*\n", ">\n"])
-def test_what_is_no_pattern_either(text: str) -> None:
-    assert not is_pattern(text)
-
-
-def test_names_and_patterns_have_a_length() -> None:
-    for name in ("a" * MAX_TOPIC, "a." * (MAX_TOPIC // 2 - 1) + "bb"):
-        assert len(name) == MAX_TOPIC
-        assert is_topic(name) and is_pattern(name)
-        assert not is_topic(name + "x") and not is_pattern(name + "x")
-    assert is_pattern("a" * (MAX_TOPIC - 2) + ".>")
-    assert not is_pattern("a" * (MAX_TOPIC - 1) + ".>")
+# Patterns
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,9 @@ from msgspec import Raw
 from gateway import jsonrpc
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost, failure
 from gateway.client.link import Incoming, Link
-from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED
+from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED, RETRY_BUSY_MS
 
 logger = logging.getLogger("gateway.client")
-
-RETRY_AFTER_MS: Final = 100
-"""What a caller is asked to wait where this client has too much to do."""
 
 Handler = Callable[[Any, "ServedCall"], Any]
 HandlerT = TypeVar("HandlerT", bound=Handler)
@@ -108,7 +105,7 @@ class Serving:
             return
         if len(self._running) >= self._max_calls:
             detail = f"{self._max_calls} calls are running"
-            _refuse(link, identity, failure(OVERLOADED, detail, retryAfterMs=RETRY_AFTER_MS, outcome=NOT_DELIVERED))
+            _refuse(link, identity, failure(OVERLOADED, detail, retryAfterMs=RETRY_BUSY_MS, outcome=NOT_DELIVERED))
             return
         try:
             params = msgspec.json.decode(message.params) if bytes(message.params) else None

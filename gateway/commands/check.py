@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.commands.serve import EXIT_WRONG_CONFIG, add_flags, settings
 from gateway.config import Config, ConfigError
-from gateway.terminal.output import plain
+from gateway.text import plain
 
 
 def add_to(commands: Any) -> None:

@@ -17,8 +17,8 @@ import msgspec
 from gateway.client import CallError, Client, ServedCall
 from gateway.jsonrpc import UNDECODABLE, encode
 from gateway.terminal import programs, remote
-from gateway.terminal.output import plain
 from gateway.terminal.programs import ProgramFailed
+from gateway.text import plain
 
 _JOBS: Final = 8
 _TIMEOUT: Final = 600.0

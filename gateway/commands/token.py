@@ -15,7 +15,8 @@ from gateway import tokens
 from gateway.config import ConfigError
 from gateway.scopes import ROLE_SCOPES, is_scope
 from gateway.terminal.output import table
-from gateway.tokens import Entry, time_of
+from gateway.timestamps import rfc3339_seconds
+from gateway.tokens import Entry
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG: Final = 2
@@ -98,7 +99,7 @@ def _list(given: argparse.Namespace) -> None:
     for entry in entries:
         who = entry.principal
         expires_at = who.expires_at
-        expires = "never" if expires_at is None else time_of(expires_at)
+        expires = "never" if expires_at is None else rfc3339_seconds(expires_at)
         expired = " (expired)" if expires_at is not None and expires_at <= time.time() else ""
         rows.append((who.name, who.role, expires + expired, " ".join(who.scopes)))
     print(table(rows))
@@ -106,7 +107,7 @@ def _list(given: argparse.Namespace) -> None:
 
 def _described(entry: Entry) -> dict[str, object]:
     who = entry.principal
-    expires = None if who.expires_at is None else time_of(who.expires_at)
+    expires = None if who.expires_at is None else rfc3339_seconds(who.expires_at)
     return {"name": who.name, "role": who.role, "scopes": who.scopes, "expires": expires, "sha256": entry.sha256}
 
 

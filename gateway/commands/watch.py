@@ -8,7 +8,9 @@ from typing import Any
 
 from gateway.client import Client, Event, Gap
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, moment, plain
+from gateway.terminal.output import as_json
+from gateway.text import plain
+from gateway.timestamps import rfc3339
 
 
 def add_to(commands: Any) -> None:
@@ -40,11 +42,11 @@ def run(given: argparse.Namespace) -> int:
             elif given.json:
                 print(as_json(_described(event)), flush=True)
             else:
-                print(f"{moment(event.time)}  {plain(event.topic)}  {as_json(event.data)}", flush=True)
+                print(f"{rfc3339(event.time.timestamp())}  {plain(event.topic)}  {as_json(event.data)}", flush=True)
 
     return remote.run(given, work, reconnect=True)
 
 
 def _described(event: Event) -> dict[str, Any]:
     place = {"topic": event.topic, "offset": event.offset, "epoch": event.epoch}
-    return place | {"time": moment(event.time), "data": event.data}
+    return place | {"time": rfc3339(event.time.timestamp()), "data": event.data}

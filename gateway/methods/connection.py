@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from gateway.connections import HISTORY, Connections
 from gateway.frames import cut
 from gateway.method import Refusal, method
 from gateway.scopes import ADMIN
+from gateway.timestamps import rfc3339
 
 Limit = Annotated[int, Meta(ge=1, le=200)]
 
@@ -150,8 +150,8 @@ class ConnectionMethods:
                         name=closed.principal.name,
                         role=closed.principal.role,
                         remote=closed.remote,
-                        opened_at=_time(closed.closed_at - closed.duration),
-                        closed_at=_time(closed.closed_at),
+                        opened_at=rfc3339(closed.closed_at - closed.duration),
+                        closed_at=rfc3339(closed.closed_at),
                         duration=closed.duration,
                         cause=closed.end.cause,
                         code=closed.end.code,
@@ -179,8 +179,8 @@ def _info(connection: Connection) -> ConnectionInfo:
         name=connection.principal.name,
         role=connection.principal.role,
         remote=connection.remote,
-        opened_at=_time(connection.opened_at),
-        last_seen_at=_time(connection.last_seen_at),
+        opened_at=rfc3339(connection.opened_at),
+        last_seen_at=rfc3339(connection.last_seen_at),
         messages_in=connection.messages_in,
         messages_out=connection.messages_out,
         bytes_in=connection.bytes_in,
@@ -188,8 +188,3 @@ def _info(connection: Connection) -> ConnectionInfo:
         in_flight=connection.in_flight,
         outbox_bytes=connection.outbox_bytes,
     )
-
-
-def _time(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"

@@ -12,7 +12,7 @@ from gateway.cluster.stream import Position
 from gateway.connection import Connection
 from gateway.events import Events
 from gateway.method import AUTHENTICATED, BadParams, Refusal, Then, method
-from gateway.topics import MAX_TOPIC, is_pattern, is_topic
+from gateway.names import MAX_NAME, is_dotted_name, is_pattern
 
 Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 
@@ -86,7 +86,7 @@ class EventMethods:
         for number, pattern in enumerate(params.topics):
             if not is_pattern(pattern):
                 right = "parts with dots between; * stands for one, a last > for the rest"
-                raise BadParams(f"topics[{number}]: must be at most {MAX_TOPIC} characters, {right}")
+                raise BadParams(f"topics[{number}]: must be at most {MAX_NAME} characters, {right}")
             if not peer.principal.allows(f"subscribe:{pattern}"):
                 raise Refusal(errors.FORBIDDEN, f"subscribe:{pattern}")
         since = {name: Position(last.epoch, last.offset) for name, last in params.since.items()}
@@ -107,9 +107,9 @@ class EventMethods:
     @method("event.publish", scope=AUTHENTICATED)
     def publish(self, peer: Connection, params: PublishParams) -> Published:
         """Publish a message; needs the scope `publish:` for the topic."""
-        if not is_topic(params.topic):
-            raise BadParams(f"topic: must be at most {MAX_TOPIC} characters, parts with dots between, without * and >")
+        if not is_dotted_name(params.topic):
+            raise BadParams(f"topic: must be at most {MAX_NAME} characters, parts with dots between, without * and >")
         if not peer.principal.allows(f"publish:{params.topic}"):
-            raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_TOPIC]}")
+            raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_NAME]}")
         position = self._events.publish(params.topic, bytes(params.data))
         return Published(position.offset, position.epoch)

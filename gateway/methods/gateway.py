@@ -17,7 +17,7 @@ from gateway.limits import Rate
 from gateway.method import AUTHENTICATED, method
 from gateway.scopes import NOBODY, Principal
 from gateway.status import Status
-from gateway.tokens import time_of
+from gateway.timestamps import rfc3339_seconds
 
 PROTOCOL: Final = 1
 """The version of the contract, as `gateway.welcome` tells it."""
@@ -49,7 +49,7 @@ class PrincipalInfo(msgspec.Struct, rename="camel"):
 
 def described(principal: Principal) -> PrincipalInfo:
     """A principal as clients see it."""
-    expires_at = None if principal.expires_at is None else time_of(principal.expires_at)
+    expires_at = None if principal.expires_at is None else rfc3339_seconds(principal.expires_at)
     return PrincipalInfo(principal.name, principal.role, principal.scopes, expires_at)
 
 

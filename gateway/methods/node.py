@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -12,14 +10,11 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from gateway import errors, jsonrpc
 from gateway.connection import Connection
 from gateway.method import AUTHENTICATED, BadParams, Refusal, method
+from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
 from gateway.nodes import MAX_METHODS, Node, Nodes, Served
 from gateway.routing import Router
-from gateway.scopes import ANY_CALL, RESERVED
-
-MAX_NAME: Final = 200
-"""Characters of a node's or a method's name."""
-
-_NAME: Final = re.compile(r"[^\s.*>:]+(?:\.[^\s.*>:]+)*")
+from gateway.scopes import ANY_CALL
+from gateway.timestamps import rfc3339
 
 
 class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,7 +124,7 @@ class NodeMethods:
             if given not in (None, peer.principal.name):
                 raise Refusal(errors.FORBIDDEN, f"a node has its principal's name, {peer.principal.name}")
             return peer.principal.name
-        if given is None or not 0 < len(given) <= MAX_NAME or not given.isprintable() or given != given.strip():
+        if given is None or not is_peer_name(given):
             raise BadParams(f"name: must be a text of 1 to {MAX_NAME} printable characters")
         if peer.node is not None and peer.node.name != given:
             raise Refusal(errors.CONFLICT, f"this connection is the node {peer.node.name}")
@@ -137,7 +132,7 @@ class NodeMethods:
 
     def _served(self, peer: Connection, number: int, spec: MethodSpec) -> Served:
         name = spec.name
-        if len(name) > MAX_NAME or not name.isprintable() or not _NAME.fullmatch(name):
+        if not is_dotted_name(name):
             raise BadParams(f"methods[{number}].name: must be parts with dots between, without blanks, *, > and :")
         if name.startswith(RESERVED):
             raise BadParams(f"methods[{number}].name: names under {', '.join(RESERVED)} are the gateway's own")
@@ -188,10 +183,8 @@ def _registration(peer: Connection, name: str | None) -> Registration:
 
 def _info(node: Node) -> NodeInfo:
     peer = node.peer
-    since = datetime.fromtimestamp(node.since, UTC)
     methods = [
         NodeMethod(served.name, served.summary, Raw(served.params) if served.params else UNSET)
         for served in node.methods.values()
     ]
-    moment = f"{since:%Y-%m-%dT%H:%M:%S}.{since.microsecond // 1000:03d}Z"
-    return NodeInfo(node.name, peer.conn_id, peer.remote, moment, node.in_flight, methods)
+    return NodeInfo(node.name, peer.conn_id, peer.remote, rfc3339(node.since), node.in_flight, methods)

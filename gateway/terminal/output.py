@@ -11,15 +11,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from gateway.text import plain
+
 _NARROWEST: Final = 6
 """Columns of a table's cell that are left in the narrowest window."""
 
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
-
-
-def plain(text: str) -> str:
-    """The text with what is not printable escaped: others have written it, and it must not drive the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def as_json(value: object, *, indent: int | None = None) -> str:
@@ -53,11 +50,6 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 def since(moment: str, now: datetime | None = None) -> str:
     """How long ago an RFC 3339 time was, in its two largest units: ``3d 4h``."""
     return span(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds())
-
-
-def moment(time: datetime) -> str:
-    """A time as the gateway writes it: RFC 3339, UTC, milliseconds."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def span(seconds: float) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Final
 from yarl import URL
 
 from gateway.client import CallError, Client, ConnectionLost, State, connect
-from gateway.terminal.output import as_json, plain
+from gateway.terminal.output import as_json
+from gateway.text import plain
 
 EXIT_FAILED: Final = 1
 """The gateway or the node has answered with an error."""

@@ -1,0 +1,159 @@
+"""What must hold between settings, once each of them is right by itself."""
+
+import ssl
+from typing import NamedTuple, NoReturn
+
+from gateway.config.schema import Config, Jwt
+from gateway.config.types import ConfigError, is_loopback, literal
+
+
+class Value(NamedTuple):
+    """A converted value, who set it, and how strongly: the higher `rank` prevails."""
+
+    value: object
+    source: str
+    rank: int
+
+
+Values = dict[str, Value]
+"""The values that were set, by dotted key. What was not set has its default."""
+
+
+def check(config: Config, values: Values) -> None:
+    """Raise `ConfigError` for the first combination of settings that cannot be used.
+
+    The error names who set it: of the keys that are involved, the one from the strongest source.
+    """
+    for check_one in (_check_times, _check_sizes, _check_auth, _check_tls):
+        check_one(config, values)
+
+
+def _blame(values: Values, wrong: str, right: str, *keys: str) -> NoReturn:
+    """Refuse a combination of `keys`: name the strongest source, because it came last, and its first key."""
+    key = max((key for key in keys if key in values), key=lambda key: values[key].rank, default=keys[0])
+    source = values[key].source if key in values else "default"
+    raise ConfigError(source, key, wrong, right)
+
+
+def _check_times(config: Config, values: Values) -> None:
+    server, heartbeat, limits = config.server, config.heartbeat, config.limits
+    silence = heartbeat.interval + heartbeat.timeout
+    if server.receive_timeout <= silence:
+        _blame(
+            values,
+            f"server.receive_timeout {server.receive_timeout} does not exceed heartbeat.interval"
+            f" {heartbeat.interval} + heartbeat.timeout {heartbeat.timeout}",
+            f"a server.receive_timeout above {silence}",
+            "server.receive_timeout",
+            "heartbeat.interval",
+            "heartbeat.timeout",
+        )
+    if limits.max_call_timeout < limits.call_timeout:
+        _blame(
+            values,
+            f"limits.max_call_timeout {limits.max_call_timeout} is below limits.call_timeout {limits.call_timeout}",
+            f"a limits.max_call_timeout of at least {limits.call_timeout}",
+            "limits.max_call_timeout",
+            "limits.call_timeout",
+        )
+
+
+def _check_sizes(config: Config, values: Values) -> None:
+    outbox, message = config.limits.max_outbox_bytes, config.limits.max_message_bytes
+    if outbox < 2 * message:
+        _blame(
+            values,
+            f"limits.max_outbox_bytes {outbox} is less than twice limits.max_message_bytes {message}",
+            f"a limits.max_outbox_bytes of at least {2 * message}",
+            "limits.max_outbox_bytes",
+            "limits.max_message_bytes",
+        )
+
+
+def _check_auth(config: Config, values: Values) -> None:
+    server, auth = config.server, config.auth
+    if auth.mode == "token" and not auth.tokens_file:
+        right = "auth.tokens_file, the path of a TOML file of tokens"
+        _blame(values, '"token" without auth.tokens_file', right, "auth.mode")
+    if auth.mode == "jwt":
+        _check_jwt(auth.jwt, values)
+    exposed = not server.unix_socket and not is_loopback(server.host)
+    if auth.mode == "none" and exposed and not auth.allow_insecure:
+        _blame(
+            values,
+            f'"{server.host}" is not loopback, and auth.mode "none" lets everybody in',
+            "127.0.0.1, ::1, localhost, or auth.allow_insecure = true",
+            "server.host",
+            "auth.mode",
+            "auth.allow_insecure",
+        )
+
+
+def _check_jwt(jwt: Jwt, values: Values) -> None:
+    if not jwt.algorithms:
+        _blame(values, '"jwt" without auth.jwt.algorithms', 'those of its signatures, such as ["EdDSA"]', "auth.mode")
+    files = {
+        "auth.jwt.secret_file": jwt.secret_file,
+        "auth.jwt.public_key_file": jwt.public_key_file,
+        "auth.jwt.jwks_file": jwt.jwks_file,
+    }
+    given = [key for key, path in files.items() if path]
+    if len(given) != 1:
+        wrong = f"{' and '.join(given)} are set" if given else '"jwt" without a key'
+        right = "one of auth.jwt.secret_file, public_key_file and jwks_file"
+        _blame(values, wrong, right, *(given or ["auth.mode"]))
+    symmetric = [name for name in jwt.algorithms if name.startswith("HS")]
+    if symmetric and jwt.public_key_file:
+        # Else the public key could be taken for the secret (RFC 8725 section 2.1).
+        wrong = f"{symmetric[0]} needs a secret, and auth.jwt.public_key_file is set"
+        _blame(values, wrong, "an algorithm of that key, such as RS256", "auth.jwt.algorithms")
+    if len(symmetric) < len(jwt.algorithms) and jwt.secret_file:
+        other = next(name for name in jwt.algorithms if name not in symmetric)
+        wrong = f"{other} needs a public key, and auth.jwt.secret_file is set"
+        _blame(values, wrong, "HS256, HS384 or HS512", "auth.jwt.algorithms")
+
+
+class _PassphraseNeededError(Exception):
+    """The private key is encrypted."""
+
+
+def _no_passphrase() -> str:
+    # Without a callback OpenSSL would ask on the terminal, and a service would hang.
+    raise _PassphraseNeededError
+
+
+def _certificate_fault(cert: str, key: str) -> tuple[str, str, str] | None:
+    """Load two readable files as a server does; return what is wrong, what would be right, and the key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(cafile=cert)
+    except ssl.SSLError:
+        wrong = f"{literal(cert)} holds no certificate"
+        return wrong, "a PEM file with the certificate and its chain", "server.tls_cert"
+    try:
+        context.load_cert_chain(cert, key, _no_passphrase)
+    except _PassphraseNeededError:
+        return f"{literal(key)} is encrypted", "a private key without a passphrase", "server.tls_key"
+    except ssl.SSLError as error:
+        wrong = f"{literal(key)} and server.tls_cert {literal(cert)} do not load: {error.reason}"
+        return wrong, "the PEM file of that certificate's private key", "server.tls_key"
+    return None
+
+
+def _check_tls(config: Config, values: Values) -> None:
+    files = {"server.tls_cert": config.server.tls_cert, "server.tls_key": config.server.tls_key}
+    cert, key = files.values()
+    if not cert and not key:
+        return
+    for name, other in (("server.tls_cert", "server.tls_key"), ("server.tls_key", "server.tls_cert")):
+        if not files[other]:
+            _blame(values, f"set without {other}", "both or neither", name)
+    for name, file in files.items():
+        try:
+            with open(file, "rb") as opened:
+                opened.read(1)
+        except OSError as error:
+            _blame(values, f"{literal(file)} cannot be read: {error.strerror}", "a readable PEM file", name)
+    fault = _certificate_fault(cert, key)
+    if fault is not None:
+        _blame(values, *fault)

@@ -1,0 +1,227 @@
+"""Every setting of the gateway: its name, type, default, unit and bounds. Pure.
+
+Durations are seconds, sizes are bytes. An empty string means "none", because TOML has no null. Structs that are
+constructed directly are not checked.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from gateway.config.types import (
+    Algorithm,
+    AuthMode,
+    Batch,
+    Count,
+    CountOrZero,
+    EventLoop,
+    FilePath,
+    HistoryBytes,
+    Host,
+    ListenHost,
+    LogFormat,
+    LogLevel,
+    MessageBytes,
+    ModuleName,
+    Origin,
+    OutboxBytes,
+    Port,
+    Proxy,
+    Rate,
+    Seconds,
+    SecondsOrZero,
+    SocketPath,
+    Switch,
+    Text,
+    TopicPattern,
+)
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[server]`: where the gateway listens, and the deadlines of a connection's beginning and end.
+
+    `unix_socket`, where set, is listened on instead of `host` and `port`. `port` 0 takes a free one.
+    `tls_cert` (with its chain) and `tls_key` are PEM files; both or neither.
+    `handshake_timeout` covers TCP accept, TLS, the request head and the 101 in one budget. `receive_timeout`
+    is the longest time without a complete message or a control frame. `close_timeout` is how long a peer may
+    take to answer a close frame. `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: they
+    may not. `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
+    `allowed_hosts` empty: loopback names on loopback, any elsewhere. `allowed_origins` empty: the origin that
+    `Host` names. `trusted_proxies` are those whose X-Forwarded-For or Forwarded is believed; "unix" is whoever
+    comes by a Unix socket. Empty: no proxy.
+    """
+
+    host: ListenHost = "127.0.0.1"
+    port: Port = 8765
+    unix_socket: SocketPath = ""
+    tls_cert: FilePath = ""
+    tls_key: FilePath = ""
+    handshake_timeout: Seconds = 5.0
+    receive_timeout: Seconds = 60.0
+    close_timeout: Seconds = 2.0
+    drain_timeout: SecondsOrZero = 10.0
+    keepalive_timeout: Seconds = 75.0
+    compression: Switch = False
+    event_loop: EventLoop = "uvloop"
+    allowed_hosts: tuple[Host, ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
+    trusted_proxies: tuple[Proxy, ...] = ()
+
+
+class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[heartbeat]`: a ping after `interval` seconds of silence, dead after `timeout` more without a byte."""
+
+    interval: Seconds = 30.0
+    timeout: Seconds = 10.0
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[limits]`: what one connection, one address and all of them together may use.
+
+    `max_connections_per_address` and `max_connections_per_principal` 0: no limit; an IPv6 address is its /64.
+    `max_unauthenticated` are the connections that still owe their credential, `max_unauthenticated_per_address`
+    those of one address. `max_message_bytes` is inclusive. `max_in_flight` counts a connection's requests,
+    `max_node_in_flight` the calls that a node has not answered, `max_batch` the elements of one batch.
+    `call_timeout` is a routed call's deadline, `max_call_timeout` the longest that a caller may ask for. A
+    connection whose outbox is over `max_outbox_bytes` for `outbox_timeout` is cut; 0: at once. `rate` is
+    requests a second and connection, 0: no limit. `burst` is how many may come at once, 0: as many as one
+    second's `rate`, and at least one. `control_rate` is pings, pongs and empty fragments a second and
+    connection, ten times as many at once, 0: no limit.
+    """
+
+    max_connections: Count = 10_000
+    max_connections_per_address: CountOrZero = 0
+    max_connections_per_principal: CountOrZero = 0
+    max_unauthenticated: Count = 1000
+    max_unauthenticated_per_address: Count = 100
+    max_message_bytes: MessageBytes = 1_048_576
+    max_in_flight: Count = 64
+    max_node_in_flight: Count = 256
+    max_batch: Batch = 100
+    call_timeout: Seconds = 30.0
+    max_call_timeout: Seconds = 600.0
+    max_outbox_bytes: OutboxBytes = 4_194_304
+    outbox_timeout: SecondsOrZero = 5.0
+    rate: Rate = 0.0
+    burst: CountOrZero = 0
+    control_rate: Rate = 100.0
+
+
+class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[auth.jwt]`: how a JWT is verified (RFC 7519): by one of three files, for `issuer`, `audience`."""
+
+    algorithms: tuple[Algorithm, ...] = ()
+    secret_file: FilePath = ""
+    public_key_file: FilePath = ""
+    jwks_file: FilePath = ""
+    issuer: Text = ""
+    audience: Text = ""
+
+
+class Auth(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[auth]`: who may come in. Mode none makes everybody an operator, so it is for loopback.
+
+    `allow_insecure` lets mode none listen anywhere. `tokens_file` is the TOML file of mode token. A connection is
+    told `expiry_notice` seconds before its credential expires.
+    """
+
+    mode: AuthMode = "none"
+    allow_insecure: Switch = False
+    tokens_file: FilePath = ""
+    expiry_notice: SecondsOrZero = 60.0
+    jwt: Jwt = Jwt()
+
+
+class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[events]`: how much of each topic is kept for subscribers that come back.
+
+    `history_count` messages a topic, none older than `history_age` seconds, `history_bytes` over all topics;
+    0 in any of the three: no history. `conflate` names the topics of which only the latest unsent value is
+    delivered.
+    """
+
+    history_count: CountOrZero = 100
+    history_age: SecondsOrZero = 300.0
+    history_bytes: HistoryBytes = 67_108_864
+    max_topics: Count = 10_000
+    conflate: tuple[TopicPattern, ...] = ()
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[log]`: the least level that is written, and one JSON object a line or text for a terminal."""
+
+    level: LogLevel = "info"
+    format: LogFormat = "json"
+
+
+class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[cluster]`: has no keys yet."""
+
+
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[tracing]`: a span of OpenTelemetry for each routed call; where they go is said by its own OTEL_ variables."""
+
+    enabled: Switch = False
+
+
+class Methods(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[methods]`: `modules` are imported at start, for the methods that they define."""
+
+    modules: tuple[ModuleName, ...] = ()
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole configuration, one member a section. `Config()` is valid: what `conf/gateway.toml` says."""
+
+    server: Server = Server()
+    heartbeat: Heartbeat = Heartbeat()
+    limits: Limits = Limits()
+    auth: Auth = Auth()
+    events: Events = Events()
+    log: Log = Log()
+    cluster: Cluster = Cluster()
+    methods: Methods = Methods()
+    tracing: Tracing = Tracing()
+
+
+KeyPath = tuple[str, ...]
+"""The name of a key or a table, part by part."""
+
+
+class Key(NamedTuple):
+    """One key as its Struct declares it; of an array, what holds for each item."""
+
+    plain: Any  # the type alone, so that a wrong type and a wrong value are told apart
+    bounded: Any  # the type with its bounds
+    right: str
+    check: Callable[[Any], bool] | None
+    array: bool
+
+
+def _key(declared: Any) -> Key:
+    array = get_origin(declared) is tuple
+    item = get_args(declared)[0] if array else declared
+    plain, meta = get_args(item)
+    check = (meta.extra or {}).get("check")
+    return Key(str if get_origin(plain) is Literal else plain, item, meta.description, check, array)
+
+
+def _schema(struct: type[Struct], at: KeyPath = ()) -> Iterator[tuple[KeyPath, Key | tuple[str, ...]]]:
+    """Yield each key below `struct`, and each table with the names in it."""
+    fields = msgspec.structs.fields(struct)
+    yield at, tuple(field.name for field in fields)
+    for field in fields:
+        path = (*at, field.name)
+        if isinstance(field.type, type) and issubclass(field.type, Struct):
+            yield from _schema(field.type, path)
+        else:
+            yield path, _key(field.type)
+
+
+KEYS: Final = {path: entry for path, entry in _schema(Config) if isinstance(entry, Key)}
+"""All keys."""
+
+TABLES: Final = {path: entry for path, entry in _schema(Config) if not isinstance(entry, Key)}
+"""All tables, each with the names in it. The empty path is the whole file."""
