@@ -300,21 +300,6 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
-    """TLS 1.2 and later with this certificate chain and key (PEM files); None where both are empty.
-
-    Raises OSError (`ssl.SSLError` among them) where they cannot be loaded.
-    """
-    if not cert:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(cert, key, password="")  # with none given OpenSSL would ask on the terminal, and wait
-    return context
-
-
 def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
     """Listening, non-blocking sockets: the Unix socket where one is named, else every address of ``host``.
 

@@ -20,7 +20,8 @@ from aiohttp import web
 from gateway import __version__, auth
 from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
 from gateway.config import Config, ConfigError, is_loopback
-from gateway.listener import Handshakes, Listener, address_of, bind, response_begins, tls_context
+from gateway.config.certificates import tls_context
+from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
 from gateway.log import LogWriter
 from gateway.systemd import Notifier, Watchdog, listen_fds
 

@@ -17,11 +17,12 @@ from aiohttp import web
 from gateway.app import handler_args
 from gateway.calls import Call, Callee, Calls
 from gateway.config import parse
+from gateway.config.certificates import tls_context
 from gateway.connection import Connection, Regime, remote_of
 from gateway.errors import Disconnect, RpcError
 from gateway.frames import Payload
 from gateway.jsonrpc import Message
-from gateway.listener import Handshakes, Listener, bind, response_begins, tls_context
+from gateway.listener import Handshakes, Listener, bind, response_begins
 from gateway.rejections import Rejections
 from tests.certs import authority
 from tests.peers import Target

@@ -29,8 +29,8 @@ from pytest_aiohttp.plugin import AiohttpClient
 from gateway import __version__
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import Config, ConfigError, parse
+from gateway.config.certificates import tls_context
 from gateway.connection import Connection
-from gateway.listener import tls_context
 from gateway.rejections import REJECTIONS
 from gateway.status import Phase
 from tests.certs import authority

@@ -1,5 +1,6 @@
-"""The files of certificate and key."""
+"""The files of certificate and key, and the TLS context that they make."""
 
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from gateway.config import parse
+from gateway.config.certificates import CertificateError, tls_context
 from tests.certs import Authority, ServerFiles
 from tests.settings import refusal
 
@@ -25,6 +27,26 @@ def test_certificate(files: ServerFiles, tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(files.key.read_bytes() + files.cert.read_bytes())
     assert parse(with_files(both, both)).server.tls_cert == str(both)
+
+
+def test_the_context_that_is_served(files: ServerFiles) -> None:
+    context = tls_context(str(files.cert), str(files.key))
+    assert context is not None
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert (context.verify_mode, context.get_ca_certs()) == (ssl.CERT_NONE, []), "no client is asked for a certificate"
+    assert tls_context("", "") is None
+
+
+def test_a_refusal_outside_of_a_configuration_is_one_line_too(files: ServerFiles, tmp_path: Path) -> None:
+    """A reload logs it."""
+    missing = str(tmp_path / "no\nkey")
+    with pytest.raises(CertificateError) as refused:
+        tls_context(str(files.cert), missing)
+    assert refused.value.key == "server.tls_key"
+    line = str(refused.value)
+    assert line.startswith('server.tls_key: "') and line.isprintable()
+    assert line.endswith("cannot be read: No such file or directory; a readable PEM file")
 
 
 def test_certificate_of_another_key(files: ServerFiles, certificates: Authority, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """What must hold between settings, once each of them is right by itself."""
 
-import ssl
 from typing import NamedTuple, NoReturn
 
+from gateway.config.certificates import CertificateError, tls_context
 from gateway.config.schema import Config, Jwt
-from gateway.config.types import ConfigError, is_loopback, literal
+from gateway.config.types import ConfigError, is_loopback
 
 
 class Value(NamedTuple):
@@ -32,7 +32,7 @@ def _blame(values: Values, wrong: str, right: str, *keys: str) -> NoReturn:
     """Refuse a combination of `keys`: name the strongest source, because it came last, and its first key."""
     key = max((key for key in keys if key in values), key=lambda key: values[key].rank, default=keys[0])
     source = values[key].source if key in values else "default"
-    raise ConfigError(source, key, wrong, right)
+    raise ConfigError(source, key, wrong, right) from None
 
 
 def _check_times(config: Config, values: Values) -> None:
@@ -113,47 +113,12 @@ def _check_jwt(jwt: Jwt, values: Values) -> None:
         _blame(values, wrong, "HS256, HS384 or HS512", "auth.jwt.algorithms")
 
 
-class _PassphraseNeededError(Exception):
-    """The private key is encrypted."""
-
-
-def _no_passphrase() -> str:
-    # Without a callback OpenSSL would ask on the terminal, and a service would hang.
-    raise _PassphraseNeededError
-
-
-def _certificate_fault(cert: str, key: str) -> tuple[str, str, str] | None:
-    """Load two readable files as a server does; return what is wrong, what would be right, and the key."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_verify_locations(cafile=cert)
-    except ssl.SSLError:
-        wrong = f"{literal(cert)} holds no certificate"
-        return wrong, "a PEM file with the certificate and its chain", "server.tls_cert"
-    try:
-        context.load_cert_chain(cert, key, _no_passphrase)
-    except _PassphraseNeededError:
-        return f"{literal(key)} is encrypted", "a private key without a passphrase", "server.tls_key"
-    except ssl.SSLError as error:
-        wrong = f"{literal(key)} and server.tls_cert {literal(cert)} do not load: {error.reason}"
-        return wrong, "the PEM file of that certificate's private key", "server.tls_key"
-    return None
-
-
 def _check_tls(config: Config, values: Values) -> None:
     files = {"server.tls_cert": config.server.tls_cert, "server.tls_key": config.server.tls_key}
-    cert, key = files.values()
-    if not cert and not key:
-        return
-    for name, other in (("server.tls_cert", "server.tls_key"), ("server.tls_key", "server.tls_cert")):
-        if not files[other]:
-            _blame(values, f"set without {other}", "both or neither", name)
-    for name, file in files.items():
-        try:
-            with open(file, "rb") as opened:
-                opened.read(1)
-        except OSError as error:
-            _blame(values, f"{literal(file)} cannot be read: {error.strerror}", "a readable PEM file", name)
-    fault = _certificate_fault(cert, key)
-    if fault is not None:
-        _blame(values, *fault)
+    if any(files.values()) and not all(files.values()):
+        given, missing = sorted(files, key=lambda name: not files[name])
+        _blame(values, f"set without {missing}", "both or neither", given)
+    try:
+        tls_context(*files.values())
+    except CertificateError as error:
+        _blame(values, error.wrong, error.right, error.key)
