@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from gateway import errors, jsonrpc
 from gateway.admission import Admission
 from gateway.calls import Calls
 from gateway.connection import Connection, Endpoint
 from gateway.connections import Connections
+from gateway.credentials import described
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
 from gateway.frames import Payload, cut
 from gateway.jsonrpc import Message
 from gateway.method import BadParams, Method, Refusal
-from gateway.methods.gateway import AuthenticateParams, described
 from gateway.rejections import Rejections
 
 MAX_FIRST_MESSAGE: Final = 64 * 1024
@@ -30,6 +32,12 @@ _ENDS: Final = {
     errors.OVERLOADED: errors.FLOOD,
 }
 """What each refusal of a first message ends the connection with."""
+
+
+class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``token``: a token, or a JSON Web Token, without the word Bearer."""
+
+    token: str
 
 
 class Antechamber:

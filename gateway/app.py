@@ -42,6 +42,7 @@ from gateway.nodes import Nodes
 from gateway.presence import Presence
 from gateway.rejections import Rejections
 from gateway.routing import Router, Tracing
+from gateway.scopes import ROLE_SCOPES
 from gateway.status import Phase, Status
 from gateway.timestamps import rfc3339
 from gateway.topics import Topics
@@ -151,6 +152,7 @@ class Gateway:
         self.lag: Final = LoopLag()
         self._drain: asyncio.Task[None] | None = None
         self.metrics: Final = Metrics(
+            roles=ROLE_SCOPES,
             census=connections.census,
             opened=lambda: connections.opened_total,
             disconnects=connections.disconnects,

@@ -25,7 +25,7 @@ from gateway.frames import NOTHING_WRITTEN, State, Written
 from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
 from gateway.outbox import Cork
-from gateway.reader import Receiver, RequestProtocol, Turns
+from gateway.reader import Receiver, Turns
 from gateway.scopes import NOBODY
 from gateway.websocket import Closings, Link
 
@@ -380,19 +380,3 @@ def new_id() -> str:
     del _entropy[-16:]
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
-
-
-def remote_of(request: web.Request) -> str:
-    """Where a request comes from: ``addr:port``, ``[addr]:port`` or ``unix``."""
-    if isinstance(request.protocol, RequestProtocol):
-        return request.protocol.remote
-    transport = request.transport
-    return format_address(None if transport is None else transport.get_extra_info("peername"))
-
-
-def format_address(address: object) -> str:
-    """A socket address as the log has it; anything but an IP address and port is ``unix``."""
-    if not isinstance(address, tuple) or len(address) < 2:
-        return "unix"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
 from gateway.scopes import ANONYMOUS, NOBODY, Principal
+from gateway.timestamps import rfc3339_seconds
 
 
 class Credential(NamedTuple):
@@ -22,6 +25,21 @@ ANYBODY: Final = Credential(ANONYMOUS, b"")
 
 NO_CREDENTIAL: Final = Credential(NOBODY, b"")
 """What a connection has that still owes its credential."""
+
+
+class PrincipalInfo(msgspec.Struct, rename="camel"):
+    """Who a connection belongs to; ``expires_at`` is RFC 3339 in UTC, null for never."""
+
+    name: str
+    role: str
+    scopes: tuple[str, ...]
+    expires_at: str | None
+
+
+def described(principal: Principal) -> PrincipalInfo:
+    """A principal as clients see it."""
+    expires_at = None if principal.expires_at is None else rfc3339_seconds(principal.expires_at)
+    return PrincipalInfo(principal.name, principal.role, principal.scopes, expires_at)
 
 
 class CredentialError(Exception):

@@ -11,8 +11,8 @@ from aiohttp import HttpVersion11, hdrs, web
 from yarl import URL
 
 from gateway.config import Server, is_loopback
-from gateway.connection import remote_of
-from gateway.proxies import Proxies, forwarded_for
+from gateway.proxies import Proxies, format_address, forwarded_for
+from gateway.reader import RequestProtocol
 from gateway.rejections import Stage
 
 RETRY_AFTER: Final = 5
@@ -97,6 +97,14 @@ class Gatekeeper:
             return
         if len(origins) > 1 or not _same_place(origins[0], host):
             raise RefusedError(403, "this origin is not allowed; see server.allowed_origins")
+
+
+def remote_of(request: web.Request) -> str:
+    """Where a request comes from: ``addr:port``, ``[addr]:port`` or ``unix``."""
+    if isinstance(request.protocol, RequestProtocol):
+        return request.protocol.remote
+    transport = request.transport
+    return format_address(None if transport is None else transport.get_extra_info("peername"))
 
 
 def _check_upgrade(request: web.Request) -> None:

@@ -20,8 +20,8 @@ from typing import Any, Final, cast
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from gateway.connection import format_address
 from gateway.deadlines import Deadlines
+from gateway.proxies import format_address
 from gateway.reader import RequestProtocol
 from gateway.rejections import Rejections, Stage
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 from prometheus_client import exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -18,8 +18,6 @@ from prometheus_client.registry import Collector
 
 from gateway import __version__
 from gateway.counts import BOUNDS, Census, Tally
-from gateway.rejections import Stage
-from gateway.scopes import ROLE_SCOPES
 
 Label = TypeVar("Label", bound=str)
 
@@ -34,25 +32,27 @@ LOOKS: Final = 15
 _LE: Final = (*map(str, BOUNDS), "+Inf")
 
 
-class Metrics:
+class Metrics(Generic[Label]):
     """The numbers of one gateway.
 
-    ``census`` counts the connections, ``opened`` tells how many there have been; ``disconnects`` are ends by cause,
-    ``failures`` handshakes that came to nothing, by stage; ``tallies`` what became of requests, by method; ``gauges``
-    and ``counters`` give a number each, by the name without its prefix.
+    ``roles`` are those that a connection may have; ``census`` counts the connections, ``opened`` tells how many there
+    have been; ``disconnects`` are ends by cause, ``failures`` handshakes that came to nothing, by stage; ``tallies``
+    what became of requests, by method; ``gauges`` and ``counters`` give a number each, by the name without its prefix.
     """
 
     def __init__(
         self,
         *,
+        roles: Iterable[str],
         census: Callable[[], Awaitable[Census]],
         opened: Callable[[], int],
         disconnects: Mapping[str, int],
-        failures: Mapping[Stage, int],
+        failures: Mapping[Label, int],
         tallies: Callable[[], Iterable[tuple[str, Tally]]],
         gauges: Mapping[str, tuple[str, Callable[[], float]]],
         counters: Mapping[str, tuple[str, Callable[[], int]]],
     ) -> None:
+        self._roles = tuple(roles)
         self._census = census
         self._opened = opened
         self._disconnects = disconnects
@@ -69,7 +69,7 @@ class Metrics:
         )
 
     def _of_connections(self, census: Census) -> Iterator[Metric]:
-        roles = {role: census.roles[role] for role in ROLE_SCOPES}
+        roles = {role: census.roles[role] for role in self._roles}
         traffic = census.traffic
         messages = {"in": traffic.messages_in, "out": traffic.messages_out}
         octets = {"in": traffic.bytes_in, "out": traffic.bytes_out}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from gateway.errors import Disconnect
 from gateway.events import Events
-from gateway.nodes import Node
 from gateway.scopes import Principal
 
 logger = logging.getLogger("gateway.nodes")
@@ -25,6 +25,22 @@ class Someone(Protocol):
     @property
     def remote(self) -> str:
         """Where it is, as the log has it."""
+
+
+class Node(Protocol):
+    """A node, as far as others are told of it (`nodes.Node`)."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def methods(self) -> Collection[str]:
+        """The names of what it serves."""
+
+    @property
+    def peer(self) -> Someone:
+        """Its connection."""
 
 
 class Presence:

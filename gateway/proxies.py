@@ -17,6 +17,14 @@ UNIX: Final = "unix"
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+def format_address(address: object) -> str:
+    """A socket address as the log has it; anything but an IP address and port is ``unix``."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return UNIX
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 _VALUE: Final = re.compile(r'"[^"]*"|[^\s"]*')
 
 

@@ -19,9 +19,10 @@ from gateway import errors
 from gateway.app import handler_args
 from gateway.calls import Calls
 from gateway.config import Config, parse
-from gateway.connection import Connection, Regime, remote_of
+from gateway.connection import Connection, Regime
 from gateway.errors import Disconnect
 from gateway.frames import BINARY, Payload, frame
+from gateway.handshake import remote_of
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
 from gateway.rejections import Rejections
 

@@ -18,9 +18,10 @@ from gateway.app import handler_args
 from gateway.calls import Call, Callee, Calls
 from gateway.config import parse
 from gateway.config.certificates import tls_context
-from gateway.connection import Connection, Regime, remote_of
+from gateway.connection import Connection, Regime
 from gateway.errors import Disconnect, RpcError
 from gateway.frames import Payload
+from gateway.handshake import remote_of
 from gateway.jsonrpc import Message
 from gateway.listener import Handshakes, Listener, bind, response_begins
 from gateway.rejections import Rejections

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gateway.connection import Connection, format_address, new_id
+from gateway.connection import Connection, new_id
 from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
 from gateway.frames import Payload
 from tests.fleet import Gateways, ended, in_process, on_each, request, started
@@ -480,18 +480,3 @@ def test_ids_are_uuids_of_version_4_and_never_the_same() -> None:
     # All that is not fixed is drawn: each digit of each place comes up.
     places = list(zip(*(text.replace("-", "") for text in ids), strict=True))
     assert [len(set(place)) for place in places] == [1 if n == 12 else 4 if n == 16 else 16 for n in range(32)]
-
-
-@pytest.mark.parametrize(
-    ("address", "text"),
-    [
-        (("127.0.0.1", 4321), "127.0.0.1:4321"),
-        (("::1", 4321, 0, 0), "[::1]:4321"),
-        (("fe80::1%eth0", 4321, 0, 2), "[fe80::1%eth0]:4321"),
-        ("", "unix"),
-        (b"\0abstract", "unix"),
-        (None, "unix"),
-    ],
-)
-def test_addresses_as_the_log_has_them(address: object, text: str) -> None:
-    assert format_address(address) == text

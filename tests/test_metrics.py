@@ -84,6 +84,7 @@ class Numbers:
         self.in_flight = self.published = 0
         self.lag = 0.0
         self.metrics = Metrics(
+            roles=("operator", "node", "ui"),
             census=self.counted,
             opened=lambda: self.opened,
             disconnects=self.disconnects,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.proxies import Proxies
+from gateway.proxies import Proxies, format_address
 
 TRUSTED = ("10.0.0.0/8", "192.0.2.53", "2001:db8:ffff::/48", "::1")
 NGINX = "10.0.0.1:40000"
@@ -158,3 +158,18 @@ def test_a_long_header_is_read_no_further_than_it_is_believed() -> None:
 
 def test_hops_may_come_one_at_a_time() -> None:
     assert Proxies(TRUSTED).client(NGINX, iter(["198.51.100.1", "203.0.113.7", "10.0.0.2"])) == "203.0.113.7:0"
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("127.0.0.1", 4321), "127.0.0.1:4321"),
+        (("::1", 4321, 0, 0), "[::1]:4321"),
+        (("fe80::1%eth0", 4321, 0, 2), "[fe80::1%eth0]:4321"),
+        ("", "unix"),
+        (b"\0abstract", "unix"),
+        (None, "unix"),
+    ],
+)
+def test_addresses_as_the_log_has_them(address: object, text: str) -> None:
+    assert format_address(address) == text

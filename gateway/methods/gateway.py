@@ -10,14 +10,15 @@ from msgspec import Raw
 
 from gateway import __version__, frames, jsonrpc
 from gateway.admission import Admission
+from gateway.antechamber import AuthenticateParams
 from gateway.config import Config
 from gateway.connection import Connection
 from gateway.connections import Connections
+from gateway.credentials import PrincipalInfo, described
 from gateway.limits import Rate
 from gateway.method import AUTHENTICATED, method
 from gateway.scopes import NOBODY, Principal
 from gateway.status import Status
-from gateway.timestamps import rfc3339_seconds
 
 PROTOCOL: Final = 1
 """The version of the contract, as `gateway.welcome` tells it."""
@@ -38,31 +39,10 @@ class Heartbeat(msgspec.Struct, rename="camel"):
     timeout: float
 
 
-class PrincipalInfo(msgspec.Struct, rename="camel"):
-    """Who a connection belongs to; ``expires_at`` is RFC 3339 in UTC, null for never."""
-
-    name: str
-    role: str
-    scopes: tuple[str, ...]
-    expires_at: str | None
-
-
-def described(principal: Principal) -> PrincipalInfo:
-    """A principal as clients see it."""
-    expires_at = None if principal.expires_at is None else rfc3339_seconds(principal.expires_at)
-    return PrincipalInfo(principal.name, principal.role, principal.scopes, expires_at)
-
-
 @lru_cache(maxsize=1024)
 def _encoded(principal: Principal) -> bytes:
     """A principal in the welcome. Most connections are opened by somebody who was there before."""
     return jsonrpc.encode(None if principal is NOBODY else described(principal))
-
-
-class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
-    """``token``: a token, or a JSON Web Token, without the word Bearer."""
-
-    token: str
 
 
 class Limits(msgspec.Struct, rename="camel"):
