@@ -105,7 +105,7 @@ def markdown(methods: Iterable[Method]) -> str:
     lines = [
         "# Methods",
         "",
-        "Made by `python -m tests.methods_page` from the table of methods; `rpc.discover` tells the same as OpenRPC.",
+        "Made by `python -m tests.support.methods_page` from the table. `rpc.discover` says the same as OpenRPC.",
     ]
     whole = document(methods)
     for entry in whole["methods"]:

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from tests.certs import Authority, authority
-from tests.process import Config, EventLoopName, GatewayProcess, StartGateway
+from tests.support.certs import Authority, authority
+from tests.support.process import Config, EventLoopName, GatewayProcess, StartGateway
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import pytest
 import pytest_asyncio
 
-from tests.credentials import (
+from tests.support.credentials import (
     HOUR,
     OP,
     PAGE,
@@ -39,13 +39,13 @@ from tests.credentials import (
     text,
     texts,
 )
-from tests.fleet import ended, request
-from tests.peers import RawPeer
-from tests.process import GatewayProcess, Line
+from tests.support.fleet import ended, request
+from tests.support.peers import RawPeer
+from tests.support.process import GatewayProcess, Line
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("admission")]
 
-METHODS: Final = {"methods": {"modules": ["tests.sample_methods"]}}
+METHODS: Final = {"methods": {"modules": ["tests.support.sample_methods"]}}
 QUICK: Final = {"server": {"close_timeout": 0.5}}
 SOON: Final = 1.0
 """Seconds within which a connection ends whose credential is gone."""

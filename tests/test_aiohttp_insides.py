@@ -22,7 +22,7 @@ from aiohttp.http_websocket import WebSocketError
 from aiohttp.test_utils import make_mocked_request
 
 from gateway.listener import READ_BYTES
-from tests.peers import Opcode, frame
+from tests.support.peers import Opcode, frame
 
 INSIDES = "look at gateway/websocket.py and gateway/reader.py before this release of aiohttp is used"
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway.app import create_app
 from gateway.config import parse
-from tests.credentials import (
+from tests.support.credentials import (
     DESKS,
     FAILURE,
     OP,
@@ -51,9 +51,9 @@ from tests.credentials import (
     text,
     texts,
 )
-from tests.fleet import ended, request, until
-from tests.peers import Frame, Opcode, RawPeer, Target, frame
-from tests.process import GatewayProcess, Line
+from tests.support.fleet import ended, request, until
+from tests.support.peers import Frame, Opcode, RawPeer, Target, frame
+from tests.support.process import GatewayProcess, Line
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("antechamber")]
 

@@ -21,7 +21,7 @@ from gateway.api import (
     errors,
     method,
 )
-from tests.rpc import Caller, accepted, refused, request, serve
+from tests.support.rpc import Caller, accepted, refused, request, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 STUCK = RpcError(7, "valve_stuck", "The valve is stuck", temporary=True)

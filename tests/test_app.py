@@ -33,10 +33,10 @@ from gateway.config.certificates import tls_context
 from gateway.connection import Connection
 from gateway.rejections import REJECTIONS
 from gateway.status import Phase
-from tests.certs import authority
-from tests.fleet import in_process, until
-from tests.peers import Opcode, RawPeer, Target
-from tests.process import ROOT, clean_environment
+from tests.support.certs import authority
+from tests.support.fleet import in_process, until
+from tests.support.peers import Opcode, RawPeer, Target
+from tests.support.process import ROOT, clean_environment
 
 
 async def welcome(ws: ClientWebSocketResponse) -> dict[str, Any]:

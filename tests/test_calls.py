@@ -18,8 +18,8 @@ from gateway.connections import Connections
 from gateway.errors import RpcError
 from gateway.jsonrpc import Message
 from gateway.method import CALL, method
-from tests import sample_methods
-from tests.rpc import Caller, Listing, accepted, connect, passes, refused, request, serve
+from tests.support import sample_methods
+from tests.support.rpc import Caller, Listing, accepted, connect, passes, refused, request, serve
 
 SOON = 1.5
 """Seconds for what must not wait for a deadline."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__, cli
-from tests.command import Ended, run
-from tests.process import ROOT, StartGateway, clean_environment
+from tests.support.command import Ended, run
+from tests.support.process import ROOT, StartGateway, clean_environment
 
 COMMANDS = ("serve", "call", "watch", "nodes", "connections", "node", "token", "check", "openrpc", "completion")
 

@@ -7,8 +7,8 @@ import pytest
 
 from gateway.client import CallError, Client, connect
 from gateway.client.calling import encode_params
-from tests.fleet import until
-from tests.scripted_gateway import Peer, scripted, serve_nothing
+from tests.support.fleet import until
+from tests.support.scripted_gateway import Peer, scripted, serve_nothing
 
 
 @pytest.mark.parametrize("params", [1, "x", True, 1.5])

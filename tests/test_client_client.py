@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.client import CallError, Client, State, connect
-from tests.credentials import OP, Holder, TokensFile, key, signed
-from tests.fleet import until
-from tests.process import StartGateway
-from tests.scripted_gateway import Peer, scripted, serve_nothing
+from tests.support.credentials import OP, Holder, TokensFile, key, signed
+from tests.support.fleet import until
+from tests.support.process import StartGateway
+from tests.support.scripted_gateway import Peer, scripted, serve_nothing
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8765", "ftp://x/ws", "ws://", "/ws"])

@@ -9,8 +9,8 @@ from gateway.client import Backoff, CallError, ConnectionLost, State, connect
 from gateway.client.connection import RECONNECT, Connection
 from gateway.client.endings import End
 from gateway.client.link import Incoming, Link, Options
-from tests.fleet import until
-from tests.scripted_gateway import Peer, Script, scripted, serve_nothing
+from tests.support.fleet import until
+from tests.support.scripted_gateway import Peer, Script, scripted, serve_nothing
 
 
 def quick() -> Backoff:

@@ -11,7 +11,7 @@ from msgspec import Raw
 from gateway.client.endings import LOST
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import MAX_POSTED, Link, Options, Refused, open_link
-from tests.scripted_gateway import Peer, ScriptedGateway, scripted, serve_nothing
+from tests.support.scripted_gateway import Peer, ScriptedGateway, scripted, serve_nothing
 
 
 async def opened(gateway: ScriptedGateway, session: aiohttp.ClientSession, token: str | None = None) -> Link:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.client import Backoff, CallError, Client, ServedCall, connect
-from tests.fleet import until
-from tests.process import GatewayProcess, StartGateway
-from tests.scripted_gateway import Peer, scripted
+from tests.support.fleet import until
+from tests.support.process import GatewayProcess, StartGateway
+from tests.support.scripted_gateway import Peer, scripted
 
 
 def to(process: GatewayProcess, **options: Any) -> Client:

@@ -8,9 +8,9 @@ import pytest
 from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscription, connect
 from gateway.client.subscriptions import MAX_POSITIONS
 from gateway.topics import meets
-from tests.fleet import until
-from tests.process import GatewayProcess, StartGateway
-from tests.scripted_gateway import Peer, scripted
+from tests.support.fleet import until
+from tests.support.process import GatewayProcess, StartGateway
+from tests.support.scripted_gateway import Peer, scripted
 
 PATTERNS = ("a", "a.b", "a.*", "*.b", "*", ">", "a.>", "*.*", "gateway.>", "gateway.node.*", "gateway")
 TOPICS = ("a", "a.b", "a.b.c", "b", "c.b", "gateway.draining", "gateway.node.online", "gateways.x")

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.cluster.memory import MemoryStream
 from gateway.cluster.stream import Position, message
-from tests.ears import at_once
+from tests.support.ears import at_once
 
 TIME = "1970-01-01T00:00:01.999Z"
 OVERHEAD = len(message("a", Position("epoch 1", 1), TIME, b""))

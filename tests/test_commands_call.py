@@ -7,9 +7,9 @@ import signal
 import pytest
 
 from gateway.commands.call import progress_of
-from tests.command import Ended
-from tests.process import StartGateway
-from tests.remote import Command, misused, run, serving
+from tests.support.command import Ended
+from tests.support.process import StartGateway
+from tests.support.remote import Command, misused, run, serving
 
 
 async def test_the_result_is_printed_as_json(gateway: StartGateway) -> None:

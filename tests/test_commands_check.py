@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Ended, run
+from tests.support.command import Ended, run
 
 
 def test_all_is_well(tmp_path: Path) -> None:

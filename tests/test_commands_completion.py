@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tests.command import run
+from tests.support.command import run
 
 
 def completed(words: str) -> list[str]:

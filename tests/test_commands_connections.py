@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from tests.command import Ended
-from tests.peers import RawPeer
-from tests.process import StartGateway
-from tests.remote import misused, run
+from tests.support.command import Ended
+from tests.support.peers import RawPeer
+from tests.support.process import StartGateway
+from tests.support.remote import misused, run
 
 
 async def test_the_open_ones(gateway: StartGateway) -> None:

@@ -7,9 +7,9 @@ import signal
 import pytest
 
 from gateway.commands.node import result_of
-from tests.command import Ended
-from tests.process import GatewayProcess, StartGateway
-from tests.remote import Command, misused, run, serving
+from tests.support.command import Ended
+from tests.support.process import GatewayProcess, StartGateway
+from tests.support.remote import Command, misused, run, serving
 
 
 async def call(where: GatewayProcess, method: str, *arguments: str) -> Ended:

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from tests.command import Ended
-from tests.process import StartGateway
-from tests.remote import misused, run, serving
+from tests.support.command import Ended
+from tests.support.process import StartGateway
+from tests.support.remote import misused, run, serving
 
 
 async def test_nodes(gateway: StartGateway) -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.process import StartGateway
-from tests.remote import misused, run, serving
+from tests.support.process import StartGateway
+from tests.support.remote import misused, run, serving
 
 
 async def test_the_document_names_all_methods(gateway: StartGateway) -> None:

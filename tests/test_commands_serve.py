@@ -2,9 +2,9 @@
 
 import json
 
-from tests.command import run
-from tests.process import StartGateway
-from tests.remote import Command
+from tests.support.command import run
+from tests.support.process import StartGateway
+from tests.support.remote import Command
 
 
 async def test_serve_is_what_it_does_without_a_command(gateway: StartGateway) -> None:

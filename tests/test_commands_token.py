@@ -14,8 +14,8 @@ from gateway import tokens
 from gateway.cli import main
 from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.timestamps import rfc3339_seconds
-from tests.command import Ended, run
-from tests.process import ROOT, clean_environment
+from tests.support.command import Ended, run
+from tests.support.process import ROOT, clean_environment
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\n")
 RELOAD = "a running gateway takes it up on SIGHUP: systemctl reload gateway"

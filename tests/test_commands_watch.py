@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from tests.process import GatewayProcess, StartGateway
-from tests.remote import Command, misused, run
+from tests.support.process import GatewayProcess, StartGateway
+from tests.support.remote import Command, misused, run
 
 
 async def publish(where: GatewayProcess, topic: str, data: object) -> None:

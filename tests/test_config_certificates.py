@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 
 from gateway.config import parse
 from gateway.config.certificates import CertificateError, tls_context
-from tests.certs import Authority, ServerFiles
-from tests.settings import refusal
+from tests.support.certs import Authority, ServerFiles
+from tests.support.settings import refusal
 
 
 def with_files(cert: Path, key: Path) -> dict[str, Mapping[str, object]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.config import is_loopback, load, parse
-from tests.settings import refusal, refused_file
+from tests.support.settings import refusal, refused_file
 
 ALGORITHM = '"HS256", "RS256", "ES256", a longer one of these, or "EdDSA"'
 ONE_FILE = "one of auth.jwt.secret_file, public_key_file and jwks_file"

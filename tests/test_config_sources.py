@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.config import Config, load, parse, source_of
-from tests.settings import at, attempt, keys, refusal, refused_file, tables, variable
+from tests.support.settings import at, attempt, keys, refusal, refused_file, tables, variable
 
 YEAR = "a number of seconds above 0, at most 31536000"
 PORT = "an integer from 0 to 65535"

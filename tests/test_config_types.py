@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import is_loopback, parse
-from tests.settings import at, numbers, refusal, refused_file, tables
+from tests.support.settings import at, numbers, refusal, refused_file, tables
 
 YEAR = "a number of seconds above 0, at most 31536000"
 PORT = "an integer from 0 to 65535"

@@ -18,10 +18,10 @@ import pytest_asyncio
 from gateway.connection import Connection, new_id
 from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
 from gateway.frames import Payload
-from tests.fleet import Gateways, ended, in_process, on_each, request, started
-from tests.peers import Frame, Opcode, RawPeer, frame
-from tests.process import GatewayProcess, Line
-from tests.serving import Script, echo, keep_busy, serving
+from tests.support.fleet import Gateways, ended, in_process, on_each, request, started
+from tests.support.peers import Frame, Opcode, RawPeer, frame
+from tests.support.process import GatewayProcess, Line
+from tests.support.serving import Script, echo, keep_busy, serving
 
 pytestmark = pytest.mark.xdist_group("connection")
 module_loop = pytest.mark.asyncio(loop_scope="module")

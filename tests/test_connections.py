@@ -12,9 +12,9 @@ import pytest
 from gateway.connection import Connection
 from gateway.connections import LEAVE_WITHIN, RECONNECT_MS, Connections
 from gateway.errors import CLIENT_CLOSE, Disconnect
-from tests.fleet import in_process, until
-from tests.peers import Opcode, RawPeer, Target
-from tests.serving import Script, keep_busy, serving
+from tests.support.fleet import in_process, until
+from tests.support.peers import Opcode, RawPeer, Target
+from tests.support.serving import Script, keep_busy, serving
 
 DRAIN_TIMEOUT, CLOSE_TIMEOUT = 1.2, 0.4
 LONG = 30.0

@@ -9,7 +9,7 @@ from pytest_aiohttp import AiohttpClient
 from gateway.app import create_app
 from gateway.config import parse
 from gateway.console.pages import load
-from tests.process import ROOT
+from tests.support.process import ROOT
 
 FILES = load()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.delivery import AT_ONCE
-from tests.ears import Ear, Way, hall, join, size
+from tests.support.ears import Ear, Way, hall, join, size
 
 
 def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked() -> None:

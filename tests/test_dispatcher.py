@@ -26,10 +26,10 @@ from gateway.nodes import Nodes
 from gateway.routing import Router
 from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.status import Status
-from tests import sample_methods
-from tests.peers import Opcode, RawPeer
-from tests.process import GatewayProcess, StartFailed, StartGateway
-from tests.rpc import Listing, accepted, connect, notification, passes, refused, request, serve
+from tests.support import sample_methods
+from tests.support.peers import Opcode, RawPeer
+from tests.support.process import GatewayProcess, StartFailed, StartGateway
+from tests.support.rpc import Listing, accepted, connect, notification, passes, refused, request, serve
 
 LATEST = 2.0
 """Seconds within which a deadline of 50 ms must have been noticed, on a machine that is busy."""
@@ -1006,7 +1006,7 @@ async def test_who_has_a_request_in_flight_leaves_when_it_is_answered(aiohttp_cl
 
 
 async def test_a_process_drains_in_the_same_way(gateway: StartGateway) -> None:
-    process = await gateway({"methods": {"modules": ["tests.sample_methods"]}})
+    process = await gateway({"methods": {"modules": ["tests.support.sample_methods"]}})
     with await RawPeer.open(process) as peer:
         await peer.welcome()
         await peer.send_json({"jsonrpc": "2.0", "id": "q", "method": "ask", "params": [1]})
@@ -1028,7 +1028,7 @@ async def test_a_process_drains_in_the_same_way(gateway: StartGateway) -> None:
 
 
 async def test_a_process_logs_one_traceback_for_a_defect(gateway: StartGateway) -> None:
-    process = await gateway({"methods": {"modules": ["tests.sample_methods"]}}, allow_tracebacks=True)
+    process = await gateway({"methods": {"modules": ["tests.support.sample_methods"]}}, allow_tracebacks=True)
     with await RawPeer.open(process) as peer:
         conn_id = (await peer.welcome())["connId"]
         await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "fail"})

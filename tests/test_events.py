@@ -10,10 +10,10 @@ from gateway.cluster.stream import Position
 from gateway.events import MAX_SUBSCRIPTIONS, OWN_TOPICS
 from gateway.method import Refusal
 from gateway.scopes import Principal
-from tests import sample_methods
-from tests.ears import Ear, Way, hall, join
-from tests.rpc import Caller, connect, notification, serve
-from tests.rpc import request as asked
+from tests.support import sample_methods
+from tests.support.ears import Ear, Way, hall, join
+from tests.support.rpc import Caller, connect, notification, serve
+from tests.support.rpc import request as asked
 
 # One process, no sockets
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.peers import RawPeer, Response
-from tests.process import GatewayProcess
+from tests.support.peers import RawPeer, Response
+from tests.support.process import GatewayProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

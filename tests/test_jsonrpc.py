@@ -8,9 +8,9 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import errors, jsonrpc
 from gateway.jsonrpc import Invalid, Message
-from tests import sample_methods
-from tests.peers import Opcode, RawPeer, Target
-from tests.rpc import Caller, accepted, notification, refused, request, serve
+from tests.support import sample_methods
+from tests.support.peers import Opcode, RawPeer, Target
+from tests.support.rpc import Caller, accepted, notification, refused, request, serve
 
 MAX_BATCH = 5
 WORDS = "…"

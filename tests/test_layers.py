@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import layers
+from tests.support import layers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,7 @@ def test_read_names_modules_and_packages(tmp_path: Path) -> None:
 
 def test_an_unknown_module_is_told_where_to_go() -> None:
     (finding,) = layers.unplaced({"gateway": "", "gateway.errors": "", "gateway.novel": ""})
-    assert "add 'novel' to LAYERS in tests/layers.py" in finding
+    assert "add 'novel' to LAYERS in tests/support/layers.py" in finding
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.certs import Authority
-from tests.peers import Opcode, RawPeer, Response, Target
-from tests.process import EventLoopName, GatewayProcess, StartGateway
+from tests.support.certs import Authority
+from tests.support.peers import Opcode, RawPeer, Response, Target
+from tests.support.process import EventLoopName, GatewayProcess, StartGateway
 
 LIMIT = 1.0
 """The handshake timeout in this file, in seconds."""
@@ -29,7 +29,7 @@ DRIBBLE = 0.2
 CONFIG = {"server": {"handshake_timeout": LIMIT}}
 GOOD_PEERS = 50
 SLOW = "/slow"
-"""The path whose handler works too long before its 101: see tests/slow_server.py."""
+"""The path whose handler works too long before its 101: see tests/support/slow_server.py."""
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,7 +37,7 @@ module_loop = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["tcp", "tls"])
 async def limited(request: pytest.FixtureRequest) -> AsyncIterator[GatewayProcess]:
     """A gateway with a handshake timeout of LIMIT, and a slow path beside /ws."""
-    async with GatewayProcess(CONFIG, tls=request.param == "tls", module="tests.slow_server") as process:
+    async with GatewayProcess(CONFIG, tls=request.param == "tls", module="tests.support.slow_server") as process:
         yield process
 
 

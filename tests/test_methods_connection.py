@@ -18,10 +18,10 @@ from gateway.connection import Connection, Regime
 from gateway.connections import HISTORY, Closed
 from gateway.errors import Disconnect
 from gateway.scopes import ANONYMOUS, Principal
-from tests import sample_methods
-from tests.meta_schema import result_problems
-from tests.peers import Opcode, RawPeer, Target
-from tests.rpc import Caller, accepted, connect, notification, refused, request, serve
+from tests.support import sample_methods
+from tests.support.meta_schema import result_problems
+from tests.support.peers import Opcode, RawPeer, Target
+from tests.support.rpc import Caller, accepted, connect, notification, refused, request, serve
 
 SOON = 3.0
 NOBODY = "00000000-0000-4000-8000-000000000000"

@@ -9,11 +9,11 @@ import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway.events import OWN_TOPICS
-from tests.credentials import Holder, KeySet, TokensFile, authenticate, discreet, entered, signed
-from tests.fleet import request as ask
-from tests.peers import RawPeer
-from tests.process import GatewayProcess
-from tests.rpc import Caller, refused, request, serve
+from tests.support.credentials import Holder, KeySet, TokensFile, authenticate, discreet, entered, signed
+from tests.support.fleet import request as ask
+from tests.support.peers import RawPeer
+from tests.support.process import GatewayProcess
+from tests.support.rpc import Caller, refused, request, serve
 
 NO_PATTERN = "must be at most 200 characters, parts with dots between; * stands for one, a last > for the rest"
 NO_TOPIC = "topic: must be at most 200 characters, parts with dots between, without * and >"

@@ -10,8 +10,8 @@ from pytest_aiohttp import AiohttpClient
 from gateway import __version__
 from gateway.app import STATUS
 from gateway.scopes import Principal
-from tests.meta_schema import result_problems
-from tests.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+from tests.support.meta_schema import result_problems
+from tests.support.rpc import WAIT, Caller, accepted, connect, refused, request, serve
 
 CONFIG: dict[str, dict[str, Any]] = {
     "heartbeat": {"interval": 7.5, "timeout": 2.0},

@@ -12,12 +12,12 @@ from gateway.app import GATEWAY
 from gateway.names import MAX_NAME
 from gateway.nodes import MAX_METHODS
 from gateway.scopes import Principal
-from tests import sample_methods
-from tests.credentials import OP, Holder, TokensFile, entered
-from tests.meta_schema import params_problems, result_problems
-from tests.peers import RawPeer
-from tests.process import StartGateway
-from tests.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+from tests.support import sample_methods
+from tests.support.credentials import OP, Holder, TokensFile, entered
+from tests.support.meta_schema import params_problems, result_problems
+from tests.support.peers import RawPeer
+from tests.support.process import StartGateway
+from tests.support.rpc import WAIT, Caller, accepted, connect, refused, request, serve
 
 SNAP = {"name": "camera.snap"}
 NAME = f"name: must be a text of 1 to {MAX_NAME} printable characters"

@@ -10,9 +10,9 @@ from gateway.app import GATEWAY
 from gateway.method import CALL, method
 from gateway.methods.rpc import DOCUMENTS
 from gateway.scopes import ANONYMOUS, Principal
-from tests import sample_methods
-from tests.meta_schema import document_problems, params_problems, result_problems
-from tests.rpc import WAIT, Caller, accepted, connect, notification, refused, request, serve
+from tests.support import sample_methods
+from tests.support.meta_schema import document_problems, params_problems, result_problems
+from tests.support.rpc import WAIT, Caller, accepted, connect, notification, refused, request, serve
 
 OWN = [
     "connection.close",

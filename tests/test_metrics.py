@@ -16,9 +16,9 @@ from gateway import __version__, errors
 from gateway.counts import BOUNDS, Census, Tally
 from gateway.metrics import EVERY, LOOKS, LoopLag, Metrics
 from gateway.rejections import Rejections, Stage
-from tests.fleet import ended, request
-from tests.peers import RawPeer
-from tests.process import GatewayProcess, StartGateway
+from tests.support.fleet import ended, request
+from tests.support.peers import RawPeer
+from tests.support.process import GatewayProcess, StartGateway
 
 CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "gateway_connections": ("gauge", ("role",)),

@@ -7,8 +7,8 @@ import pytest
 
 from gateway.nodes import Node, Nodes, Served
 from gateway.scopes import ANONYMOUS
-from tests.rpc import Listing
-from tests.serving import Unanswered
+from tests.support.rpc import Listing
+from tests.support.serving import Unanswered
 
 
 def served(name: str, summary: str = "", params: bytes = b"") -> Served:

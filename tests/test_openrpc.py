@@ -16,10 +16,10 @@ from gateway.config import Config
 from gateway.method import AUTHENTICATED, CALL, Method, collect, method
 from gateway.openrpc import document, markdown
 from gateway.scopes import ROLE_SCOPES, Principal
-from tests import sample_methods
-from tests.meta_schema import document_problems, params_problems, result_problems
-from tests.methods_page import PAGE, page
-from tests.rpc import Caller, serve
+from tests.support import sample_methods
+from tests.support.meta_schema import document_problems, params_problems, result_problems
+from tests.support.methods_page import PAGE, page
+from tests.support.rpc import Caller, serve
 
 
 class Mode(Enum):
@@ -331,7 +331,7 @@ async def test_exactly_what_this_connection_may_call_is_listed(
 
 
 def test_the_page_in_docs_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python -m tests.methods_page"
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python -m tests.support.methods_page"
 
 
 def test_the_page_has_every_method_of_the_gateways_own() -> None:

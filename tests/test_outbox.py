@@ -18,7 +18,7 @@ from gateway.connection import Connection
 from gateway.errors import Disconnect
 from gateway.frames import NOTHING_WRITTEN, State, Written
 from gateway.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
-from tests.fleet import (
+from tests.support.fleet import (
     FLOOD_SERVER,
     Gateways,
     Other,
@@ -32,9 +32,9 @@ from tests.fleet import (
     started,
     until,
 )
-from tests.peers import Opcode, RawPeer, frame
-from tests.process import GatewayProcess
-from tests.serving import Script, echo, serving
+from tests.support.peers import Opcode, RawPeer, frame
+from tests.support.process import GatewayProcess
+from tests.support.serving import Script, echo, serving
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("outbox")]
 

@@ -10,11 +10,11 @@ import pytest
 from gateway.errors import CLIENT_CLOSE
 from gateway.presence import Presence
 from gateway.scopes import ANONYMOUS
-from tests.credentials import farewell
-from tests.ears import hall
-from tests.fleet import request
-from tests.peers import RawPeer
-from tests.process import GatewayProcess, Line, StartGateway
+from tests.support.credentials import farewell
+from tests.support.ears import hall
+from tests.support.fleet import request
+from tests.support.peers import RawPeer
+from tests.support.process import GatewayProcess, Line, StartGateway
 
 
 class Someone:

@@ -9,9 +9,9 @@ from gateway.dispatcher import Dispatcher, Nowhere
 from gateway.limits import PATIENCE, Rate
 from gateway.method import AUTHENTICATED, method
 from gateway.status import Status
-from tests.peers import RawPeer
-from tests.process import StartGateway
-from tests.rpc import Listing, notification, request
+from tests.support.peers import RawPeer
+from tests.support.process import StartGateway
+from tests.support.rpc import Listing, notification, request
 
 RATE = Rate(10.0, 4)
 

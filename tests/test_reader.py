@@ -18,10 +18,10 @@ from aiohttp.http_websocket import WebSocketError
 from gateway.frames import BINARY, TEXT, Payload, State
 from gateway.outbox import Cork
 from gateway.reader import PASS, SLICE, Inbox, Reader, RequestProtocol, Turns
-from tests.fleet import Gateways, Other, in_process, started, until
-from tests.peers import Opcode, RawPeer, frame
-from tests.process import ROOT, GatewayProcess
-from tests.serving import Script, echo, serving
+from tests.support.fleet import Gateways, Other, in_process, started, until
+from tests.support.peers import Opcode, RawPeer, frame
+from tests.support.process import ROOT, GatewayProcess
+from tests.support.serving import Script, echo, serving
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("reader")]
 
@@ -503,7 +503,7 @@ async def flood(where: GatewayProcess, kind: str) -> AsyncIterator[str]:
     """Flood a gateway from another process; gives that peer's address."""
     arguments = [str(where.port), kind, *(["--tls"] if where.tls else [])]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.flooder", *arguments), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        *(sys.executable, "-m", "tests.support.flooder", *arguments), stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
     assert process.stdout is not None
     try:

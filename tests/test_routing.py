@@ -22,12 +22,12 @@ from gateway.app import GATEWAY
 from gateway.calls import Calls
 from gateway.nodes import Nodes, Served
 from gateway.routing import FAILURES, Router
-from tests.credentials import OP, PI, Holder, TokensFile, entered
-from tests.fleet import until
-from tests.peers import Opcode, RawPeer
-from tests.process import ROOT, Config, GatewayProcess, StartGateway
-from tests.routed import SNAP, Scene, ask, cancelled, hear, lost, outcomes, quiet, register, say, scene
-from tests.rpc import Listing, NodeListing, accepted, connect, notification, refused, request, serve
+from tests.support.credentials import OP, PI, Holder, TokensFile, entered
+from tests.support.fleet import until
+from tests.support.peers import Opcode, RawPeer
+from tests.support.process import ROOT, Config, GatewayProcess, StartGateway
+from tests.support.routed import SNAP, Scene, ask, cancelled, hear, lost, outcomes, quiet, register, say, scene
+from tests.support.rpc import Listing, NodeListing, accepted, connect, notification, refused, request, serve
 
 KILLED: Final = 0.1
 """Seconds within which the callers of a node whose process was killed are answered."""
@@ -130,7 +130,7 @@ async def test_a_call_ends(name: str) -> None:
 
 PROGRAM: Final = """
 import asyncio, sys
-from tests.peers import RawPeer, Target
+from tests.support.peers import RawPeer, Target
 
 async def main():
     peer = await RawPeer.open(Target(int(sys.argv[1])))

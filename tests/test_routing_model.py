@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import parse
 from gateway.connection import Connection
-from tests.ears import at_once
-from tests.peers import Opcode
-from tests.routing_model import (
+from tests.support.ears import at_once
+from tests.support.peers import Opcode
+from tests.support.routing_model import (
     CALL_TIMEOUT,
     CONFIGURATION,
     DRAIN_TIMEOUT,

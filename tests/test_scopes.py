@@ -20,7 +20,7 @@ from gateway.scopes import (
     covers,
     is_scope,
 )
-from tests.rpc import Listing, accepted, refused, request
+from tests.support.rpc import Listing, accepted, refused, request
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ from cryptography.hazmat.primitives import serialization
 
 from gateway.connections import LEAVE_WITHIN, RECONNECT_MS
 from gateway.server import EXIT_FORCED, GC_THRESHOLDS
-from tests.certs import ServerFiles, authority
-from tests.command import run
-from tests.fleet import FLOOD_SERVER, request, started, until
-from tests.peers import Opcode, RawPeer, Target
-from tests.process import ROOT, EventLoopName, GatewayProcess, StartGateway, clean_environment
+from tests.support.certs import ServerFiles, authority
+from tests.support.command import run
+from tests.support.fleet import FLOOD_SERVER, request, started, until
+from tests.support.peers import Opcode, RawPeer, Target
+from tests.support.process import ROOT, EventLoopName, GatewayProcess, StartGateway, clean_environment
 
 DRAIN_TIMEOUT, CLOSE_TIMEOUT = 4.0, 0.8
 CONFIG = {"server": {"drain_timeout": DRAIN_TIMEOUT, "close_timeout": CLOSE_TIMEOUT}}

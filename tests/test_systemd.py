@@ -20,8 +20,8 @@ import pytest
 
 from gateway.config import Config
 from gateway.systemd import Notifier, Watchdog, listen_fds, watchdog_interval
-from tests.peers import RawPeer, Target
-from tests.process import ROOT, EventLoopName, StartGateway, clean_environment, to_toml
+from tests.support.peers import RawPeer, Target
+from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, to_toml
 
 UNITS = ROOT / "systemd"
 SERVICE, SOCKET = UNITS / "gateway.service", UNITS / "gateway.socket"

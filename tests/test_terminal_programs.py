@@ -10,7 +10,7 @@ import pytest
 
 from gateway.terminal import programs
 from gateway.terminal.programs import MAX_OUTPUT, ProgramFailed
-from tests.fleet import until
+from tests.support.fleet import until
 
 
 async def run(program: str, given: bytes = b"", timeout: float = 10.0) -> bytes:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gateway import tokens
-from tests.command import Ended
-from tests.process import ROOT, GatewayProcess, StartGateway, clean_environment
-from tests.remote import Command, misused, run
+from tests.support.command import Ended
+from tests.support.process import ROOT, GatewayProcess, StartGateway, clean_environment
+from tests.support.remote import Command, misused, run
 
 EACH = [["call", "gateway.info"], ["nodes"], ["connections"], ["openrpc"], ["watch", "a"], ["node", "a=true"]]
 NOWHERE = {"GATEWAY_URL": "ws://127.0.0.1:1/ws"}

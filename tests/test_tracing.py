@@ -15,10 +15,10 @@ from gateway.nodes import Nodes, Served
 from gateway.routing import Router
 from gateway.status import Status
 from gateway.tracing import Tracing
-from tests.command import run
-from tests.peers import RawPeer
-from tests.process import StartGateway
-from tests.rpc import Listing, NodeListing
+from tests.support.command import run
+from tests.support.peers import RawPeer
+from tests.support.process import StartGateway
+from tests.support.rpc import Listing, NodeListing
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -23,10 +23,10 @@ import pytest_asyncio
 from gateway import errors
 from gateway.config import Heartbeat, parse
 from gateway.connection import Connection
-from tests.fleet import FLOOD_SERVER, Gateways, ended, in_process, on_each, request, sockets_back, started
-from tests.peers import Frame, Opcode, RawPeer, frame
-from tests.process import ROOT, GatewayProcess
-from tests.serving import MovableLoop, Script, run_on, serving
+from tests.support.fleet import FLOOD_SERVER, Gateways, ended, in_process, on_each, request, sockets_back, started
+from tests.support.peers import Frame, Opcode, RawPeer, frame
+from tests.support.process import ROOT, GatewayProcess
+from tests.support.serving import MovableLoop, Script, run_on, serving
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("open-connections")]
 
@@ -61,7 +61,7 @@ async def client(where: GatewayProcess, *prefix: str, ask: str = "") -> AsyncIte
     """A reading client in a process of its own; `prefix` is a command that runs it elsewhere."""
     arguments = [where.host, str(where.port), *(["--tls"] if where.tls else []), *(["--ask", ask] if ask else [])]
     process = await asyncio.create_subprocess_exec(
-        *(*prefix, sys.executable, "-m", "tests.reading_client", *arguments),
+        *(*prefix, sys.executable, "-m", "tests.support.reading_client", *arguments),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )
@@ -74,7 +74,7 @@ async def client(where: GatewayProcess, *prefix: str, ask: str = "") -> AsyncIte
 
 
 class Client:
-    """A process of tests.reading_client."""
+    """A process of tests.support.reading_client."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process

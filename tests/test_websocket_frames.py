@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.fleet import Gateways, ended, forget_peak, on_each, peak, started
-from tests.peers import Closing, Frame, Opcode, RawPeer, frame
-from tests.process import GatewayProcess
+from tests.support.fleet import Gateways, ended, forget_peak, on_each, peak, started
+from tests.support.peers import Closing, Frame, Opcode, RawPeer, frame
+from tests.support.process import GatewayProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("frames")]
 

@@ -15,7 +15,7 @@ from typing import Literal
 import jwt
 
 from gateway.tokens import digest_of
-from tests.process import clean_environment, to_toml
+from tests.support.process import clean_environment, to_toml
 
 HERE = Path(__file__).resolve().parent
 SERVERS = HERE / "servers"

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tests.bench.peers import Peer
 from tests.bench.procfs import pin
-from tests.process import ROOT, clean_environment
+from tests.support.process import ROOT, clean_environment
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 5.0

@@ -1,1 +1,1 @@
-"""Autobahn's cases, run by kosoku against `tests.echo` or a bare aiohttp handler. See `--help`."""
+"""Autobahn's cases, run by kosoku against `tests.support.echo` or a bare aiohttp handler. See `--help`."""

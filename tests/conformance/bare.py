@@ -1,6 +1,6 @@
 """`python -m tests.conformance.bare`: a bare aiohttp handler that sends every message back, to compare with.
 
-Takes the flags of `tests.echo` and says the same line when it listens.
+Takes the flags of `tests.support.echo` and says the same line when it listens.
 """
 
 import socket
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import WSMsgType, web
 
-from tests.echo import LOOPS, MAX_MESSAGE_BYTES, make_parser
+from tests.support.echo import LOOPS, MAX_MESSAGE_BYTES, make_parser
 
 
 def echo(*, compression: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -11,13 +11,13 @@ from typing import NoReturn, get_args
 
 from tests.conformance import cases, report
 from tests.conformance.testee import MODULES, Testee, TesteeError
-from tests.process import EventLoopName
+from tests.support.process import EventLoopName
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 LOOPS: tuple[EventLoopName, ...] = get_args(EventLoopName)
 
 DESCRIPTION = """\
-Run Autobahn's 517 cases against the gateway's websocket and connection code, behind an echo (tests.echo), on each
+Run Autobahn's 517 cases against the gateway's links and connections, behind an echo (tests.support.echo), on each
 event loop. They are run by kosoku, which needs about five minutes a loop; groups 1 to 7 and 10 take four seconds.
 
 groups:

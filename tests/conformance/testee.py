@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.process import ROOT, EventLoopName, clean_environment
+from tests.support.process import ROOT, EventLoopName, clean_environment
 
-MODULES = {"gateway": "tests.echo", "aiohttp": "tests.conformance.bare"}
+MODULES = {"gateway": "tests.support.echo", "aiohttp": "tests.conformance.bare"}
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from tests.fuzz.run import CONFIG, GROWTH, Outcome, fuzz
-from tests.process import GatewayProcess
+from tests.support.process import GatewayProcess
 
 FOUND, INTERRUPTED = 1, 130
 

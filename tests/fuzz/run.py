@@ -11,8 +11,8 @@ from typing import Final
 
 from tests.fuzz.model import Burst, Expected, Got, Malformed, Model, read_reply, unmatched
 from tests.fuzz.mutate import Source
-from tests.peers import Opcode, PeerClosed, RawPeer, frame
-from tests.process import GatewayProcess
+from tests.support.peers import Opcode, PeerClosed, RawPeer, frame
+from tests.support.process import GatewayProcess
 
 CONFIG: Final = {"methods": {"modules": ["tests.fuzz.methods"]}}
 """What the gateway under test is configured with."""

@@ -1,5 +1,5 @@
 // A client made of packages that know nothing of the gateway: ws and json-rpc-2.0. `node client.cjs URL` calls the
-// methods of tests/sample_methods.py, and prints what has come of it as one JSON object.
+// methods of tests/support/sample_methods.py, and prints what has come of it as one JSON object.
 
 const { JSONRPCClient, JSONRPCServer, JSONRPCServerAndClient } = require("json-rpc-2.0");
 const WebSocket = require("ws");

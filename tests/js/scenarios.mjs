@@ -1,5 +1,5 @@
 // What the client is put through, in Node and in a browser alike. Each scenario gets `connect(options)`, which makes a
-// client of the gateway under test, and the module itself; it returns what tests/test_console_js_client.py looks at.
+// client of the gateway under test, and the module itself; it returns what tests/system/test_javascript_client.py looks at.
 // The methods `lab.*` are those of the node in that file.
 
 const EAGER = { random: () => 0.001 };

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn, get_args
 
-from tests.process import EventLoopName
 from tests.soak import verdict
 from tests.soak.endings import endings
 from tests.soak.run import Plan, Result, soak
+from tests.support.process import EventLoopName
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 LOOPS: tuple[EventLoopName, ...] = get_args(EventLoopName)

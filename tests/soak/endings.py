@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from tests.peers import Opcode, RawPeer, Reachable, frame
+from tests.support.peers import Opcode, RawPeer, Reachable, frame
 
 MAX_MESSAGE_BYTES = 16_384
 HANDSHAKE_TIMEOUT = 2.0

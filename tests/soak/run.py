@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tests.peers import RawPeer
-from tests.process import EventLoopName, GatewayProcess
 from tests.soak.endings import CLOSE_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, PATIENCE, Ending, endings
+from tests.support.peers import RawPeer
+from tests.support.process import EventLoopName, GatewayProcess
 
 CONFIG = {
     "server": {"handshake_timeout": HANDSHAKE_TIMEOUT, "close_timeout": CLOSE_TIMEOUT, "drain_timeout": 0.0},

@@ -1,0 +1,1 @@
+"""What the tests share: peers, servers, models and certificates."""

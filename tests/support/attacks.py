@@ -1,0 +1,412 @@
+"""Attacks on a gateway, and what another peer notices meanwhile.
+
+An attack is a storm of connections from a process of its own: each one sends what its kind says, as fast as the gateway
+takes it, and reads until the gateway ends it. By hand, against a gateway of its own:
+
+    python -m tests.support.attacks upgrades --count 100000
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import select
+import socket
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+from tests.bench.client import HOST, IP_BIND_ADDRESS_NO_PORT, Target, open_websocket
+from tests.bench.frames import CLOSE, HEAD_END, FrameReader, upgrade_request
+from tests.support.credentials import gains, scrape
+from tests.support.fair import Fair
+from tests.support.fleet import forget_peak, peak, sockets_back
+from tests.support.flood import blocks
+from tests.support.peers import Opcode, RawPeer, frame
+from tests.support.process import ROOT, GatewayProcess
+
+KIB: Final = 1024
+MIB: Final = 1 << 20
+READ: Final = 1 << 18
+PATIENCE: Final = 15.0
+"""Seconds in which something must happen."""
+GUESS: Final = "guess-hqNlVQk1gkK9cmaYJ0rZp0gDOyNRLh3y"
+"""A credential that nobody has; it must not be in a log."""
+FOREIGN_CODES: Final = (1004, 1005, 1006, 1015, 2999, 5000)
+"""Codes that no close frame may have (RFC 6455 section 7.4)."""
+HOLD: Final = 8
+UPGRADES: Final = {"limits": {"max_connections_per_address": HOLD}}
+"""The configuration for `upgrades`, whose address holds all its connections before it begins."""
+
+
+class Script(NamedTuple):
+    """What one connection sends: at once, and when its upgrade was granted; `again`: the latter for ever."""
+
+    first: bytes
+    then: bytes = b""
+    again: bool = False
+
+
+def _deflated(data: bytes) -> bytes:
+    compressor = zlib.compressobj(9, wbits=-15)
+    return compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]
+
+
+def _fields(count: int, size: int) -> str:
+    return "\r\n".join(f"X-{number}: {'x' * size}" for number in range(count))
+
+
+def _text(message: object) -> bytes:
+    return frame(Opcode.TEXT, json.dumps(message).encode())
+
+
+def _head(line: str, host: str = HOST) -> Callable[[int], Script]:
+    """An upgrade with one header line more, or with a header that is no line."""
+    return lambda port: Script(upgrade_request(host, port, line))
+
+
+def _inside(then: bytes, line: str = "", again: bool = False) -> Callable[[int], Script]:
+    """Something that an upgrade is good for."""
+    return lambda port: Script(upgrade_request(HOST, port, line), then, again)
+
+
+def _block(kind: str, again: bool = False) -> Callable[[int], Script]:
+    first, block, _ = blocks(kind)
+    return _inside(first + block, again=again)
+
+
+def _of_one_byte() -> bytes:
+    """Nearly 64 KiB of a message without an end, a byte a fragment."""
+    return frame(Opcode.TEXT, b"[", fin=False) + frame(Opcode.CONTINUATION, b" ", fin=False) * (64 * KIB // 7)
+
+
+_DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate"
+_GUESSED: Final = {"jsonrpc": "2.0", "id": 1, "method": "gateway.authenticate", "params": {"token": GUESS}}
+
+KINDS: Final[Mapping[str, Callable[[], Callable[[int], Script]]]] = {
+    # Refused before they are WebSockets.
+    "mute": lambda: lambda port: Script(b""),
+    "upgrades": lambda: _head(""),
+    "cross-site": lambda: _head("Origin: https://evil.example"),
+    "rebinding": lambda: _head("", "evil.example"),
+    "two-hosts": lambda: _head(f"Host: {HOST}"),
+    "body": lambda: lambda port: Script(upgrade_request(HOST, port, "Content-Length: 5") + b"hello"),
+    "chunked": lambda: lambda port: Script(upgrade_request(HOST, port, "Transfer-Encoding: chunked") + b"0\r\n\r\n"),
+    "two-lengths": lambda: _head("Transfer-Encoding: chunked\r\nContent-Length: 5"),
+    "http-1.0": lambda: lambda port: Script(upgrade_request(HOST, port).replace(b"HTTP/1.1", b"HTTP/1.0")),
+    "many-headers": lambda: _head(_fields(200, 1)),
+    "large-headers": lambda: _head(_fields(110, 8000)),
+    "endless-headers": lambda: lambda port: Script(upgrade_request(HOST, port, _fields(1000, 1000))[:-4]),
+    "bearer": lambda: _head(f"Authorization: Bearer {GUESS}"),
+    # Ended afterwards.
+    "silent": lambda: _head(""),
+    "guess": lambda: _inside(_text(_GUESSED)),
+    "oversized": lambda: _inside(frame(Opcode.TEXT, b"x" * MIB)),
+    "swollen": lambda: _inside(frame(Opcode.TEXT, b"x" * MIB)[: 64 * KIB]),
+    "crumbs": lambda: _inside(_of_one_byte()),
+    "bomb": lambda: _inside(frame(Opcode.TEXT, _deflated(b" " * 50_000_000), rsv=4), _DEFLATE),
+    "smuggled": lambda: lambda port: Script(upgrade_request(HOST, port) * 2),
+    "ping": lambda: _block("ping"),
+    "pong": lambda: _inside(frame(Opcode.PONG, b"flood") * 20_000),
+    "empty": lambda: _block("empty"),
+    "tiny": lambda: _block("tiny"),
+    "mebibyte": lambda: _block("mebibyte", again=True),
+} | {
+    f"close-{code}": (lambda code=code: _inside(frame(Opcode.CLOSE, struct.pack("!H", code)))) for code in FOREIGN_CODES
+}
+
+
+@dataclass(frozen=True)
+class Storm:
+    """So many connections, or so many seconds of them, `at_once` at a time and `rate` a second, 0: at any rate.
+
+    kinds: names of KINDS in turn, with commas. They come from `sources` addresses, the first is 127.0.0.`source`; that
+    one has `hold` connections open before the storm begins.
+    """
+
+    kinds: str
+    seconds: float = 0.8
+    count: int = 1_000_000_000
+    at_once: int = 64
+    rate: float = 0.0
+    source: int = 2
+    sources: int = 1
+    hold: int = 0
+
+
+@dataclass
+class Outcome:
+    """What became of a storm.
+
+    ends: by kind how often each end: `403`, `101 1009`, `eof`, `reset`. errors: the codes of JSON-RPC errors, and how
+    often they came. retry_after: how many responses said when to come back.
+    """
+
+    ends: dict[str, Counter[str]]
+    errors: Counter[str]
+    retry_after: int
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        """How many connections there were."""
+        return sum(ends.total() for ends in self.ends.values())
+
+    def all(self) -> Counter[str]:
+        """The ends of all kinds."""
+        return sum(self.ends.values(), Counter[str]())
+
+
+# The attacker
+
+
+class Visit:
+    """One connection of a storm."""
+
+    def __init__(self, sock: socket.socket, kind: str, script: Script, outcome: Outcome) -> None:
+        self.sock = sock
+        self._kind = kind
+        self._script = script
+        self._outcome = outcome
+        self._unsent = memoryview(script.first)
+        self._head = b""
+        self._status = ""
+        self._frames = FrameReader()
+
+    @property
+    def sending(self) -> bool:
+        """Whether something is left to send."""
+        return bool(self._unsent)
+
+    def step(self, events: int) -> bool:
+        """Read and write what can be. Returns True when it is over, and counted."""
+        try:
+            end = self._read() if events & ~select.EPOLLOUT else ""
+            if not end and events & select.EPOLLOUT and self._unsent:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+                if not self._unsent and self._script.again and self._status == "101":
+                    self._unsent = memoryview(self._script.then)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            end = self._status or "reset"
+        if end:
+            self._outcome.ends[self._kind][end] += 1
+            self.sock.close()
+        return bool(end)
+
+    def _read(self) -> str:
+        """Return how it ended, "" if it has not."""
+        data = self.sock.recv(READ)
+        if not data:
+            return self._status or "eof"
+        if not self._status:
+            self._head += data
+            head, end, data = self._head.partition(HEAD_END)
+            if not end:
+                return ""
+            self._status = head[9:12].decode()
+            self._outcome.retry_after += b"\r\nRetry-After: " in head
+            if self._status == "101":
+                self._unsent = memoryview(self._script.then)
+        if self._status != "101":
+            return ""
+        for got in self._frames.feed(data):
+            if got.opcode == CLOSE:
+                return f"101 {int.from_bytes(got.payload[:2], 'big')}"
+            self._outcome.errors.update(code.decode() for code in re.findall(rb'"code":(-\d+)', got.payload[:100]))
+        return ""
+
+
+class Attacker:
+    """Runs a storm against a port of 127.0.0.1."""
+
+    def __init__(self, storm: Storm, port: int) -> None:
+        self._storm = storm
+        self._port = port
+        self._names = storm.kinds.split(",")
+        self._scripts = [KINDS[name]()(port) for name in self._names]
+        self._outcome = Outcome({name: Counter() for name in self._names}, Counter(), 0, 0.0)
+        self._visits: dict[int, Visit] = {}
+        self._poll = select.epoll()
+        self._opened = 0
+
+    def run(self) -> Outcome:
+        """Say `{}` when it begins; return what came of it. TimeoutError when nothing moves."""
+        held = [
+            open_websocket(Target(self._port, 0, welcomes=True), self._storm.source - 2)
+            for _ in range(self._storm.hold)
+        ]
+        print("{}", flush=True)
+        begun = moved = time.monotonic()
+        while self._goes_on(begun) or self._visits:
+            for _ in range(min(self._storm.at_once - len(self._visits), 64, self._wanted(begun))):
+                self._open()
+            ready = self._poll.poll(0.002 if self._goes_on(begun) else 1.0)
+            now = time.monotonic()
+            if ready:
+                moved = now
+            elif now - moved > PATIENCE:
+                raise TimeoutError(f"{len(self._visits)} connections stand still")
+            for descriptor, events in ready:
+                self._step(descriptor, events)
+        self._outcome.seconds = time.monotonic() - begun
+        for sock, _ in held:
+            sock.close()
+        return self._outcome
+
+    def _goes_on(self, begun: float) -> bool:
+        return self._opened < self._storm.count and time.monotonic() - begun < self._storm.seconds
+
+    def _wanted(self, begun: float) -> int:
+        """How many are to come now."""
+        if not self._goes_on(begun):
+            return 0
+        due = int((time.monotonic() - begun) * self._storm.rate) if self._storm.rate else self._storm.count
+        return min(due, self._storm.count) - self._opened
+
+    def _open(self) -> None:
+        which = self._opened % len(self._names)
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((f"127.0.0.{self._storm.source + self._opened % self._storm.sources}", 0))
+        sock.connect_ex((HOST, self._port))
+        visit = Visit(sock, self._names[which], self._scripts[which], self._outcome)
+        self._visits[sock.fileno()] = visit
+        self._poll.register(sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if visit.sending else 0))
+        self._opened += 1
+
+    def _step(self, descriptor: int, events: int) -> None:
+        visit = self._visits[descriptor]
+        sending = visit.sending
+        if visit.step(events):
+            del self._visits[descriptor]
+        elif visit.sending != sending:
+            self._poll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if visit.sending else 0))
+
+
+# The defender
+
+
+@dataclass
+class Siege:
+    """What a gateway goes through. What it grew by and gained is known at the end.
+
+    grown: bytes that its peak of resident memory grew by. gains: by how much each metric did.
+    """
+
+    where: GatewayProcess
+    fair: Fair
+    grown: int
+    gains: dict[str, int]
+    _begun: bool = False
+
+    async def attack(self, storm: Storm) -> Outcome:
+        """Run a storm in a process of its own; what was measured before it begins does not count."""
+        command = (sys.executable, "-m", "tests.support.attacks", "storm", json.dumps(asdict(storm)))
+        port = ("--port", str(self.where.port))
+        attacker = await asyncio.create_subprocess_exec(*command, *port, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        try:
+            assert attacker.stdout is not None
+            assert await attacker.stdout.readline() == b"{}\n"
+            if not self._begun:
+                self.fair.waits.clear()
+            self._begun = True
+            output, _ = await attacker.communicate()
+        finally:
+            if attacker.returncode is None:
+                attacker.kill()
+                await attacker.wait()
+        fields: dict[str, Any] = json.loads(output)
+        ends = {kind: Counter(counts) for kind, counts in fields.pop("ends").items()}
+        outcome = Outcome(ends=ends, errors=Counter(fields.pop("errors")), **fields)
+        print(storm.kinds, outcome)
+        return outcome
+
+    def failures(self) -> int:
+        """Handshakes that came to nothing."""
+        return sum(count for name, count in self.gains.items() if name.startswith("gateway_handshake_failures"))
+
+    def told(self) -> str:
+        """The figures, for people."""
+        p50, p99 = (self.fair.quantile(share) * 1e3 for share in (0.5, 0.99))
+        return f"p50 {p50:.1f} p99 {p99:.1f} ms of {len(self.fair.waits)}; growth {self.grown >> 10} KiB; {self.gains}"
+
+
+@asynccontextmanager
+async def siege(
+    where: GatewayProcess,
+    *,
+    growth: int = 16 * MIB,
+    headers: Mapping[str, str] | None = None,
+    every: float = 0.004,
+) -> AsyncIterator[Siege]:
+    """While something goes on, let another peer ask; at the end check what it noticed, memory and descriptors.
+
+    growth: bytes that the resident memory may grow by. headers: for the other peer's upgrade. every: how often it asks.
+    """
+    with await RawPeer.open(where, headers=headers) as peer:
+        await peer.welcome()
+        metrics, sockets, low = await scrape(where), where.sockets(), forget_peak(where)
+        result = Siege(where, Fair(where.pid), 0, {})
+        stop = asyncio.Event()
+        asking = asyncio.create_task(_ask(peer, result.fair, every, stop))
+        try:
+            yield result
+        finally:
+            stop.set()
+            await asking
+        result.grown = peak(where) - low
+        await sockets_back(where, sockets, timeout=5.0)
+        result.gains = await gains(where, metrics)
+    print(result.told())
+    assert len(result.fair.waits) > 30, result.told()
+    result.fair.check(result.told())
+    assert result.grown < growth, result.told()
+
+
+async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        with fair.wait():
+            await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping"})
+            reply = await peer.recv_json(PATIENCE)
+        assert reply == {"jsonrpc": "2.0", "id": 1, "result": None}
+        await asyncio.sleep(every)
+
+
+async def by_hand(count: int) -> None:
+    """Let one address ask for so many upgrades, and tell the figures."""
+    async with GatewayProcess(UPGRADES) as where:
+        used = where.cpu()
+        async with siege(where) as under:
+            outcome = await under.attack(Storm("upgrades", seconds=3600.0, count=count, hold=HOLD))
+        used = where.cpu() - used
+        lines = where.events("handshake.rejected")
+        told = len(lines), sum(line.get("leftOut", 0) for line in lines)
+        print(f"{outcome.count / outcome.seconds:.0f}/s, processor {used:.1f} s; lines {told[0]}, left out {told[1]}")
+
+
+def main() -> int:
+    """Be the attacker, or run one attack by hand."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.attacks")
+    parser.add_argument("kind", choices=["upgrades", "storm"], help="storm: for the tests")
+    parser.add_argument("storm", nargs="?", help="a Storm as JSON")
+    parser.add_argument("--port", type=int, help="where the storm goes")
+    parser.add_argument("--count", type=int, default=100_000, help="how many upgrades (default: %(default)s)")
+    options = parser.parse_args()
+    if options.kind == "storm":
+        print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
+    else:
+        asyncio.run(by_hand(options.count))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Commands of `python -m gateway` that talk to a gateway, run against a GatewayProcess."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from gateway.cli import main
+from tests.support.command import Ended
+from tests.support.process import ROOT, GatewayProcess, clean_environment
+
+WAIT = 20.0
+
+
+class Command:
+    """`python -m gateway …` as a process that can be talked to. An async context manager; what still runs is killed.
+
+    where: the gateway that GATEWAY_URL names. stdin: what it gets on standard input.
+    """
+
+    def __init__(
+        self, *arguments: str, where: GatewayProcess | None, environ: Mapping[str, str] | None = None, stdin: str = ""
+    ) -> None:
+        self._arguments = arguments
+        url = {} if where is None else {"GATEWAY_URL": where.url("/ws", websocket=True)}
+        self._environ = clean_environment() | url | dict(environ or {})
+        self._stdin = stdin
+        self._news = asyncio.Event()
+        self.stdout = ""
+        """What it has printed so far."""
+        self.stderr = ""
+
+    async def __aenter__(self) -> Self:
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway", *self._arguments),
+            cwd=ROOT,
+            env=self._environ,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        process = self.process
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(self._stdin.encode())
+        process.stdin.close()
+        self._reading = [
+            asyncio.create_task(self._read("stdout", process.stdout)),
+            asyncio.create_task(self._read("stderr", process.stderr)),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await asyncio.gather(*self._reading)
+        await self.process.wait()
+
+    async def _read(self, name: str, stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            setattr(self, name, getattr(self, name) + line.decode())
+            self._news.set()
+        self._news.set()
+
+    async def until(self, condition: Callable[[Self], bool]) -> None:
+        """Wait for what it says. AssertionError where that does not come."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT):
+                while not condition(self):
+                    self._news.clear()
+                    await self._news.wait()
+        assert condition(self), f"it said: {self.stdout!r} and {self.stderr!r}"
+
+    async def end(self, number: signal.Signals | None = None) -> Ended:
+        """Send it a signal, or none, and wait for its end."""
+        if number is not None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(WAIT):
+            await asyncio.gather(*self._reading)
+            return Ended(await self.process.wait(), self.stdout, self.stderr)
+
+
+def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Give wrong arguments, within this process; returns the one line on standard error. The status has to be 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out, printed.err.count("\n")) == (2, "", 1), printed
+    return printed.err
+
+
+async def run(
+    where: GatewayProcess | None, *arguments: str, environ: Mapping[str, str] | None = None, stdin: str = ""
+) -> Ended:
+    """Run a command until it ends."""
+    async with Command(*arguments, where=where, environ=environ, stdin=stdin) as command:
+        return await command.end()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    where: GatewayProcess, *served: str, name: str = "kitchen-pi", environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Command]:
+    """Have a node that serves commands; it has registered."""
+    async with Command("node", "--name", name, *served, where=where, environ=environ) as node:
+        await node.until(lambda node: f"{name} serves" in node.stderr)
+        yield node

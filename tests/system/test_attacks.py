@@ -1,0 +1,379 @@
+"""What attacks come to: each has the end that the contract says, a bounded cost, and is not noticed by others."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, PATIENCE, UPGRADES, Outcome, Siege, Storm, siege
+from tests.support.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
+from tests.support.fair import MEASURED
+from tests.support.fleet import FLOOD_SERVER, ended, request
+from tests.support.peers import Opcode, RawPeer, frame
+from tests.support.process import EventLoopName, GatewayProcess, Line, StartGateway
+
+pytestmark = [pytest.mark.alone, MEASURED]
+
+REFUSED = 'gateway_handshake_failures_total{stage="request"}'
+LOGGED = 20
+"""Rejections of one address that are logged in ten seconds."""
+FULL = {"limits": {"max_connections": 101}}
+
+
+@asynccontextmanager
+async def asking(where: GatewayProcess, tokens: TokensFile, **options: Any) -> AsyncIterator[Siege]:
+    """A siege of a gateway that asks for credentials; who measures has one."""
+    async with siege(where, headers=bearer(tokens.of(OP)), **options) as under:
+        yield under
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokensFile:
+    return TokensFile(tmp_path / "tokens.toml", OP)
+
+
+def sampled(lines: list[Line], seconds: float) -> None:
+    """Fail unless the lines are few for what happened, in so many seconds, from one address."""
+    assert 0 < len(lines) <= LOGGED * (1 + seconds // 10), len(lines)
+
+
+# Refused before they are WebSockets
+
+
+class Refused(NamedTuple):
+    """A kind of attack and what all of its connections get. `end` "400 reset": what was not read may reset it."""
+
+    kind: str
+    end: str
+    config: Mapping[str, Any] = MappingProxyType({})
+    hold: int = 0
+
+
+FOREIGN = (Refused("cross-site", "403"), Refused("rebinding", "421"))
+MALFORMED = (
+    Refused("two-hosts", "400"),
+    Refused("body", "400"),
+    Refused("chunked", "400"),
+    Refused("two-lengths", "400"),
+    Refused("http-1.0", "400"),
+)
+HEADERS = (
+    Refused("many-headers", "400"),
+    Refused("large-headers", "400 reset"),
+    Refused("endless-headers", "400 reset"),
+)
+TOO_MANY = (Refused("upgrades", "503", FULL, 100), Refused("upgrades", "429", UPGRADES, HOLD))
+
+
+@pytest.mark.parametrize("refusals", [FOREIGN, MALFORMED, HEADERS], ids=["foreign", "malformed", "headers"])
+async def test_upgrades_that_are_refused_cost_others_nothing(
+    gateway: StartGateway, refusals: tuple[Refused, ...]
+) -> None:
+    process = await gateway()
+    for source, refused in enumerate(refusals, 2):
+        await refuse(process, refused, Storm(refused.kind, source=source))
+
+
+@pytest.mark.parametrize("refused", TOO_MANY, ids=lambda each: each.end)
+async def test_upgrades_for_which_there_is_no_room_cost_others_nothing(gateway: StartGateway, refused: Refused) -> None:
+    await refuse(await gateway(refused.config), refused, Storm(refused.kind, hold=refused.hold))
+
+
+async def test_all_kinds_of_refusals_at_once_on_the_other_loop(gateway: StartGateway) -> None:
+    kinds = {each.kind: each.end for each in (*FOREIGN, *MALFORMED, *HEADERS)}
+    storm = Storm(",".join(kinds), seconds=2.0)
+    outcome = await refuse(await gateway(loop="asyncio"), Refused(storm.kinds, "403 421 400 reset"), storm)
+    for kind, end in kinds.items():
+        assert 0 < outcome.ends[kind].total() == sum(outcome.ends[kind][each] for each in end.split()), kind
+
+
+async def refuse(process: GatewayProcess, refused: Refused, storm: Storm) -> Outcome:
+    """All are refused, as they should be, and counted; few are logged, and none is a connection."""
+    async with siege(process) as under:
+        outcome = await under.attack(storm)
+    ends = outcome.all()
+    assert ends.keys() <= set(refused.end.split())
+    assert ends.total() > 100 and ends.keys() != {"reset"}
+    assert outcome.retry_after == (outcome.count if refused.config else 0)
+    assert under.gains[REFUSED] == under.failures() == outcome.count
+    assert under.gains.get(OPENED, 0) == storm.hold
+    lines = [
+        line for line in process.events("handshake.rejected") if line["remote"].startswith(f"127.0.0.{storm.source}:")
+    ]
+    sampled(lines, 0)
+    assert {str(line["status"]) for line in lines} <= set(refused.end.split())
+    return outcome
+
+
+async def test_upgrades_without_end_from_one_address(gateway: StartGateway) -> None:
+    """For longer than the log keeps count; 100,000 are in `python -m tests.support.attacks upgrades`."""
+    process = await gateway(UPGRADES)
+    async with siege(process) as under:
+        outcome = await under.attack(Storm("upgrades", seconds=10.5, hold=HOLD))
+        await under.attack(Storm("upgrades", count=1, hold=HOLD))
+    assert outcome.all() == {"429": outcome.count}
+    assert outcome.retry_after == outcome.count > 10_000
+    assert under.gains[REFUSED] == outcome.count + 1
+    lines = process.events("handshake.rejected")
+    sampled(lines, 20)
+    left_out = sum(line.get("leftOut", 0) for line in lines)
+    assert outcome.count * 0.8 < left_out < outcome.count
+
+
+# Who says nothing
+
+
+@pytest.mark.parametrize("stage", ["request", "tls"])
+async def test_the_silent_make_room_for_those_who_speak(gateway: StartGateway, stage: str) -> None:
+    """Handshakes under way have a bound: where it is reached, the oldest goes."""
+    process = await gateway(
+        {"limits": {"max_connections": 100}, "server": {"handshake_timeout": 1.0}}, tls=stage == "tls"
+    )
+    async with siege(process) as under:
+        storm = asyncio.create_task(under.attack(Storm("mute", seconds=1.5, at_once=200, rate=400.0)))
+        while not storm.done():
+            with await RawPeer.open(process) as peer:
+                await peer.welcome()
+                assert process.sockets() < 120
+                await peer.leave()
+            await asyncio.sleep(0.05)
+        outcome = await storm
+    assert outcome.all().keys() <= {"eof", "reset"}
+    assert under.failures() == under.gains[f'gateway_handshake_failures_total{{stage="{stage}"}}'] == outcome.count
+    lines = process.events("handshake.rejected")
+    sampled(lines, 0)
+    assert {(line["reason"], line["stage"]) for line in lines} == {("too many handshakes under way", stage)}
+
+
+async def test_5000_sockets_that_never_authenticate(gateway: StartGateway, tokens: TokensFile) -> None:
+    """Half of them from one address. Who has a credential comes in meanwhile."""
+    process = await gateway({"auth": tokens.auth}, nofile=8192)
+    async with asking(process, tokens, growth=32 * MIB) as under:
+        crowded = under.attack(Storm("silent", seconds=4.0, count=2500, at_once=2500, source=2))
+        attacks = asyncio.gather(crowded, many_others(process, under))
+        while not attacks.done():
+            with await RawPeer.open(process, headers=bearer(tokens.of(OP))) as peer:
+                assert (await peer.welcome())["principal"]["name"] == OP.name
+                await peer.leave()
+            await asyncio.sleep(0.1)
+        crowd, many = await attacks
+    both = crowd.all() + many.all()
+    assert both.keys() == {"101 4001", "429", "503"} and both.total() == 5000
+    assert crowd.all()["101 4001"] == 100
+    assert crowd.all()["429"] > 0 and many.all().keys() == {"101 4001", "503"}
+    assert both["101 4001"] == under.gains[FAILURE] == under.gains[disconnects("handshake_timeout")] == 1000
+    assert both["429"] + both["503"] == crowd.retry_after + many.retry_after == under.gains[REFUSED]
+    late = process.events("handshake.timeout")
+    assert len(late) == 1000 and {line["stage"] for line in late} == {"authenticate"}
+    assert len(process.events("handshake.rejected")) <= LOGGED * 16
+
+
+async def many_others(process: GatewayProcess, under: Siege) -> Outcome:
+    """The other half, as soon as the one address is full."""
+    async with asyncio.timeout(PATIENCE):
+        while not (await scrape(process))[REFUSED]:
+            await asyncio.sleep(0.02)
+    return await under.attack(Storm("silent", seconds=4.0, count=2500, at_once=2500, source=3, sources=15))
+
+
+# Who guesses
+
+
+@pytest.mark.parametrize(("kind", "wrong", "too_many"), [("bearer", "401", "429"), ("guess", "101 4500", "101 4003")])
+async def test_a_thousand_guesses_a_second(
+    gateway: StartGateway, tokens: TokensFile, kind: str, wrong: str, too_many: str
+) -> None:
+    process = await gateway({"auth": tokens.auth})
+    async with asking(process, tokens) as under:
+        outcome = await under.attack(Storm(kind, seconds=2.0, rate=1000.0))
+    ends = outcome.all()
+    assert ends.keys() == {wrong, too_many}
+    assert outcome.count > 1500
+    # Ten are looked at, then one after a second.
+    assert 10 <= ends[wrong] <= 12
+    if kind == "bearer":
+        assert outcome.retry_after == ends[too_many]
+    else:
+        assert outcome.errors == {"-32001": ends[wrong], "-32002": ends[too_many]}
+    assert under.failures() == outcome.count
+    sampled(process.events("handshake.rejected"), 0)
+    assert len(process.events("connection.closed")) <= LOGGED + 1
+    assert GUESS not in str(process.lines) + process.stderr
+
+
+# Who sends too much, too early
+
+
+@pytest.mark.parametrize(("kind", "end", "at_once"), [("oversized", "101 1009", 100), ("swollen", "101 4001", 500)])
+async def test_first_messages_take_64_kib_each_at_most(
+    gateway: StartGateway, tokens: TokensFile, kind: str, end: str, at_once: int
+) -> None:
+    """And as much again for all else. The swollen ones send 64 KiB, and then no more."""
+    process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": 2.0}})
+    async with asking(process, tokens, growth=at_once * 128 * KIB) as under:
+        outcome = await under.attack(Storm(kind, seconds=2.0, at_once=at_once, sources=16))
+    assert outcome.all() == {end: outcome.count}
+    assert under.gains[FAILURE] == outcome.count >= at_once
+    assert under.gains.get(OPENED, 0) == 0
+
+
+async def test_first_messages_in_very_many_fragments(gateway: StartGateway, tokens: TokensFile) -> None:
+    """A byte each: 64 KiB of them cost a hundred times what a message costs."""
+    process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": 2.0}})
+    async with asking(process, tokens) as under:
+        outcome = await under.attack(Storm("crumbs", sources=2))
+    assert outcome.all() == {"101 4003": outcome.count}
+    assert under.gains[FAILURE] == outcome.count > 64
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["as-first-message", "authenticated"])
+async def test_deflate_bombs(gateway: StartGateway, loop: EventLoopName, tokens: TokensFile, first: bool) -> None:
+    auth = tokens.auth if first else {}
+    process = await gateway({"server": {"compression": True}, "auth": auth}, loop=loop)
+    async with siege(process, growth=32 * MIB, headers=bearer(tokens.of(OP))) as under:
+        outcome = await under.attack(Storm("bomb", seconds=1.2, at_once=64 if first else 8))
+    assert outcome.all() == {"101 1009": outcome.count}
+    assert under.gains[disconnects("message_too_big")] == outcome.count
+    assert under.gains.get(OPENED, 0) == (0 if first else outcome.count)
+
+
+# Smuggling
+
+
+async def test_a_second_request_behind_the_upgrade_is_frames(gateway: StartGateway, loop: EventLoopName) -> None:
+    process = await gateway(loop=loop)
+    async with siege(process) as under:
+        outcome = await under.attack(Storm("smuggled", seconds=2.4))
+    assert outcome.all() == {"101 1002": outcome.count}
+    assert under.gains[OPENED] == under.gains[disconnects("protocol_error")] == outcome.count
+
+
+UPGRADE = (
+    "GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def before(fields: str, body: str = UPGRADE) -> str:
+    """A request with these headers in front of something."""
+    return f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n{fields}\r\n\r\n{body}"
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+WHOLE = f"{len(UPGRADE):x}\r\n{UPGRADE}\r\n0\r\n\r\n"
+SMUGGLED: dict[str, tuple[str, list[int]]] = {
+    "an upgrade behind a request": (before("Accept: */*"), [200, 101]),
+    "an upgrade in a body": (before(f"Content-Length: {len(UPGRADE)}", UPGRADE * 2), [200, 101]),
+    "an upgrade in a chunk": (before(CHUNKED, WHOLE + UPGRADE), [200, 101]),
+    "both lengths": (before(f"{CHUNKED}\r\nContent-Length: 5", "0\r\n\r\n" + UPGRADE), [400]),
+    "both lengths, the other way round": (before(f"Content-Length: 5\r\n{CHUNKED}", "0\r\n\r\n" + UPGRADE), [400]),
+    "two lengths": (before("Content-Length: 0\r\nContent-Length: 5"), [400]),
+    "a list of lengths": (before("Content-Length: 0, 0"), [400]),
+    "a length with a sign": (before("Content-Length: +0"), [400]),
+    "a length in words": (before("Content-Length: none"), [400]),
+    "chunked twice": (before(f"{CHUNKED}, chunked", "0\r\n\r\n" + UPGRADE), [400]),
+    "chunked, then not": (before(f"{CHUNKED}, identity", "0\r\n\r\n" + UPGRADE), [400]),
+    "an unknown encoding": (before("Transfer-Encoding: xchunked", "0\r\n\r\n" + UPGRADE), [400]),
+    "a folded header": (before(f"X-A: b\r\n {CHUNKED}", UPGRADE), [400]),
+    "a blank before the colon": (before("Content-Length : 5"), [400]),
+    "a bare line feed": (before(f"X-A: b\n{CHUNKED}"), [400]),
+    "a chunk of no size": (before(CHUNKED, "-1\r\n" + UPGRADE), [400]),
+}
+
+
+async def test_no_length_hides_a_request(gateway: StartGateway, loop: EventLoopName) -> None:
+    """A proxy in front may read lengths differently: what is ambiguous ends the connection, and nothing behind it runs.
+
+    One connection has one handler for its upgrade: what follows a 101 is frames.
+    """
+    process = await gateway(loop=loop)
+    for name, (data, statuses) in SMUGGLED.items():
+        was = await scrape(process)
+        with await RawPeer.connect(process) as peer:
+            await peer.send_raw((data + UPGRADE).encode())
+            assert [(await peer.read_response()).status for _ in statuses] == statuses, name
+            if statuses[-1] == 101:
+                await peer.recv_until_closed()
+                assert peer.close_code == 1002, name
+            else:
+                await peer.wait_closed()
+        opened = (await scrape(process))[OPENED] - was[OPENED]
+        assert opened == statuses.count(101), name
+
+
+# Floods of those who are in
+
+
+@pytest.mark.parametrize("kind", ["ping", "pong", "empty"])
+async def test_a_flood_of_control_frames_ends_with_4003(gateway: StartGateway, loop: EventLoopName, kind: str) -> None:
+    process = await gateway(loop=loop)
+    async with siege(process) as under:
+        outcome = await under.attack(Storm(kind, at_once=8))
+    assert outcome.all() == {"101 4003": outcome.count}
+    assert outcome.count > 8
+    assert under.gains[disconnects("flood")] == under.gains[OPENED] == outcome.count
+
+
+@pytest.mark.parametrize(("opcode", "fin"), [(Opcode.PING, True), (Opcode.PONG, True), (Opcode.CONTINUATION, False)])
+async def test_ten_seconds_worth_of_control_frames_may_come_at_once(
+    gateway: StartGateway, opcode: Opcode, fin: bool
+) -> None:
+    process = await gateway({"limits": {"control_rate": 10}})
+    with await RawPeer.open(process) as peer:
+        await peer.welcome()
+        if not fin:
+            await peer.send_frame(Opcode.TEXT, b"[", fin=False)
+        await peer.send_raw(frame(opcode, fin=fin) * 99)
+        await peer.alive()
+        await peer.send_raw(frame(opcode, fin=fin) * 99)
+        await farewell(peer)
+        assert peer.close_code == 4003
+        await ended(process, peer, "flood", 4003)
+
+
+async def test_a_flood_of_bad_close_codes(gateway: StartGateway, loop: EventLoopName) -> None:
+    process = await gateway(loop=loop)
+    async with siege(process) as under:
+        outcome = await under.attack(Storm(",".join(f"close-{code}" for code in FOREIGN_CODES)))
+    assert outcome.all() == {"101 1002": outcome.count}
+    assert outcome.count > 100
+    assert under.gains[disconnects("protocol_error")] == under.gains[OPENED] == outcome.count
+
+
+@pytest.mark.parametrize(("kind", "at_once"), [("tiny", 8), ("mebibyte", 1)])
+async def test_who_ignores_the_rate_is_told_and_then_ended(
+    gateway: StartGateway, loop: EventLoopName, kind: str, at_once: int
+) -> None:
+    """Who measures keeps to the rate."""
+    process = await gateway({"limits": {"rate": 60, "burst": 10}}, loop=loop)
+    async with siege(process, growth=32 * MIB, every=0.02) as under:
+        outcome = await under.attack(Storm(kind, seconds=1.8, at_once=at_once))
+    assert outcome.all() == {"101 4003": outcome.count}
+    # Ten times the burst is refused before the end, and is told so.
+    assert outcome.errors.keys() == {"-32002"}
+    assert outcome.errors["-32002"] >= 100 * outcome.count
+    assert under.gains[disconnects("flood")] == under.gains[OPENED] == outcome.count > 1
+
+
+# Who does not read
+
+
+async def test_readers_of_tls_that_never_read(loop: EventLoopName) -> None:
+    """Each asks for 64 MiB; the bound of an outbox is 4 MiB, twice that at once."""
+    async with GatewayProcess(loop=loop, tls=True, module=FLOOD_SERVER) as process:
+        async with siege(process, growth=4 * 20 * MIB) as under:
+            for _ in range(3):
+                await asyncio.gather(*(never_read(process) for _ in range(4)))
+        assert under.gains[disconnects("slow_consumer")] == 12
+
+
+async def never_read(process: GatewayProcess) -> None:
+    with await RawPeer.open(process, rcvbuf=4096, timeout=PATIENCE) as peer:
+        await peer.welcome()
+        await request(peer, "test.send", count=64, size=MIB, every=0.05)
+        peer.stop_reading()
+        await ended(process, peer, "slow_consumer", 4002, timeout=PATIENCE)

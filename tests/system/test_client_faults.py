@@ -1,0 +1,340 @@
+"""The client behind a proxy that cuts, delays and drops: every call ends with the right outcome, no event is lost."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway.client import Backoff, CallError, Client, Event, Gap, ServedCall, State, connect
+from tests.support.command import run
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.fleet import until
+from tests.support.process import GatewayProcess, StartGateway
+
+CUTS = 1000
+SEED = 20261123
+
+
+def quick() -> Backoff:
+    """Pauses that take no time."""
+    return Backoff(0.001, 0.005)
+
+
+@asynccontextmanager
+async def through_proxy(process: GatewayProcess, **options: Any) -> AsyncIterator[tuple[FaultyProxy, Client]]:
+    """A client that comes back at once, and the proxy before it."""
+    async with (
+        FaultyProxy(process.host, process.port) as proxy,
+        connect(proxy.url(), backoff=quick(), **options) as client,
+    ):
+        yield proxy, client
+
+
+class Ledger:
+    """What became of each call, and how often the node has run it."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.runs: Counter[int] = Counter()
+        self.ends: dict[int, str] = {}
+
+    async def serve(self, params: dict[str, int], call: ServedCall) -> int:
+        """The node's method."""
+        self.runs[params["number"]] += 1
+        await asyncio.sleep(params["number"] % 3 / 1000)
+        return params["number"]
+
+    async def ask(self, client: Client, going: Callable[[], bool]) -> None:
+        """Call and note the end, as long as it goes."""
+        while going():
+            self.begun += 1
+            number = self.begun
+            try:
+                answer = await client.call("work.do", {"number": number}, timeout=20.0, retry=number % 2 == 0)
+                self.ends[number] = "answered" if answer == number else "another's answer"
+            except CallError as error:
+                self.ends[number] = str(error.outcome)
+
+    def check(self) -> None:
+        """No call without an end, and none whose end is not true."""
+        assert len(self.ends) == self.begun
+        for number, end in self.ends.items():
+            runs = self.runs[number]
+            assert runs in {"answered": (1,), "not_delivered": (0,), "unknown": (0, 1)}[end], (number, end, runs)
+
+
+class Follower:
+    """Reads a subscription and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Event | Gap] = []
+
+    async def read(self, client: Client, topics: str) -> None:
+        async for item in client.subscribe(topics):
+            self.told.append(item)
+
+    def last(self) -> Any:
+        """What was published last."""
+        return next((item.data for item in reversed(self.told) if isinstance(item, Event)), None)
+
+    def check(self, first: int) -> int:
+        """In order, each once, and what is missing was told. Returns how many gaps there were."""
+        expected, gaps = first, 0
+        for item in self.told:
+            if isinstance(item, Gap):
+                gaps += 1
+                expected = 0
+            else:
+                assert expected in (0, item.data), (expected, item)
+                expected = item.data + 1
+        return gaps
+
+
+async def harm(proxies: list[FaultyProxy], chance: random.Random) -> None:
+    """Cut, reset, delay and swallow, until there were enough cuts."""
+    while sum(proxy.cuts for proxy in proxies) < CUTS:
+        proxy = chance.choice(proxies)
+        match chance.randrange(6):
+            case 0:
+                proxy.cut_after(chance.randrange(1, 400))
+            case 1:
+                proxy.swallow = True
+                await asyncio.sleep(0.002)
+                proxy.cut("reset")
+            case 2:
+                proxy.delay = 0.002
+            case 3:
+                proxy.cut("reset")
+            case _:
+                proxy.cut()
+        await asyncio.sleep(chance.random() * 0.008)
+        proxy.swallow, proxy.delay = False, 0.0
+    for proxy in proxies:
+        proxy.heal()
+
+
+@pytest.mark.timeout(120)
+async def test_a_thousand_cuts(gateway: StartGateway) -> None:
+    process = await gateway()
+    ledger, follower, chance = Ledger(), Follower(), random.Random(SEED)
+    async with AsyncExitStack() as stack:
+        pairs = [await stack.enter_async_context(through_proxy(process)) for _ in range(4)]
+        (_, node), *others = pairs
+        node.method("work.do")(ledger.serve)
+        await node.serve("worker")
+        publisher = await stack.enter_async_context(connect(process.url("/ws", websocket=True)))
+        following = asyncio.create_task(follower.read(others[0][1], "count.*"))
+        tasks = [asyncio.create_task(harm([proxy for proxy, _ in pairs], chance))]
+
+        async def publish() -> int:
+            count = 0
+            while not tasks[0].done():
+                count += 1
+                await publisher.publish("count.up", count)
+                await asyncio.sleep(0.01)
+            return count
+
+        asking = [ledger.ask(client, lambda: not tasks[0].done()) for _, client in others for _ in range(3)]
+        count, *_ = await asyncio.gather(publish(), *tasks, *asking)
+        await until(lambda: follower.last() == count, "the last event never came", timeout=10)
+        following.cancel()
+        await asyncio.wait([following])
+        await answers(others[1][1], "work.do", {"number": 0})
+    ledger.check()
+    gaps = follower.check(follower.told[0].data if isinstance(follower.told[0], Event) else 0)
+    ends = Counter(ledger.ends.values())
+    assert min(ends["answered"], ends["unknown"]) > 50, ends
+    assert gaps < len(follower.told) / 10
+    print(ends, "runs", sum(ledger.runs.values()), "events", len(follower.told), "gaps", gaps)
+
+
+async def answers(client: Client, method: str, params: Any) -> Any:
+    """Call until the node is back and answers."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await client.call(method, params, retry=True)
+            except CallError as error:
+                if error.name not in ("method_not_found", "node_lost"):
+                    raise
+                await asyncio.sleep(0.01)
+
+
+async def test_cancelling_a_task_cancels_at_the_node(gateway: StartGateway) -> None:
+    process = await gateway()
+    cancelled = asyncio.Event()
+    async with through_proxy(process) as (_, caller), through_proxy(process) as (_, node):
+
+        @node.method("work.long")
+        async def long(params: Any, call: ServedCall) -> None:
+            try:
+                await call.progress("begun")
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        await node.serve("worker")
+        running = caller.start("work.long")
+        assert await anext(running) == "begun"
+        waiting = asyncio.create_task(_result(running))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait_for(cancelled.wait(), 5)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await process.wait_event("call.failed", error="cancelled")
+
+
+async def _result(running: Awaitable[Any]) -> Any:
+    return await running
+
+
+async def test_a_call_in_flight_fails_at_once_when_the_connection_breaks(gateway: StartGateway) -> None:
+    process = await gateway()
+    begun, ended = asyncio.Event(), asyncio.Event()
+    async with through_proxy(process) as (proxy, caller), connect(process.url("/ws", websocket=True)) as node:
+
+        @node.method("work.long")
+        async def long(params: Any, call: ServedCall) -> None:
+            begun.set()
+            try:
+                await asyncio.sleep(30)
+            finally:
+                ended.set()
+
+        await node.serve("worker")
+        calling = asyncio.create_task(caller.call("work.long", retry=True))
+        await asyncio.wait_for(begun.wait(), 5)
+        proxy.cut("reset")
+        with pytest.raises(CallError) as failed:
+            await asyncio.wait_for(calling, 5)
+        assert (failed.value.name, failed.value.outcome, failed.value.temporary) == ("connection_lost", "unknown", True)
+        await asyncio.wait_for(ended.wait(), 5)
+        assert await caller.call("gateway.ping", [1]) == [1]
+
+
+async def test_a_dead_gateway_is_noticed_by_the_heartbeat(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with through_proxy(process, heartbeat=0.2, connect_timeout=2.0) as (proxy, client):
+        proxy.swallow = True
+        with pytest.raises(CallError) as failed:
+            await client.call("gateway.ping", timeout=5.0)
+        assert failed.value.outcome == "unknown"
+        assert "does not answer" in client.why
+        proxy.heal()
+        assert await client.call("gateway.ping", [2], timeout=10.0) == [2]
+
+
+async def test_calls_wait_for_the_connection_within_their_time(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with through_proxy(process) as (proxy, client):
+        proxy.refuse = True
+        proxy.cut()
+        await until(lambda: client.state is not State.OPEN, "the loss was not noticed")
+        with pytest.raises(CallError) as failed:
+            await client.call("gateway.ping", timeout=0.1)
+        assert (failed.value.name, failed.value.outcome) == ("timeout", "not_delivered")
+        waiting = asyncio.create_task(client.call("gateway.ping", [3]))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        proxy.refuse = False
+        assert await waiting == [3]
+
+
+async def test_what_is_gone_is_told_and_what_is_kept_is_made_up_for(gateway: StartGateway) -> None:
+    process = await gateway({"events": {"history_count": 3}})
+    async with (
+        through_proxy(process) as (proxy, client),
+        connect(process.url("/ws", websocket=True)) as publisher,
+        client.subscribe("a.*") as subscription,
+    ):
+        events = aiter(subscription)
+        await publisher.publish("a.many", 0)
+        assert _told(await anext(events)) == ("a.many", 0)
+        proxy.refuse = True
+        proxy.cut()
+        await until(lambda: client.state is not State.OPEN, "the loss was not noticed")
+        for number in range(1, 6):
+            await publisher.publish("a.many", number)
+        for number in range(2):
+            await publisher.publish("a.new", number)
+        proxy.refuse = False
+        assert _told(await anext(events)) == ("a.many", None)
+        assert [_told(await anext(events)) for _ in range(2)] == [("a.new", 0), ("a.new", 1)]
+        await publisher.publish("a.many", 6)
+        assert _told(await anext(events)) == ("a.many", 6)
+
+
+def _told(item: Event | Gap) -> tuple[str, Any]:
+    return item.topic, item.data if isinstance(item, Event) else None
+
+
+async def test_a_gateway_that_was_started_again(gateway: StartGateway) -> None:
+    first = await gateway()
+    async with FaultyProxy(first.host, first.port) as proxy, connect(proxy.url(), backoff=quick()) as client:
+        client.method("work.do")(lambda params, call: params)
+        await client.serve("worker")
+        async with client.subscribe("a.b") as subscription:
+            await client.publish("a.b", 1)
+            events = aiter(subscription)
+            assert _told(await anext(events)) == ("a.b", 1)
+            second = await gateway()
+            proxy.turn_to(second.host, second.port)
+            proxy.cut()
+            assert _told(await anext(events)) == ("a.b", None)
+            await client.publish("a.b", 2, retry=True)
+            assert _told(await anext(events)) == ("a.b", 2)
+            assert await answers(client, "work.do", [7]) == [7]
+
+
+def test_nothing_is_left_behind() -> None:
+    """In an interpreter of its own with all its checks on: no task, no transport, no error that nobody retrieves."""
+    ended = run(program=LEFT_BEHIND)
+    assert (ended.status, ended.stdout.split()[:3], ended.stderr) == (0, ["1", "lost", "[]"], ""), ended
+
+
+LEFT_BEHIND = """
+import asyncio, gc, sys, threading, warnings
+
+warnings.simplefilter("error")
+from gateway.client import Backoff, CallError, connect
+assert not {name for name in sys.modules if name.startswith("gateway.")} - {
+    name for name in sys.modules if name.startswith("gateway.client")} - {"gateway.errors", "gateway.jsonrpc"}
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.process import GatewayProcess
+
+async def main():
+    asyncio.get_running_loop().set_debug(True)
+    async with GatewayProcess() as process, FaultyProxy(process.host, process.port) as proxy:
+        tasks, threads = asyncio.all_tasks(), threading.active_count()
+        async with connect(proxy.url(), backoff=Backoff(0.001, 0.002)) as node, connect(proxy.url()) as caller:
+            @node.method("work.long")
+            async def long(params, call):
+                await asyncio.sleep(30)
+            await node.serve("worker")
+            async with node.subscribe("a") as events:
+                await caller.publish("a", 1)
+                async for event in events:
+                    print(event.data)
+                    break
+            nobody_waits = caller.start("work.long")
+            await asyncio.sleep(0.1)
+            proxy.cut("reset")
+            try:
+                await nobody_waits
+            except CallError:
+                print("lost")
+            node.start("work.long")
+            await asyncio.sleep(0.1)
+        # The proxy ends its connections by itself.
+        left = [task for task in asyncio.all_tasks() - tasks if "faulty_proxy" not in repr(task)]
+        print(left + [threading.active_count() - threads] * (threading.active_count() > threads))
+
+asyncio.run(main(), debug=True)
+gc.collect()
+"""
