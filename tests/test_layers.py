@@ -1,5 +1,6 @@
-"""The layers of docs/design.md hold, and the check that says so can fail."""
+"""The wings of docs/design.md hold, modules that are called pure are, and the check that says so can fail."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,28 +13,68 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
     sources = layers.read(ROOT)
-    assert {"gateway", "gateway.errors", "gateway.websocket", "gateway.app"} <= sources.keys()
+    assert {"gateway", "gateway.errors", "gateway.app", "gateway.cluster.memory"} <= sources.keys()
     return sources
 
 
-def test_every_module_has_a_layer(sources: dict[str, str]) -> None:
+def test_every_module_has_a_wing(sources: dict[str, str]) -> None:
     assert layers.unplaced(sources) == []
+
+
+def test_no_folder_has_more_modules_than_a_reader_takes_in(sources: dict[str, str]) -> None:
+    assert layers.crowded(sources) == []
 
 
 def test_imports_run_downwards(sources: dict[str, str]) -> None:
     assert layers.misdirected(sources) == []
 
 
+def test_pure_modules_are_pure(sources: dict[str, str]) -> None:
+    assert layers.impure(sources) == []
+
+
 def test_no_modules_import_each_other(sources: dict[str, str]) -> None:
     assert layers.cycles(sources) == []
 
 
-def test_only_one_module_touches_aiohttps_privates(sources: dict[str, str]) -> None:
+def test_only_the_link_touches_aiohttps_privates(sources: dict[str, str]) -> None:
     assert layers.intrusions(sources) == []
 
 
 def test_every_module_has_its_tests(sources: dict[str, str]) -> None:
     assert layers.untested(sources, ROOT / "tests") == []
+
+
+# What the check finds in the house itself, as soon as somebody plants it
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of the package, to plant something in."""
+    shutil.copytree(ROOT / "gateway", tmp_path / "gateway", ignore=shutil.ignore_patterns("__pycache__", "static"))
+    return tmp_path
+
+
+def plant(house: Path, module: str, line: str) -> None:
+    """Add a line at the end of a module."""
+    with (house / module).open("a") as file:
+        file.write(f"\n{line}\n")
+
+
+def test_an_import_that_runs_backwards_is_found(house: Path) -> None:
+    assert layers.misdirected(layers.read(house)) == []
+    plant(house, "gateway/cluster/memory.py", "from gateway.app import create_app")
+    (finding,) = layers.misdirected(layers.read(house))
+    assert finding.startswith("gateway.cluster.memory:")
+    assert finding.endswith("imports gateway.app.create_app, which is above it")
+
+
+def test_a_pure_module_that_imports_asyncio_is_found(house: Path) -> None:
+    assert layers.impure(layers.read(house)) == []
+    plant(house, "gateway/cluster/memory.py", "import asyncio")
+    (finding,) = layers.impure(layers.read(house))
+    assert finding.startswith("gateway.cluster.memory:")
+    assert finding.endswith("imports asyncio, but the module is pure")
 
 
 # The checker itself
@@ -52,26 +93,35 @@ def test_read_names_modules_and_packages(tmp_path: Path) -> None:
 
 
 def test_an_unknown_module_is_told_where_to_go() -> None:
-    (finding,) = layers.unplaced({"gateway": "", "gateway.errors": "", "gateway.novel": ""})
-    assert "add 'novel' to LAYERS in tests/support/layers.py" in finding
+    (finding,) = layers.unplaced({"gateway": "", "gateway.errors": "", "gateway.novel": "", "gateway.rpc.novel": ""})
+    assert finding.startswith("gateway.novel is in no wing")
+
+
+def test_a_crowded_folder_is_found() -> None:
+    sources = {f"gateway.rpc.m{number}": "" for number in range(layers.MOST)} | {"gateway": "", "gateway.rpc": ""}
+    assert layers.crowded(sources) == []
+    (finding,) = layers.crowded(sources | {"gateway.rpc.one_more": ""})
+    assert finding == f"gateway.rpc has {layers.MOST + 1} modules, more than {layers.MOST}"
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("gateway.jsonrpc", "import asyncio"),
-        ("gateway.limits", "from time import monotonic"),
-        ("gateway.config", "def load():\n    import aiohttp.web"),
-        ("gateway.config", "import importlib\nimportlib.import_module('asyncio')"),
-        ("gateway.scopes", "from gateway.auth import Principal"),
-        ("gateway.scopes", "from gateway import auth"),
-        ("gateway.cluster.memory", "from aiohttp import web"),
-        ("gateway.nodes", "if TYPE_CHECKING:\n    from gateway.connection import Connection"),
-        ("gateway.connection", "import gateway.app"),
+        ("gateway.auth.scopes", "from gateway.nodes.registry import Node"),
+        ("gateway.auth.scopes", "from gateway.nodes import registry"),
+        ("gateway.limits", "def look():\n    import gateway.config"),
+        ("gateway.limits", "import importlib\nimportlib.import_module('gateway.rpc.calls')"),
+        ("gateway.nodes.registry", "if TYPE_CHECKING:\n    from gateway.connections.connection import Connection"),
+        ("gateway.events.presence", "from gateway.nodes.registry import Node"),
+        ("gateway.connections.connection", "import gateway.app"),
         ("gateway.methods.node", "from gateway.server import run"),
+        ("gateway.app", "from gateway.commands import serve"),
         ("gateway.app", "from .errors import RpcError"),
+        ("gateway.nodes.routing", "from aiohttp import web"),
+        ("gateway.cluster.memory", "from aiohttp import web"),
         ("gateway.client", "from gateway.config import load"),
-        ("gateway.connection", "from gateway.client import Client"),
+        ("gateway.client", "from gateway.rpc.dispatcher import Dispatcher"),
+        ("gateway.connections.connection", "from gateway.client import Client"),
         ("gateway", "from gateway.app import create_app"),
     ],
 )
@@ -83,17 +133,19 @@ def test_a_misdirected_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("gateway.config", "import gateway\nfrom gateway import __version__, errors\nimport tomli"),
+        ("gateway.config.types", "import gateway\nfrom gateway import __version__, errors\nimport tomli"),
         (
-            "gateway.nodes",
-            "import asyncio\nfrom gateway.jsonrpc import Request\nfrom gateway.events import Events",
+            "gateway.nodes.routing",
+            "import asyncio\nfrom gateway.nodes.registry import Nodes",
         ),
-        ("gateway.cluster", "from gateway.cluster.memory import Memory"),
-        ("gateway.connection", "from aiohttp import web\nfrom gateway.websocket import Socket"),
+        ("gateway.cluster.memory", "from gateway.cluster.stream import Stream"),
+        ("gateway.connections.connection", "from aiohttp import web\nfrom gateway.websocket.link import Link"),
         (
             "gateway.client",
-            "import aiohttp\nfrom gateway.errors import RpcError\nfrom gateway import __version__",
+            "import aiohttp\nfrom gateway.errors import RpcError\nfrom gateway.rpc import jsonrpc\n"
+            "from gateway.client.link import Link\nfrom gateway import __version__",
         ),
+        ("gateway.commands.serve", "from gateway.app import create_app\nfrom gateway.client import connect"),
         ("gateway.app", "from gateway.console import page"),
         ("gateway", "import importlib.metadata"),
     ],
@@ -102,15 +154,38 @@ def test_a_proper_import_is_not(module: str, source: str) -> None:
     assert layers.misdirected({module: source}) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("gateway.rpc.jsonrpc", "import asyncio"),
+        ("gateway.limits", "from time import monotonic"),
+        ("gateway.config.types", "def load():\n    import aiohttp.web"),
+        ("gateway.events.topics", "from gateway.deadlines import Wheel"),
+        ("gateway.events.topics", "def later():\n    from gateway import deadlines"),
+    ],
+)
+def test_what_makes_a_pure_module_impure_is_found(module: str, source: str) -> None:
+    pure = {f"gateway.{path}": "" for path in layers.PURE}
+    deadlines = {"gateway.deadlines": "import asyncio"}
+    assert layers.impure(pure | deadlines) == []
+    (finding,) = layers.impure(pure | deadlines | {module: source})
+    assert finding.startswith(f"{module}:")
+
+
+def test_a_pure_module_that_is_gone_is_told_of() -> None:
+    pure = {f"gateway.{path}": "" for path in layers.PURE - {"limits"}}
+    assert layers.impure(pure) == ["gateway.limits is called pure, and is not there"]
+
+
 def test_a_circle_is_found() -> None:
     sources = {
-        "gateway.nodes": "from gateway.events import Events",
-        "gateway.events": "def later():\n    from gateway.cluster import Bus",
-        "gateway.cluster": "if TYPE_CHECKING:\n    import gateway.nodes",
+        "gateway.nodes.registry": "from gateway.events.hub import Events",
+        "gateway.events.hub": "def later():\n    from gateway.cluster import stream",
+        "gateway.cluster.stream": "if TYPE_CHECKING:\n    import gateway.nodes.registry",
     }
     (finding,) = layers.cycles(sources)
     assert finding.count(" → ") == 3
-    assert layers.cycles(sources | {"gateway.cluster": "from gateway import __version__"}) == []
+    assert layers.cycles(sources | {"gateway.cluster.stream": "from gateway import __version__"}) == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +194,7 @@ def test_a_circle_is_found() -> None:
         "import aiohttp._websocket.reader",
         "from aiohttp import _websocket",
         "from aiohttp.web_protocol import _ErrInfo",
-        "from gateway.log import _format",
+        "from gateway.telemetry.log import _format",
         "def stop(socket):\n    socket._closed = True",
         "class A:\n    def stop(self):\n        self.socket._writer.close()",
         "def stop(site):\n    return site.runner()._server",
@@ -133,9 +208,9 @@ def test_a_circle_is_found() -> None:
     ],
 )
 def test_a_touch_of_privates_is_found(source: str) -> None:
-    (finding,) = layers.intrusions({"gateway.listener": source})
-    assert finding.startswith("gateway.listener:")
-    assert layers.intrusions({"gateway.websocket": source}) == []
+    (finding,) = layers.intrusions({"gateway.handshake.listener": source})
+    assert finding.startswith("gateway.handshake.listener:")
+    assert layers.intrusions({"gateway.websocket.link": source}) == []
 
 
 @pytest.mark.parametrize(
@@ -152,14 +227,14 @@ def test_a_touch_of_privates_is_found(source: str) -> None:
     ],
 )
 def test_a_modules_own_privates_are_not(source: str) -> None:
-    assert layers.intrusions({"gateway.listener": source}) == []
+    assert layers.intrusions({"gateway.handshake.listener": source}) == []
 
 
 def test_a_missing_file_of_tests_is_found(tmp_path: Path) -> None:
-    names = ("gateway", "gateway.__main__", "gateway.app", "gateway.cluster", "gateway.cluster.memory", "gateway.log")
+    names = ("gateway", "gateway.__main__", "gateway.app", "gateway.cluster", "gateway.cluster.memory", "gateway.cli")
     sources = dict.fromkeys(names, "")
-    (tmp_path / "test_log.py").touch()
+    (tmp_path / "test_cli.py").touch()
     assert layers.untested(sources, tmp_path) == [
         "gateway.app has no tests/test_app.py",
-        "gateway.cluster.memory has no tests/test_cluster_memory.py",
+        "gateway.cluster.memory has no tests/cluster/test_memory.py",
     ]

@@ -1,4 +1,7 @@
-"""Reads the source of `gateway` and says where it leaves the layers of docs/design.md.
+"""Reads the source of `gateway` and says where it leaves the house of docs/design.md.
+
+Two properties are held. *Order* is one of a wing: imports run down the table of wings, between folders as between
+files. *Purity* is one of a module: it knows neither an event loop nor a framework nor the clock.
 
 Nothing of `gateway` is imported for it: what counts is what the text says, also inside functions and under
 TYPE_CHECKING. Every finding is one line for a person; an empty list means that all is well.
@@ -8,108 +11,130 @@ import ast
 import inspect
 import pkgutil
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cycles", "intrusions", "misdirected", "read", "unplaced", "untested"]
+__all__ = ["crowded", "cycles", "impure", "intrusions", "misdirected", "read", "unplaced", "untested"]
 
 # Module name, a package by its own name, to source text.
 Sources = Mapping[str, str]
 
 PACKAGE: Final = "gateway"
 
-
-@dataclass(frozen=True)
-class Layer:
-    """Modules and packages by their first name below `gateway`, and foreign names that they may not know."""
-
-    name: str
-    members: frozenset[str]
-    forbidden: frozenset[str] = frozenset()
-
-
-# From the bottom up: a module may import from its own layer and from those before it in this table.
-LAYERS: Final = (
-    Layer(
-        "pure",
-        frozenset(
-            {
-                "errors",
-                "config",
-                "counts",
-                "credentials",
-                "frames",
-                "jsonrpc",
-                "limits",
-                "method",
-                "names",
-                "openrpc",
-                "proxies",
-                "scopes",
-                "status",
-                "text",
-                "timestamps",
-                "topics",
-            }
-        ),
-        frozenset({"aiohttp", "asyncio", "time", "uvloop"}),
-    ),
-    Layer(
-        "services",
-        frozenset(
-            {
-                "auth",
-                "cluster",
-                "delivery",
-                "calls",
-                "deadlines",
-                "dispatcher",
-                "events",
-                "expiry",
-                "jwts",
-                "log",
-                "metrics",
-                "nodes",
-                "presence",
-                "rejections",
-                "routing",
-                "systemd",
-                "tokens",
-                "tracing",
-            }
-        ),
-        frozenset({"aiohttp"}),
-    ),
-    Layer(
-        "live",
-        frozenset(
-            {
-                "admission",
-                "antechamber",
-                "connection",
-                "connections",
-                "handshake",
-                "methods",
-                "outbox",
-                "reader",
-                "websocket",
-            }
-        ),
-    ),
-    Layer("assembly", frozenset({"api", "app", "listener", "server", "terminal", "commands", "cli", "__main__"})),
+# From the top down: a module may import from its own wing and from those below it in this table.
+ENTRY: Final = "entry"
+ASSEMBLY: Final = "assembly"
+GROUND: Final = "ground"
+WINGS: Final = (
+    ENTRY,
+    "commands",
+    "terminal",
+    ASSEMBLY,
+    "methods",
+    "handshake",
+    "connections",
+    "nodes",
+    "events",
+    "cluster",
+    "rpc",
+    "websocket",
+    "auth",
+    "telemetry",
+    "config",
+    GROUND,
 )
-RANKS: Final = {member: rank for rank, layer in enumerate(LAYERS) for member in layer.members}
-# Beside the layers: they know next to nothing of the gateway, and only the assembly knows them.
+RANKS: Final = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
+# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all.
+IN_ROOT: Final = {
+    **dict.fromkeys(("__main__", "cli"), ENTRY),
+    **dict.fromkeys(("api", "app", "server", "systemd"), ASSEMBLY),
+    **dict.fromkeys(("deadlines", "errors", "limits", "names", "status", "text", "timestamps"), GROUND),
+}
+# Beside the wings: they know next to nothing of the gateway, and only those who use them as anybody would know them.
 LEAVES: Final = frozenset({"client", "console"})
-LEAVES_MAY_KNOW: Final = frozenset({"errors", "jsonrpc"})
-# The two halves of the WebSocket: the only modules that may touch aiohttp's private names.
-INSIDERS: Final = frozenset({"gateway.websocket", "gateway.reader"})
+LEAVES_MAY_KNOW: Final = frozenset({"gateway.errors", "gateway.rpc.jsonrpc"})
+MAY_KNOW_LEAVES: Final = frozenset({ENTRY, "commands", "terminal", ASSEMBLY})
+MOST: Final = 12
+"""Modules of one folder, as a reader takes them in at a glance."""
+
+PURE: Final = frozenset(
+    {
+        "auth.credentials",
+        "auth.scopes",
+        "cluster.memory",
+        "cluster.stream",
+        "config.certificates",
+        "config.checks",
+        "config.schema",
+        "config.sources",
+        "config.types",
+        "errors",
+        "events.delivery",
+        "events.hub",
+        "events.topics",
+        "handshake.proxies",
+        "limits",
+        "names",
+        "rpc.jsonrpc",
+        "rpc.method",
+        "rpc.openrpc",
+        "status",
+        "telemetry.counts",
+        "text",
+        "timestamps",
+        "websocket.frames",
+    }
+)
+# What no pure module may know, and whoever else knows one of these may not be known to it either.
+IMPURE: Final = frozenset({"aiohttp", "asyncio", "time", "uvloop"})
+# aiohttp is known where connections come in, to the link and the connection, and to what is assembled of them.
+MAY_KNOW_AIOHTTP: Final = frozenset({ENTRY, "commands", "terminal", ASSEMBLY, "handshake", "connections", "websocket"})
+# The two halves of a link: the only modules that may touch aiohttp's private names.
+INSIDERS: Final = frozenset({"gateway.websocket.link", "gateway.websocket.reader"})
 # Documented as public, in spite of the underscore: os._exit, a named tuple's methods, logging._srcfile (its HOWTO).
 PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_make", "_replace", "_srcfile"})
+
+
+NOT_YET: Final = {
+    "log": "telemetry.log",
+    "metrics": "telemetry.metrics",
+    "counts": "telemetry.counts",
+    "tracing": "telemetry.tracing",
+    "scopes": "auth.scopes",
+    "credentials": "auth.credentials",
+    "auth": "auth.authenticators",
+    "tokens": "auth.tokens",
+    "jwts": "auth.jwts",
+    "expiry": "auth.expiry",
+    "frames": "websocket.frames",
+    "outbox": "websocket.outbox",
+    "reader": "websocket.reader",
+    "websocket": "websocket.link",
+    "jsonrpc": "rpc.jsonrpc",
+    "method": "rpc.method",
+    "calls": "rpc.calls",
+    "dispatcher": "rpc.dispatcher",
+    "openrpc": "rpc.openrpc",
+    "topics": "events.topics",
+    "delivery": "events.delivery",
+    "events": "events.hub",
+    "presence": "events.presence",
+    "nodes": "nodes.registry",
+    "routing": "nodes.routing",
+    "connection": "connections.connection",
+    "connections": "connections.registry",
+    "listener": "handshake.listener",
+    "handshake": "handshake.upgrade",
+    "proxies": "handshake.proxies",
+    "admission": "handshake.admission",
+    "antechamber": "handshake.preauth",
+    "rejections": "handshake.rejections",
+}
+"""Modules that are still to move into their wing, and where to."""
 
 
 def read(root: Path) -> dict[str, str]:
@@ -121,16 +146,23 @@ def read(root: Path) -> dict[str, str]:
 
 
 def unplaced(sources: Sources) -> list[str]:
-    """Find modules that stand in no layer."""
+    """Find modules that stand in no wing."""
     return [
-        f"{module} is in no layer: add {_member(module)!r} to LAYERS in tests/support/layers.py and to docs/design.md"
+        f"{module} is in no wing: move it into one, or add it to the tables in tests/support/layers.py"
         for module in sources
-        if module != PACKAGE and _member(module) not in RANKS.keys() | LEAVES
+        if module != PACKAGE and _wing(module) not in RANKS.keys() | LEAVES
     ]
 
 
+def crowded(sources: Sources) -> list[str]:
+    """Find folders with more modules than a reader takes in at a glance."""
+    modules = {module for module in sources if not module.endswith(".__main__")} - _packages(sources)
+    folders = Counter(_home(module) for module in modules)
+    return [f"{name} has {count} modules, more than {MOST}" for name, count in folders.items() if count > MOST]
+
+
 def misdirected(sources: Sources) -> list[str]:
-    """Find imports that run upwards, that a layer may not have, or that are not written in full."""
+    """Find imports that run upwards, that a wing may not have, or that are not written in full."""
     return [
         f"{module}:{line}: imports {target}, {why}"
         for module, source in sources.items()
@@ -139,16 +171,30 @@ def misdirected(sources: Sources) -> list[str]:
     ]
 
 
+def impure(sources: Sources) -> list[str]:
+    """Find pure modules that know an event loop, a framework or the clock, and such that are not there."""
+    known = {
+        module: {target.partition(".")[0] for _, target in _imports(ast.parse(source))} & IMPURE
+        for module, source in sources.items()
+    }
+    found = []
+    for module, source in sources.items():
+        if _path(module) not in PURE:
+            continue
+        for line, target in _imports(ast.parse(source)):
+            first = target.partition(".")[0]
+            if first in IMPURE:
+                found.append(f"{module}:{line}: imports {target}, but the module is pure")
+            elif known.get(_resolve(sources, target)):
+                found.append(f"{module}:{line}: imports {target}, which is not pure as the module is")
+    there = {_path(module) for module in sources}
+    return found + [f"{PACKAGE}.{path} is called pure, and is not there" for path in sorted(PURE - there)]
+
+
 def cycles(sources: Sources) -> list[str]:
     """Find the first circle of modules that import each other."""
-
-    def resolve(target: str) -> str:
-        while target and target not in sources:
-            target = target.rpartition(".")[0]
-        return target
-
     graph = {
-        module: {resolve(target) for _, target in _imports(ast.parse(source))} - {"", PACKAGE, module}
+        module: {_resolve(sources, target) for _, target in _imports(ast.parse(source))} - {"", PACKAGE, module}
         for module, source in sources.items()
     }
     try:
@@ -159,29 +205,56 @@ def cycles(sources: Sources) -> list[str]:
 
 
 def intrusions(sources: Sources) -> list[str]:
-    """Find uses of what is private to others, aiohttp above all, outside of the one module that may."""
+    """Find uses of what is private to others, aiohttp above all, outside of the modules that may."""
     return [
         f"{module}:{line}: {what} is private to another; aiohttp's is for {', '.join(sorted(INSIDERS))}"
         for module, source in sources.items()
-        if module not in INSIDERS
+        if f"{PACKAGE}.{_path(module)}" not in INSIDERS
         for line, what in _private_uses(ast.parse(source))
     ]
 
 
 def untested(sources: Sources, tests: Path) -> list[str]:
-    """Find modules without a file of tests: gateway/cluster/memory.py has tests/test_cluster_memory.py."""
-    packages = {module.rpartition(".")[0] for module in sources}
+    """Find modules without a file of tests: gateway/cluster/memory.py has tests/cluster/test_memory.py."""
+    packages = _packages(sources)
     wanted = {
-        module: f"test_{'_'.join(module.split('.')[1:])}.py"
+        module: "/".join((*parents, f"test_{name}.py"))
         for module in sources
-        if module not in packages | {PACKAGE} and not module.endswith(".__main__")
+        if module not in packages and not module.endswith(".__main__")
+        for _, *parents, name in [module.split(".")]
     }
     return [f"{module} has no tests/{name}" for module, name in wanted.items() if not (tests / name).is_file()]
 
 
-def _member(module: str) -> str:
-    """Return the first name below the package, or an empty string for the package itself."""
-    return module.partition(".")[2].partition(".")[0]
+def _packages(sources: Sources) -> set[str]:
+    return {module.rpartition(".")[0] for module in sources} | {PACKAGE}
+
+
+def _path(module: str) -> str:
+    """Return the name below the package, `wing.module`; an empty string for the package itself."""
+    path = module.partition(".")[2]
+    first, dot, rest = path.partition(".")
+    if ".".join(path.split(".")[:2]) in NOT_YET.values():
+        return path
+    return NOT_YET.get(first, first) + dot + rest
+
+
+def _home(module: str) -> str:
+    """Return the folder that a module lies in, or is to lie in."""
+    return f"{PACKAGE}.{_path(module)}".rpartition(".")[0]
+
+
+def _wing(module: str) -> str:
+    """Return the wing, or the leaf, that a module or a name in it belongs to; an empty string for none."""
+    first = _path(module).partition(".")[0]
+    return first if first in RANKS or first in LEAVES else IN_ROOT.get(first, "")
+
+
+def _resolve(sources: Sources, target: str) -> str:
+    """Return the module that an imported name lies in, or an empty string for a foreign one."""
+    while target and target not in sources:
+        target = target.rpartition(".")[0]
+    return target
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -202,21 +275,19 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def _objection(module: str, target: str) -> str:
     """Say why `module` must not import `target`, or return an empty string."""
-    importer, imported = _member(module), _member(target)
-    rank = RANKS.get(importer, len(LAYERS))
+    importer, imported = _wing(module), _wing(target)
     if target.startswith("."):
         return "but an import is written in full"
     if target.partition(".")[0] != PACKAGE:
-        forbidden = importer in RANKS and target.partition(".")[0] in LAYERS[rank].forbidden
-        return f"which the layer {LAYERS[rank].name!r} does not know" if forbidden else ""
-    if imported == importer:
-        return ""
+        knows = importer not in RANKS or importer in MAY_KNOW_AIOHTTP or target.partition(".")[0] != "aiohttp"
+        return "" if knows else f"which the wing {importer!r} does not know"
+    if importer in LEAVES:
+        alone = imported == importer or not imported or f"{PACKAGE}.{_path(target)}".startswith(tuple(LEAVES_MAY_KNOW))
+        return "" if alone else f"but a leaf knows {' and '.join(sorted(LEAVES_MAY_KNOW))} at most"
     if imported in LEAVES:
-        return "" if rank == len(LAYERS) - 1 else "a leaf, which only the assembly may know"
-    if importer in LEAVES and imported in RANKS.keys() - LEAVES_MAY_KNOW:
-        return f"but a leaf knows {' and '.join(sorted(LEAVES_MAY_KNOW))} at most"
-    # What is in no layer is a name in gateway/__init__.py, which is below all.
-    above = RANKS.get(imported, -1) > (rank if importer else -1)
+        return "" if importer in MAY_KNOW_LEAVES else "a leaf, which only those above all wings may know"
+    # What is in no wing is a name in gateway/__init__.py, which is below all; the package itself knows nobody.
+    above = RANKS.get(imported, -1) > (RANKS[importer] if importer else -1)
     return "which is above it" if above else ""
 
 

@@ -9,7 +9,7 @@ import tomli
 
 from gateway.config import Config, Server, load, parse
 
-DEFAULTS_FILE = Path(__file__).parents[1] / "conf" / "gateway.toml"
+DEFAULTS_FILE = Path(__file__).parents[2] / "conf" / "gateway.toml"
 
 
 def test_parse_fills_in_the_defaults() -> None:

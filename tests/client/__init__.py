@@ -1,0 +1,1 @@
+"""Tests of `gateway/client/`, a file for each module."""

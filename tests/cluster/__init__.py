@@ -1,0 +1,1 @@
+"""Tests of `gateway/cluster/`, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/commands/`, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/config/`, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/console/`, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/methods/`, a file for each module."""

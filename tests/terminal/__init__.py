@@ -1,0 +1,1 @@
+"""Tests of `gateway/terminal/`, a file for each module."""
