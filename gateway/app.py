@@ -37,13 +37,13 @@ from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import RpcMethods
-from gateway.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.nodes import Nodes
 from gateway.presence import Presence
 from gateway.rejections import Rejections
 from gateway.routing import Router, Tracing
 from gateway.scopes import ROLE_SCOPES
 from gateway.status import Phase, Status
+from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.topics import Topics
 
@@ -305,7 +305,7 @@ def refused(refusal: RefusedError) -> web.Response:
 def load_tracing() -> Tracing:
     """OpenTelemetry, which is an extra. Raises ConfigError where that is not installed."""
     try:
-        tracing: Tracing = importlib.import_module("gateway.tracing").exporting()
+        tracing: Tracing = importlib.import_module("gateway.telemetry.tracing").exporting()
     except ImportError as error:
         right = "pip install aisopod-gateway[otel], or tracing.enabled = false"
         raise ConfigError("configuration", "tracing.enabled", f"OpenTelemetry is missing: {error}", right) from None

@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 
 from gateway import errors
 from gateway.connection import Connection
-from gateway.counts import Census, Traffic
 from gateway.errors import Disconnect
 from gateway.scopes import Principal
+from gateway.telemetry.counts import Census, Traffic
 
 logger = logging.getLogger("gateway.connections")
 

@@ -14,7 +14,6 @@ from msgspec import Raw
 
 from gateway import errors, jsonrpc
 from gateway.calls import Callee, Calls
-from gateway.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
 from gateway.frames import Payload
@@ -24,6 +23,7 @@ from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, coll
 from gateway.names import RESERVED
 from gateway.scopes import Principal
 from gateway.status import Phase, Status
+from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 
 logger = logging.getLogger("gateway.dispatcher")
 

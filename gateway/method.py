@@ -22,9 +22,9 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
-from gateway.counts import Tally
 from gateway.errors import RpcError
 from gateway.jsonrpc import MAX_DETAIL
+from gateway.telemetry.counts import Tally
 
 AUTHENTICATED: Final = "authenticated"
 """The scope of a method that everybody may call who is authenticated at all."""

@@ -17,7 +17,6 @@ from msgspec import Raw
 
 from gateway import errors, jsonrpc
 from gateway.calls import Call, Callee, Calls
-from gateway.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.dispatcher import Batch, Peer
 from gateway.errors import RpcError
 from gateway.jsonrpc import ABSENT, Message
@@ -25,6 +24,7 @@ from gateway.limits import Sampler
 from gateway.method import Refusal
 from gateway.names import RESERVED
 from gateway.nodes import Node, Nodes, Served
+from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 
 logger = logging.getLogger("gateway.routing")
 
@@ -46,7 +46,7 @@ class Span(Protocol):
 
 
 class Tracing(Protocol):
-    """Traces calls; see `gateway.tracing`."""
+    """Traces calls; see `gateway.telemetry.tracing`."""
 
     def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[Span, Raw]:
         """A span under the caller's, and the ``traceparent`` for the node, in JSON."""

@@ -22,8 +22,8 @@ from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
 from gateway.config import Config, ConfigError, is_loopback
 from gateway.config.certificates import tls_context
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
-from gateway.log import LogWriter
 from gateway.systemd import Notifier, Watchdog, listen_fds
+from gateway.telemetry.log import LogWriter
 
 logger = logging.getLogger("gateway.server")
 

@@ -16,7 +16,6 @@ from pytest_aiohttp import AiohttpClient
 from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
 from gateway.calls import Calls
-from gateway.counts import Tally
 from gateway.dispatcher import Batch, Dispatcher, Peer, Route
 from gateway.errors import RpcError
 from gateway.jsonrpc import Message
@@ -26,6 +25,7 @@ from gateway.nodes import Nodes
 from gateway.routing import Router
 from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.status import Status
+from gateway.telemetry.counts import Tally
 from tests.support import sample_methods
 from tests.support.peers import Opcode, RawPeer
 from tests.support.process import GatewayProcess, StartFailed, StartGateway

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway import log, rejections
+from gateway import rejections
 from gateway.rejections import REJECTIONS, TIMEOUTS, Rejections
+from gateway.telemetry import log
 
 LOGGED, SECONDS = REJECTIONS
 LOGGED_LATE, SECONDS_LATE = TIMEOUTS

@@ -1,7 +1,7 @@
 """The process: how it starts or says why not, drains, reloads, and lives on without its log or under another clock.
 
 Rows E3, E4, E6 and E7 of the fault table. What systemd and the process say to each other is in test_systemd.py, the
-reload of a certificate in test_listener.py, and what a configuration must look like in test_config_*.py.
+reload of a certificate in test_listener.py, and what a configuration must look like in tests/config.
 """
 
 import asyncio

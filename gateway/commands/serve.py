@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any, Final
 
-from gateway import log
 from gateway.config import Config, ConfigError, load, source_of
+from gateway.telemetry import log
 
 EXIT_WRONG_CONFIG: Final = 2
 """Exit status of a wrong configuration, and of wrong usage."""

@@ -100,10 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "log": "telemetry.log",
-    "metrics": "telemetry.metrics",
-    "counts": "telemetry.counts",
-    "tracing": "telemetry.tracing",
     "scopes": "auth.scopes",
     "credentials": "auth.credentials",
     "auth": "auth.authenticators",

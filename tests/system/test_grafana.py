@@ -11,7 +11,7 @@ from typing import Any, Final
 from gateway.errors import DISCONNECTS, RPC_ERRORS
 from gateway.scopes import ROLE_SCOPES
 from tests.support.process import ROOT
-from tests.test_metrics import CONTRACT, OUTCOMES, STAGES
+from tests.telemetry.test_metrics import CONTRACT, OUTCOMES, STAGES
 
 DASHBOARD: Final = ROOT / "docs/grafana-dashboard.json"
 ALERTS: Final = ROOT / "docs/alerts.yml"

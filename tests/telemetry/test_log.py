@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import config, log
+from gateway import config
+from gateway.telemetry import log
 
 CONNECTION = {"event": "connection.opened", "connId": "c-1", "remote": "[::1]:50000"}
 DEADLINE = 20.0  # seconds; generous, for what is waited for takes milliseconds on a quiet machine

@@ -13,9 +13,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import __version__, errors
-from gateway.counts import BOUNDS, Census, Tally
-from gateway.metrics import EVERY, LOOKS, LoopLag, Metrics
 from gateway.rejections import Rejections, Stage
+from gateway.telemetry.counts import BOUNDS, Census, Tally
+from gateway.telemetry.metrics import EVERY, LOOKS, LoopLag, Metrics
 from tests.support.fleet import ended, request
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, StartGateway

@@ -14,7 +14,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.nodes import Nodes, Served
 from gateway.routing import Router
 from gateway.status import Status
-from gateway.tracing import Tracing
+from gateway.telemetry.tracing import Tracing
 from tests.support.command import run
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway

@@ -6,7 +6,7 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.counts import BOUNDS, OK, SAMPLE, Tally, Traffic, Wire
+from gateway.telemetry.counts import BOUNDS, OK, SAMPLE, Tally, Traffic, Wire
 
 
 def at_once(tally: Tally, seconds: float) -> bool:

@@ -1,7 +1,7 @@
 """What `GET /metrics` tells, in Prometheus' text format, by prometheus-client.
 
-Nothing but the event loop's lag is measured here: whoever does the work has a number of its own (`gateway.counts`), and
-a scrape reads them.
+Nothing but the event loop's lag is measured here. Whatever does the work has numbers of its own
+(`gateway.telemetry.counts`), and a scrape reads them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gateway import __version__
-from gateway.counts import BOUNDS, Census, Tally
+from gateway.telemetry.counts import BOUNDS, Census, Tally
 
 Label = TypeVar("Label", bound=str)
 

@@ -1,0 +1,1 @@
+"""Tests of `gateway/telemetry/`, a file for each module."""
