@@ -1,6 +1,6 @@
 """Who comes in, how many of them, and until when: credentials and the bounds on connections.
 
-`Gatekeeper` (`gateway.handshake`) has looked at the request before; what a principal may do is `gateway.scopes`.
+`Gatekeeper` (`gateway.handshake`) has looked at the request before; what a principal may do is `gateway.auth.scopes`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Final
 from aiohttp import hdrs
 
 from gateway import errors
+from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Credential, CredentialError
+from gateway.auth.expiry import Expiries
 from gateway.config import Config
 from gateway.connection import Connection
-from gateway.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Credential, CredentialError
-from gateway.expiry import Expiries
 from gateway.handshake import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
 from gateway.method import Refusal

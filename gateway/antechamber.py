@@ -9,10 +9,10 @@ import msgspec
 
 from gateway import errors, jsonrpc
 from gateway.admission import Admission
+from gateway.auth.credentials import described
 from gateway.calls import Calls
 from gateway.connection import Connection, Endpoint
 from gateway.connections import Connections
-from gateway.credentials import described
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
 from gateway.frames import Payload, cut

@@ -15,16 +15,18 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from gateway import auth, errors
+from gateway import errors
 from gateway.admission import Admission
 from gateway.antechamber import Antechamber
+from gateway.auth import authenticators
+from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
+from gateway.auth.scopes import ROLE_SCOPES
 from gateway.calls import Calls
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connection import Connection, Regime
 from gateway.connections import Connections
 from gateway.console import pages
-from gateway.credentials import NO_CREDENTIAL, Authenticator
 from gateway.delivery import Delivery
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
@@ -41,7 +43,6 @@ from gateway.nodes import Nodes
 from gateway.presence import Presence
 from gateway.rejections import Rejections
 from gateway.routing import Router, Tracing
-from gateway.scopes import ROLE_SCOPES
 from gateway.status import Phase, Status
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
@@ -99,7 +100,7 @@ class Gateway:
         self._regime = Regime(config)
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.rejections: Final = Rejections()
-        self.admission: Final = Admission(config, status, auth.load(config.auth), self.rescoped)
+        self.admission: Final = Admission(config, status, authenticators.load(config.auth), self.rescoped)
         stream = _stream(config)
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
         self._delivery = Delivery(topics, self._regime.cork)

@@ -15,9 +15,10 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from gateway import errors, jsonrpc
+from gateway.auth.credentials import ANYBODY, Credential
+from gateway.auth.scopes import NOBODY
 from gateway.calls import Call, Calls, call, failed
 from gateway.config import Config
-from gateway.credentials import ANYBODY, Credential
 from gateway.delivery import Subscriber
 from gateway.dispatcher import Request
 from gateway.errors import Disconnect
@@ -26,7 +27,6 @@ from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
 from gateway.outbox import Cork
 from gateway.reader import Receiver, Turns
-from gateway.scopes import NOBODY
 from gateway.websocket import Closings, Link
 
 logger = logging.getLogger("gateway.connection")

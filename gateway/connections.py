@@ -13,9 +13,9 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from gateway import errors
+from gateway.auth.scopes import Principal
 from gateway.connection import Connection
 from gateway.errors import Disconnect
-from gateway.scopes import Principal
 from gateway.telemetry.counts import Census, Traffic
 
 logger = logging.getLogger("gateway.connections")

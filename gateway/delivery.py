@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from gateway import errors, frames
+from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 from gateway.frames import NOTHING_WRITTEN, Written
-from gateway.scopes import Principal
 from gateway.topics import Topic, Topics
 
 AT_ONCE: Final = 1000

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from msgspec import Raw
 
 from gateway import errors, jsonrpc
+from gateway.auth.scopes import Principal
 from gateway.calls import Callee, Calls
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
@@ -21,7 +22,6 @@ from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
 from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
 from gateway.names import RESERVED
-from gateway.scopes import Principal
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 

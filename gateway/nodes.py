@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 import msgspec
 
+from gateway.auth.scopes import Principal
 from gateway.calls import Callee
 from gateway.errors import Disconnect
-from gateway.scopes import Principal
 
 MAX_METHODS: Final = 1000
 """Methods of one node."""

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Collection
 from typing import Any, Protocol
 
+from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 from gateway.events import Events
-from gateway.scopes import Principal
 
 logger = logging.getLogger("gateway.nodes")
 

@@ -17,8 +17,9 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from gateway import __version__, auth
+from gateway import __version__
 from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
+from gateway.auth import authenticators
 from gateway.config import Config, ConfigError, is_loopback
 from gateway.config.certificates import tls_context
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
@@ -201,7 +202,7 @@ class Server:
         while self._reload_wanted:  # one that came meanwhile stands for newer files
             self._reload_wanted = False
             try:
-                context, authenticator = self._tls_context(), auth.load(self._config.auth)
+                context, authenticator = self._tls_context(), authenticators.load(self._config.auth)
             except (OSError, ConfigError) as error:
                 logger.error(
                     "reload failed, all stays as it was: %s",

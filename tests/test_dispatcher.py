@@ -15,6 +15,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
+from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.calls import Calls
 from gateway.dispatcher import Batch, Dispatcher, Peer, Route
 from gateway.errors import RpcError
@@ -23,7 +24,6 @@ from gateway.method import CALL, Refusal, Then, method
 from gateway.methods.rpc import RpcMethods
 from gateway.nodes import Nodes
 from gateway.routing import Router
-from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from tests.support import sample_methods

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from gateway.auth.scopes import ANONYMOUS
 from gateway.nodes import Node, Nodes, Served
-from gateway.scopes import ANONYMOUS
 from tests.support.rpc import Listing
 from tests.support.serving import Unanswered
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.auth.scopes import ANONYMOUS
 from gateway.errors import CLIENT_CLOSE
 from gateway.presence import Presence
-from gateway.scopes import ANONYMOUS
 from tests.support.credentials import farewell
 from tests.support.ears import hall
 from tests.support.fleet import request

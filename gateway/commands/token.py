@@ -11,12 +11,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from gateway import tokens
+from gateway.auth import tokens
+from gateway.auth.scopes import ROLE_SCOPES, is_scope
+from gateway.auth.tokens import Entry
 from gateway.config import ConfigError
-from gateway.scopes import ROLE_SCOPES, is_scope
 from gateway.terminal.output import table
 from gateway.timestamps import rfc3339_seconds
-from gateway.tokens import Entry
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG: Final = 2

@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from gateway import errors
+from gateway.auth.scopes import ADMIN
 from gateway.connection import Connection
 from gateway.connections import HISTORY, Connections
 from gateway.frames import cut
 from gateway.method import Refusal, method
-from gateway.scopes import ADMIN
 from gateway.timestamps import rfc3339
 
 Limit = Annotated[int, Meta(ge=1, le=200)]

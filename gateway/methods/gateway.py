@@ -11,13 +11,13 @@ from msgspec import Raw
 from gateway import __version__, frames, jsonrpc
 from gateway.admission import Admission
 from gateway.antechamber import AuthenticateParams
+from gateway.auth.credentials import PrincipalInfo, described
+from gateway.auth.scopes import NOBODY, Principal
 from gateway.config import Config
 from gateway.connection import Connection
 from gateway.connections import Connections
-from gateway.credentials import PrincipalInfo, described
 from gateway.limits import Rate
 from gateway.method import AUTHENTICATED, method
-from gateway.scopes import NOBODY, Principal
 from gateway.status import Status
 
 PROTOCOL: Final = 1

@@ -14,7 +14,7 @@ from typing import Literal
 
 import jwt
 
-from gateway.tokens import digest_of
+from gateway.auth.tokens import digest_of
 from tests.support.process import clean_environment, to_toml
 
 HERE = Path(__file__).resolve().parent

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway import tokens
+from gateway.auth import tokens
+from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.cli import main
-from gateway.scopes import ROLE_SCOPES, Principal
 from gateway.timestamps import rfc3339_seconds
 from tests.support.command import Ended, run
 from tests.support.process import ROOT, clean_environment

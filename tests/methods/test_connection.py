@@ -13,11 +13,11 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY
+from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.config import Config
 from gateway.connection import Connection, Regime
 from gateway.connections import HISTORY, Closed
 from gateway.errors import Disconnect
-from gateway.scopes import ANONYMOUS, Principal
 from tests.support import sample_methods
 from tests.support.meta_schema import result_problems
 from tests.support.peers import Opcode, RawPeer, Target

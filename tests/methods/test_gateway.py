@@ -9,7 +9,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import __version__
 from gateway.app import STATUS
-from gateway.scopes import Principal
+from gateway.auth.scopes import Principal
 from tests.support.meta_schema import result_problems
 from tests.support.rpc import WAIT, Caller, accepted, connect, refused, request, serve
 

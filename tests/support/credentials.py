@@ -25,7 +25,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from gateway.scopes import ROLE_SCOPES
+from gateway.auth.scopes import ROLE_SCOPES
 from tests.support.fleet import ended, request
 from tests.support.peers import Opcode, PeerClosed, RawPeer, Reachable, frame
 from tests.support.process import Config, GatewayProcess

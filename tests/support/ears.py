@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.cluster.memory import MemoryStream
 from gateway.cluster.stream import Position
 from gateway.delivery import Delivery, Subscriber
 from gateway.errors import Disconnect
 from gateway.events import Events
 from gateway.frames import NOTHING_WRITTEN
-from gateway.scopes import ANONYMOUS, Principal
 from gateway.topics import Topics
 
 MIB = 1 << 20

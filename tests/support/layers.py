@@ -100,12 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "scopes": "auth.scopes",
-    "credentials": "auth.credentials",
-    "auth": "auth.authenticators",
-    "tokens": "auth.tokens",
-    "jwts": "auth.jwts",
-    "expiry": "auth.expiry",
     "frames": "websocket.frames",
     "outbox": "websocket.outbox",
     "reader": "websocket.reader",

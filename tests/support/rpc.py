@@ -11,6 +11,7 @@ from aiohttp.web import Application, Request
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import CONNECTIONS, create_app
+from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.calls import Call
 from gateway.config import parse
 from gateway.connection import Connection
@@ -18,7 +19,6 @@ from gateway.dispatcher import Request as InFlight
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.nodes import Node
-from gateway.scopes import ANONYMOUS, Principal
 
 WAIT = 5.0
 """Seconds that a wait takes at most."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.auth.scopes import ROLE_SCOPES
 from gateway.errors import DISCONNECTS, RPC_ERRORS
-from gateway.scopes import ROLE_SCOPES
 from tests.support.process import ROOT
 from tests.telemetry.test_metrics import CONTRACT, OUTCOMES, STAGES
 

@@ -584,7 +584,8 @@ def test_warnings_are_logged(pipe: Pipe) -> None:
 
 PRELUDE = """
 import asyncio, logging, os, resource, sys, time
-from gateway import config, log
+from gateway import config
+from gateway.telemetry import log
 logger = logging.getLogger("gateway.test")
 writer = log.configure(config.Log())
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import tokens
+from gateway.auth import tokens
 from tests.support.command import Ended
 from tests.support.process import ROOT, GatewayProcess, StartGateway, clean_environment
 from tests.support.remote import Command, misused, run

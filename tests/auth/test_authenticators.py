@@ -5,13 +5,13 @@ from pathlib import Path
 import jwt
 import pytest
 
-from gateway import auth, tokens
-from gateway.auth import Everybody
+from gateway.auth import authenticators, tokens
+from gateway.auth.authenticators import Everybody
+from gateway.auth.credentials import ANYBODY, CredentialError
+from gateway.auth.jwts import Jwts
+from gateway.auth.scopes import Principal
+from gateway.auth.tokens import Tokens
 from gateway.config import Auth, ConfigError, parse
-from gateway.credentials import ANYBODY, CredentialError
-from gateway.jwts import Jwts
-from gateway.scopes import Principal
-from gateway.tokens import Tokens
 
 NOW = 1_700_000_000.0
 
@@ -22,7 +22,7 @@ def settings(**table: object) -> Auth:
 
 @pytest.mark.parametrize("token", ["", "anything", "\ud83d", "x" * 100_000])
 def test_in_mode_none_everybody_is_an_operator_with_every_scope(token: str) -> None:
-    authenticator = auth.load(settings())
+    authenticator = authenticators.load(settings())
     assert isinstance(authenticator, Everybody)
     assert not authenticator.asks
     credential = authenticator.verify(token, NOW)
@@ -33,20 +33,20 @@ def test_in_mode_none_everybody_is_an_operator_with_every_scope(token: str) -> N
 def test_in_mode_token_the_file_says_who_comes_in(tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     token = tokens.add(str(file), "pi", "node", None, None)
-    authenticator = auth.load(settings(mode="token", tokens_file=str(file)))
+    authenticator = authenticators.load(settings(mode="token", tokens_file=str(file)))
     assert isinstance(authenticator, Tokens) and authenticator.asks
     credential = authenticator.verify(token, NOW)
     assert credential.principal.name == "pi"
     tokens.revoke(str(file), "pi")
     assert authenticator.verify(token, NOW) == credential, "the file is read once"
-    assert auth.load(settings(mode="token", tokens_file=str(file))).renewed(credential) is None
+    assert authenticators.load(settings(mode="token", tokens_file=str(file))).renewed(credential) is None
 
 
 def test_in_mode_jwt_the_key_says_who_comes_in(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_bytes(b"s" * 32)
     configured = settings(mode="jwt", jwt={"algorithms": ["HS256"], "secret_file": str(file), "issuer": "us"})
-    authenticator = auth.load(configured)
+    authenticator = authenticators.load(configured)
     assert isinstance(authenticator, Jwts) and authenticator.asks
     claims = {"sub": "pi", "role": "node", "exp": NOW + 1, "iss": "us"}
     credential = authenticator.verify(jwt.encode(claims, b"s" * 32, algorithm="HS256"), NOW)
@@ -54,7 +54,7 @@ def test_in_mode_jwt_the_key_says_who_comes_in(tmp_path: Path) -> None:
     with pytest.raises(CredentialError):
         authenticator.verify(jwt.encode(claims | {"iss": "them"}, b"s" * 32, algorithm="HS256"), NOW)
     file.write_bytes(b"t" * 32)
-    assert auth.load(configured).renewed(credential) is None
+    assert authenticators.load(configured).renewed(credential) is None
 
 
 @pytest.mark.parametrize(
@@ -71,17 +71,17 @@ def test_a_file_that_is_not_there_names_its_setting(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refused:
-        auth.load(settings(**table))
+        authenticators.load(settings(**table))
     assert (refused.value.source, refused.value.key) == ("{}", key)
     assert refused.value.wrong == "cannot be read: No such file or directory"
 
 
 def test_files_of_another_mode_are_not_read() -> None:
-    assert isinstance(auth.load(settings(tokens_file="/nowhere", jwt={"jwks_file": "/nowhere"})), Everybody)
+    assert isinstance(authenticators.load(settings(tokens_file="/nowhere", jwt={"jwks_file": "/nowhere"})), Everybody)
 
 
 def test_what_one_mode_let_in_another_does_not_renew(tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     tokens.add(str(file), "anonymous", "operator", None, None)
-    authenticator = auth.load(settings(mode="token", tokens_file=str(file)))
+    authenticator = authenticators.load(settings(mode="token", tokens_file=str(file)))
     assert authenticator.renewed(ANYBODY) is None

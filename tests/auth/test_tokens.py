@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from gateway import tokens
+from gateway.auth import tokens
+from gateway.auth.credentials import Credential, CredentialError
+from gateway.auth.scopes import ROLE_SCOPES, Principal
+from gateway.auth.tokens import Entry, Tokens, add, digest_of, load, revoke
 from gateway.config import ConfigError
-from gateway.credentials import Credential, CredentialError
-from gateway.scopes import ROLE_SCOPES, Principal
-from gateway.tokens import Entry, Tokens, add, digest_of, load, revoke
 
 NOW = 1_700_000_000.0
 HUSH = "-hush_hush_hush_hush_hush_hush_hush_hush_43"

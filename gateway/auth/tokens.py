@@ -23,10 +23,10 @@ import tomli
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from gateway.auth.credentials import Credential, CredentialError
+from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
 from gateway.config import ConfigError
-from gateway.credentials import Credential, CredentialError
 from gateway.names import MAX_NAME, is_peer_name
-from gateway.scopes import ROLE_SCOPES, Principal, is_scope
 from gateway.timestamps import rfc3339_seconds
 
 TOKEN_BYTES: Final = 32

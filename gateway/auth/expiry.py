@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from gateway import errors
+from gateway.auth.scopes import Principal
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
-from gateway.scopes import Principal
 from gateway.timestamps import rfc3339_seconds
 
 

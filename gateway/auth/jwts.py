@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from jwt.exceptions import InvalidTokenError, PyJWTError
 
+from gateway.auth.credentials import Credential, CredentialError
+from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
 from gateway.config import ConfigError, Jwt
-from gateway.credentials import Credential, CredentialError
 from gateway.names import is_peer_name
-from gateway.scopes import ROLE_SCOPES, Principal, is_scope
 
 MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """Bytes that a secret must have for each algorithm: as many as the hash (RFC 7518 section 3.2)."""

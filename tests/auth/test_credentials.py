@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from gateway import auth
+from gateway.auth import authenticators
+from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Credential
+from gateway.auth.scopes import ANONYMOUS, NOBODY, Principal
 from gateway.config import parse
-from gateway.credentials import ANYBODY, NO_CREDENTIAL, Credential
 from gateway.names import is_peer_name
-from gateway.scopes import ANONYMOUS, NOBODY, Principal
 
 
 def test_who_owes_a_credential_is_nobody_with_no_scope() -> None:
@@ -31,7 +31,7 @@ def test_a_credential_has_whom_it_is_for_and_what_vouches_for_it_and_no_more() -
 
 @pytest.mark.parametrize("token", ["", "secret", "a.b.c", "\ud800", "x" * 100_000])
 def test_in_mode_none_everybody_is_anonymous_whatever_they_bring(token: str) -> None:
-    everybody = auth.load(parse({}).auth)
+    everybody = authenticators.load(parse({}).auth)
     assert not everybody.asks
     credential = everybody.verify(token, time.time())
     assert credential is ANYBODY

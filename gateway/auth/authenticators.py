@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway import jwts, tokens
+from gateway.auth import jwts, tokens
+from gateway.auth.credentials import ANYBODY, Authenticator, Credential
 from gateway.config import Auth
-from gateway.credentials import ANYBODY, Authenticator, Credential
 
 
 class Everybody:

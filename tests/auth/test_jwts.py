@@ -15,11 +15,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
-from gateway import jwts
+from gateway.auth import jwts
+from gateway.auth.credentials import CredentialError
+from gateway.auth.jwts import Jwts, load
+from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.config import ConfigError, Jwt
-from gateway.credentials import CredentialError
-from gateway.jwts import Jwts, load
-from gateway.scopes import ROLE_SCOPES, Principal
 
 NOW = 1_700_000_000.0
 ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA")

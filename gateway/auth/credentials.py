@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.scopes import ANONYMOUS, NOBODY, Principal
+from gateway.auth.scopes import ANONYMOUS, NOBODY, Principal
 from gateway.timestamps import rfc3339_seconds
 
 

@@ -6,11 +6,7 @@ from typing import Final
 import pytest
 
 from gateway.app import GATEWAY, create_app
-from gateway.config import parse
-from gateway.dispatcher import Dispatcher
-from gateway.method import method
-from gateway.names import RESERVED
-from gateway.scopes import (
+from gateway.auth.scopes import (
     ADMIN,
     ANONYMOUS,
     ANY_CALL,
@@ -20,6 +16,10 @@ from gateway.scopes import (
     covers,
     is_scope,
 )
+from gateway.config import parse
+from gateway.dispatcher import Dispatcher
+from gateway.method import method
+from gateway.names import RESERVED
 from tests.support.rpc import Listing, accepted, refused, request
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from gateway import errors
+from gateway.auth.expiry import Expiries
+from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.deadlines import TICK
 from gateway.errors import Disconnect
-from gateway.expiry import Expiries
-from gateway.scopes import ROLE_SCOPES, Principal
 from tests.test_deadlines import Clock
 
 NOW = 1_799_999_000.0

@@ -1,0 +1,1 @@
+"""Tests of `gateway/auth/`, a file for each module."""
