@@ -15,10 +15,10 @@ from gateway.connection import Connection, Endpoint
 from gateway.connections import Connections
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
-from gateway.frames import Payload, cut
 from gateway.jsonrpc import Message
 from gateway.method import BadParams, Method, Refusal
 from gateway.rejections import Rejections
+from gateway.websocket.frames import Payload, cut
 
 MAX_FIRST_MESSAGE: Final = 64 * 1024
 """Bytes of the message that brings the credential."""

@@ -31,7 +31,6 @@ from gateway.delivery import Delivery
 from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.events import Events
-from gateway.frames import Payload
 from gateway.handshake import Gatekeeper, RefusedError
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
@@ -47,6 +46,7 @@ from gateway.status import Phase, Status
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.topics import Topics
+from gateway.websocket.frames import Payload
 
 
 def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> web.Application:

@@ -22,12 +22,12 @@ from gateway.config import Config
 from gateway.delivery import Subscriber
 from gateway.dispatcher import Request
 from gateway.errors import Disconnect
-from gateway.frames import NOTHING_WRITTEN, State, Written
 from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
-from gateway.outbox import Cork
-from gateway.reader import Receiver, Turns
-from gateway.websocket import Closings, Link
+from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
+from gateway.websocket.link import Closings, Link
+from gateway.websocket.outbox import Cork
+from gateway.websocket.reader import Receiver, Turns
 
 logger = logging.getLogger("gateway.connection")
 
@@ -159,7 +159,7 @@ class Connection:
 
     @property
     def send_frame(self) -> Callable[[bytes], None]:
-        """Sends one frame made by `gateway.frames.text_frame`: the same one can go to many connections."""
+        """Sends one frame made by `gateway.websocket.frames.text_frame`: the same one can go to many connections."""
         return self.link.send_frame_bytes
 
     @property

@@ -1,7 +1,7 @@
 """How a message reaches those who are subscribed to its topic here: straight to their transports, or by their outboxes.
 
 A message is one frame, made once, whatever the number of subscribers. Nobody is waited for: a subscriber that does not
-read is cut by its outbox (`gateway.outbox`), or gets the latest message alone if the topic is conflated. If no
+read is cut by its outbox (`websocket.outbox`), or gets the latest message alone if the topic is conflated. If no
 subscriber has anything to wait for, the frame is written straight to their transports, and counted later: only to look
 at each of a thousand connections costs a tenth of the whole.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from gateway import errors, frames
+from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
-from gateway.frames import NOTHING_WRITTEN, Written
 from gateway.topics import Topic, Topics
+from gateway.websocket import frames
+from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
 AT_ONCE: Final = 1000
 """Subscribers that one message may be written to in one go; of more each has its turn in the cork."""

@@ -17,13 +17,13 @@ from gateway.auth.scopes import Principal
 from gateway.calls import Callee, Calls
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
-from gateway.frames import Payload
 from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
 from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
 from gateway.names import RESERVED
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
+from gateway.websocket.frames import Payload
 
 logger = logging.getLogger("gateway.dispatcher")
 

@@ -12,8 +12,8 @@ from yarl import URL
 
 from gateway.config import Server, is_loopback
 from gateway.proxies import Proxies, format_address, forwarded_for
-from gateway.reader import RequestProtocol
 from gateway.rejections import Stage
+from gateway.websocket.reader import RequestProtocol
 
 RETRY_AFTER: Final = 5
 """Seconds that a client is asked to wait where the gateway is full, starting or draining."""

@@ -22,8 +22,8 @@ from aiohttp.http import HttpProcessingError
 
 from gateway.deadlines import Deadlines
 from gateway.proxies import format_address
-from gateway.reader import RequestProtocol
 from gateway.rejections import Rejections, Stage
+from gateway.websocket.reader import RequestProtocol
 
 logger = logging.getLogger("gateway.listener")
 

@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.frames import NOTHING_WRITTEN, Written
 from gateway.names import OWN, is_dotted_name, matches
+from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
 
 def meets(pattern: str, topic: str) -> bool:

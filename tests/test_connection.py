@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from gateway.connection import Connection, new_id
 from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
-from gateway.frames import Payload
+from gateway.websocket.frames import Payload
 from tests.support.fleet import Gateways, ended, in_process, on_each, request, started
 from tests.support.peers import Frame, Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess, Line

@@ -574,7 +574,8 @@ async def test_e7_process_that_stood_still() -> None:
 # Serves, and ends as soon as it listens to SIGTERM; then it tells what `serve` has set.
 SERVE = """
 import gc, os, resource, signal, threading, time
-from gateway import config, log, server
+from gateway import config, server
+from gateway.telemetry import log
 
 def stop():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -5,8 +5,8 @@ import weakref
 
 import pytest
 
-from gateway.frames import Written
 from gateway.topics import FullError, Topic, Topics, meets
+from gateway.websocket.frames import Written
 
 
 class Someone:

@@ -14,9 +14,9 @@ from gateway import errors
 from gateway.auth.scopes import ADMIN
 from gateway.connection import Connection
 from gateway.connections import HISTORY, Connections
-from gateway.frames import cut
 from gateway.method import Refusal, method
 from gateway.timestamps import rfc3339
+from gateway.websocket.frames import cut
 
 Limit = Annotated[int, Meta(ge=1, le=200)]
 

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from gateway import __version__, frames, jsonrpc
+from gateway import __version__, jsonrpc
 from gateway.admission import Admission
 from gateway.antechamber import AuthenticateParams
 from gateway.auth.credentials import PrincipalInfo, described
@@ -19,6 +19,7 @@ from gateway.connections import Connections
 from gateway.limits import Rate
 from gateway.method import AUTHENTICATED, method
 from gateway.status import Status
+from gateway.websocket import frames
 
 PROTOCOL: Final = 1
 """The version of the contract, as `gateway.welcome` tells it."""

@@ -12,8 +12,8 @@ from gateway.cluster.stream import Position
 from gateway.delivery import Delivery, Subscriber
 from gateway.errors import Disconnect
 from gateway.events import Events
-from gateway.frames import NOTHING_WRITTEN
 from gateway.topics import Topics
+from gateway.websocket.frames import NOTHING_WRITTEN
 
 MIB = 1 << 20
 

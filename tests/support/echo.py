@@ -21,10 +21,10 @@ from gateway.calls import Calls
 from gateway.config import Config, parse
 from gateway.connection import Connection, Regime
 from gateway.errors import Disconnect
-from gateway.frames import BINARY, Payload, frame
 from gateway.handshake import remote_of
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
 from gateway.rejections import Rejections
+from gateway.websocket.frames import BINARY, Payload, frame
 
 MAX_MESSAGE_BYTES = 32 << 20
 # One echo of the largest message may be on its way while the next one is read.

@@ -22,8 +22,8 @@ from gateway.app import Gateway
 from gateway.config import Config
 from gateway.connection import Connection
 from gateway.connections import Connections
-from gateway.frames import Payload
 from gateway.status import Status
+from gateway.websocket.frames import Payload
 from tests.support.serving import keep_busy
 
 HEAD = b'{"jsonrpc":"2.0","method":"test.data","params":["'

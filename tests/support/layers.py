@@ -100,10 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "frames": "websocket.frames",
-    "outbox": "websocket.outbox",
-    "reader": "websocket.reader",
-    "websocket": "websocket.link",
     "jsonrpc": "rpc.jsonrpc",
     "method": "rpc.method",
     "calls": "rpc.calls",

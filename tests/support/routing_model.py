@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 from gateway.connection import Connection
-from gateway.reader import Reader
+from gateway.websocket.reader import Reader
 from tests.support.peers import Opcode, frame
 
 MAX_LINKS: Final = 6

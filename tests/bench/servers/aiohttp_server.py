@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.frames import text_frame
+from gateway.websocket.frames import text_frame
 from tests.bench.servers import announce
 
 

@@ -1,4 +1,4 @@
-"""aiohttp's insides, of which gateway.websocket and gateway.reader make use: this file fails when they change."""
+"""aiohttp's insides that gateway.websocket makes use of: this file fails when one of them changes."""
 
 import asyncio
 import inspect

@@ -16,8 +16,8 @@ import pytest_asyncio
 from gateway import errors
 from gateway.connection import Connection
 from gateway.errors import Disconnect
-from gateway.frames import NOTHING_WRITTEN, State, Written
-from gateway.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
+from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
+from gateway.websocket.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.support.fleet import (
     FLOOD_SERVER,
     Gateways,
@@ -553,7 +553,7 @@ async def test_nothing_is_written_to_one_who_is_gone_by_its_own_read() -> None:
 
 
 def read(cork: Cork, *boxes: Box) -> None:
-    """A read that sends a frame to each of these, as `gateway.reader` tells the cork of it."""
+    """A read that sends a frame to each of these, as `gateway.websocket.reader` tells the cork of it."""
     cork.reading = Box(cork)
     cork.reads += 1
     for box in boxes:

@@ -15,9 +15,9 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.http_websocket import WebSocketError
 
-from gateway.frames import BINARY, TEXT, Payload, State
-from gateway.outbox import Cork
-from gateway.reader import PASS, SLICE, Inbox, Reader, RequestProtocol, Turns
+from gateway.websocket.frames import BINARY, TEXT, Payload, State
+from gateway.websocket.outbox import Cork
+from gateway.websocket.reader import PASS, SLICE, Inbox, Reader, RequestProtocol, Turns
 from tests.support.fleet import Gateways, Other, in_process, started, until
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
@@ -73,7 +73,7 @@ class Pausable(asyncio.Transport):
 
 
 class Sink:
-    """A WebSocket that notes what is read for it. Implements `gateway.reader.Sink`."""
+    """A WebSocket that notes what is read for it. Implements `gateway.websocket.reader.Sink`."""
 
     def __init__(self) -> None:
         self.state = State.OPEN

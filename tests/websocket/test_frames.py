@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.frames import BINARY, CLOSE, PING, PONG, RSV1, TEXT, State, close_frame, cut, frame, text_frame
+from gateway.websocket.frames import BINARY, CLOSE, PING, PONG, RSV1, TEXT, State, close_frame, cut, frame, text_frame
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from gateway import errors
 from gateway.errors import Disconnect
-from gateway.frames import State, Written
+from gateway.websocket.frames import State, Written
 
 CORK_BYTES: Final = 64 * 1024
 """Corked bytes that are written at once, without waiting for the end of the loop pass."""
@@ -174,7 +174,7 @@ class Outbox(abc.ABC):
         self._bytes_out += octets
 
     def send_frame_bytes(self, data: bytes) -> None:
-        """Send one whole data frame, as `gateway.frames.text_frame` makes it."""
+        """Send one whole data frame, as `gateway.websocket.frames.text_frame` makes it."""
         if self.state is _OPEN:
             self.put(data)
 

@@ -1,6 +1,6 @@
 """The way in: aiohttp's frame parser, in slices, short of its queue, and with the checks that it leaves out.
 
-With `gateway.websocket`, whose other half it is, the only code that leans on aiohttp's insides (tried against 3.14.5).
+With `link`, whose other half it is, this is the only code that leans on aiohttp's insides (tried against 3.14.5).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from aiohttp.http_websocket import WebSocketError
 from aiohttp.streams import EofStream
 
 from gateway.errors import FLOOD
-from gateway.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
-from gateway.outbox import Cork
+from gateway.websocket.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
+from gateway.websocket.outbox import Cork
 
 SLICE: Final = 32 * 1024
 """Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""

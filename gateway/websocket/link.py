@@ -1,9 +1,9 @@
 """One WebSocket on aiohttp: `web.WebSocketResponse` with a bounded outbox, a short way in, and a named end.
 
 aiohttp's handshake, `heartbeat`, `receive_timeout` and `receive()` stay. A message is handed over while it is parsed
-(`gateway.reader`), frames leave by the cork (`gateway.outbox`), and one state is changed in one place: the first end
-wins and carries its cause. With `gateway.reader` the only code that leans on aiohttp's insides;
-`tests/test_aiohttp_insides.py` fails on the day that one of them changes.
+(`reader`), frames leave by the cork (`outbox`), and one state is changed in one place: the first end wins and carries
+its cause. With `reader` this is the only code that leans on aiohttp's insides;
+`tests/websocket/test_aiohttp_insides.py` fails on the day that one of them changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from gateway import errors
 from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
-from gateway.frames import (
+from gateway.limits import Bucket, Rate
+from gateway.websocket.frames import (
     BINARY,
     CLOSE,
     NOTHING_WRITTEN,
@@ -42,9 +43,8 @@ from gateway.frames import (
     frame,
     text_frame,
 )
-from gateway.limits import Bucket, Rate
-from gateway.outbox import CORK_BYTES, Cork, Outbox
-from gateway.reader import HasEndpoint, Inbox, Reader, RequestProtocol, Turns
+from gateway.websocket.outbox import CORK_BYTES, Cork, Outbox
+from gateway.websocket.reader import HasEndpoint, Inbox, Reader, RequestProtocol, Turns
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCHING: Final = (

@@ -1,0 +1,1 @@
+"""Tests of `gateway/websocket/`, a file for each module."""
