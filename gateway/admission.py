@@ -21,8 +21,8 @@ from gateway.config import Config
 from gateway.connection import Connection
 from gateway.handshake import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
-from gateway.method import Refusal
 from gateway.rejections import Stage
+from gateway.rpc.method import Refusal
 from gateway.status import Phase, Status
 
 logger = logging.getLogger("gateway.admission")

@@ -7,17 +7,18 @@ from typing import Final
 
 import msgspec
 
-from gateway import errors, jsonrpc
+from gateway import errors
 from gateway.admission import Admission
 from gateway.auth.credentials import described
-from gateway.calls import Calls
 from gateway.connection import Connection, Endpoint
 from gateway.connections import Connections
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
-from gateway.jsonrpc import Message
-from gateway.method import BadParams, Method, Refusal
 from gateway.rejections import Rejections
+from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Calls
+from gateway.rpc.jsonrpc import Message
+from gateway.rpc.method import BadParams, Method, Refusal
 from gateway.websocket.frames import Payload, cut
 
 MAX_FIRST_MESSAGE: Final = 64 * 1024

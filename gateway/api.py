@@ -29,10 +29,10 @@ docs/methods-howto.md shows how they are used.
 """
 
 from gateway import errors
-from gateway.calls import CallError
 from gateway.connection import Connection
 from gateway.errors import RpcError
-from gateway.method import AUTHENTICATED, CALL, BadParams, Refusal, Then, method
+from gateway.rpc.calls import CallError
+from gateway.rpc.method import AUTHENTICATED, CALL, BadParams, Refusal, Then, method
 
 __all__ = [
     "AUTHENTICATED",

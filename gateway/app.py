@@ -21,14 +21,12 @@ from gateway.antechamber import Antechamber
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLE_SCOPES
-from gateway.calls import Calls
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connection import Connection, Regime
 from gateway.connections import Connections
 from gateway.console import pages
 from gateway.delivery import Delivery
-from gateway.dispatcher import Dispatcher
 from gateway.errors import Disconnect
 from gateway.events import Events
 from gateway.handshake import Gatekeeper, RefusedError
@@ -42,6 +40,8 @@ from gateway.nodes import Nodes
 from gateway.presence import Presence
 from gateway.rejections import Rejections
 from gateway.routing import Router, Tracing
+from gateway.rpc.calls import Calls
+from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Phase, Status
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
@@ -52,7 +52,7 @@ from gateway.websocket.frames import Payload
 def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> web.Application:
     """The whole gateway as an aiohttp application, for `gateway.server`, a test client or another runner.
 
-    ``methods`` are modules, objects or functions that declare methods with `gateway.method`, beside those that
+    ``methods`` are modules, objects or functions that declare methods with `gateway.api`, beside those that
     ``methods.modules`` names. Raises ValueError for a name that is taken, TypeError for a wrong signature, and
     `config.ConfigError` for a file of tokens or keys that cannot be used.
 
@@ -75,7 +75,7 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
         try:
             gateway.dispatcher.add(load_methods(name))
         except (TypeError, ValueError) as error:
-            right = "a module that declares methods, see gateway.method"
+            right = "a module that declares methods, see gateway.api"
             raise ConfigError("configuration", "methods.modules", f'"{name}": {error}', right) from error
     for source in methods:
         gateway.dispatcher.add(source)

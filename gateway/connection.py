@@ -14,16 +14,17 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
-from gateway import errors, jsonrpc
+from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
 from gateway.auth.scopes import NOBODY
-from gateway.calls import Call, Calls, call, failed
 from gateway.config import Config
 from gateway.delivery import Subscriber
-from gateway.dispatcher import Request
 from gateway.errors import Disconnect
 from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
+from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Call, Calls, call, failed
+from gateway.rpc.dispatcher import Request
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.link import Closings, Link
 from gateway.websocket.outbox import Cork

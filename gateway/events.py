@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from gateway import errors, jsonrpc
+from gateway import errors
 from gateway.cluster.stream import Position, Stream
 from gateway.delivery import Delivery, Recipient, Subscriber
-from gateway.method import Refusal
 from gateway.names import OWN, is_dotted_name
+from gateway.rpc import jsonrpc
+from gateway.rpc.method import Refusal
 from gateway.topics import FullError, Topic, Topics, meets
 
 MAX_SUBSCRIPTIONS: Final = 1000

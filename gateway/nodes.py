@@ -12,8 +12,8 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.auth.scopes import Principal
-from gateway.calls import Callee
 from gateway.errors import Disconnect
+from gateway.rpc.calls import Callee
 
 MAX_METHODS: Final = 1000
 """Methods of one node."""

@@ -15,15 +15,16 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Raw
 
-from gateway import errors, jsonrpc
-from gateway.calls import Call, Callee, Calls
-from gateway.dispatcher import Batch, Peer
+from gateway import errors
 from gateway.errors import RpcError
-from gateway.jsonrpc import ABSENT, Message
 from gateway.limits import Sampler
-from gateway.method import Refusal
 from gateway.names import RESERVED
 from gateway.nodes import Node, Nodes, Served
+from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Call, Callee, Calls
+from gateway.rpc.dispatcher import Batch, Peer
+from gateway.rpc.jsonrpc import ABSENT, Message
+from gateway.rpc.method import Refusal
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 
 logger = logging.getLogger("gateway.routing")

@@ -9,7 +9,7 @@ from pytest_aiohttp import AiohttpClient
 from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position
 from gateway.events import MAX_SUBSCRIPTIONS, OWN_TOPICS
-from gateway.method import Refusal
+from gateway.rpc.method import Refusal
 from tests.support import sample_methods
 from tests.support.ears import Ear, Way, hall, join
 from tests.support.rpc import Caller, connect, notification, serve

@@ -17,11 +17,11 @@ from typing import Any, Final, NamedTuple
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from gateway import jsonrpc
 from gateway.app import GATEWAY
-from gateway.calls import Calls
 from gateway.nodes import Nodes, Served
 from gateway.routing import FAILURES, Router
+from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Calls
 from tests.support.credentials import OP, PI, Holder, TokensFile, entered
 from tests.support.fleet import until
 from tests.support.peers import Opcode, RawPeer

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from gateway import jsonrpc
 from gateway.client.backoff import Backoff
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, failure
 from gateway.client.link import Link
 from gateway.client.pending import Progress
 from gateway.errors import TIMEOUT
+from gateway.rpc import jsonrpc
 
 AGAIN: Final = (0.1, 5.0)
 """The ceilings, in seconds, of the pauses before a call is sent again."""

@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Raw
 from yarl import URL
 
-from gateway import jsonrpc
 from gateway.client.backoff import Backoff
 from gateway.client.buffer import Buffer
 from gateway.client.calling import AGAIN, Caller, timed_out
@@ -23,6 +22,7 @@ from gateway.client.link import Incoming, Link, Options, Refused
 from gateway.client.pending import PROGRESS, Running
 from gateway.client.serving import HandlerT, Method, Serving
 from gateway.client.subscriptions import Since, Subscription, Subscriptions
+from gateway.rpc import jsonrpc
 
 logger = logging.getLogger("gateway.client")
 

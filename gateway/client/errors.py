@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.client.endings import End
 from gateway.errors import DRAINING, OVERLOADED, RATE_LIMITED, RpcError
-from gateway.jsonrpc import UNDECODABLE
+from gateway.rpc.jsonrpc import UNDECODABLE
 
 NOT_DELIVERED: Final = "not_delivered"
 """The ``outcome`` of a call that nobody has run: it is safe to send it again."""

@@ -14,11 +14,11 @@ import msgspec
 from aiohttp import WSMsgType
 from msgspec import Raw
 
-from gateway import jsonrpc
 from gateway.client.endings import CLOSED, LOST, UNAUTHENTICATED, End, refusal
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
 from gateway.client.pending import OnReply, Pending, PendingTable, Progress
 from gateway.errors import INVALID_REQUEST
+from gateway.rpc import jsonrpc
 
 MAX_POSTED: Final = 1000
 """Messages that nobody waits for and that the gateway does not take; with one more the connection is given up."""

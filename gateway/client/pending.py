@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from gateway.client.buffer import Buffer
 from gateway.client.errors import CallError, received
-from gateway.jsonrpc import UNDECODABLE
+from gateway.rpc.jsonrpc import UNDECODABLE
 
 Progress = Callable[[Any], None]
 OnReply = Callable[[Any], None]

@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
-from gateway import jsonrpc
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost, failure
 from gateway.client.link import Incoming, Link
 from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED, RETRY_BUSY_MS
+from gateway.rpc import jsonrpc
 
 logger = logging.getLogger("gateway.client")
 

@@ -10,9 +10,9 @@ from typing import Any, Final, Self
 import msgspec
 from msgspec import Raw
 
-from gateway import jsonrpc
 from gateway.client.buffer import Buffer
 from gateway.client.link import Link
+from gateway.rpc import jsonrpc
 
 MAX_POSITIONS: Final = 3000
 """Topics of one subscription whose place is remembered, those heard last: so many fit into one request."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from gateway import jsonrpc
+from gateway.rpc import jsonrpc
 
 Deliver = Callable[[str, bytes], None]
 """Takes a topic, and a message of it as JSON text (see `message`). Must not raise."""

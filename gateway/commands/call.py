@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client import Client
-from gateway.jsonrpc import UNDECODABLE
+from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import remote
 from gateway.terminal.output import Line, as_json
 

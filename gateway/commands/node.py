@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.client import CallError, Client, ServedCall
-from gateway.jsonrpc import UNDECODABLE, encode
+from gateway.rpc.jsonrpc import UNDECODABLE, encode
 from gateway.terminal import programs, remote
 from gateway.terminal.programs import ProgramFailed
 from gateway.text import plain

@@ -14,7 +14,7 @@ from gateway import errors
 from gateway.auth.scopes import ADMIN
 from gateway.connection import Connection
 from gateway.connections import HISTORY, Connections
-from gateway.method import Refusal, method
+from gateway.rpc.method import Refusal, method
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import cut
 

@@ -11,8 +11,8 @@ from gateway import errors
 from gateway.cluster.stream import Position
 from gateway.connection import Connection
 from gateway.events import Events
-from gateway.method import AUTHENTICATED, BadParams, Refusal, Then, method
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
+from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method
 
 Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 

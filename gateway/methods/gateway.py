@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from gateway import __version__, jsonrpc
+from gateway import __version__
 from gateway.admission import Admission
 from gateway.antechamber import AuthenticateParams
 from gateway.auth.credentials import PrincipalInfo, described
@@ -17,7 +17,8 @@ from gateway.config import Config
 from gateway.connection import Connection
 from gateway.connections import Connections
 from gateway.limits import Rate
-from gateway.method import AUTHENTICATED, method
+from gateway.rpc import jsonrpc
+from gateway.rpc.method import AUTHENTICATED, method
 from gateway.status import Status
 from gateway.websocket import frames
 

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from gateway import errors, jsonrpc
+from gateway import errors
 from gateway.auth.scopes import ANY_CALL
 from gateway.connection import Connection
-from gateway.method import AUTHENTICATED, BadParams, Refusal, method
 from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
 from gateway.nodes import MAX_METHODS, Node, Nodes, Served
 from gateway.routing import Router
+from gateway.rpc import jsonrpc
+from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, method
 from gateway.timestamps import rfc3339
 
 

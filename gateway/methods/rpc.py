@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Raw
 
 from gateway.connection import Connection
-from gateway.dispatcher import Dispatcher
-from gateway.jsonrpc import encode
-from gateway.method import AUTHENTICATED, method
 from gateway.nodes import Nodes
-from gateway.openrpc import document
 from gateway.routing import Router
+from gateway.rpc.dispatcher import Dispatcher
+from gateway.rpc.jsonrpc import encode
+from gateway.rpc.method import AUTHENTICATED, method
+from gateway.rpc.openrpc import document
 
 DOCUMENTS: Final = 64
 """OpenRPC documents that are kept, encoded."""

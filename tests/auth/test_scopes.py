@@ -17,9 +17,9 @@ from gateway.auth.scopes import (
     is_scope,
 )
 from gateway.config import parse
-from gateway.dispatcher import Dispatcher
-from gateway.method import method
 from gateway.names import RESERVED
+from gateway.rpc.dispatcher import Dispatcher
+from gateway.rpc.method import method
 from tests.support.rpc import Listing, accepted, refused, request
 
 

@@ -1,7 +1,7 @@
 """Methods as in `tests.fuzz.methods`, but one of them raises: what a run must find."""
 
 from gateway.connection import Connection
-from gateway.method import AUTHENTICATED, method
+from gateway.rpc.method import AUTHENTICATED, method
 from tests.fuzz.methods import barrier
 
 __all__ = ["barrier", "later"]

@@ -5,7 +5,7 @@ import asyncio
 from msgspec import Raw
 
 from gateway.connection import Connection
-from gateway.method import AUTHENTICATED, method
+from gateway.rpc.method import AUTHENTICATED, method
 
 
 @method("fuzz.later", scope=AUTHENTICATED)

@@ -8,8 +8,8 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
 from gateway.auth.scopes import ANONYMOUS, Principal
-from gateway.method import CALL, method
 from gateway.methods.rpc import DOCUMENTS
+from gateway.rpc.method import CALL, method
 from tests.support import sample_methods
 from tests.support.meta_schema import document_problems, params_problems, result_problems
 from tests.support.rpc import WAIT, Caller, accepted, connect, notification, refused, request, serve

@@ -17,13 +17,13 @@ from aiohttp import web
 
 from gateway import errors
 from gateway.app import handler_args
-from gateway.calls import Calls
 from gateway.config import Config, parse
 from gateway.connection import Connection, Regime
 from gateway.errors import Disconnect
 from gateway.handshake import remote_of
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
 from gateway.rejections import Rejections
+from gateway.rpc.calls import Calls
 from gateway.websocket.frames import BINARY, Payload, frame
 
 MAX_MESSAGE_BYTES = 32 << 20

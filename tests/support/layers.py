@@ -100,11 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "jsonrpc": "rpc.jsonrpc",
-    "method": "rpc.method",
-    "calls": "rpc.calls",
-    "dispatcher": "rpc.dispatcher",
-    "openrpc": "rpc.openrpc",
     "topics": "events.topics",
     "delivery": "events.delivery",
     "events": "events.hub",

@@ -6,7 +6,7 @@ import time
 import msgspec
 
 from gateway.connection import Connection
-from gateway.method import AUTHENTICATED, method
+from gateway.rpc.method import AUTHENTICATED, method
 
 TICK = 0.001
 """Seconds between two looks at the event loop."""

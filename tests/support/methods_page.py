@@ -5,7 +5,7 @@ from typing import Final
 
 from gateway.app import GATEWAY, create_app
 from gateway.config import Config
-from gateway.openrpc import markdown
+from gateway.rpc.openrpc import markdown
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 

@@ -12,13 +12,13 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import CONNECTIONS, create_app
 from gateway.auth.scopes import ANONYMOUS, Principal
-from gateway.calls import Call
 from gateway.config import parse
 from gateway.connection import Connection
-from gateway.dispatcher import Request as InFlight
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.nodes import Node
+from gateway.rpc.calls import Call
+from gateway.rpc.dispatcher import Request as InFlight
 
 WAIT = 5.0
 """Seconds that a wait takes at most."""

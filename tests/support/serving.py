@@ -15,15 +15,15 @@ import uvloop
 from aiohttp import web
 
 from gateway.app import handler_args
-from gateway.calls import Call, Callee, Calls
 from gateway.config import parse
 from gateway.config.certificates import tls_context
 from gateway.connection import Connection, Regime
 from gateway.errors import Disconnect, RpcError
 from gateway.handshake import remote_of
-from gateway.jsonrpc import Message
 from gateway.listener import Handshakes, Listener, bind, response_begins
 from gateway.rejections import Rejections
+from gateway.rpc.calls import Call, Callee, Calls
+from gateway.rpc.jsonrpc import Message
 from gateway.websocket.frames import Payload
 from tests.support.certs import authority
 from tests.support.peers import Target

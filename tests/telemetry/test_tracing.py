@@ -9,10 +9,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway import errors
-from gateway.calls import Calls
-from gateway.dispatcher import Dispatcher
 from gateway.nodes import Nodes, Served
 from gateway.routing import Router
+from gateway.rpc.calls import Calls
+from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Status
 from gateway.telemetry.tracing import Tracing
 from tests.support.command import run

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 from gateway import errors
-from gateway.calls import Calls
-from gateway.dispatcher import Dispatcher, Nowhere
 from gateway.limits import PATIENCE, Rate
-from gateway.method import AUTHENTICATED, method
+from gateway.rpc.calls import Calls
+from gateway.rpc.dispatcher import Dispatcher, Nowhere
+from gateway.rpc.method import AUTHENTICATED, method
 from gateway.status import Status
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway

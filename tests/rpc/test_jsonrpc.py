@@ -6,8 +6,9 @@ from typing import NamedTuple
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from gateway import errors, jsonrpc
-from gateway.jsonrpc import Invalid, Message
+from gateway import errors
+from gateway.rpc import jsonrpc
+from gateway.rpc.jsonrpc import Invalid, Message
 from tests.support import sample_methods
 from tests.support.peers import Opcode, RawPeer, Target
 from tests.support.rpc import Caller, accepted, notification, refused, request, serve

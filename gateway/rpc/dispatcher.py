@@ -12,20 +12,21 @@ from typing import Any, Final, Protocol
 
 from msgspec import Raw
 
-from gateway import errors, jsonrpc
+from gateway import errors
 from gateway.auth.scopes import Principal
-from gateway.calls import Callee, Calls
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect, RpcError
-from gateway.jsonrpc import NO_METHOD, Invalid, Message, decode
 from gateway.limits import Bucket, Rate
-from gateway.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
 from gateway.names import RESERVED
+from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Callee, Calls
+from gateway.rpc.jsonrpc import NO_METHOD, Invalid, Message, decode
+from gateway.rpc.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.websocket.frames import Payload
 
-logger = logging.getLogger("gateway.dispatcher")
+logger = logging.getLogger("gateway.rpc.dispatcher")
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -217,7 +218,7 @@ class Dispatcher:
                 raise ValueError(f"method {entry.name}: declared twice")
             self._methods[entry.name] = entry
         if not found:
-            raise ValueError(f"{source!r} declares no method; see gateway.method")
+            raise ValueError(f"{source!r} declares no method; see gateway.api")
 
     def permitted(self, peer: Peer) -> Iterable[Method]:
         """The methods that this connection may call, by name."""

@@ -14,8 +14,8 @@ from gateway import __version__
 from gateway.app import GATEWAY, create_app
 from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.config import Config
-from gateway.method import AUTHENTICATED, CALL, Method, collect, method
-from gateway.openrpc import document, markdown
+from gateway.rpc.method import AUTHENTICATED, CALL, Method, collect, method
+from gateway.rpc.openrpc import document, markdown
 from tests.support import sample_methods
 from tests.support.meta_schema import document_problems, params_problems, result_problems
 from tests.support.methods_page import PAGE, page

@@ -13,10 +13,10 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Raw
 
-from gateway import jsonrpc
 from gateway.deadlines import Wheel
 from gateway.errors import NODE_LOST, TIMEOUT, RpcError
-from gateway.jsonrpc import Message
+from gateway.rpc import jsonrpc
+from gateway.rpc.jsonrpc import Message
 
 
 class CallError(Exception):

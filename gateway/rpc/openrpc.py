@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway import __version__
-from gateway.method import AUTHENTICATED, Method
+from gateway.rpc.method import AUTHENTICATED, Method
 
 VERSION: Final = "1.3.2"
 

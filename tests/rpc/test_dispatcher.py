@@ -16,14 +16,14 @@ from pytest_aiohttp import AiohttpClient
 from gateway import errors
 from gateway.app import CONNECTIONS, STATUS
 from gateway.auth.scopes import ROLE_SCOPES, Principal
-from gateway.calls import Calls
-from gateway.dispatcher import Batch, Dispatcher, Peer, Route
 from gateway.errors import RpcError
-from gateway.jsonrpc import Message
-from gateway.method import CALL, Refusal, Then, method
 from gateway.methods.rpc import RpcMethods
 from gateway.nodes import Nodes
 from gateway.routing import Router
+from gateway.rpc.calls import Calls
+from gateway.rpc.dispatcher import Batch, Dispatcher, Peer, Route
+from gateway.rpc.jsonrpc import Message
+from gateway.rpc.method import CALL, Refusal, Then, method
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from tests.support import sample_methods
@@ -607,7 +607,7 @@ async def test_a_defect_is_logged_once_and_told_to_nobody(
     bench.peer.sent = bench.tell(request(name))
     assert await bench.replies() == [refused(-32603)]
     (record,) = defects(caplog)
-    assert (record.name, record.levelname) == ("gateway.dispatcher", "ERROR")
+    assert (record.name, record.levelname) == ("gateway.rpc.dispatcher", "ERROR")
     fields = vars(record)
     assert (fields["event"], fields["method"]) == ("call.failed", name)
     assert (fields["connId"], fields["remote"]) == (bench.peer.conn_id, bench.peer.remote)
@@ -727,7 +727,7 @@ def test_a_source_without_methods_is_a_mistake(bench: Bench) -> None:
 
 # The table, from the configuration
 
-HEAD = "from gateway.method import CALL, method\n\n"
+HEAD = "from gateway.rpc.method import CALL, method\n\n"
 GOOD = """
 @method("{name}", scope=CALL)
 def function(peer):

@@ -9,7 +9,7 @@ import pytest
 from msgspec import Meta, Raw
 
 from gateway import errors
-from gateway.method import AUTHENTICATED, CALL, BadParams, Method, Refusal, collect, method
+from gateway.rpc.method import AUTHENTICATED, CALL, BadParams, Method, Refusal, collect, method
 
 
 class Point(msgspec.Struct, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.errors import RpcError
-from gateway.jsonrpc import MAX_DETAIL
+from gateway.rpc.jsonrpc import MAX_DETAIL
 from gateway.telemetry.counts import Tally
 
 AUTHENTICATED: Final = "authenticated"

@@ -10,14 +10,15 @@ import msgspec
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from gateway import errors, jsonrpc
+from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
-from gateway.calls import Call, Callee, CallError, Calls, call
 from gateway.connection import Connection
 from gateway.connections import Connections
 from gateway.errors import RpcError
-from gateway.jsonrpc import Message
-from gateway.method import CALL, method
+from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Call, Callee, CallError, Calls, call
+from gateway.rpc.jsonrpc import Message
+from gateway.rpc.method import CALL, method
 from tests.support import sample_methods
 from tests.support.rpc import Caller, Listing, accepted, connect, passes, refused, request, serve
 

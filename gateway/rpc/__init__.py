@@ -1,0 +1,1 @@
+"""What a message means: JSON-RPC, the table of methods, and calls to clients."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/rpc/`, a file for each module."""
