@@ -26,9 +26,11 @@ from gateway.config import Config, ConfigError, Server, load
 from gateway.connection import Connection, Regime
 from gateway.connections import Connections
 from gateway.console import pages
-from gateway.delivery import Delivery
 from gateway.errors import Disconnect
-from gateway.events import Events
+from gateway.events.delivery import Delivery
+from gateway.events.hub import Events
+from gateway.events.presence import Presence
+from gateway.events.topics import Topics
 from gateway.handshake import Gatekeeper, RefusedError
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
@@ -37,7 +39,6 @@ from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import RpcMethods
 from gateway.nodes import Nodes
-from gateway.presence import Presence
 from gateway.rejections import Rejections
 from gateway.routing import Router, Tracing
 from gateway.rpc.calls import Calls
@@ -45,7 +46,6 @@ from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Phase, Status
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
-from gateway.topics import Topics
 from gateway.websocket.frames import Payload
 
 

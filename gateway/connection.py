@@ -18,8 +18,8 @@ from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
 from gateway.auth.scopes import NOBODY
 from gateway.config import Config
-from gateway.delivery import Subscriber
 from gateway.errors import Disconnect
+from gateway.events.delivery import Subscriber
 from gateway.limits import Bucket, Rate
 from gateway.nodes import Node
 from gateway.rpc import jsonrpc

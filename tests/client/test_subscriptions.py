@@ -7,7 +7,7 @@ import pytest
 
 from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscription, connect
 from gateway.client.subscriptions import MAX_POSITIONS
-from gateway.topics import meets
+from gateway.events.topics import meets
 from tests.support.fleet import until
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.scripted_gateway import Peer, scripted

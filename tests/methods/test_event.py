@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from gateway.events import OWN_TOPICS
+from gateway.events.hub import OWN_TOPICS
 from tests.support.credentials import Holder, KeySet, TokensFile, authenticate, discreet, entered, signed
 from tests.support.fleet import request as ask
 from tests.support.peers import RawPeer

@@ -9,10 +9,10 @@ from typing import Any
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.cluster.memory import MemoryStream
 from gateway.cluster.stream import Position
-from gateway.delivery import Delivery, Subscriber
 from gateway.errors import Disconnect
-from gateway.events import Events
-from gateway.topics import Topics
+from gateway.events.delivery import Delivery, Subscriber
+from gateway.events.hub import Events
+from gateway.events.topics import Topics
 from gateway.websocket.frames import NOTHING_WRITTEN
 
 MIB = 1 << 20

@@ -100,10 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "topics": "events.topics",
-    "delivery": "events.delivery",
-    "events": "events.hub",
-    "presence": "events.presence",
     "nodes": "nodes.registry",
     "routing": "nodes.routing",
     "connection": "connections.connection",

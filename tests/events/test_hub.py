@@ -8,7 +8,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position
-from gateway.events import MAX_SUBSCRIPTIONS, OWN_TOPICS
+from gateway.events.hub import MAX_SUBSCRIPTIONS, OWN_TOPICS
 from gateway.rpc.method import Refusal
 from tests.support import sample_methods
 from tests.support.ears import Ear, Way, hall, join

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from gateway.topics import FullError, Topic, Topics, meets
+from gateway.events.topics import FullError, Topic, Topics, meets
 from gateway.websocket.frames import Written
 
 

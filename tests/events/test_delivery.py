@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.delivery import AT_ONCE
+from gateway.events.delivery import AT_ONCE
 from tests.support.ears import Ear, Way, hall, join, size
 
 

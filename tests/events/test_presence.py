@@ -9,7 +9,7 @@ import pytest
 
 from gateway.auth.scopes import ANONYMOUS
 from gateway.errors import CLIENT_CLOSE
-from gateway.presence import Presence
+from gateway.events.presence import Presence
 from tests.support.credentials import farewell
 from tests.support.ears import hall
 from tests.support.fleet import request

@@ -1,7 +1,7 @@
 """Events: who may subscribe to what, and what a subscription and a publication come to.
 
 Messages of one topic arrive in the order of their offsets, or a gap is told. The stream (`gateway.cluster.stream`)
-numbers and keeps them, `gateway.topics` knows who is subscribed, and `gateway.delivery` hands them over.
+numbers and keeps them, `topics` knows who is subscribed, and `delivery` hands them over.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Final
 
 from gateway import errors
 from gateway.cluster.stream import Position, Stream
-from gateway.delivery import Delivery, Recipient, Subscriber
+from gateway.events.delivery import Delivery, Recipient, Subscriber
+from gateway.events.topics import FullError, Topic, Topics, meets
 from gateway.names import OWN, is_dotted_name
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal
-from gateway.topics import FullError, Topic, Topics, meets
 
 MAX_SUBSCRIPTIONS: Final = 1000
 """Topics and patterns that one connection may be subscribed to."""

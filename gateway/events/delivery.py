@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
-from gateway.topics import Topic, Topics
+from gateway.events.topics import Topic, Topics
 from gateway.websocket import frames
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
 

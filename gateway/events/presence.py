@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
-from gateway.events import Events
+from gateway.events.hub import Events
 
 logger = logging.getLogger("gateway.nodes")
 

@@ -1,0 +1,1 @@
+"""Tests of `gateway/events/`, a file for each module."""
