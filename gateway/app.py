@@ -38,9 +38,9 @@ from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import RpcMethods
-from gateway.nodes import Nodes
+from gateway.nodes.registry import Nodes
+from gateway.nodes.routing import Router, Tracing
 from gateway.rejections import Rejections
-from gateway.routing import Router, Tracing
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Phase, Status

@@ -21,7 +21,7 @@ from gateway.config import Config
 from gateway.errors import Disconnect
 from gateway.events.delivery import Subscriber
 from gateway.limits import Bucket, Rate
-from gateway.nodes import Node
+from gateway.nodes.registry import Node
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Calls, call, failed
 from gateway.rpc.dispatcher import Request

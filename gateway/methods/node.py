@@ -11,8 +11,8 @@ from gateway import errors
 from gateway.auth.scopes import ANY_CALL
 from gateway.connection import Connection
 from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
-from gateway.nodes import MAX_METHODS, Node, Nodes, Served
-from gateway.routing import Router
+from gateway.nodes.registry import MAX_METHODS, Node, Nodes, Served
+from gateway.nodes.routing import Router
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, method
 from gateway.timestamps import rfc3339

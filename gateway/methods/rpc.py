@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Raw
 
 from gateway.connection import Connection
-from gateway.nodes import Nodes
-from gateway.routing import Router
+from gateway.nodes.registry import Nodes
+from gateway.nodes.routing import Router
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.jsonrpc import encode
 from gateway.rpc.method import AUTHENTICATED, method

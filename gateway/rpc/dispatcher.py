@@ -73,7 +73,7 @@ class Forward(Protocol):
 
 
 class Route(Protocol):
-    """The way of requests whose method the gateway does not have itself; see `gateway.routing`."""
+    """The way of requests whose method the gateway does not have itself; see `gateway.nodes.routing`."""
 
     @property
     def tally(self) -> Tally:

@@ -11,7 +11,7 @@ from pytest_aiohttp import AiohttpClient
 from gateway.app import GATEWAY
 from gateway.auth.scopes import Principal
 from gateway.names import MAX_NAME
-from gateway.nodes import MAX_METHODS
+from gateway.nodes.registry import MAX_METHODS
 from tests.support import sample_methods
 from tests.support.credentials import OP, Holder, TokensFile, entered
 from tests.support.meta_schema import params_problems, result_problems

@@ -18,8 +18,8 @@ from gateway.app import CONNECTIONS, STATUS
 from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.errors import RpcError
 from gateway.methods.rpc import RpcMethods
-from gateway.nodes import Nodes
-from gateway.routing import Router
+from gateway.nodes.registry import Nodes
+from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Batch, Dispatcher, Peer, Route
 from gateway.rpc.jsonrpc import Message

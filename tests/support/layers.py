@@ -100,8 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "nodes": "nodes.registry",
-    "routing": "nodes.routing",
     "connection": "connections.connection",
     "connections": "connections.registry",
     "listener": "handshake.listener",

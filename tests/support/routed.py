@@ -95,7 +95,7 @@ class Scene:
         """Fail unless the log has this many lines about calls that failed, and each says all that is known of it."""
         for _ in range(count):
             line = await self.where.wait_event("call.failed", connId=self.caller_id)
-            assert (line["level"].lower(), line["logger"]) == ("info", "gateway.routing")
+            assert (line["level"].lower(), line["logger"]) == ("info", "gateway.nodes.routing")
             assert (line["remote"], line["method"]) == (self.caller.local, "camera.snap")
             assert (line["node"], line["nodeConnId"]) == ("pi", self.node_id)
             assert (line["error"], line["outcome"]) == (error, "unknown")

@@ -16,7 +16,7 @@ from gateway.config import parse
 from gateway.connection import Connection
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
-from gateway.nodes import Node
+from gateway.nodes.registry import Node
 from gateway.rpc.calls import Call
 from gateway.rpc.dispatcher import Request as InFlight
 

@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway import errors
-from gateway.nodes import Nodes, Served
-from gateway.routing import Router
+from gateway.nodes.registry import Nodes, Served
+from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Status

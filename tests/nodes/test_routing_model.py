@@ -1,7 +1,7 @@
 """The gateway against a model: whatever peers do, in any order, each request is answered once, and as it should be.
 
 The gateway is the real one, from the frame parser to the outbox; sockets and the clock are driven by hand, so that what
-happens within one pass of the event loop is tried as well. `python -m tests.test_routing_model 5000` tries more.
+happens within one pass of the event loop is tried as well. `python -m tests.nodes.test_routing_model 5000` tries more.
 """
 
 import asyncio

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from gateway.auth.scopes import ANONYMOUS
-from gateway.nodes import Node, Nodes, Served
+from gateway.nodes.registry import Node, Nodes, Served
 from tests.support.rpc import Listing
 from tests.support.serving import Unanswered
 

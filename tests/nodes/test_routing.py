@@ -18,8 +18,8 @@ import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
-from gateway.nodes import Nodes, Served
-from gateway.routing import FAILURES, Router
+from gateway.nodes.registry import Nodes, Served
+from gateway.nodes.routing import FAILURES, Router
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
 from tests.support.credentials import OP, PI, Holder, TokensFile, entered
@@ -500,7 +500,7 @@ async def test_results_errors_and_ids_pass_byte_for_byte() -> None:
 async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "gateway.routing")
+    caplog.set_level(logging.INFO, "gateway.nodes.routing")
     now = [1000.0]
     nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
     burst, window = FAILURES

@@ -19,7 +19,7 @@ from gateway import errors
 from gateway.errors import RpcError
 from gateway.limits import Sampler
 from gateway.names import RESERVED
-from gateway.nodes import Node, Nodes, Served
+from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Callee, Calls
 from gateway.rpc.dispatcher import Batch, Peer
@@ -27,7 +27,7 @@ from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 
-logger = logging.getLogger("gateway.routing")
+logger = logging.getLogger("gateway.nodes.routing")
 
 NOT_DELIVERED: Final = "not_delivered"
 """The ``outcome`` of a call that the node has not seen: it is safe to send it again."""

@@ -1,0 +1,1 @@
+"""Who serves what, and calls from one connection to another."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/nodes/`, a file for each module."""
