@@ -18,7 +18,7 @@ from gateway import errors
 from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Credential, CredentialError
 from gateway.auth.expiry import Expiries
 from gateway.config import Config
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.handshake import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
 from gateway.rejections import Stage

@@ -10,8 +10,8 @@ import msgspec
 from gateway import errors
 from gateway.admission import Admission
 from gateway.auth.credentials import described
-from gateway.connection import Connection, Endpoint
-from gateway.connections import Connections
+from gateway.connections.connection import Connection, Endpoint
+from gateway.connections.registry import Connections
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
 from gateway.rejections import Rejections

@@ -29,7 +29,7 @@ docs/methods-howto.md shows how they are used.
 """
 
 from gateway import errors
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.errors import RpcError
 from gateway.rpc.calls import CallError
 from gateway.rpc.method import AUTHENTICATED, CALL, BadParams, Refusal, Then, method

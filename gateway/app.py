@@ -23,8 +23,8 @@ from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLE_SCOPES
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
-from gateway.connection import Connection, Regime
-from gateway.connections import Connections
+from gateway.connections.connection import Connection, Regime
+from gateway.connections.registry import Connections
 from gateway.console import pages
 from gateway.errors import Disconnect
 from gateway.events.delivery import Delivery

@@ -30,7 +30,7 @@ from gateway import __version__
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import Config, ConfigError, parse
 from gateway.config.certificates import tls_context
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.rejections import REJECTIONS
 from gateway.status import Phase
 from tests.support.certs import authority

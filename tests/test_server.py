@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from gateway.connections import LEAVE_WITHIN, RECONNECT_MS
+from gateway.connections.registry import LEAVE_WITHIN, RECONNECT_MS
 from gateway.server import EXIT_FORCED, GC_THRESHOLDS
 from tests.support.certs import ServerFiles, authority
 from tests.support.command import run

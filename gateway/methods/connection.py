@@ -12,8 +12,8 @@ from msgspec import Meta
 
 from gateway import errors
 from gateway.auth.scopes import ADMIN
-from gateway.connection import Connection
-from gateway.connections import HISTORY, Connections
+from gateway.connections.connection import Connection
+from gateway.connections.registry import HISTORY, Connections
 from gateway.rpc.method import Refusal, method
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import cut

@@ -9,7 +9,7 @@ from msgspec import Meta, Raw
 
 from gateway import errors
 from gateway.cluster.stream import Position
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.events.hub import Events
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
 from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method

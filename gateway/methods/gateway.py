@@ -14,8 +14,8 @@ from gateway.antechamber import AuthenticateParams
 from gateway.auth.credentials import PrincipalInfo, described
 from gateway.auth.scopes import NOBODY, Principal
 from gateway.config import Config
-from gateway.connection import Connection
-from gateway.connections import Connections
+from gateway.connections.connection import Connection
+from gateway.connections.registry import Connections
 from gateway.limits import Rate
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, method

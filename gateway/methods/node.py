@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from gateway import errors
 from gateway.auth.scopes import ANY_CALL
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
 from gateway.nodes.registry import MAX_METHODS, Node, Nodes, Served
 from gateway.nodes.routing import Router

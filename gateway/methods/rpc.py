@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.dispatcher import Dispatcher

@@ -2,7 +2,7 @@
 
 Callers use the standard library alone. An event is a name and its fields:
 
-    logger = logging.getLogger("gateway.connection")
+    logger = logging.getLogger("gateway.connections.connection")
     logger.info("connection opened", extra={"event": "connection.opened", "connId": conn_id})
 
 A record becomes a line in the thread that logs it, so the fields are those of the moment. The line then waits

@@ -1,6 +1,6 @@
 """Methods as in `tests.fuzz.methods`, but one of them raises: what a run must find."""
 
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.rpc.method import AUTHENTICATED, method
 from tests.fuzz.methods import barrier
 

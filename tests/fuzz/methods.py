@@ -4,7 +4,7 @@ import asyncio
 
 from msgspec import Raw
 
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.rpc.method import AUTHENTICATED, method
 
 

@@ -15,8 +15,8 @@ from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.config import Config
-from gateway.connection import Connection, Regime
-from gateway.connections import HISTORY, Closed
+from gateway.connections.connection import Connection, Regime
+from gateway.connections.registry import HISTORY, Closed
 from gateway.errors import Disconnect
 from tests.support import sample_methods
 from tests.support.meta_schema import result_problems

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import parse
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from tests.support.ears import at_once
 from tests.support.peers import Opcode
 from tests.support.routing_model import (

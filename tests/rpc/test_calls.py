@@ -12,8 +12,8 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
-from gateway.connection import Connection
-from gateway.connections import Connections
+from gateway.connections.connection import Connection
+from gateway.connections.registry import Connections
 from gateway.errors import RpcError
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Callee, CallError, Calls, call

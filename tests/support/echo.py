@@ -18,7 +18,7 @@ from aiohttp import web
 from gateway import errors
 from gateway.app import handler_args
 from gateway.config import Config, parse
-from gateway.connection import Connection, Regime
+from gateway.connections.connection import Connection, Regime
 from gateway.errors import Disconnect
 from gateway.handshake import remote_of
 from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
@@ -33,7 +33,7 @@ LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 
 class Echo:
-    """What stands behind every connection. Implements `gateway.connection.Endpoint`."""
+    """What stands behind every connection. Implements `gateway.connections.connection.Endpoint`."""
 
     def __init__(self, config: Config) -> None:
         self.calls = Calls()

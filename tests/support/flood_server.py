@@ -20,8 +20,8 @@ import msgspec
 from gateway import cli
 from gateway.app import Gateway
 from gateway.config import Config
-from gateway.connection import Connection
-from gateway.connections import Connections
+from gateway.connections.connection import Connection
+from gateway.connections.registry import Connections
 from gateway.status import Status
 from gateway.websocket.frames import Payload
 from tests.support.serving import keep_busy

@@ -100,8 +100,6 @@ PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_m
 
 
 NOT_YET: Final = {
-    "connection": "connections.connection",
-    "connections": "connections.registry",
     "listener": "handshake.listener",
     "handshake": "handshake.upgrade",
     "proxies": "handshake.proxies",

@@ -5,7 +5,7 @@ import time
 
 import msgspec
 
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.rpc.method import AUTHENTICATED, method
 
 TICK = 0.001

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.websocket.reader import Reader
 from tests.support.peers import Opcode, frame
 

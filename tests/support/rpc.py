@@ -13,7 +13,7 @@ from pytest_aiohttp import AiohttpClient
 from gateway.app import CONNECTIONS, create_app
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.config import parse
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.nodes.registry import Node

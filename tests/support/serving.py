@@ -17,7 +17,7 @@ from aiohttp import web
 from gateway.app import handler_args
 from gateway.config import parse
 from gateway.config.certificates import tls_context
-from gateway.connection import Connection, Regime
+from gateway.connections.connection import Connection, Regime
 from gateway.errors import Disconnect, RpcError
 from gateway.handshake import remote_of
 from gateway.listener import Handshakes, Listener, bind, response_begins
@@ -64,7 +64,7 @@ def run_on(loop: str, scenario: Coroutine[Any, Any, None]) -> None:
 
 
 class Script:
-    """A `gateway.connection.Endpoint` that notes all that happens, and does with messages what the test says.
+    """A `gateway.connections.connection.Endpoint` that notes what happens, and does what the test says.
 
     sndbuf: SO_SNDBUF of every connection in bytes, so that little is enough to fill it.
     """

@@ -22,7 +22,7 @@ import pytest_asyncio
 
 from gateway import errors
 from gateway.config import Heartbeat, parse
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from tests.support.fleet import FLOOD_SERVER, Gateways, ended, in_process, on_each, request, sockets_back, started
 from tests.support.peers import Frame, Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
@@ -330,7 +330,7 @@ async def test_l5_pong_has_arrived_and_is_not_read_yet() -> None:
 
 async def test_defaults_are_30_and_10_seconds(caplog: pytest.LogCaptureFixture) -> None:
     """A silent peer is pinged after 30 seconds and gone after 40, by a clock that the test moves."""
-    caplog.set_level(logging.INFO, "gateway.connection")
+    caplog.set_level(logging.INFO, "gateway.connections.connection")
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()

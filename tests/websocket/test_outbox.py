@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from gateway import errors
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.errors import Disconnect
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox

@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 
 from gateway import errors
 from gateway.auth.scopes import Principal
-from gateway.connection import Connection
+from gateway.connections.connection import Connection
 from gateway.errors import Disconnect
 from gateway.telemetry.counts import Census, Traffic
 
-logger = logging.getLogger("gateway.connections")
+logger = logging.getLogger("gateway.connections.registry")
 
 LEAVE_WITHIN: Final = 1.0
 """Seconds over which idle connections are closed when the gateway drains, so that their reconnects spread."""

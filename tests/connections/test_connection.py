@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gateway.connection import Connection, new_id
+from gateway.connections.connection import Connection, new_id
 from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
 from gateway.websocket.frames import Payload
 from tests.support.fleet import Gateways, ended, in_process, on_each, request, started

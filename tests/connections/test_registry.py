@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.connection import Connection
-from gateway.connections import LEAVE_WITHIN, RECONNECT_MS, Connections
+from gateway.connections.connection import Connection
+from gateway.connections.registry import LEAVE_WITHIN, RECONNECT_MS, Connections
 from gateway.errors import CLIENT_CLOSE, Disconnect
 from tests.support.fleet import in_process, until
 from tests.support.peers import Opcode, RawPeer, Target
@@ -139,7 +139,7 @@ async def test_it_is_a_dictionary_of_open_connections() -> None:
 
 
 async def test_a_census_counts_who_leaves_meanwhile_once_and_as_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.connections._COUNTED", 1)  # one in each pass
+    monkeypatch.setattr("gateway.connections.registry._COUNTED", 1)  # one in each pass
 
     async with room(tls=False) as here:
         first, second = await here.peers(2)

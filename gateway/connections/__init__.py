@@ -1,0 +1,1 @@
+"""Who is here: identity, the current link, and how connections leave."""

@@ -1,0 +1,1 @@
+"""Tests of `gateway/connections/`, a file for each module."""
