@@ -16,8 +16,6 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from gateway import errors
-from gateway.admission import Admission
-from gateway.antechamber import Antechamber
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLE_SCOPES
@@ -31,7 +29,10 @@ from gateway.events.delivery import Delivery
 from gateway.events.hub import Events
 from gateway.events.presence import Presence
 from gateway.events.topics import Topics
-from gateway.handshake import Gatekeeper, RefusedError
+from gateway.handshake.admission import Admission
+from gateway.handshake.preauth import Preauth
+from gateway.handshake.rejections import Rejections
+from gateway.handshake.upgrade import Gatekeeper, RefusedError
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
 from gateway.methods.event import EventMethods
@@ -40,7 +41,6 @@ from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router, Tracing
-from gateway.rejections import Rejections
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Phase, Status
@@ -140,7 +140,7 @@ class Gateway:
         rpc = RpcMethods(self.dispatcher, self.router, self.nodes)
         for source in (own, rpc, ConnectionMethods(connections), nodes, EventMethods(self.events)):
             self.dispatcher.add(source, own=True)
-        self.antechamber: Final = Antechamber(
+        self.preauth: Final = Preauth(
             self,
             connections,
             self.admission,
@@ -180,7 +180,7 @@ class Gateway:
         await self.events.stop()
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
-        """`GET /ws`: admit the request, then be its connection, in the antechamber where it owes its credential."""
+        """`GET /ws`: admit the request, then be its connection, before the credential `Preauth` is its endpoint."""
         remote = self.gatekeeper.remote_of(request)
         try:
             self.gatekeeper.admit(request)
@@ -189,7 +189,7 @@ class Gateway:
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
             return refused(refusal)
-        endpoint = self.antechamber if credential is NO_CREDENTIAL else self
+        endpoint = self.preauth if credential is NO_CREDENTIAL else self
         return await Connection(remote, endpoint, self._regime, credential).serve(request)
 
     def opened(self, connection: Connection) -> None:

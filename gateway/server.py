@@ -22,11 +22,11 @@ from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
 from gateway.auth import authenticators
 from gateway.config import Config, ConfigError, is_loopback
 from gateway.config.certificates import tls_context
-from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
+from gateway.handshake.listener import Handshakes, Listener, address_of, bind, response_begins
 from gateway.systemd import Notifier, Watchdog, listen_fds
 from gateway.telemetry.log import LogWriter
 
-logger = logging.getLogger("gateway.server")
+logger = logging.getLogger(__name__)
 
 GC_THRESHOLDS: Final = (20_000, 250, 100)
 """A connection makes many objects that stay: with Python's own thresholds a third of a connect is collection.

@@ -19,7 +19,7 @@ _LISTEN_FDS_START: Final = 3  # SD_LISTEN_FDS_START
 _USEC_INFINITY: Final = 2**64 - 1  # sd_watchdog_enabled(3) refuses it
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
-logger = logging.getLogger("gateway.systemd")
+logger = logging.getLogger(__name__)
 
 
 class Timer(Protocol):

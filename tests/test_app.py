@@ -31,7 +31,7 @@ from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import Config, ConfigError, parse
 from gateway.config.certificates import tls_context
 from gateway.connections.connection import Connection
-from gateway.rejections import REJECTIONS
+from gateway.handshake.rejections import REJECTIONS
 from gateway.status import Phase
 from tests.support.certs import authority
 from tests.support.fleet import in_process, until

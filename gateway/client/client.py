@@ -24,7 +24,7 @@ from gateway.client.serving import HandlerT, Method, Serving
 from gateway.client.subscriptions import Since, Subscription, Subscriptions
 from gateway.rpc import jsonrpc
 
-logger = logging.getLogger("gateway.client")
+logger = logging.getLogger(__name__)
 
 EVENTS: Final = 1000
 """Events of one subscription that wait for its reader, where nothing else is said."""

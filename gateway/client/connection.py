@@ -19,7 +19,7 @@ from gateway.client.endings import CLOSED, LOST, MAX_PAUSE, SHUTDOWN, End
 from gateway.client.errors import NOT_DELIVERED, ConnectionLost
 from gateway.client.link import Incoming, Link, Options, Refused, open_link
 
-logger = logging.getLogger("gateway.client")
+logger = logging.getLogger(__name__)
 
 TokenSource = str | Callable[[], str | Awaitable[str]] | None
 

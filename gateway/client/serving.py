@@ -17,7 +17,7 @@ from gateway.client.link import Incoming, Link
 from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED, RETRY_BUSY_MS
 from gateway.rpc import jsonrpc
 
-logger = logging.getLogger("gateway.client")
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Any, "ServedCall"], Any]
 HandlerT = TypeVar("HandlerT", bound=Handler)

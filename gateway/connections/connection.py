@@ -30,7 +30,7 @@ from gateway.websocket.link import Closings, Link
 from gateway.websocket.outbox import Cork
 from gateway.websocket.reader import Receiver, Turns
 
-logger = logging.getLogger("gateway.connections.connection")
+logger = logging.getLogger(__name__)
 
 CONTROL_SECONDS: Final = 10
 """How many seconds' worth of `limits.control_rate` may come at once."""

@@ -18,7 +18,7 @@ from gateway.connections.connection import Connection
 from gateway.errors import Disconnect
 from gateway.telemetry.counts import Census, Traffic
 
-logger = logging.getLogger("gateway.connections.registry")
+logger = logging.getLogger(__name__)
 
 LEAVE_WITHIN: Final = 1.0
 """Seconds over which idle connections are closed when the gateway drains, so that their reconnects spread."""

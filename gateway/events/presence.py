@@ -10,7 +10,7 @@ from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 from gateway.events.hub import Events
 
-logger = logging.getLogger("gateway.nodes.registry")
+logger = logging.getLogger(__name__)
 
 
 class Someone(Protocol):

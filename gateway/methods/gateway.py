@@ -9,13 +9,13 @@ import msgspec
 from msgspec import Raw
 
 from gateway import __version__
-from gateway.admission import Admission
-from gateway.antechamber import AuthenticateParams
 from gateway.auth.credentials import PrincipalInfo, described
 from gateway.auth.scopes import NOBODY, Principal
 from gateway.config import Config
 from gateway.connections.connection import Connection
 from gateway.connections.registry import Connections
+from gateway.handshake.admission import Admission
+from gateway.handshake.preauth import AuthenticateParams
 from gateway.limits import Rate
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, method

@@ -27,7 +27,7 @@ from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 
-logger = logging.getLogger("gateway.nodes.routing")
+logger = logging.getLogger(__name__)
 
 NOT_DELIVERED: Final = "not_delivered"
 """The ``outcome`` of a call that the node has not seen: it is safe to send it again."""

@@ -26,7 +26,7 @@ from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.websocket.frames import Payload
 
-logger = logging.getLogger("gateway.rpc.dispatcher")
+logger = logging.getLogger(__name__)
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING

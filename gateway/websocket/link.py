@@ -223,7 +223,7 @@ class Link(Outbox, web.WebSocketResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Upgrade: write the 101, open, and start reading. Raises ConnectionResetError where the peer has left.
 
-        The request must have been admitted by `gateway.handshake`. The 101 leaves together with what the owner says
+        The request must have been admitted by `handshake.upgrade`. The 101 leaves together with what the owner says
         first. aiohttp's own way there, by a response with headers and signals, costs a third of a connect.
         """
         if self._payload_writer is not None:

@@ -20,9 +20,9 @@ from gateway.app import handler_args
 from gateway.config import Config, parse
 from gateway.connections.connection import Connection, Regime
 from gateway.errors import Disconnect
-from gateway.handshake import remote_of
-from gateway.listener import Handshakes, Listener, address_of, bind, response_begins
-from gateway.rejections import Rejections
+from gateway.handshake.listener import Handshakes, Listener, address_of, bind, response_begins
+from gateway.handshake.rejections import Rejections
+from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Calls
 from gateway.websocket.frames import BINARY, Payload, frame
 

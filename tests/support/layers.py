@@ -99,17 +99,6 @@ INSIDERS: Final = frozenset({"gateway.websocket.link", "gateway.websocket.reader
 PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_make", "_replace", "_srcfile"})
 
 
-NOT_YET: Final = {
-    "listener": "handshake.listener",
-    "handshake": "handshake.upgrade",
-    "proxies": "handshake.proxies",
-    "admission": "handshake.admission",
-    "antechamber": "handshake.preauth",
-    "rejections": "handshake.rejections",
-}
-"""Modules that are still to move into their wing, and where to."""
-
-
 def read(root: Path) -> dict[str, str]:
     """Return the sources of the package in the project folder `root`."""
     return {
@@ -130,7 +119,7 @@ def unplaced(sources: Sources) -> list[str]:
 def crowded(sources: Sources) -> list[str]:
     """Find folders with more modules than a reader takes in at a glance."""
     modules = {module for module in sources if not module.endswith(".__main__")} - _packages(sources)
-    folders = Counter(_home(module) for module in modules)
+    folders = Counter(module.rpartition(".")[0] for module in modules)
     return [f"{name} has {count} modules, more than {MOST}" for name, count in folders.items() if count > MOST]
 
 
@@ -205,16 +194,7 @@ def _packages(sources: Sources) -> set[str]:
 
 def _path(module: str) -> str:
     """Return the name below the package, `wing.module`; an empty string for the package itself."""
-    path = module.partition(".")[2]
-    first, dot, rest = path.partition(".")
-    if ".".join(path.split(".")[:2]) in NOT_YET.values():
-        return path
-    return NOT_YET.get(first, first) + dot + rest
-
-
-def _home(module: str) -> str:
-    """Return the folder that a module lies in, or is to lie in."""
-    return f"{PACKAGE}.{_path(module)}".rpartition(".")[0]
+    return module.partition(".")[2]
 
 
 def _wing(module: str) -> str:

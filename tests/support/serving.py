@@ -19,9 +19,9 @@ from gateway.config import parse
 from gateway.config.certificates import tls_context
 from gateway.connections.connection import Connection, Regime
 from gateway.errors import Disconnect, RpcError
-from gateway.handshake import remote_of
-from gateway.listener import Handshakes, Listener, bind, response_begins
-from gateway.rejections import Rejections
+from gateway.handshake.listener import Handshakes, Listener, bind, response_begins
+from gateway.handshake.rejections import Rejections
+from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Call, Callee, Calls
 from gateway.rpc.jsonrpc import Message
 from gateway.websocket.frames import Payload

@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import __version__, errors
-from gateway.rejections import Rejections, Stage
+from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
 from gateway.telemetry.metrics import EVERY, LOOKS, LoopLag, Metrics
 from tests.support.fleet import ended, request

@@ -21,7 +21,7 @@ from aiohttp.http import StreamWriter
 from aiohttp.http_websocket import WebSocketError
 from aiohttp.test_utils import make_mocked_request
 
-from gateway.listener import READ_BYTES
+from gateway.handshake.listener import READ_BYTES
 from tests.support.peers import Opcode, frame
 
 INSIDES = "look at gateway/websocket.py and gateway/reader.py before this release of aiohttp is used"
@@ -217,5 +217,5 @@ async def test_aiohttp_drains_by_the_protocol() -> None:
 
 
 def test_the_standard_library_still_reads_more_than_it_should() -> None:
-    """On the day that this fails, `gateway.listener.READ_BYTES` has nothing to do any more."""
+    """On the day that this fails, `gateway.handshake.listener.READ_BYTES` has nothing to do any more."""
     assert vars(selector_events)["_SelectorTransport"].max_size > READ_BYTES

@@ -55,7 +55,7 @@ from tests.support.fleet import ended, request, until
 from tests.support.peers import Frame, Opcode, RawPeer, Target, frame
 from tests.support.process import GatewayProcess, Line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("antechamber")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("preauth")]
 
 FIRST: Final = 64 * 1024
 """Bytes that the first message may have."""

@@ -1,6 +1,6 @@
 """Who comes in, how many of them, and until when: credentials and the bounds on connections.
 
-`Gatekeeper` (`gateway.handshake`) has looked at the request before; what a principal may do is `gateway.auth.scopes`.
+`upgrade.Gatekeeper` has looked at the request before; what a principal may do is `auth.scopes`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Cred
 from gateway.auth.expiry import Expiries
 from gateway.config import Config
 from gateway.connections.connection import Connection
-from gateway.handshake import RETRY_AFTER, RefusedError
+from gateway.handshake.rejections import Stage
+from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
-from gateway.rejections import Stage
 from gateway.rpc.method import Refusal
 from gateway.status import Phase, Status
 
-logger = logging.getLogger("gateway.admission")
+logger = logging.getLogger(__name__)
 
 _CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisopod-gateway", error="invalid_token"'}
 _SLICE: Final = 200

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.proxies import Proxies, format_address
+from gateway.handshake.proxies import Proxies, format_address
 
 TRUSTED = ("10.0.0.0/8", "192.0.2.53", "2001:db8:ffff::/48", "::1")
 NGINX = "10.0.0.1:40000"

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 
 from gateway.limits import Sampler, address_key
 
-logger = logging.getLogger("gateway.handshake")
+logger = logging.getLogger(__name__)
 
 REJECTIONS: Final = (20, 10.0)
 TIMEOUTS: Final = (100, 10.0)

@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 
 from gateway import errors
-from gateway.admission import Admission
 from gateway.auth.credentials import described
 from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.registry import Connections
 from gateway.deadlines import Sweep
 from gateway.errors import Disconnect
-from gateway.rejections import Rejections
+from gateway.handshake.admission import Admission
+from gateway.handshake.rejections import Rejections
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import Message
@@ -41,7 +41,7 @@ class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
     token: str
 
 
-class Antechamber:
+class Preauth:
     """The `connection.Endpoint` of those who owe their credential; ``inside`` is that of those who have brought it.
 
     ``authenticate`` is the method of that name, ``welcome`` makes the first frame, ``entered`` is told of everybody who

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway import rejections
-from gateway.rejections import REJECTIONS, TIMEOUTS, Rejections
+from gateway.handshake import rejections
+from gateway.handshake.rejections import REJECTIONS, TIMEOUTS, Rejections
 from gateway.telemetry import log
 
 LOGGED, SECONDS = REJECTIONS
@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def refusals(clock: Clock, caplog: pytest.LogCaptureFixture) -> Rejections:
-    caplog.set_level(logging.INFO, "gateway.handshake")
+    caplog.set_level(logging.INFO, "gateway.handshake.rejections")
     return Rejections()
 
 
@@ -69,7 +69,7 @@ def test_a_rejection_is_logged_with_its_stage_its_reason_and_what_else_is_known(
     assert line.pop("time")
     assert line == {
         "level": "info",
-        "logger": "gateway.handshake",
+        "logger": "gateway.handshake.rejections",
         "event": "handshake.rejected",
         "message": "handshake rejected: no such host",
         "remote": "192.0.2.7:47011",
@@ -85,7 +85,7 @@ def test_a_timeout_is_logged_with_its_stage_and_the_whole_time(refusals: Rejecti
     assert line.pop("time")
     assert line == {
         "level": "info",
-        "logger": "gateway.handshake",
+        "logger": "gateway.handshake.rejections",
         "event": "handshake.timeout",
         "message": "no handshake within 5.0 s",
         "remote": "unix",
@@ -170,6 +170,6 @@ def test_who_floods_silences_their_own_address_alone(refusals: Rejections, many:
 
 
 def test_a_gateway_that_logs_less_counts_all_the_same(refusals: Rejections, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "gateway.handshake")
+    caplog.set_level(logging.WARNING, "gateway.handshake.rejections")
     refusals.rejected("192.0.2.7:1", "why", "request")
     assert (refusals.failures["request"], caplog.records) == (1, [])

@@ -21,11 +21,11 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from gateway.deadlines import Deadlines
-from gateway.proxies import format_address
-from gateway.rejections import Rejections, Stage
+from gateway.handshake.proxies import format_address
+from gateway.handshake.rejections import Rejections, Stage
 from gateway.websocket.reader import RequestProtocol
 
-logger = logging.getLogger("gateway.listener")
+logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 """Connections that the kernel queues for one socket; it takes no more than net.core.somaxconn."""

@@ -11,8 +11,8 @@ from aiohttp import HttpVersion11, hdrs, web
 from yarl import URL
 
 from gateway.config import Server, is_loopback
-from gateway.proxies import Proxies, format_address, forwarded_for
-from gateway.rejections import Stage
+from gateway.handshake.proxies import Proxies, format_address, forwarded_for
+from gateway.handshake.rejections import Stage
 from gateway.websocket.reader import RequestProtocol
 
 RETRY_AFTER: Final = 5

@@ -1,0 +1,1 @@
+"""From TCP accept to an admitted connection."""

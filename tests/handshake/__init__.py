@@ -1,0 +1,1 @@
+"""Tests of `gateway/handshake/`, a file for each module."""
