@@ -1,4 +1,4 @@
-"""Bounds that are counted here and enforced by those who ask. Pure: time comes in as a callable or a number."""
+"""Counters, rates and back-offs, which the callers enforce. Pure: time comes in as a callable or a number."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Callable
 from typing import Final
 
 PATIENCE: Final = 10
-"""How many bursts may be refused beyond what is served, until a peer is taken to ignore its rate limit."""
+"""How many bursts of requests may be refused, beyond those that are served, before a peer counts as flooding."""
 
 FREE_FAILURES: Final = 10
-"""Credentials of one address that may be wrong before it has to wait."""
+"""How many wrong credentials an address may bring before it has to wait."""
 
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 60.0
-"""Seconds that an address waits after one wrong credential more: the first time, and at most. Each doubles the last."""
+"""Seconds that an address waits after another wrong credential. Each wait is twice the last one, up to the longest."""
 
 _ROUNDING: Final = 1e-6
-"""Of times as floating-point numbers: who waits exactly as told is served."""
+"""Seconds. Times are floating-point numbers, and a peer that waits exactly as long as it was told must be served."""
 
 FORGET: Final = 600.0
-"""Seconds without a wrong credential after which those of an address are forgotten."""
+"""Seconds after its last wrong credential until an address has a clean record again."""
 
 
 def address_key(remote: str) -> str:
-    """What limits count as one address: an IPv4 address, an IPv6 /64; empty for a Unix socket, which has none.
+    """Return what limits count as one address: an IPv4 address or an IPv6 /64, or an empty string for a Unix socket.
 
-    ``remote`` is ``addr:port`` or ``[addr]:port``. An IPv6 host has the whole of its /64 (RFC 6177 section 2).
+    ``remote`` is ``addr:port`` or ``[addr]:port``. An IPv6 host may use every address of its /64 (RFC 6177 section 2).
     """
     address = remote.rpartition(":")[0]
     if not address.startswith("["):
         return address
     host = ipaddress.IPv6Address(address[1:-1].partition("%")[0])
-    if host.ipv4_mapped is not None:  # as a socket of both families has it
+    if host.ipv4_mapped is not None:  # how a socket of both families shows an IPv4 peer
         return str(host.ipv4_mapped)
     return str(ipaddress.ip_network((host, 64), strict=False))
 
 
 class Counts:
-    """How many there are of each key; a key of which there are none takes no memory."""
+    """Counts things by key. A key whose count is zero takes no memory."""
 
     __slots__ = ("_counts",)
 
@@ -46,15 +46,15 @@ class Counts:
         self._counts: dict[str, int] = {}
 
     def of(self, key: str) -> int:
-        """How many there are."""
+        """Return the count of this key."""
         return self._counts.get(key, 0)
 
     def enter(self, key: str) -> None:
-        """One more."""
+        """Count one more of this key."""
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def leave(self, key: str) -> None:
-        """One less. Raises KeyError where there is none."""
+        """Count one less of this key. Raises KeyError if its count is zero."""
         left = self._counts[key] - 1
         if left:
             self._counts[key] = left
@@ -63,7 +63,7 @@ class Counts:
 
 
 class Rate:
-    """``per_second``, and ``burst`` at once: what many `Bucket`s have in common."""
+    """A rate limit that many `Bucket`s share: ``per_second``, and up to ``burst`` at once; 0: as many as a second's."""
 
     __slots__ = ("burst", "per_second", "tolerated")
 
@@ -71,13 +71,14 @@ class Rate:
         self.per_second = per_second
         self.burst = max(1.0, burst or per_second)
         self.tolerated = PATIENCE * self.burst
-        """Refusals, less those served meanwhile, beyond which it is a flood."""
+        """The most requests that may be refused, less those served meanwhile, before a peer counts as flooding."""
 
 
 class Bucket:
-    """A token bucket that also counts how often it was asked in vain. Starts full.
+    """A token bucket that also counts refusals. It starts full.
 
-    One that is served makes up for one that was refused: who waits as told is served every second time.
+    A request that is served cancels out one that was refused, so a peer that waits as it is told never reaches the
+    bound of refusals: it is served at least every second time.
     """
 
     __slots__ = ("_at", "_left", "_rate", "_refused")
@@ -89,7 +90,7 @@ class Bucket:
         self._refused = 0
 
     def take(self, now: float) -> float:
-        """Take one at ``now``: 0.0 where there was one, else the seconds until there is."""
+        """Take a token at ``now``. Returns 0.0 if there was one, otherwise the seconds until there will be."""
         rate = self._rate
         left = self._left + (now - self._at) * rate.per_second
         self._at = now
@@ -106,14 +107,14 @@ class Bucket:
 
     @property
     def ignored(self) -> bool:
-        """Whether it was asked in vain for too long."""
+        """Whether so many requests were refused that the peer seems to ignore the limit."""
         return self._refused > self._rate.tolerated
 
 
 class Failures:
-    """Wrong credentials of each address, and how long the next one has to wait.
+    """Counts wrong credentials by address, and makes an address wait that brings too many.
 
-    It remembers ``max_keys`` addresses at most and then forgets the one that has failed least lately.
+    It remembers at most ``max_keys`` addresses. To make room it forgets the one whose last failure is the oldest.
     """
 
     __slots__ = ("_clock", "_keys", "_max_keys")
@@ -121,10 +122,10 @@ class Failures:
     def __init__(self, clock: Callable[[], float], max_keys: int = 10_000) -> None:
         self._clock = clock
         self._max_keys = max_keys
-        self._keys: dict[str, tuple[int, float]] = {}  # how many, and when the last one was
+        self._keys: dict[str, tuple[int, float]] = {}  # how many, and the time of the last one
 
     def wait(self, key: str) -> float:
-        """Seconds until a credential of this address is looked at; 0.0: now."""
+        """Return the seconds until the next credential of this address is looked at, 0.0 for at once."""
         known = self._keys.get(key)
         if known is None:
             return 0.0
@@ -136,7 +137,7 @@ class Failures:
         return max(0.0, _wait_after(count) - since)
 
     def failed(self, key: str) -> None:
-        """Note a wrong credential."""
+        """Note a wrong credential of this address."""
         count, _ = self._keys.pop(key, (0, 0.0))  # the order of the keys is that of their last failures
         if len(self._keys) >= self._max_keys:
             del self._keys[next(iter(self._keys))]
@@ -150,10 +151,10 @@ def _wait_after(count: int) -> float:
 
 
 class Sampler:
-    """Decides which of many like lines reach the log: the first ``burst`` of each key in ``window`` seconds.
+    """Decides which of many similar lines reach the log: the first ``burst`` of each key in ``window`` seconds.
 
-    What is left out is counted, and the count is given with the next line of that key. It remembers ``max_keys`` keys
-    at most and then forgets the one it has known longest, so that many addresses cannot make it grow.
+    It counts the lines that it leaves out, and gives the count with the next line of the same key. It remembers at most
+    ``max_keys`` keys and forgets the oldest to make room, so many addresses cannot make it grow.
     """
 
     __slots__ = ("_burst", "_clock", "_keys", "_max_keys", "_window")
@@ -166,7 +167,7 @@ class Sampler:
         self._keys: dict[str, _Tally] = {}
 
     def admit(self, key: str) -> int | None:
-        """Count one occurrence: None if it is to be left out, else how many were left out since the last line."""
+        """Count one occurrence. Returns None to leave it out, otherwise how many were left out since the last line."""
         now = self._clock()
         tally = self._keys.get(key)
         if tally is None:

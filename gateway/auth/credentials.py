@@ -1,4 +1,4 @@
-"""What a valid credential gives, and what is raised for one that is not."""
+"""What a valid credential gives, what is raised for one that is not valid, and what tells them apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.timestamps import rfc3339_seconds
 
 
 class Credential(NamedTuple):
-    """A credential that was right. ``voucher`` is what vouches for it: a token's digest, or the fingerprint of a key.
+    """A credential that was valid. ``voucher`` is what vouches for it: a token's digest, or the fingerprint of a key.
 
     The credential itself is kept nowhere.
     """
@@ -21,10 +21,10 @@ class Credential(NamedTuple):
 
 
 ANYBODY: Final = Credential(ANONYMOUS, b"")
-"""What everybody has in mode none."""
+"""The credential of every connection in mode none."""
 
 NO_CREDENTIAL: Final = Credential(NOBODY, b"")
-"""What a connection has that still owes its credential."""
+"""What stands for the credential of a connection that has not brought one yet."""
 
 
 class PrincipalInfo(msgspec.Struct, rename="camel"):
@@ -43,18 +43,18 @@ def described(principal: Principal) -> PrincipalInfo:
 
 
 class CredentialError(Exception):
-    """A credential that is not right. The text says why; it has nothing of the credential."""
+    """A credential is not valid. The text says why, and reveals nothing of the credential."""
 
 
 class Authenticator(Protocol):
-    """Verifies credentials, of one mode."""
+    """Verifies the credentials of one mode."""
 
     @property
     def asks(self) -> bool:
-        """Whether a credential is owed at all."""
+        """Whether connections must bring a credential."""
 
     def verify(self, token: str, now: float) -> Credential:
-        """Raises CredentialError; ``now`` is seconds since the epoch."""
+        """Return what a valid credential gives. ``now`` is in seconds since the epoch. Raises CredentialError."""
 
     def renewed(self, credential: Credential) -> Credential | None:
-        """The same credential under the tokens or keys of this authenticator; None where they no longer have it."""
+        """Return the credential as this authenticator's tokens or keys have it, None if they no longer vouch for it."""

@@ -1,7 +1,7 @@
-"""Credentials that expire while their connection is open: announced, then ended with 4004.
+"""Credentials that expire while their connection is open: the peer is warned, then the connection ends with 4004.
 
-An expiry is a moment of the wall clock, and turned into a wait when the credential is adopted: a clock that jumps later
-ends nobody.
+A credential expires at a moment of the wall clock. It becomes a wait when the connection adopts the credential, so a
+clock that jumps later ends no connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.timestamps import rfc3339_seconds
 
 
 class Holder(Hashable, Protocol):
-    """An open connection, as far as its credential is concerned."""
+    """What this module needs of an open connection."""
 
     principal: Principal
 
@@ -30,7 +30,7 @@ class Holder(Hashable, Protocol):
 
 
 class Expiries:
-    """Those whose credential expires some day. ``notice`` is seconds, 0: nothing is announced."""
+    """The connections whose credential expires. They are warned ``notice`` seconds before; 0: they are not warned."""
 
     def __init__(self, notice: float, wall: Callable[[], float] = time.time) -> None:
         self._notice = notice
@@ -39,7 +39,7 @@ class Expiries:
         self._ends: Sweep[Holder] = Sweep(_expired)
 
     def watch(self, holder: Holder) -> None:
-        """Its credential has been adopted. Again for the next one, which takes the place of the one before."""
+        """Watch a connection that has adopted a credential. Call it again when the connection adopts another one."""
         self.forget(holder)
         expires_at = holder.principal.expires_at
         if expires_at is None:
@@ -50,7 +50,7 @@ class Expiries:
             self._notices.begin(holder, max(0.0, left - self._notice))
 
     def forget(self, holder: Holder) -> None:
-        """It is over. Harmless for one that is not watched."""
+        """Stop watching a connection. Does nothing if it is not watched."""
         self._notices.done(holder)
         self._ends.done(holder)
 

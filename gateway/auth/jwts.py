@@ -1,6 +1,6 @@
 """Mode jwt: JSON Web Tokens (RFC 7519), verified by PyJWT with keys from a file, as RFC 8725 advises.
 
-The algorithms are those of the configuration, never the token's own word alone; each key is used with its own kind.
+Only algorithms of the configuration are used, whatever the token says, and each key only with algorithms of its kind.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from gateway.config import ConfigError, Jwt
 from gateway.names import is_peer_name
 
 MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
-"""Bytes that a secret must have for each algorithm: as many as the hash (RFC 7518 section 3.2)."""
+"""The least bytes of a secret for each algorithm: as many as its hash has (RFC 7518 section 3.2)."""
 
 MIN_RSA_BITS: Final = 2048
-"""RFC 7518 section 3.3."""
+"""The least bits of an RSA key (RFC 7518 section 3.3)."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _NEEDED: Final = ["exp", "sub", "role"]
 
 
 REMEMBERED: Final = 4096
-"""Tokens that were right and are not verified again: a reconnect costs a digest instead of a signature."""
+"""How many valid tokens are remembered: a reconnect then costs a digest instead of a signature."""
 
 
 class Key(NamedTuple):
-    """A key, the algorithms that it is used with, its ``kid`` where it has one, and its fingerprint."""
+    """A key, the algorithms that it is used with, its ``kid`` if it has one, and its fingerprint."""
 
     key: Any
     algorithms: list[str]
@@ -60,7 +60,7 @@ class Jwts:
         self._verified: dict[bytes, Credential] = {}
 
     def verify(self, token: str, now: float) -> Credential:
-        """Raises CredentialError. The claims are looked at only where the signature is right."""
+        """Return what a valid JWT gives. Raises CredentialError. Claims count only after the signature is verified."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)
         if known is not None and (known.principal.expires_at or 0.0) > now:
@@ -90,7 +90,7 @@ class Jwts:
         raise CredentialError(why)
 
     def _claims(self, token: str, key: Key) -> Mapping[str, Any]:
-        """Raises CredentialError, and InvalidSignatureError for another key's."""
+        """Verify and decode a JWT. Raises CredentialError, and InvalidSignatureError if another key has signed it."""
         # The times are compared here, with the gateway's own clock.
         options: Any = {"require": _NEEDED, "verify_exp": False, "verify_nbf": False, "verify_iat": False}
         try:
@@ -113,7 +113,7 @@ class Jwts:
             raise CredentialError("the JWT is malformed") from None
 
     def renewed(self, credential: Credential) -> Credential | None:
-        """A JWT stands as long as its key does."""
+        """Return the credential as long as its key is still there, otherwise None."""
         return credential if credential.voucher in self._fingerprints else None
 
 
@@ -147,7 +147,7 @@ def _number(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def load(config: Jwt) -> Jwts:
-    """The keys of the file that the configuration names. Raises `config.ConfigError`."""
+    """Read the keys from the file that the configuration names. Raises `config.ConfigError`."""
     if config.secret_file:
         keys = [_secret(config.secret_file, config.algorithms)]
     elif config.public_key_file:
@@ -190,7 +190,7 @@ def _public_key(path: str, algorithms: tuple[str, ...]) -> Key:
 
 
 def _fitting(key: object, algorithms: tuple[str, ...]) -> list[str]:
-    """Those of the algorithms that a public key, or a secret, is for."""
+    """Return those of the algorithms that fit a public key or a secret."""
     if isinstance(key, RSAPublicKey):
         return [name for name in algorithms if name.startswith("RS") and key.key_size >= MIN_RSA_BITS]
     if isinstance(key, EllipticCurvePublicKey):
@@ -209,7 +209,7 @@ def _fingerprint(key: Any) -> bytes:
 
 
 def _key_set(path: str, algorithms: tuple[str, ...]) -> list[Key]:
-    """A JSON Web Key Set (RFC 7517 section 5): keys that are not for these algorithms are left out."""
+    """Read a JSON Web Key Set (RFC 7517 section 5). Keys that fit none of the algorithms are left out."""
     at = "auth.jwt.jwks_file"
     try:
         members = json.loads(_content(path, at))["keys"]

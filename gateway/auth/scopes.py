@@ -1,7 +1,7 @@
-"""What a principal may do: scopes, their patterns, and the roles that come with some. Pure.
+"""What a principal may do: scopes, and the roles that have some of their own. Pure.
 
-A scope is ``admin``, or a verb and a pattern: ``call:camera.*``. A pattern's parts are divided by dots; ``*`` stands
-for one part, ``>`` for the rest, one part at least. ``*`` alone is every scope. What no scope allows is refused.
+A scope is ``admin``, or a verb and a pattern of names, such as ``call:camera.*``; see `gateway.names`. ``*`` alone
+stands for every scope. What no scope allows is refused.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from gateway.names import OWN, PATTERN, RESERVED, matches
 
 ADMIN: Final = "admin"
 EVERYTHING: Final = "*"
-"""The scope that holds all others; only mode none gives it."""
+"""The scope that covers all others. Only mode none gives it."""
 
 ANY_CALL: Final = "call:"
-"""The scope of who may call anything at all."""
+"""The scope of a caller that may call any method at all. Every ``call:`` scope covers it."""
 
 ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
     "operator": ("admin", "call:>", "subscribe:>", "publish:>"),
     "node": ("serve:>", "publish:>", "subscribe:>"),
     "ui": ("call:>", "subscribe:>"),
 }
-"""What a role has of its own, where its credential names no scopes."""
+"""The scopes of each role, for a credential that names none itself."""
 
 
 _SCOPE: Final = re.compile(f"(?:call|serve|subscribe|publish):{PATTERN}")
@@ -33,14 +33,14 @@ _SCOPE: Final = re.compile(f"(?:call|serve|subscribe|publish):{PATTERN}")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a connection belongs to. ``expires_at`` is seconds since the epoch, None for never."""
+    """The owner of a connection. ``expires_at`` is in seconds since the epoch, None for never."""
 
     name: str
     role: str
     scopes: tuple[str, ...]
     expires_at: float | None = None
     _known: dict[str, bool] = field(init=False, repr=False, compare=False)
-    """What was asked already: each routed call asks, and mostly the same. Those with the same scopes share it."""
+    """Answers that are known: each routed call asks, mostly the same. Principals with the same scopes share them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_known", _known_of(self.scopes))
@@ -48,8 +48,8 @@ class Principal:
     def allows(self, scope: str) -> bool:
         """Whether one of the scopes covers the concrete ``scope``, such as ``call:camera.snapshot`` or ``admin``.
 
-        The gateway's own names are out of every pattern's reach: nobody serves or publishes there, and an admin
-        alone subscribes to its topics.
+        No pattern reaches the gateway's own names: no principal may serve or publish them, and only an admin may
+        subscribe to its topics.
         """
         known = self._known.get(scope)
         return self._find_out(scope) if known is None else known
@@ -77,16 +77,16 @@ def _known_of(scopes: tuple[str, ...]) -> dict[str, bool]:
 
 
 _LONGEST: Final = 256
-"""Characters of a scope that is remembered."""
+"""The most characters of a scope whose answer is remembered."""
 
 _MOST: Final = 1000
-"""How many answers are remembered for the same scopes."""
+"""The most answers that are remembered for one set of scopes."""
 
 NOBODY: Final = Principal("", "", ())
-"""Who a connection belongs to that has not authenticated."""
+"""The principal of a connection that has not authenticated."""
 
 ANONYMOUS: Final = Principal("anonymous", "operator", (EVERYTHING,))
-"""Everybody, in mode none."""
+"""The principal of every connection in mode none."""
 
 
 def is_scope(text: str) -> bool:
@@ -95,7 +95,10 @@ def is_scope(text: str) -> bool:
 
 
 def covers(held: str, wanted: str) -> bool:
-    """Whether a held scope, which may be a pattern, covers a wanted one: concrete, a pattern too, or a verb alone."""
+    """Whether a held scope covers a wanted one.
+
+    Both may have a pattern. The wanted one may also be a verb without a name, such as `ANY_CALL`.
+    """
     if held in (EVERYTHING, wanted):
         return True
     verb, colon, pattern = held.partition(":")

@@ -1,7 +1,7 @@
 """Mode token: the file of tokens, read by the gateway and written by `python -m gateway token`.
 
-Only digests are in it. A token has 256 random bits, so a plain SHA-256 cannot be turned back and needs neither salt nor
-stretching; what is compared in constant time is the digest.
+The file holds digests only. A token has 256 random bits, so a plain SHA-256 cannot be reversed and needs neither salt
+nor stretching. Digests are compared in constant time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gateway.names import MAX_NAME, is_peer_name
 from gateway.timestamps import rfc3339_seconds
 
 TOKEN_BYTES: Final = 32
-"""Random bytes of a token."""
+"""Random bytes in a token."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NO_DIGEST: Final = b"0" * 64
@@ -38,7 +38,7 @@ _SCOPES: Final = 'an array of "admin", and of "call:", "serve:", "subscribe:" or
 
 
 class Entry(NamedTuple):
-    """One ``[[token]]``: whose it is and what it may, and the hexadecimal SHA-256 of the token."""
+    """One ``[[token]]``: whose it is, what that principal may do, and the hexadecimal SHA-256 of the token."""
 
     principal: Principal
     sha256: str
@@ -53,7 +53,7 @@ class Tokens:
         self._by_digest = {entry.sha256: Credential(entry.principal, entry.sha256.encode()) for entry in entries}
 
     def verify(self, token: str, now: float) -> Credential:
-        """Raises CredentialError for a token that is not in the file, or has expired."""
+        """Return what the file has of a token. Raises CredentialError if it is not in the file, or has expired."""
         digest = digest_of(token)
         credential = self._by_digest.get(digest)
         known = _NO_DIGEST if credential is None else credential.voucher
@@ -65,26 +65,27 @@ class Tokens:
         return credential
 
     def renewed(self, credential: Credential) -> Credential | None:
-        """The principal as the file has it now; None where the token is gone, or is somebody else's now."""
+        """Return the principal as the file has it now. None if the token is gone or has another owner."""
         found = self._by_digest.get(credential.voucher.decode())
         return found if found is not None and found.principal.name == credential.principal.name else None
 
 
 def digest_of(token: str) -> str:
-    """What the file has of a token."""
+    """Return the digest that the file has of a token."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def load(path: str, named_by: str = "auth.tokens_file") -> list[Entry]:
-    """The tokens of a file. Raises `config.ConfigError`, whose text is one line with the file and the key."""
+    """Read the tokens of a file. Raises `config.ConfigError`, whose text is one line with the file and the key."""
     return _entries(path, _parsed(path, named_by))
 
 
 def add(path: str, name: str, role: str, scopes: tuple[str, ...] | None, expires: datetime | None) -> str:
-    """Make a token, write its digest to the file, and return it: it is nowhere else.
+    """Make a token, write its digest to the file, and return the token, which is kept nowhere.
 
-    A file that does not exist is made, readable for its owner alone. Raises ConfigError: the file is wrong, the name is
-    taken, or what the new entry would have is wrong; and OSError. The file is then as it was.
+    If the file does not exist, it is made so that only its owner can read it. Raises ConfigError if the file is wrong,
+    the name is taken, or the new entry would be wrong, and OSError if the file cannot be written. The file is then as
+    it was.
     """
     token = secrets.token_urlsafe(TOKEN_BYTES)
     with _edited(path) as document:
@@ -109,7 +110,10 @@ def add(path: str, name: str, role: str, scopes: tuple[str, ...] | None, expires
 
 
 def revoke(path: str, name: str) -> None:
-    """Take a token out of the file. Raises ConfigError where the file is wrong or has none of this name; OSError."""
+    """Take a token out of the file.
+
+    Raises ConfigError if the file is wrong or has no token of this name, and OSError if the file cannot be written.
+    """
     with _edited(path) as document:
         tokens = document.get("token", [])
         index = next((number for number, entry in enumerate(tokens) if entry["name"] == name), None)
@@ -172,7 +176,7 @@ def _entry(path: str, at: str, table: dict[str, object]) -> Entry:
             raise ConfigError(path, f"{at}.{key}", "unknown key", f"one of {', '.join(_CHECKS)}")
     for key, (needed, right, check) in _CHECKS.items():
         if key in table and not check(table[key]):
-            # The value is not shown: somebody may have put the token itself there.
+            # The value is not shown, because it may be the token itself in the wrong place.
             raise ConfigError(path, f"{at}.{key}", f"{type(table[key]).__name__} is not allowed", right)
         if needed and key not in table:
             raise ConfigError(path, f"{at}.{key}", "missing", right)
@@ -193,7 +197,7 @@ def _is_moment(value: object) -> bool:
         return False
     try:
         rfc3339_seconds(value.timestamp())
-    except (ValueError, OverflowError):  # not in a year of four digits, where it is told in UTC
+    except (ValueError, OverflowError):  # in UTC its year does not have four digits
         return False
     return True
 
@@ -221,13 +225,13 @@ _CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
 
 @contextmanager
 def _edited(path: str) -> Iterator[tomlkit.TOMLDocument]:
-    """The file to be changed, comments and all; written when the block ends, if what is in it then is right.
+    """Give the file to be changed, comments included. It is written when the block ends, if its content is then right.
 
-    Its directory is locked meanwhile, so that of two who write at once neither's token is lost.
+    The directory is locked meanwhile, so that two processes that write at once do not lose each other's token.
     """
     with suppress(FileNotFoundError):
         os.stat(path)  # raises OSError for links in a circle
-    target = Path(path).resolve()  # where the name is a link, what it stands for is replaced
+    target = Path(path).resolve()  # if the name is a link, its target is replaced
     directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -248,7 +252,7 @@ def _edited(path: str) -> Iterator[tomlkit.TOMLDocument]:
 
 
 def _replace(target: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds the old one or the new one. Mode and owner stay."""
+    """Write a file so that a reader, even after a crash, finds the old or the new one. Mode and owner stay."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:

@@ -42,15 +42,17 @@ from gateway.config.types import (
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[server]`: where the gateway listens, and the deadlines of a connection's beginning and end.
 
-    `unix_socket`, where set, is listened on instead of `host` and `port`. `port` 0 takes a free one.
-    `tls_cert` (with its chain) and `tls_key` are PEM files; both or neither.
-    `handshake_timeout` covers TCP accept, TLS, the request head and the 101 in one budget. `receive_timeout`
-    is the longest time without a complete message or a control frame. `close_timeout` is how long a peer may
-    take to answer a close frame. `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: they
-    may not. `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
-    `allowed_hosts` empty: loopback names on loopback, any elsewhere. `allowed_origins` empty: the origin that
-    `Host` names. `trusted_proxies` are those whose X-Forwarded-For or Forwarded is believed; "unix" is whoever
-    comes by a Unix socket. Empty: no proxy.
+    If `unix_socket` is set, it is listened on instead of `host` and `port`. `port` 0 takes a free one. `tls_cert` (with
+    its chain) and `tls_key` are PEM files; both are set or neither is.
+
+    `handshake_timeout` covers TCP accept, TLS, the request head and the 101 in one budget. `receive_timeout` is the
+    longest time without a complete message or a control frame. `close_timeout` is how long a peer may take to answer a
+    close frame. `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: they are not waited for.
+    `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
+
+    If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
+    empty, the origin that `Host` names is allowed. `trusted_proxies` are the peers whose X-Forwarded-For or Forwarded
+    is believed; "unix" stands for every peer on a Unix socket.
     """
 
     host: ListenHost = "127.0.0.1"
@@ -71,24 +73,30 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[heartbeat]`: a ping after `interval` seconds of silence, dead after `timeout` more without a byte."""
+    """`[heartbeat]`: a peer that is silent for `interval` seconds gets a ping.
+
+    It is taken for dead if it sends no byte for `timeout` seconds more.
+    """
 
     interval: Seconds = 30.0
     timeout: Seconds = 10.0
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[limits]`: what one connection, one address and all of them together may use.
+    """`[limits]`: what one connection, one address and all connections together may use.
 
-    `max_connections_per_address` and `max_connections_per_principal` 0: no limit; an IPv6 address is its /64.
-    `max_unauthenticated` are the connections that still owe their credential, `max_unauthenticated_per_address`
-    those of one address. `max_message_bytes` is inclusive. `max_in_flight` counts a connection's requests,
-    `max_node_in_flight` the calls that a node has not answered, `max_batch` the elements of one batch.
-    `call_timeout` is a routed call's deadline, `max_call_timeout` the longest that a caller may ask for. A
-    connection whose outbox is over `max_outbox_bytes` for `outbox_timeout` is cut; 0: at once. `rate` is
-    requests a second and connection, 0: no limit. `burst` is how many may come at once, 0: as many as one
-    second's `rate`, and at least one. `control_rate` is pings, pongs and empty fragments a second and
-    connection, ten times as many at once, 0: no limit.
+    `max_connections_per_address` and `max_connections_per_principal` 0: no limit. An IPv6 address counts as its /64.
+    `max_unauthenticated` bounds the connections that have not brought their credential yet, and
+    `max_unauthenticated_per_address` those of one address.
+
+    `max_message_bytes` is inclusive. `max_in_flight` counts the requests of a connection, `max_node_in_flight` the
+    calls that a node has not answered, `max_batch` the elements of one batch. `call_timeout` is the deadline of a
+    routed call, `max_call_timeout` the longest one that a caller may ask for. A connection is cut if its outbox stays
+    over `max_outbox_bytes` for `outbox_timeout`; 0: at once.
+
+    `rate` is requests per second and connection; 0: no limit. `burst` is how many may come at once; 0: as many as
+    `rate` allows in a second, and at least one. `control_rate` is pings, pongs and empty fragments per second and
+    connection, and ten times as many at once; 0: no limit.
     """
 
     max_connections: Count = 10_000
@@ -110,7 +118,10 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[auth.jwt]`: how a JWT is verified (RFC 7519): by one of three files, for `issuer`, `audience`."""
+    """`[auth.jwt]`: how a JWT is verified (RFC 7519): with the keys of one of three files.
+
+    If `issuer` or `audience` is set, the JWT must have that claim with this value.
+    """
 
     algorithms: tuple[Algorithm, ...] = ()
     secret_file: FilePath = ""
@@ -121,10 +132,10 @@ class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[auth]`: who may come in. Mode none makes everybody an operator, so it is for loopback.
+    """`[auth]`: who may connect. Mode none makes every peer an operator, so it is for loopback.
 
     `allow_insecure` lets mode none listen anywhere. `tokens_file` is the TOML file of mode token. A connection is
-    told `expiry_notice` seconds before its credential expires.
+    warned `expiry_notice` seconds before its credential expires; 0: it is not.
     """
 
     mode: AuthMode = "none"
@@ -137,9 +148,9 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[events]`: how much of each topic is kept for subscribers that come back.
 
-    `history_count` messages a topic, none older than `history_age` seconds, `history_bytes` over all topics;
-    0 in any of the three: no history. `conflate` names the topics of which only the latest unsent value is
-    delivered.
+    At most `history_count` messages of a topic are kept, none longer than `history_age` seconds, and `history_bytes` of
+    all topics. If any of the three is 0, there is no history. `conflate` names topics of which only the latest unsent
+    value is delivered, and may have patterns.
     """
 
     history_count: CountOrZero = 100
@@ -150,7 +161,7 @@ class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[log]`: the least level that is written, and one JSON object a line or text for a terminal."""
+    """`[log]`: the lowest level that is written, and the format: one JSON object per line, or text for a terminal."""
 
     level: LogLevel = "info"
     format: LogFormat = "json"
@@ -161,19 +172,19 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[tracing]`: a span of OpenTelemetry for each routed call; where they go is said by its own OTEL_ variables."""
+    """`[tracing]`: an OpenTelemetry span for each routed call. The OTEL_ variables say where the spans go."""
 
     enabled: Switch = False
 
 
 class Methods(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[methods]`: `modules` are imported at start, for the methods that they define."""
+    """`[methods]`: `modules` are imported at start, because of the methods that they define."""
 
     modules: tuple[ModuleName, ...] = ()
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole configuration, one member a section. `Config()` is valid: what `conf/gateway.toml` says."""
+    """The whole configuration, one member per section. `Config()` is valid, and is what `conf/gateway.toml` says."""
 
     server: Server = Server()
     heartbeat: Heartbeat = Heartbeat()
@@ -191,7 +202,7 @@ KeyPath = tuple[str, ...]
 
 
 class Key(NamedTuple):
-    """One key as its Struct declares it; of an array, what holds for each item."""
+    """One key as its Struct declares it. If the key is an array, the members are those of its items."""
 
     plain: Any  # the type alone, so that a wrong type and a wrong value are told apart
     bounded: Any  # the type with its bounds

@@ -19,7 +19,7 @@ from gateway.config.types import ConfigError, literal
 
 _ENV_PREFIX = "GATEWAY_"
 _FILE_VARIABLE = "GATEWAY_CONFIG"
-# The second is raised for a variable with bytes that are not UTF-8, where a number or a fixed word is due.
+# The second one is raised if a variable that must be a number or a fixed word has bytes that are not UTF-8.
 _CONVERT_ERRORS = (msgspec.ValidationError, UnicodeEncodeError)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")  # TOML 1.0: all other keys are quoted
 
@@ -31,7 +31,7 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _typed(value: object) -> str:
-    """Name a value's type as TOML users know it, with the value where that is short."""
+    """Name a value's type as TOML users know it, with the value if that is short."""
     match value:
         case bool() | str() | int() | float():
             return f"{type(value).__name__} {literal(value)}"
@@ -74,7 +74,7 @@ def _convert_item(key: Key, value: object, text: bool, source: str, name: str) -
 
 
 def _convert(path: KeyPath, value: object, text: bool, source: str) -> object:
-    """Return `value` as the key at `path` wants it; `text`: it is written as in an environment variable."""
+    """Return `value` as the key at `path` wants it. `text`: it is written as in an environment variable."""
     name = _dotted(path)
     if path in TABLES:
         # The value is not shown: under [auth] it may be a credential in the wrong place.
@@ -111,7 +111,7 @@ def _from_environ(environ: Mapping[str, str]) -> Values:
     values = {}
     for variable in sorted(environ):
         name = variable.removeprefix(_ENV_PREFIX)
-        # Without a double underscore it is no key: GATEWAY_URL is the client's, others may be anybody's.
+        # Without a double underscore it is no key: GATEWAY_URL is the client's, others may be any program's.
         if name == variable or "__" not in name:
             continue
         path = tuple((name.lower() if name == name.upper() else name).split("__"))
@@ -180,7 +180,7 @@ def parse(data: Mapping[str, object], source: str = "configuration") -> Config:
     """Check `data`, tables as a TOML parser returns them, and fill in the defaults.
 
     Arrays may be lists or tuples, and numbers of seconds may be ints. `source` is what an error names. Reads
-    the files of `server.tls_cert` and `server.tls_key`, where they are set. Raises `ConfigError`.
+    the files of `server.tls_cert` and `server.tls_key` if they are set. Raises `ConfigError`.
     """
     return _build(_from_tables(data, source))
 
@@ -191,17 +191,17 @@ def load(path: str | None, environ: Mapping[str, str], flags: Mapping[str, objec
     The file is `path`, else the one that `GATEWAY_CONFIG` names, else none. A variable is
     `GATEWAY_SECTION__KEY` (`GATEWAY_AUTH__JWT__ISSUER`), the items of an array separated by commas; one
     without a double underscore is left alone. `flags` has dotted keys, as in `{"server.port": 9000}`; None is
-    "not given", and text is converted as in a variable. Each value is checked where it was set, also one that
-    another source overrides. Raises `ConfigError`.
+    "not given", and text is converted as in a variable. Each value is checked where it was set, even if another
+    source overrides it. Raises `ConfigError`.
     """
     return _build(_collect(path, environ, flags))
 
 
 def source_of(key: str, path: str | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> str:
-    """Say who set `key`, for an error that shows only in use, as with a port that is taken.
+    """Say what set `key`, for an error that shows only in use, such as a port that is taken.
 
-    Takes the arguments of `load`, and returns what `ConfigError.source` would be; "default" where nobody set
-    it. Raises `ConfigError`.
+    Takes the arguments of `load`, and returns what `ConfigError.source` would be, or "default" if no source sets it.
+    Raises `ConfigError`.
     """
     given = _collect(path, environ, flags).get(key)
     return "default" if given is None else given.source

@@ -26,9 +26,9 @@ _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[^\]]*\]|[^:/\[\]]+)(?::([1-9][0
 class ConfigError(Exception):
     """A configuration that cannot be used; `str()` is one line: `source: key: wrong; right`.
 
-    `source` is a file's path, `environment variable NAME`, or `flag --name`. `key` is the dotted key path;
-    for a file that is no TOML, the line and column; for one that cannot be read, the setting that names it.
-    `wrong` says what is wrong, `right` what would be right.
+    `source` is a file's path, `environment variable NAME`, or `flag --name`. `key` is the dotted key path. If a file is
+    not TOML, it is the line and column, and if a file cannot be read, the setting that names the file. `wrong` says
+    what is wrong, `right` what would be right.
     """
 
     def __init__(self, source: str, key: str, wrong: str, right: str) -> None:
@@ -44,7 +44,7 @@ class ConfigError(Exception):
 
 
 def literal(value: object) -> str:
-    """Write a value as TOML would, cut where it is long."""
+    """Write a value as TOML would, and cut it if it is long."""
     match value:
         case bool():
             return "true" if value else "false"

@@ -62,7 +62,7 @@ class JsonFormatter(MsgspecFormatter):
 
     `time` is RFC 3339 in UTC with milliseconds. A record without an event, as other libraries make them, has
     the event `log`. A traceback is one string, the field `traceback`. What is no JSON value becomes text. A
-    field that bears the name of one of the first five gets an underscore behind its name.
+    field with the name of one of the first five gets an underscore after its name.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def _level(record: logging.LogRecord) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return the message; one that its arguments do not fit is shown with them behind it."""
+    """Return the message. If its arguments do not fit it, they follow it."""
     try:
         return record.getMessage()
     except Exception:
@@ -176,7 +176,7 @@ def _encodable(value: object) -> object:
 
 
 def _shown(value: object) -> str:
-    """Return a field's value for the text format: JSON, but without the quotes where a word needs none."""
+    """Return a field's value for the text format: JSON, but without quotes if it is a word that needs none."""
     value = _encodable(value)
     if isinstance(value, str) and value and not any(c in ' "=' for c in value):
         return plain(value)
@@ -204,7 +204,7 @@ class LogWriter:
         self.report = report
         self.lost = 0
         """Lines lost in all."""
-        # Reentrant, for a finalizer or a signal handler may log while its thread is inside of `write`.
+        # Reentrant, because a finalizer or a signal handler may log while its thread is inside `write`.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: list[bytes] = []
@@ -300,7 +300,7 @@ class LogWriter:
                 line = self.report(self._reporting)
                 self._queue.append(line)
                 self._queued += len(line)
-                self._gap -= self._reporting  # not before: making the report may have lost a line of its own
+                self._gap -= self._reporting  # not earlier, because making the report may have lost a line of its own
             batch = self._queue[:BATCH_LINES]
             del self._queue[:BATCH_LINES]
             return batch
@@ -311,7 +311,7 @@ class LogWriter:
         unwritten = len(batch) - written
         self._failing = bool(unwritten or self._rest)
         if self._failing:
-            if self._reporting and unwritten:  # a report is no loss, but what it told is still to be told
+            if self._reporting and unwritten:  # a lost report is no lost line, but its lines are still to be reported
                 self._gap += self._reporting
                 unwritten = 0
             self.drop(unwritten + len(self._queue))
@@ -398,7 +398,7 @@ def _tune() -> None:
     logging._srcfile = None
     if sys.version_info >= (3, 12):
         logging.logAsyncioTasks = False
-    logging.raiseExceptions = False  # its place would be standard error, often the same broken descriptor
+    logging.raiseExceptions = False  # it would report to standard error, which is often the same broken descriptor
     logging.captureWarnings(True)
 
 
