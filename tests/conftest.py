@@ -7,7 +7,20 @@ from typing import Any, cast
 import pytest
 
 from tests.certs import Authority, authority
+from tests.patience import Sized
 from tests.process import Config, EventLoopName, GatewayProcess, StartGateway
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `sized`."""
+    parser.addoption("--full", action="store_true", help="give storms, crowds and random runs their full size")
+
+
+@pytest.fixture(scope="session")
+def sized(request: pytest.FixtureRequest) -> Sized:
+    """Choose between two sizes: `sized(20, 1000)` is 20, and with `--full` 1000."""
+    full = bool(request.config.getoption("--full"))
+    return lambda small, large: large if full else small
 
 
 @pytest.fixture

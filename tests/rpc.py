@@ -19,9 +19,8 @@ from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.nodes import Node
 from gateway.scopes import ANONYMOUS, Principal
+from tests.patience import WAIT
 
-WAIT = 5.0
-"""Seconds that a wait takes at most."""
 LAST = '{"jsonrpc":"2.0","id":"the last","result":null}'
 
 MESSAGES = {

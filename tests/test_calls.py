@@ -19,11 +19,11 @@ from gateway.errors import RpcError
 from gateway.jsonrpc import Message
 from gateway.method import CALL, method
 from tests import sample_methods
+from tests.fleet import until
+from tests.patience import WAIT
 from tests.rpc import Caller, Listing, accepted, connect, passes, refused, request, serve
 
-SOON = 1.5
-"""Seconds for what must not wait for a deadline."""
-LONG = 30.0
+LONG = 600.0
 """Seconds that no test waits for."""
 
 
@@ -119,7 +119,9 @@ async def test_a_dropped_call_ends_no_more() -> None:
     calls.drop(entry)
     calls.drop(entry)
     assert not calls.answered(peer, answer(entry.identity))
-    await asyncio.sleep(0.25)
+    later = Ends()
+    begin(calls, peer, later, 0.02)
+    await until(lambda: bool(later.outcomes), "the deadline of another has not passed")
     calls.lost(peer)
     assert (ends.outcomes, peer.calls, len(calls)) == ([], {}, 0)
 
@@ -128,7 +130,7 @@ async def test_a_call_ends_at_its_deadline() -> None:
     calls, peer, ends, longer = Calls(), Listing(), Ends(), Ends()
     begin(calls, peer, longer, LONG)
     entry = begin(calls, peer, ends, 0.05)
-    await asyncio.sleep(0.3)
+    await until(lambda: bool(ends.outcomes), "it has not ended")
     assert ends.outcomes == [errors.TIMEOUT]
     assert not calls.answered(peer, answer(entry.identity))
     assert (len(peer.calls), longer.outcomes) == (1, [])
@@ -167,7 +169,7 @@ async def start(peer: Listing, params: object = None, timeout: float = LONG) -> 
 async def failure(task: asyncio.Task[Any]) -> CallError:
     """The error that the call ends with, soon."""
     with pytest.raises(CallError) as caught:
-        await asyncio.wait_for(task, SOON)
+        await asyncio.wait_for(task, WAIT)
     return caught.value
 
 
@@ -186,7 +188,7 @@ async def test_a_result_is_decoded(result: object) -> None:
     peer = Listing()
     task, calls = await start(peer)
     calls.answered(peer, answer(1, result))
-    assert await asyncio.wait_for(task, SOON) == result
+    assert await asyncio.wait_for(task, WAIT) == result
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ async def test_a_client_is_called_and_answers(caller: Caller) -> None:
     assert message["params"] == {"a": 1}
     assert caller.connection.in_flight == 1
     await caller.send(reply(message, result={"b": [2]}))
-    assert await asyncio.wait_for(task, SOON) == {"b": [2]}
+    assert await asyncio.wait_for(task, WAIT) == {"b": [2]}
     assert caller.connection.in_flight == 0
     assert await caller.answers(request("get_data")) == [accepted('["hello",5]')]
 
@@ -370,7 +372,7 @@ async def test_a_client_that_closes_ends_its_calls(caller: Caller) -> None:
 async def test_a_connection_that_is_over_is_not_called(caller: Caller) -> None:
     connection = caller.connection
     await caller.ws.close()
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(WAIT):
         while caller.conn_id in caller.app[CONNECTIONS]:
             await asyncio.sleep(0.001)
     assert (await failure(asyncio.create_task(connection.call("answer", timeout=LONG)))).code == -32010
@@ -461,7 +463,7 @@ async def test_a_request_may_have_the_id_of_a_call(caller: Caller) -> None:
     assert await caller.answers(f'{{"jsonrpc":"2.0","id":"{identity}","result":1}}') == []
     assert not task.done()
     await caller.send(reply(message, result="mine"))
-    assert await asyncio.wait_for(task, SOON) == "mine"
+    assert await asyncio.wait_for(task, WAIT) == "mine"
 
 
 async def test_a_cancel_of_the_clients_does_not_reach_the_gateways_calls(caller: Caller) -> None:
@@ -469,7 +471,7 @@ async def test_a_cancel_of_the_clients_does_not_reach_the_gateways_calls(caller:
     message = await called(caller)
     assert await caller.ask(request("rpc.cancel", {"id": message["id"]}, "c")) == accepted("false", '"c"')
     await caller.send(reply(message, result=1))
-    assert await asyncio.wait_for(task, SOON) == 1
+    assert await asyncio.wait_for(task, WAIT) == 1
 
 
 async def test_who_was_called_leaves_the_drain_when_it_has_answered(caller: Caller) -> None:
@@ -484,7 +486,7 @@ async def test_who_was_called_leaves_the_drain_when_it_has_answered(caller: Call
     assert {caller.conn_id, other.conn_id} <= caller.app[CONNECTIONS].keys()
     await other.send(reply(message, result="A"))
     assert await caller.receive() == accepted('"A"')
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(WAIT):
         assert await caller.closed() == 1001
         assert await other.closed() == 1001
         await drain

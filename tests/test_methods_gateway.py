@@ -11,7 +11,8 @@ from gateway import __version__
 from gateway.app import STATUS
 from gateway.scopes import Principal
 from tests.meta_schema import result_problems
-from tests.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+from tests.patience import WAIT
+from tests.rpc import Caller, accepted, connect, refused, request, serve
 
 CONFIG: dict[str, dict[str, Any]] = {
     "heartbeat": {"interval": 7.5, "timeout": 2.0},

@@ -17,7 +17,8 @@ from tests.credentials import OP, Holder, TokensFile, entered
 from tests.meta_schema import params_problems, result_problems
 from tests.peers import RawPeer
 from tests.process import StartGateway
-from tests.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+from tests.patience import WAIT
+from tests.rpc import Caller, accepted, connect, refused, request, serve
 
 SNAP = {"name": "camera.snap"}
 NAME = f"name: must be a text of 1 to {MAX_NAME} printable characters"

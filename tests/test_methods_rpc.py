@@ -12,7 +12,8 @@ from gateway.methods.rpc import DOCUMENTS
 from gateway.scopes import ANONYMOUS, Principal
 from tests import sample_methods
 from tests.meta_schema import document_problems, params_problems, result_problems
-from tests.rpc import WAIT, Caller, accepted, connect, notification, refused, request, serve
+from tests.patience import WAIT
+from tests.rpc import Caller, accepted, connect, notification, refused, request, serve
 
 OWN = [
     "connection.close",
