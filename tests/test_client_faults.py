@@ -13,6 +13,7 @@ from gateway.client import Backoff, CallError, Client, Event, Gap, ServedCall, S
 from tests.command import run
 from tests.faulty_proxy import FaultyProxy
 from tests.fleet import until
+from tests.patience import WAIT
 from tests.process import GatewayProcess, StartGateway
 
 CUTS = 1000
@@ -140,7 +141,7 @@ async def test_a_thousand_cuts(gateway: StartGateway) -> None:
 
         asking = [ledger.ask(client, lambda: not tasks[0].done()) for _, client in others for _ in range(3)]
         count, *_ = await asyncio.gather(publish(), *tasks, *asking)
-        await until(lambda: follower.last() == count, "the last event never came", timeout=10)
+        await until(lambda: follower.last() == count, "the last event never came")
         following.cancel()
         await asyncio.wait([following])
         await answers(others[1][1], "work.do", {"number": 0})
@@ -154,7 +155,7 @@ async def test_a_thousand_cuts(gateway: StartGateway) -> None:
 
 async def answers(client: Client, method: str, params: Any) -> Any:
     """Call until the node is back and answers."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT):
         while True:
             try:
                 return await client.call(method, params, retry=True)
@@ -173,7 +174,7 @@ async def test_cancelling_a_task_cancels_at_the_node(gateway: StartGateway) -> N
         async def long(params: Any, call: ServedCall) -> None:
             try:
                 await call.progress("begun")
-                await asyncio.sleep(30)
+                await asyncio.sleep(600)
             except asyncio.CancelledError:
                 cancelled.set()
                 raise
@@ -184,7 +185,7 @@ async def test_cancelling_a_task_cancels_at_the_node(gateway: StartGateway) -> N
         waiting = asyncio.create_task(_result(running))
         await asyncio.sleep(0.01)
         waiting.cancel()
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), WAIT)
         with pytest.raises(asyncio.CancelledError):
             await waiting
         await process.wait_event("call.failed", error="cancelled")
@@ -203,31 +204,31 @@ async def test_a_call_in_flight_fails_at_once_when_the_connection_breaks(gateway
         async def long(params: Any, call: ServedCall) -> None:
             begun.set()
             try:
-                await asyncio.sleep(30)
+                await asyncio.sleep(600)
             finally:
                 ended.set()
 
         await node.serve("worker")
         calling = asyncio.create_task(caller.call("work.long", retry=True))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(begun.wait(), WAIT)
         proxy.cut("reset")
         with pytest.raises(CallError) as failed:
-            await asyncio.wait_for(calling, 5)
+            await asyncio.wait_for(calling, WAIT)
         assert (failed.value.name, failed.value.outcome, failed.value.temporary) == ("connection_lost", "unknown", True)
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), WAIT)
         assert await caller.call("gateway.ping", [1]) == [1]
 
 
 async def test_a_dead_gateway_is_noticed_by_the_heartbeat(gateway: StartGateway) -> None:
     process = await gateway()
-    async with through_proxy(process, heartbeat=0.2, connect_timeout=2.0) as (proxy, client):
+    async with through_proxy(process, heartbeat=0.2, connect_timeout=10.0) as (proxy, client):
         proxy.swallow = True
         with pytest.raises(CallError) as failed:
-            await client.call("gateway.ping", timeout=5.0)
+            await client.call("gateway.ping", timeout=WAIT)
         assert failed.value.outcome == "unknown"
         assert "does not answer" in client.why
         proxy.heal()
-        assert await client.call("gateway.ping", [2], timeout=10.0) == [2]
+        assert await client.call("gateway.ping", [2], timeout=WAIT) == [2]
 
 
 async def test_calls_wait_for_the_connection_within_their_time(gateway: StartGateway) -> None:

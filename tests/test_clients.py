@@ -15,13 +15,13 @@ import pytest_asyncio
 from aiorpcx.websocket import WSTransport  # type: ignore[import-untyped]  # as above
 
 from tests.command import run_node
+from tests.patience import WAIT
 from tests.process import GatewayProcess
 from tests.rpc import refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CLIENT: Final = Path(__file__).resolve().parent / "js" / "client.cjs"
-WAIT: Final = 20.0
 TEXT: Final = '\N{GRINNING FACE} \u2028 \\ " \0'
 
 

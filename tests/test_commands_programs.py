@@ -33,7 +33,7 @@ def gone(pid: int) -> bool:
 
 
 async def until_gone(pid: int) -> None:
-    await until(lambda: gone(pid), "it still runs", 5.0)
+    await until(lambda: gone(pid), "it still runs")
 
 
 async def pid_in(file: Path) -> int:

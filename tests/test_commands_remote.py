@@ -11,6 +11,7 @@ import pytest
 
 from gateway import tokens
 from tests.command import Ended
+from tests.patience import START
 from tests.process import ROOT, GatewayProcess, StartGateway, clean_environment
 from tests.remote import Command, misused, run
 
@@ -129,9 +130,9 @@ async def test_each_connect_reads_the_token_anew(gateway: StartGateway, file: st
     second = tokens.add(file, "second", "operator", None, None)
     where = await with_tokens(gateway, file)
     async with Command("watch", "a", "--token-file", str(kept), where=where):
-        await where.wait_event("connection.opened", principal="first", timeout=7.0)
+        await where.wait_event("connection.opened", principal="first", timeout=START)
         kept.write_text(second)
-        await where.wait_event("connection.opened", principal="second", timeout=15.0)
+        await where.wait_event("connection.opened", principal="second", timeout=START)
 
 
 async def test_a_reader_that_goes_away_is_no_error(gateway: StartGateway) -> None:
@@ -147,6 +148,6 @@ async def test_a_reader_that_goes_away_is_no_error(gateway: StartGateway) -> Non
         stderr=asyncio.subprocess.PIPE,
     )
     os.close(writing)
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(START):
         _, errors = await process.communicate()
     assert (process.returncode, errors) == (141, b"")

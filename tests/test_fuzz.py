@@ -9,6 +9,7 @@ from tests.fuzz import run
 from tests.fuzz.matching import strangers
 from tests.fuzz.model import Burst, Got, Malformed, Model, members, parse, read_reply, unmatched
 from tests.fuzz.mutate import Source
+from tests.patience import START
 from tests.process import ROOT, EventLoopName, StartGateway
 
 SEEDS: dict[EventLoopName, int] = {"asyncio": 3001, "uvloop": 3002}
@@ -57,7 +58,7 @@ async def test_growth_is_found(gateway: StartGateway, monkeypatch: pytest.Monkey
 
 def test_the_command_says_what_it_did() -> None:
     command = (sys.executable, "-m", "tests.fuzz", "--messages", "60", "--seed", "7", "--connections", "2")
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=True)
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START, check=True)
     assert shown.stdout.startswith("seed 7\n60 messages, ")
     assert shown.stdout.endswith("found: nothing\n")
 
@@ -65,7 +66,7 @@ def test_the_command_says_what_it_did() -> None:
 @pytest.mark.parametrize("wrong", [["--messages", "0"], ["--loop", "trio"], ["--seed", "x"]])
 def test_wrong_usage(wrong: list[str]) -> None:
     command = (sys.executable, "-m", "tests.fuzz", *wrong)
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START, check=False)
     assert shown.returncode == 2
     assert shown.stderr.startswith("usage: fuzz ")
 

@@ -15,9 +15,9 @@ from gateway.scopes import Principal
 from tests import sample_methods
 from tests.credentials import OP, Holder, TokensFile, entered
 from tests.meta_schema import params_problems, result_problems
+from tests.patience import WAIT
 from tests.peers import RawPeer
 from tests.process import StartGateway
-from tests.patience import WAIT
 from tests.rpc import Caller, accepted, connect, refused, request, serve
 
 SNAP = {"name": "camera.snap"}

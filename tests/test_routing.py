@@ -30,8 +30,6 @@ from tests.process import ROOT, Config, GatewayProcess, StartGateway
 from tests.routed import SNAP, Scene, ask, cancelled, hear, lost, outcomes, quiet, register, say, scene
 from tests.rpc import Listing, NodeListing, accepted, connect, notification, refused, request, serve
 
-
-
 # The ends of a call that the node has got
 
 
