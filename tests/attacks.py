@@ -341,7 +341,8 @@ async def siege(
 ) -> AsyncIterator[Siege]:
     """While something goes on, let another peer ask; each answer has to come, and at the end all sockets be back.
 
-    growth: bytes that the resident memory may grow by, None: not looked at. headers: for the other peer's upgrade. every: how often it asks.
+    growth: bytes that the resident memory may grow by, None: not looked at. headers: for the other peer's upgrade.
+    every: how often it asks.
     """
     with await RawPeer.open(where, headers=headers) as peer:
         await peer.welcome()

@@ -1,14 +1,26 @@
 """Fixtures that several files share."""
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
+from hypothesis import settings
 
 from tests.certs import Authority, authority
 from tests.patience import Sized
 from tests.process import Config, EventLoopName, GatewayProcess, StartGateway
+
+# An example that takes long on a busy machine is none that fails.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
+
+def pytest_configure() -> None:
+    """Have processes get SIGINT also where a shell has started the tests in the background, and so ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
