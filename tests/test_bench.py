@@ -59,7 +59,7 @@ def report(*samples: Sample) -> Report:
 
 def test_rpc_measures_every_server() -> None:
     with_all = plan(*OPEN.names)
-    run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.3, warmup=0.05)
+    run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.5, warmup=0.05)
     rows = run.rows()
     assert [(row.shape, row.server) for row in rows] == [("5x4", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-uvloop", BASE, "aiohttp-json", "websockets"} <= {row.server for row in rows}
@@ -74,7 +74,7 @@ def test_rpc_measures_every_server() -> None:
 
 def test_routed_measures_every_server() -> None:
     with_all = plan(*RELAYS.names, field=RELAYS)
-    rows = routed.run(with_all, [8], seconds=0.1, warmup=0.05).rows()
+    rows = routed.run(with_all, [8], seconds=1.0, warmup=0.05).rows()
     assert [(row.shape, row.server) for row in rows] == [("8 in flight", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-token-uvloop", RELAY_BASE, "websockets"} <= {row.server for row in rows}
     for row in rows:
@@ -86,7 +86,7 @@ def test_routed_measures_every_server() -> None:
 
 
 def test_each_part_of_a_round_is_a_sample_beside_the_bases() -> None:
-    run = routed.run(plan("websockets", field=RELAYS), [2, 1], seconds=0.4, warmup=0.05)
+    run = routed.run(plan("websockets", field=RELAYS), [2, 1], seconds=1.0, warmup=0.05)
     met = [(sample.shape, sample.server, sample.round) for sample in run.samples]
     shapes, servers = ("2 in flight", "1 in flight"), (RELAY_BASE, "websockets")
     assert met == [
@@ -98,7 +98,7 @@ def test_each_part_of_a_round_is_a_sample_beside_the_bases() -> None:
 
 def test_fanout_measures_every_server() -> None:
     with_all = plan(*FANOUTS.names, field=FANOUTS)
-    rows = fanout.run(with_all, 30, 100, seconds=0.3, warmup=0.05).rows()
+    rows = fanout.run(with_all, 30, 100, seconds=0.5, warmup=0.05).rows()
     assert [(row.shape, row.server) for row in rows] == [("100 bytes to 30", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-uvloop", FANOUT_BASE, "websockets"} <= {row.server for row in rows}
     for row in rows:
@@ -176,7 +176,7 @@ def test_held_connections_answer_pings() -> None:
 
 
 def test_the_command_prints_one_json_object() -> None:
-    arguments = ("rpc", "--servers", "aiohttp-json", "--rounds", "2", "--shapes", "2x2", "--seconds", "0.1")
+    arguments = ("rpc", "--servers", "aiohttp-json", "--rounds", "2", "--shapes", "2x2", "--seconds", "0.5")
     run = subprocess.run(
         [*COMMAND, *arguments, "--warmup", "0.05", "--json"],
         cwd=ROOT,

@@ -218,7 +218,7 @@ async def test_a_call_in_flight_fails_at_once_when_the_connection_breaks(gateway
 
 async def test_a_dead_gateway_is_noticed_by_the_heartbeat(gateway: StartGateway) -> None:
     process = await gateway()
-    async with through_proxy(process, heartbeat=0.2, connect_timeout=10.0) as (proxy, client):
+    async with through_proxy(process, heartbeat=1.0, connect_timeout=10.0) as (proxy, client):
         proxy.swallow = True
         with pytest.raises(CallError) as failed:
             await client.call("gateway.ping", timeout=WAIT)

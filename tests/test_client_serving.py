@@ -40,7 +40,7 @@ async def test_plain_and_async_methods_their_params_and_their_description(gatewa
         async def late(params: Any, call: ServedCall) -> Any:
             await asyncio.sleep(0)
             left = call.time_left
-            return left is not None and 0 < left <= 5
+            return left is not None and 0 < left <= WAIT
 
         expected = {"params": {"a": [1, None]}, "caller": "anonymous", "method": "work.plain"}
         assert await caller.call("work.plain", {"a": [1, None]}) == expected

@@ -240,7 +240,7 @@ def test_without_the_tools_it_says_what_to_install(project: Project, tmp_path: P
     )
 
 
-@pytest.mark.timeout(300)  # it fetches and installs what setup.cfg names, and nothing of the tests' own
+@pytest.mark.timeout(900)  # it fetches and installs what setup.cfg names, and nothing of the tests' own
 async def test_a_fresh_copy_answers_and_gets_the_signals(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     fresh.mkdir()
