@@ -1,13 +1,38 @@
 """Fixtures that several files share."""
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
+from hypothesis import settings
 
 from tests.support.certs import Authority, authority
+from tests.support.patience import Sized
 from tests.support.process import Config, EventLoopName, GatewayProcess, StartGateway
+
+# An example that takes long on a busy machine is none that fails.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
+
+def pytest_configure() -> None:
+    """Have processes get SIGINT also where a shell has started the tests in the background, and so ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `sized`."""
+    parser.addoption("--full", action="store_true", help="give storms, crowds and random runs their full size")
+
+
+@pytest.fixture(scope="session")
+def sized(request: pytest.FixtureRequest) -> Sized:
+    """Choose between two sizes: `sized(20, 1000)` is 20, and with `--full` 1000."""
+    full = bool(request.config.getoption("--full"))
+    return lambda small, large: large if full else small
 
 
 @pytest.fixture

@@ -35,13 +35,14 @@ from gateway.handshake.rejections import REJECTIONS
 from gateway.status import Phase
 from tests.support.certs import authority
 from tests.support.fleet import in_process, until
+from tests.support.patience import SLACK, START, TICK, WAIT
 from tests.support.peers import Opcode, RawPeer, Target
 from tests.support.process import ROOT, clean_environment
 
 
 async def welcome(ws: ClientWebSocketResponse) -> dict[str, Any]:
     """Receive the first frame and return its params."""
-    message = await ws.receive_json(timeout=5.0)
+    message = await ws.receive_json(timeout=WAIT)
     assert message["method"] == "gateway.welcome"
     return dict(message["params"])
 
@@ -64,7 +65,7 @@ async def test_connect_and_call(aiohttp_client: AiohttpClient) -> None:
 async def test_welcome_has_all_that_the_contract_promises(aiohttp_client: AiohttpClient) -> None:
     client = await aiohttp_client(create_app(Config()))
     async with client.ws_connect("/ws") as ws:
-        message = await ws.receive_json(timeout=5.0)
+        message = await ws.receive_json(timeout=WAIT)
     params = message["params"]
     conn, instance = params["connId"], params["server"]["instance"]
     assert message == {
@@ -135,7 +136,7 @@ async def test_connections_are_in_the_registry_while_they_are_open(aiohttp_clien
         assert isinstance(connection, Connection)
         assert isinstance(connection.link, web.WebSocketResponse)
         assert connection.conn_id == ids[0]
-        assert time.time() - 5 <= connection.opened_at <= time.time()
+        assert time.time() - WAIT <= connection.opened_at <= time.time()
         await first.close()
         await until(lambda: list(registry) == ids[1:], "it is still there")
     await until(lambda: registry == {}, "it is still there")
@@ -148,7 +149,7 @@ async def test_a_sender_needs_no_more_than_the_registry(aiohttp_client: AiohttpC
     async with client.ws_connect("/ws") as ws:
         connection = app["connections"][(await welcome(ws))["connId"]]
         connection.notify("demo.hello", {"n": 1})
-        assert await ws.receive_json(timeout=5.0) == {"jsonrpc": "2.0", "method": "demo.hello", "params": {"n": 1}}
+        assert await ws.receive_json(timeout=WAIT) == {"jsonrpc": "2.0", "method": "demo.hello", "params": {"n": 1}}
 
 
 # Messages
@@ -162,10 +163,10 @@ async def test_requests_notifications_and_batches(aiohttp_client: AiohttpClient)
         await ws.send_json(notification)
         await ws.send_json([notification, notification])
         await ws.send_json([{**notification, "id": 1}, notification, {**notification, "id": "b"}])
-        replies = await ws.receive_json(timeout=5.0)
+        replies = await ws.receive_json(timeout=WAIT)
         assert [(reply["id"], reply["error"]["code"]) for reply in replies] == [(1, -32601), ("b", -32601)]
         await ws.send_str("no JSON")
-        reply = await ws.receive_json(timeout=5.0)
+        reply = await ws.receive_json(timeout=WAIT)
         assert (reply["id"], reply["error"]["code"]) == (None, -32700)
 
 
@@ -175,7 +176,7 @@ async def test_binary_is_not_spoken(aiohttp_client: AiohttpClient) -> None:
     async with client.ws_connect("/ws") as ws:
         await welcome(ws)
         await ws.send_bytes(b"{}")
-        message = await ws.receive(timeout=5.0)
+        message = await ws.receive(timeout=WAIT)
         assert (message.type, message.data) == (WSMsgType.CLOSE, 1003)
         assert message.extra
 
@@ -244,17 +245,17 @@ class Reading:
         return self._ws.close_code
 
 
-SLOW_CLOSE = parse({"server": {"drain_timeout": 20.0, "close_timeout": 10.0}})
+SLOW_CLOSE = parse({"server": {"drain_timeout": 100.0, "close_timeout": 100.0}})
 
 
 async def test_on_shutdown_closes_all_tracked_sockets(aiohttp_client: AiohttpClient) -> None:
     app = create_app(SLOW_CLOSE)
     client = await aiohttp_client(app)
     readers = [Reading(await client.ws_connect("/ws")) for _ in range(50)]
-    await until(lambda: all(reader.methods for reader in readers), "no welcome", 5.0)
+    await until(lambda: all(reader.methods for reader in readers), "no welcome")
     begin = time.monotonic()
     await client.server.close()
-    assert time.monotonic() - begin < 5.0, "it waited for the close timeout"
+    assert time.monotonic() - begin < WAIT, "it waited for the close timeout"
     assert [await reader.task for reader in readers] == [1001] * 50
     assert {tuple(reader.methods) for reader in readers} == {("gateway.welcome", "gateway.draining")}
     assert app["connections"] == {}
@@ -282,7 +283,7 @@ async def read_to_the_end(peer: RawPeer) -> int | None:
     await peer.welcome()
     assert (await peer.recv_json())["method"] == "gateway.draining"
     assert (await peer.recv_frame()).opcode == Opcode.CLOSE
-    await peer.leave(1001, timeout=20.0)
+    await peer.leave(1001)
     return peer.close_code
 
 
@@ -296,7 +297,7 @@ async def test_on_shutdown_hears_the_answers() -> None:
             await until(lambda: len(app[CONNECTIONS]) == 10, "not registered")
             begin = time.monotonic()
             await runner.cleanup()
-            assert time.monotonic() - begin < 5.0, "it waited for the close timeout"
+            assert time.monotonic() - begin < WAIT, "it waited for the close timeout"
             assert await asyncio.gather(*readers) == [1001] * 10
 
     await in_process(scenario)
@@ -304,13 +305,13 @@ async def test_on_shutdown_hears_the_answers() -> None:
 
 async def test_on_shutdown_does_not_wait_for_who_does_not_answer() -> None:
     async def scenario(tls: bool) -> None:
-        app = create_app(parse({"server": {"drain_timeout": 20.0, "close_timeout": 0.5}}))
+        app = create_app(parse({"server": {"drain_timeout": 100.0, "close_timeout": 0.5}}))
         async with other_runner(app, tls=tls) as (runner, target):
             silent = [await RawPeer.open(target) for _ in range(3)]
             await until(lambda: len(app[CONNECTIONS]) == 3, "not registered")
             begin = time.monotonic()
             await runner.cleanup()
-            assert 0.48 < time.monotonic() - begin < 5.0
+            assert 0.5 - TICK < time.monotonic() - begin < 0.5 + SLACK
             assert app[CONNECTIONS] == {}
             for peer in silent:
                 peer.close()
@@ -423,7 +424,7 @@ async def adev(directory: Path, port: int) -> AsyncIterator[asyncio.subprocess.P
     try:
         yield process
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(START):
             assert await process.wait() == 0
     finally:
         if process.returncode is None:
@@ -434,7 +435,7 @@ async def adev(directory: Path, port: int) -> AsyncIterator[asyncio.subprocess.P
 
 async def served_version(target: Target, unlike: str = "") -> str:
     """Wait until the gateway there serves another version than this one, and return it."""
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(START):
         while True:
             try:
                 with await RawPeer.open(target) as peer:
@@ -457,7 +458,7 @@ async def test_adev_serves_and_reloads_on_a_change(tmp_path: Path) -> None:
             await peer.welcome()
             module.write_text(module.read_text().replace(__version__, "0.0.0.changed"))
             # Whoever is connected is asked to come again.
-            assert (await peer.recv_json(timeout=10.0))["method"] == "gateway.draining"
+            assert (await peer.recv_json(timeout=START))["method"] == "gateway.draining"
             await peer.recv_frame()
             assert peer.close_code == 1001
             await peer.leave(1001)

@@ -12,6 +12,7 @@ import pytest
 
 from gateway import __version__, cli
 from tests.support.command import Ended, run
+from tests.support.patience import START
 from tests.support.process import ROOT, StartGateway, clean_environment
 
 COMMANDS = ("serve", "call", "watch", "nodes", "connections", "node", "token", "check", "openrpc", "completion")
@@ -27,7 +28,7 @@ async def first_line(*arguments: str, environ: Mapping[str, str]) -> bytes:
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(15.0):
+        async with asyncio.timeout(START):
             line = await process.stdout.readline()
             process.send_signal(signal.SIGTERM)
             await process.stdout.read()

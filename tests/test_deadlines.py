@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from gateway.deadlines import FAR, TICK, Deadlines, Sweep
+from tests.support.patience import WAIT
 
 
 class Timer:
@@ -476,7 +477,7 @@ def test_the_timers_of_a_real_loop_do_the_same() -> None:
         deadlines.begin("first")
         sweep.begin("never", 0.2)
         sweep.done("never")
-        await asyncio.wait_for(over.wait(), 5.0)
+        await asyncio.wait_for(over.wait(), WAIT)
         return late
 
     assert asyncio.run(wait()) == ["first", "last"]

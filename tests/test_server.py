@@ -31,25 +31,18 @@ from gateway.server import EXIT_FORCED, GC_THRESHOLDS
 from tests.support.certs import ServerFiles, authority
 from tests.support.command import run
 from tests.support.fleet import FLOOD_SERVER, request, started, until
+from tests.support.patience import SLACK, START, TICK, WAIT, Sized
 from tests.support.peers import Opcode, RawPeer, Target
 from tests.support.process import ROOT, EventLoopName, GatewayProcess, StartGateway, clean_environment
 
-DRAIN_TIMEOUT, CLOSE_TIMEOUT = 4.0, 0.8
+DRAIN_TIMEOUT, CLOSE_TIMEOUT = 60.0, 0.8
 CONFIG = {"server": {"drain_timeout": DRAIN_TIMEOUT, "close_timeout": CLOSE_TIMEOUT}}
-LATEST = DRAIN_TIMEOUT + CLOSE_TIMEOUT + 1.0
-"""Seconds after its signal in which the process must have ended, whatever the peers do."""
 SHORT = 1.5
 SHORT_CONFIG = {"server": {"drain_timeout": SHORT, "close_timeout": CLOSE_TIMEOUT}}
 """For peers that use all the time that there is."""
-TICK = 0.02
-"""Clocks of two processes, and timers, may be apart by so many seconds."""
-IDLE = LEAVE_WITHIN + CLOSE_TIMEOUT + 1.0
-"""The same where nothing is in flight: less than the drain timeout."""
-LONG_CONFIG = {"server": {"drain_timeout": 60.0, "close_timeout": 30.0, "handshake_timeout": 30.0}}
-SOON = 5.0
-"""Seconds in which all is over that does not wait for one of those, also beside other tests."""
-PATIENT = 30.0
-"""Seconds that a peer among thousands waits at most."""
+LONG_CONFIG = {"server": {"drain_timeout": 100.0, "close_timeout": 100.0, "handshake_timeout": 100.0}}
+SOON = WAIT
+"""Seconds in which all is over that does not wait for one of those."""
 AT_ONCE = 100
 """Peers that connect at the same time."""
 MIB = 1 << 20
@@ -69,15 +62,15 @@ class Guest:
 
     async def watch(self) -> None:
         """Read from after the welcome to the end."""
-        message = await self._peer.recv_json(PATIENT)
+        message = await self._peer.recv_json(START)
         assert message["method"] == "gateway.draining", message
         self.params = message["params"]
-        got = await self._peer.recv_frame(PATIENT)
+        got = await self._peer.recv_frame(START)
         assert got.opcode == Opcode.CLOSE, got
         self.code = self._peer.close_code
         if self._answers:
             await self._peer.send_frame(Opcode.CLOSE, got.payload)
-        await self._peer.wait_closed(PATIENT)
+        await self._peer.wait_closed(START)
         self._peer.close()
 
 
@@ -105,8 +98,8 @@ class Crowd:
 
     async def _enter(self, **options: Any) -> RawPeer:
         async with self._turns:
-            peer = self._stack.enter_context(await RawPeer.open(self._process, timeout=PATIENT, **options))
-            await peer.welcome(PATIENT)
+            peer = self._stack.enter_context(await RawPeer.open(self._process, timeout=START, **options))
+            await peer.welcome(START)
             return peer
 
     async def see_off(self, number: signal.Signals = signal.SIGTERM) -> float:
@@ -116,7 +109,7 @@ class Crowd:
             await asyncio.sleep(0.1)
             begin = time.monotonic()
             self._process.signal(number)
-            status = await self._process.wait(PATIENT)
+            status = await self._process.wait(START)
             took = time.monotonic() - begin
             await asyncio.gather(*watching)
         finally:
@@ -136,11 +129,12 @@ def expect_a_spread(crowd: Crowd, drain_timeout: float = DRAIN_TIMEOUT) -> None:
     assert Counter(guest.code for guest in guests) == {1001: len(guests)}
     for guest in guests:
         assert guest.params.keys() == {"deadlineMs", "reconnectAfterMs"}
-        assert 1000 * (drain_timeout - 1.0) <= guest.params["deadlineMs"] <= 1000 * drain_timeout
+        assert 1000 * (drain_timeout - WAIT) <= guest.params["deadlineMs"] <= 1000 * drain_timeout
     low, high = RECONNECT_MS
-    share = Counter((guest.params["reconnectAfterMs"] - low) * 10 // (high - low + 1) for guest in guests)
-    assert sorted(share) == list(range(10)), "each tenth of the time has its share"
-    assert max(share.values()) <= 2.5 * len(guests) / 10
+    parts = 10 if len(guests) >= 400 else 4  # so that none is empty by chance
+    share = Counter((guest.params["reconnectAfterMs"] - low) * parts // (high - low + 1) for guest in guests)
+    assert sorted(share) == list(range(parts)), "each part of the time has its share"
+    assert max(share.values()) <= 2.5 * len(guests) / parts
 
 
 @pytest.fixture
@@ -153,35 +147,25 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("many_files")
-async def test_drain_of_2000_some_mute_and_some_stalled(gateway: StartGateway, loop: EventLoopName) -> None:
+async def test_e3_drain_of_many_some_mute_and_some_stalled(
+    gateway: StartGateway, loop: EventLoopName, sized: Sized
+) -> None:
+    """Nothing is in flight: the closes are waited for, and not the drain timeout."""
     process = await gateway(CONFIG, loop=loop, module=FLOOD_SERVER)
     crowd = Crowd(process)
-    await crowd.come(1900, mute=50, stalled=50)
+    await crowd.come(sized(400, 4900), mute=sized(20, 50), stalled=sized(20, 50))
     took = await crowd.see_off()
-    assert CLOSE_TIMEOUT <= took <= IDLE, f"{took:.3f} s"
+    assert CLOSE_TIMEOUT <= took <= DRAIN_TIMEOUT / 2, f"{took:.3f} s"
     expect_a_spread(crowd)
 
 
-@pytest.mark.alone
-@pytest.mark.usefixtures("many_files")
-async def test_e3_sigterm_with_5000_some_stalled(gateway: StartGateway) -> None:
-    process = await gateway(CONFIG, module=FLOOD_SERVER)
-    crowd = Crowd(process)
-    await crowd.come(4900, mute=50, stalled=50)
-    took = await crowd.see_off()
-    assert took <= LATEST, f"{took:.3f} s"
-    expect_a_spread(crowd)
-
-
-@pytest.mark.alone
 async def test_e3_over_tls() -> None:
     async def scenario(process: GatewayProcess) -> None:
         crowd = Crowd(process)
         await crowd.come(140, mute=10, stalled=10)
         took = await crowd.see_off()
-        assert CLOSE_TIMEOUT <= took <= IDLE, f"{took:.3f} s"
+        assert CLOSE_TIMEOUT <= took <= DRAIN_TIMEOUT / 2, f"{took:.3f} s"
         expect_a_spread(crowd)
 
     async with started(CONFIG, module=FLOOD_SERVER, only=slice(1, 4, 2)) as gateways:
@@ -197,7 +181,7 @@ async def test_with_nothing_in_flight_it_is_gone_as_soon_as_the_closes_are_throu
         await crowd.come(100)
         took = await crowd.see_off(number)
         assert took <= LEAVE_WITHIN + SOON, f"{took:.3f} s"
-        expect_a_spread(crowd, 60.0)
+        expect_a_spread(crowd, 100.0)
 
     signals = [signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM]
     async with started(LONG_CONFIG) as gateways:
@@ -296,7 +280,6 @@ async def test_while_draining_calls_are_answered_and_new_ones_refused(gateway: S
         assert await process.wait() == 0
 
 
-@pytest.mark.alone
 async def test_the_longest_drain_is_bounded() -> None:
     """Calls that do not end, of peers that do not read, or do not answer the close at the deadline."""
 
@@ -309,7 +292,7 @@ async def test_the_longest_drain_is_bounded() -> None:
             process.terminate()
             assert await process.wait() == 0
             took = time.monotonic() - begin
-            assert SHORT + CLOSE_TIMEOUT - TICK <= took <= SHORT + CLOSE_TIMEOUT + 1.0, f"{took:.3f} s"
+            assert SHORT + CLOSE_TIMEOUT - TICK <= took <= SHORT + CLOSE_TIMEOUT + SLACK, f"{took:.3f} s"
         assert [line["cause"] for line in process.events("connection.closed")] == ["shutdown"] * 4
 
     async with started(SHORT_CONFIG, module=FLOOD_SERVER) as gateways:
@@ -359,7 +342,7 @@ async def test_a_reload_while_draining_changes_nothing(gateway: StartGateway) ->
         await peer.leave(1001)
         assert await process.wait() == 0
         assert not [line for line in process.lines if line["event"] == "server.reloaded"]
-        assert SHORT - TICK <= time.monotonic() - begin <= SHORT + SOON
+        assert SHORT - TICK <= time.monotonic() - begin <= SHORT + SLACK
 
 
 # E6: the log cannot be written
@@ -370,8 +353,8 @@ async def without_reader(stdout: int, path: Path, **environ: str) -> AsyncIterat
     """Run a gateway on a Unix socket whose log goes to a descriptor of the test's; it listens when this yields."""
     settings = {
         "GATEWAY_SERVER__UNIX_SOCKET": str(path),
-        "GATEWAY_SERVER__DRAIN_TIMEOUT": "60",
-        "GATEWAY_SERVER__CLOSE_TIMEOUT": "30",
+        "GATEWAY_SERVER__DRAIN_TIMEOUT": "100",
+        "GATEWAY_SERVER__CLOSE_TIMEOUT": "100",
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway"),
@@ -382,7 +365,7 @@ async def without_reader(stdout: int, path: Path, **environ: str) -> AsyncIterat
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        await until(lambda: listens(path), "it does not listen", 15.0)
+        await until(lambda: listens(path), "it does not listen")
         yield process
     finally:
         if process.returncode is None:
@@ -446,14 +429,14 @@ async def test_e6_reader_that_goes_and_comes_back_is_told_of_the_loss(tmp_path: 
     async with without_reader(writer, path) as process:
         os.close(writer)
         await lives(path, 1)
-        await until(lambda: b"connection.closed" in grown(log, reader), "no log", 5.0)
+        await until(lambda: b"connection.closed" in grown(log, reader), "no log")
         os.close(reader)
         await lives(path, 10)
         await asyncio.sleep(0.5)  # until the log has been written, or not
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         await lives(path, 1)
         log.clear()
-        await until(lambda: b"log.lost" in grown(log, reader), "no word of the loss", 5.0)
+        await until(lambda: b"log.lost" in grown(log, reader), "no word of the loss")
         lines = [json.loads(line) for line in log.splitlines()]
         assert sum(line["lines"] for line in lines if line["event"] == "log.lost") >= 20
         await ends_well(process)
@@ -498,8 +481,8 @@ runpy.run_module("gateway", run_name="__main__", alter_sys=True)
 """
 HANDSHAKE_TIMEOUT = 1.0
 QUICK = {
-    "server": {"receive_timeout": 1.8, "handshake_timeout": HANDSHAKE_TIMEOUT, "close_timeout": CLOSE_TIMEOUT},
-    "heartbeat": {"interval": 0.4, "timeout": 1.0},
+    "server": {"receive_timeout": 60.0, "handshake_timeout": HANDSHAKE_TIMEOUT, "close_timeout": CLOSE_TIMEOUT},
+    "heartbeat": {"interval": 0.4, "timeout": 3.0},
 }
 
 
@@ -539,14 +522,14 @@ async def test_e7_clock_jumps(gateway: StartGateway, tmp_path: Path) -> None:
                     assert (await idle.get("/healthz")).status == 200
                     process.signal(jump)
                     await silent.wait_closed()
-                    assert HANDSHAKE_TIMEOUT - TICK <= time.monotonic() - begin <= HANDSHAKE_TIMEOUT + 2.0
+                    assert HANDSHAKE_TIMEOUT - TICK <= time.monotonic() - begin <= HANDSHAKE_TIMEOUT + SLACK
                     years.append((await process.wait_event("handshake.timeout", remote=silent.local))["time"][:4])
                     assert (await idle.get("/healthz")).status == 200
                 await asyncio.sleep(0.3)
             assert not any(task.done() for task in tasks)
         assert [int(year) - int(years[0]) for year in years] == [0, 1, -1], "the clock did jump"
         await until(lambda: len(process.events("connection.closed")) == 20, "not closed")
-        assert all(2.0 <= line["duration"] <= 30.0 for line in process.events("connection.closed"))
+        assert all(2.0 <= line["duration"] <= 300.0 for line in process.events("connection.closed"))
 
     await asyncio.gather(scenario("uvloop"), scenario("asyncio"))
 
@@ -558,13 +541,13 @@ async def test_e7_process_that_stood_still() -> None:
         async with patients(process, 20) as tasks:
             await asyncio.sleep(0.5)
             process.signal(signal.SIGSTOP)
-            await asyncio.sleep(1.6)
+            await asyncio.sleep(4.0)
             process.signal(signal.SIGCONT)
             await asyncio.sleep(1.0)
             assert not any(task.done() for task in tasks)
             assert not process.events("connection.closed")
 
-    async with started({**QUICK, "server": {"receive_timeout": 60.0}}, only=slice(0, 4, 3)) as gateways:
+    async with started(QUICK, only=slice(0, 4, 3)) as gateways:
         await asyncio.gather(*map(scenario, gateways))
 
 
@@ -765,11 +748,11 @@ async def test_a_reload_never_asks_for_a_passphrase(tmp_path: Path) -> None:
     files = authority().issue(tmp_path)
     async with at_a_terminal(files) as (process, terminal):
         assert process.stdout is not None
-        started_line = json.loads(await asyncio.wait_for(process.stdout.readline(), 15.0))
+        started_line = json.loads(await asyncio.wait_for(process.stdout.readline(), START))
         assert json.loads(await process.stdout.readline())["event"] == "server.ready"
         encrypt(files.key)
         process.send_signal(signal.SIGHUP)
-        line = json.loads(await asyncio.wait_for(process.stdout.readline(), 3.0))
+        line = json.loads(await asyncio.wait_for(process.stdout.readline(), WAIT))
         assert (line["event"], line["level"]) == ("server.reload_failed", "error")
         with pytest.raises(BlockingIOError):
             os.read(terminal, 100)

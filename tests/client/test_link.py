@@ -11,6 +11,7 @@ from msgspec import Raw
 from gateway.client.endings import LOST
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import MAX_POSTED, Link, Options, Refused, open_link
+from tests.support.patience import SLACK, WAIT
 from tests.support.scripted_gateway import Peer, ScriptedGateway, scripted, serve_nothing
 
 
@@ -147,14 +148,14 @@ async def test_what_the_gateway_would_not_take_is_not_sent() -> None:
 async def test_one_who_does_not_read_is_given_up_and_the_close_has_its_deadline() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome()
-        await asyncio.sleep(3)
+        await asyncio.sleep(WAIT)
 
     async with scripted(script) as gateway, aiohttp.ClientSession() as session:
         link = await opened(gateway, session)
         reading = asyncio.create_task(link.receive())
         for _ in range(MAX_POSTED + 1):
             link.post(b'"%b"' % (b"x" * 100_000))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(SLACK):
             assert await reading == []
             await link.close()
         assert link.end.reason == "the gateway does not read"

@@ -10,6 +10,7 @@ from gateway.client.buffer import Buffer
 from gateway.client.endings import LOST, End
 from gateway.client.errors import UNKNOWN, CallError, ConnectionLost
 from gateway.client.pending import Pending, PendingTable, Running
+from tests.support.patience import WAIT
 
 NOTHING = Raw(b"")
 
@@ -104,7 +105,7 @@ async def test_who_waits_for_it_cancels_it(waits_for: str) -> None:
     waiting = asyncio.create_task(wait())
     await asyncio.sleep(0)
     waiting.cancel()
-    await asyncio.wait([waiting, task], timeout=1)
+    await asyncio.wait([waiting, task], timeout=WAIT)
     assert waiting.cancelled()
     assert task.cancelled()
 

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.client import Backoff, CallError, Client, ServedCall, connect
 from tests.support.fleet import until
+from tests.support.patience import WAIT
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.scripted_gateway import Peer, scripted
 
@@ -39,13 +40,13 @@ async def test_plain_and_async_methods_their_params_and_their_description(gatewa
         async def late(params: Any, call: ServedCall) -> Any:
             await asyncio.sleep(0)
             left = call.time_left
-            return left is not None and 0 < left <= 5
+            return left is not None and 0 < left <= WAIT
 
         expected = {"params": {"a": [1, None]}, "caller": "anonymous", "method": "work.plain"}
         assert await caller.call("work.plain", {"a": [1, None]}) == expected
         assert (await caller.call("work.plain"))["params"] is None
-        await until(lambda: bool(process.events("node.online", serves=2)), "the late method was not registered", 5)
-        assert await caller.call("work.late", node="pi", timeout=5.0) is True
+        await until(lambda: bool(process.events("node.online", serves=2)), "the late method was not registered")
+        assert await caller.call("work.late", node="pi", timeout=WAIT) is True
         (known,) = (await caller.call("node.list"))["nodes"]
         assert known["methods"][0] == {"name": "work.plain", "summary": "Do it", "params": {"type": "object"}}
 
@@ -121,7 +122,7 @@ async def test_the_deadline_of_the_caller_cancels_at_the_node(gateway: StartGate
 
         await node.serve("pi")
         assert (await failed(caller.call("work.long", timeout=0.1))).name == "timeout"
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), WAIT)
 
 
 async def test_a_notification_is_served_and_not_answered(gateway: StartGateway) -> None:
@@ -136,7 +137,7 @@ async def test_a_notification_is_served_and_not_answered(gateway: StartGateway) 
 
         await node.serve("pi")
         await caller.notify("work.note", [1])
-        assert await asyncio.wait_for(got.get(), 5) == [1]
+        assert await asyncio.wait_for(got.get(), WAIT) == [1]
         await caller.notify("work.unknown")
         assert await caller.call("gateway.ping", [2]) == [2]
 

@@ -9,6 +9,7 @@ from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscr
 from gateway.client.subscriptions import MAX_POSITIONS
 from gateway.events.topics import meets
 from tests.support.fleet import until
+from tests.support.patience import WAIT
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.scripted_gateway import Peer, scripted
 
@@ -43,7 +44,7 @@ async def test_a_place_has_an_epoch_and_an_offset(since: Any) -> None:
 async def take(subscription: Subscription, count: int) -> list[Any]:
     """The data of the next events, and the topics of gaps."""
     items = aiter(subscription)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         taken = [await anext(items) for _ in range(count)]
     return [item.data if isinstance(item, Event) else f"gap in {item.topic}" for item in taken]
 
@@ -117,7 +118,7 @@ async def test_it_stops_with_the_client_and_raises_where_the_gateway_ends_it(gat
     async with to(process) as client:
         events = aiter(client.subscribe("a.b"))
         waiting = asyncio.ensure_future(anext(events, "stopped"))
-        await until(lambda: process.events("connection.opened") != [], "it did not open", 5)
+        await until(lambda: process.events("connection.opened") != [], "it did not open")
         await client.call("gateway.ping")
     assert await waiting == "stopped"
     async with to(process) as client, to(process) as operator, client.subscribe("a.b") as others:

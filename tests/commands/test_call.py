@@ -8,6 +8,7 @@ import pytest
 
 from gateway.commands.call import progress_of
 from tests.support.command import Ended
+from tests.support.patience import START
 from tests.support.process import StartGateway
 from tests.support.remote import Command, misused, run, serving
 
@@ -50,7 +51,7 @@ async def test_ctrl_c_cancels_at_the_node(gateway: StartGateway) -> None:
     where = await gateway()
     async with serving(where, "slow=sh -c 'echo $$; exec sleep 60'"):
         async with Command("call", "slow", where=where) as call:
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(START):
                 while json.loads((await run(where, "nodes", "--json")).stdout)[0]["inFlight"] == 0:
                     await asyncio.sleep(0.05)
             assert await call.end(signal.SIGINT) == Ended(130, "", "")
@@ -61,7 +62,7 @@ async def test_ctrl_c_cancels_at_the_node(gateway: StartGateway) -> None:
 async def test_a_gateway_that_goes_away(gateway: StartGateway) -> None:
     where = await gateway({"server": {"drain_timeout": 0.2}})
     async with serving(where, "slow=sleep 60"), Command("call", "slow", where=where) as call:
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(START):
             while json.loads((await run(where, "nodes", "--json")).stdout)[0]["inFlight"] == 0:
                 await asyncio.sleep(0.05)
         where.terminate()

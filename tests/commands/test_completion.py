@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from tests.support.command import run
+from tests.support.patience import START
 
 
 def completed(words: str) -> list[str]:
@@ -17,7 +18,7 @@ def completed(words: str) -> list[str]:
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     ended = subprocess.run(
-        ["bash", "--norc", "-c", script + asking], capture_output=True, text=True, timeout=20.0, check=True
+        ["bash", "--norc", "-c", script + asking], capture_output=True, text=True, timeout=START, check=True
     )
     return ended.stdout.split()
 

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.commands.node import result_of
 from tests.support.command import Ended
+from tests.support.patience import START
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.remote import Command, misused, run, serving
 
@@ -17,7 +18,7 @@ async def call(where: GatewayProcess, method: str, *arguments: str) -> Ended:
 
 
 async def in_flight(where: GatewayProcess, count: int) -> None:
-    async with asyncio.timeout(15.0):
+    async with asyncio.timeout(START):
         while json.loads((await run(where, "nodes", "--json")).stdout)[0]["inFlight"] != count:
             await asyncio.sleep(0.05)
 

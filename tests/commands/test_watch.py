@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tests.support.patience import START
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.remote import Command, misused, run
 
@@ -61,7 +62,7 @@ async def test_a_connection_that_is_lost_comes_back(gateway: StartGateway) -> No
 async def test_one_that_must_not_come_back(gateway: StartGateway) -> None:
     where = await gateway()
     async with Command("watch", "a", where=where) as watch:
-        opened = await where.wait_event("connection.opened", timeout=15.0)
+        opened = await where.wait_event("connection.opened", timeout=START)
         while not watch.stdout:
             await publish(where, "a", 1)
         await run(where, "connections", "close", opened["connId"], "--reason", "go")

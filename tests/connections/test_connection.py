@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ import pytest_asyncio
 from gateway.connections.connection import Connection, new_id
 from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
 from gateway.websocket.frames import Payload
-from tests.support.fleet import Gateways, ended, in_process, on_each, request, started
+from tests.support.fleet import Gateways, ended, in_process, on_each, request, started, until
+from tests.support.patience import SLACK, TICK
 from tests.support.peers import Frame, Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess, Line
 from tests.support.serving import Script, echo, keep_busy, serving
@@ -27,8 +28,6 @@ pytestmark = pytest.mark.xdist_group("connection")
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
 CLOSE_TIMEOUT = 0.5
-TICK = 0.02
-"""Clocks of two processes, and timers, may be apart by so many seconds."""
 COUNTS = ("messagesIn", "messagesOut", "bytesIn", "bytesOut")
 
 
@@ -274,12 +273,6 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return told
 
 
-async def wait_for(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3.0):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 WHOLE = {"text": frame(Opcode.TEXT, b"{}"), "binary": frame(Opcode.BINARY, b"x")}
 PARTS = {
     "text": frame(Opcode.TEXT, b"{", fin=False) + frame(Opcode.CONTINUATION, b"}"),
@@ -305,7 +298,7 @@ async def test_e2_a_message_that_cannot_be_handled(
                 assert "Mistake" not in peer.close_reason, "nothing of it is told to the peer"
                 await peer.send_close(1011)
                 assert (await peer.recv_until_closed()).frames == []
-                await wait_for(lambda: bool(script.ends))
+                await until(lambda: bool(script.ends), "it has not ended")
                 assert script.ends == [INTERNAL_FAILURE]
                 assert len(script.messages) == 1, "what is behind it is not handled"
                 await other.alive()
@@ -330,7 +323,7 @@ async def test_e2_an_opening_that_cannot_be_handled(caplog: pytest.LogCaptureFix
                 end = await peer.recv_until_closed()
                 assert [got.opcode for got in end.frames] == [Opcode.CLOSE], end
                 assert peer.close_code == 1011
-            await wait_for(lambda: bool(script.ends))
+            await until(lambda: bool(script.ends), "it has not ended")
             assert script.ends == [INTERNAL_FAILURE]
 
     await in_process(scenario)
@@ -346,10 +339,10 @@ async def test_e2_a_release_that_cannot_be_handled(caplog: pytest.LogCaptureFixt
         async with serving(script, tls=tls) as target:
             with await RawPeer.open(target) as peer, await RawPeer.open(target) as other:
                 await peer.leave()
-                await wait_for(lambda: len(script.ends) == 1)
+                await until(lambda: len(script.ends) == 1, "it has not ended")
                 await other.alive()
                 await other.leave()
-                await wait_for(lambda: len(script.ends) == 2)
+                await until(lambda: len(script.ends) == 2, "it has not ended")
 
     await in_process(scenario)
     assert len(tracebacks(caplog)) == 8
@@ -367,14 +360,14 @@ async def test_leave_in_ends_an_idle_connection_after_the_delay() -> None:
                 await peer.send_frame(Opcode.TEXT, b"a")
                 await peer.recv_frame()
                 begin = time.monotonic()
-                script.connections[0].leave_in(0.4)
+                script.connections[0].leave_in(1.5)
                 await peer.send_frame(Opcode.TEXT, b"b")
                 assert (await peer.recv_frame()).payload == b"b", "it is open until then"
                 await peer.recv_frame()
                 assert peer.close_code == 1001
-                assert 0.4 - TICK <= time.monotonic() - begin <= 2.5
+                assert 1.5 - TICK <= time.monotonic() - begin <= 1.5 + SLACK
                 await peer.leave(1001)
-                await wait_for(lambda: bool(script.ends))
+                await until(lambda: bool(script.ends), "it has not ended")
                 assert script.ends == [SHUTDOWN]
 
     await in_process(scenario)
@@ -404,7 +397,7 @@ async def test_calls_after_the_end_do_nothing() -> None:
         async with serving(script, tls=tls) as target:
             with await RawPeer.open(target) as peer:
                 await peer.leave()
-                await wait_for(lambda: bool(script.ends))
+                await until(lambda: bool(script.ends), "it has not ended")
             (connection,) = script.connections
             connection.send(b"{}")
             connection.send_frame(b"\x81\x00")
@@ -427,7 +420,7 @@ async def test_a_connection_that_has_another_link_sends_by_it_and_hears_it_alone
         script = Script(echo)
         async with serving(script, tls=tls) as target:
             with await RawPeer.open(target) as old, await RawPeer.open(target) as new:
-                await wait_for(lambda: len(script.connections) == 2)
+                await until(lambda: len(script.connections) == 2, "it has not happened")
                 connection, other = script.connections
                 link = other.link
                 connection.attach(link)
@@ -440,7 +433,7 @@ async def test_a_connection_that_has_another_link_sends_by_it_and_hears_it_alone
                 assert (script.released, script.ends) == ([], []), "the end of the old one is not the connection's"
                 assert connection.is_open
                 await new.leave()
-                await wait_for(lambda: bool(script.ends))
+                await until(lambda: bool(script.ends), "it has not happened")
                 assert (script.released, [end.cause for end in script.ends]) == ([connection], ["client_close"])
             await asyncio.sleep(0)
 
@@ -454,14 +447,14 @@ async def test_a_connection_releases_once_before_it_is_closed() -> None:
         script = Script(echo)
         async with serving(script, tls=tls) as target:
             with await RawPeer.open(target) as polite, await RawPeer.open(target) as rude:
-                await wait_for(lambda: len(script.connections) == 2)
+                await until(lambda: len(script.connections) == 2, "it has not happened")
                 script.connections[0].end(SHUTDOWN)
-                await wait_for(lambda: len(script.released) == 1)
+                await until(lambda: len(script.released) == 1, "it has not happened")
                 assert script.ends == []
                 await polite.recv_frame()
                 await polite.leave(1001)
                 rude.rst()
-                await wait_for(lambda: len(script.ends) == 2)
+                await until(lambda: len(script.ends) == 2, "it has not happened")
                 await asyncio.sleep(0)
                 assert script.released == script.connections
 

@@ -23,7 +23,7 @@ GROWTH: Final = 12 << 20
 WARM: Final = 0.1
 MOST_IN_BURST: Final = 40
 MOST_BYTES_IN_BURST: Final = 128 * 1024
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds that the replies to one burst may take."""
 
 RECURSION: Final = 5000

@@ -40,6 +40,7 @@ from tests.support.credentials import (
     texts,
 )
 from tests.support.fleet import ended, request
+from tests.support.patience import SLACK, WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, Line
 
@@ -47,8 +48,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group(
 
 METHODS: Final = {"methods": {"modules": ["tests.support.sample_methods"]}}
 QUICK: Final = {"server": {"close_timeout": 0.5}}
-SOON: Final = 1.0
-"""Seconds within which a connection ends whose credential is gone."""
 
 
 # Refresh
@@ -108,8 +107,9 @@ async def expire(mode: str, tmp_path: Path) -> None:
     keys = KeySet(tmp_path / f"{mode}.json", "ed")
     auth = (tokens if mode == "token" else keys).auth | {"expiry_notice": 1.0}
     async with discreet(QUICK | {"auth": auth}) as where:
-        brief = PAGE._replace(lives=2.5)
-        moment = time.time() + 2.5
+        lives = 5.0
+        brief = PAGE._replace(lives=lives)
+        moment = time.time() + lives
         tokens.put(brief)
         await reload(where)
         credential = tokens.of(brief) if mode == "token" else signed(brief)
@@ -127,7 +127,7 @@ async def expire(mode: str, tmp_path: Path) -> None:
                 assert 0 <= told["params"]["leftMs"] <= 1000
             assert time.time() > moment - 1.1
             assert [await farewell(each) for each in (peer, late)] == [[], []]
-            assert moment - 0.1 < time.time() < moment + SOON
+            assert moment - 0.1 < time.time() < moment + SLACK
             for each in (peer, late):
                 assert each.close_code == 4004
                 await ended(where, each, "credential_expired", 4004)
@@ -141,16 +141,16 @@ async def test_a_refresh_moves_the_expiry_either_way(tmp_path: Path) -> None:
     keys = KeySet(tmp_path / "keys.json", "ed")
     async with discreet(QUICK | {"auth": keys.auth | {"expiry_notice": 0.3}}) as where:
         with (
-            await entered(where, signed(PI._replace(lives=1.2))) as later,
+            await entered(where, signed(PI._replace(lives=3.0))) as later,
             await entered(where, signed(PAGE._replace(lives=HOUR))) as sooner,
         ):
             await authenticate(later, signed(PI._replace(lives=HOUR)))
-            moment = time.time() + 1.2
-            await authenticate(sooner, signed(PAGE._replace(lives=1.2)))
+            moment = time.time() + 3.0
+            await authenticate(sooner, signed(PAGE._replace(lives=3.0)))
             assert (await sooner.recv_json())["method"] == "gateway.expiring"
             await farewell(sooner)
             assert sooner.close_code == 4004
-            assert moment - 0.1 < time.time() < moment + SOON
+            assert moment - 0.1 < time.time() < moment + SLACK
             await request(later, "gateway.ping", still="here")
             assert (await later.recv_json())["result"] == {"still": "here"}, "it was told of an expiry that has moved"
             await later.leave()
@@ -169,15 +169,13 @@ async def reload(where: GatewayProcess, event: str = "server.reloaded") -> Line:
 async def assert_only(
     where: GatewayProcess, gone: list[RawPeer], alive: list[RawPeer], change: Callable[[], None]
 ) -> None:
-    """Fail unless a change of the files ends these connections, soon, and no others."""
+    """Fail unless a change of the files ends these connections, and no others."""
     before = await scrape(where)
     for peer in alive:
         await peer.send_json(ask(None, id="held", method="wait", params=[]))
     change()
-    begin = time.monotonic()
     line = await reload(where)
     await at_once(*map(farewell, gone))
-    assert time.monotonic() - begin < SOON
     assert {peer.close_code for peer in gone} == {4503}
     for peer in gone:
         await ended(where, peer, "credential_revoked", 4503)
@@ -361,7 +359,7 @@ class House:
         before = await scrape(self.where)
         await at_once(*(peer.leave() for peer in peers))
 
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(WAIT):
             while (await gains(self.where, before)).get(disconnects("client_close")) != len(peers):
                 await asyncio.sleep(0.01)
 
@@ -455,14 +453,19 @@ async def guessing(address: str, tmp_path: Path) -> None:
         owing = stack.enter_context(await entered(where))
         for number in range(10):
             assert (await guess(where, by_message=number % 2 == 0))[0] == 401
-        # Even the right one is not looked at now.
-        status, wait = await guess(where, tokens.of(PI))
-        assert (status, wait) == (429, 1.0)
-        status, wait = await guess(where, tokens.of(PI), by_message=True)
-        assert (status, 0.0 < wait <= 1.0) == (429, True)
-        error = (await authenticate(inside, tokens.of(PI)))["error"]
-        assert (error["code"], 0 < error["data"]["retryAfterMs"] <= 1000) == (-32002, True)
-        assert (await authenticate(owing, tokens.of(PI)))["error"]["code"] == -32002
+        # Even the right one is not looked at in the second that follows.
+        right = tokens.of(PI)
+        by_header, by_message, *replies = await asyncio.gather(
+            guess(where, right),
+            guess(where, right, by_message=True),
+            authenticate(inside, right),
+            authenticate(owing, right),
+        )
+        assert by_header == (429, 1.0)
+        assert (by_message[0], 0.0 < by_message[1] <= 1.0) == (429, True)
+        for reply in replies:
+            error = reply["error"]
+            assert (error["code"], 0 < error["data"]["retryAfterMs"] <= 1000) == (-32002, True)
         await farewell(owing)
         assert owing.close_code == 4003
         await ended(where, owing, "flood", 4003)
@@ -470,7 +473,7 @@ async def guessing(address: str, tmp_path: Path) -> None:
             await (await entered(where, tokens.of(PI), own_address())).leave()
         begin = time.monotonic()
         while (await guess(where))[0] == 429:
-            assert time.monotonic() - begin < 5.0
+            assert time.monotonic() - begin < WAIT
             await asyncio.sleep(0.1)
         assert await guess(where) == (429, 2.0), "the next wait is no longer"
         await inside.alive()

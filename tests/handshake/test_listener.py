@@ -16,14 +16,15 @@ import pytest
 import pytest_asyncio
 
 from tests.support.certs import Authority
+from tests.support.fleet import sockets_back
+from tests.support.patience import SLACK, START, TICK, WAIT
 from tests.support.peers import Opcode, RawPeer, Response, Target
 from tests.support.process import EventLoopName, GatewayProcess, StartGateway
 
 LIMIT = 1.0
-"""The handshake timeout in this file, in seconds."""
-LATEST = LIMIT + 0.5
-EARLIEST = LIMIT - 0.02
-"""The gateway's clock and this one tick apart."""
+"""The handshake timeout of most gateways in this file, in seconds."""
+AMPLE = 3.0
+"""The same where peers have to be in time."""
 DRIBBLE = 0.2
 """Seconds between two bytes of a peer that dribbles."""
 CONFIG = {"server": {"handshake_timeout": LIMIT}}
@@ -48,12 +49,16 @@ async def limited_tls(request: pytest.FixtureRequest) -> AsyncIterator[GatewayPr
         yield process
 
 
+def limit_of(process: GatewayProcess) -> float:
+    """Return its handshake timeout, in seconds."""
+    return float(process.config["server"]["handshake_timeout"])
+
+
 async def expect_drop(process: GatewayProcess, peer: RawPeer, begin: float, stage: str) -> None:
-    """Fail unless the gateway drops this peer LIMIT after `begin`, and says so once."""
-    with contextlib.suppress(TimeoutError):
-        await peer.wait_closed(LATEST)
+    """Fail unless the gateway drops this peer when its time from `begin` is over, and says so once."""
+    await peer.wait_closed()
     took = time.monotonic() - begin
-    assert EARLIEST <= took <= LATEST, f"there for {took:.3f} s"
+    assert 0 <= took - limit_of(process) + TICK <= SLACK, f"there for {took:.3f} s"
     line = await process.wait_event("handshake.timeout", remote=peer.local)
     assert line["stage"] == stage
     assert line["level"].lower() in ("info", "warning")
@@ -118,7 +123,7 @@ async def kept_alive_dribbling(process: GatewayProcess) -> None:
     """A fresh budget starts with the second request's first byte."""
     with await RawPeer.connect(process) as peer:
         assert (await peer.get("/healthz")).status == 200
-        await asyncio.sleep(LIMIT / 10)
+        await asyncio.sleep(limit_of(process) / 10)
         await drop_of_dribble(process, peer, peer.upgrade_head(), time.monotonic(), "request")
 
 
@@ -166,9 +171,9 @@ async def late_tls_then_silent(process: GatewayProcess) -> None:
     assert process.tls is not None
     begin = time.monotonic()
     with await RawPeer.connect(process, tls=False) as peer:
-        await asyncio.sleep(0.6 * LIMIT)
+        await asyncio.sleep(0.4 * limit_of(process))
         await peer.wire.start_tls(process.tls, process.host)
-        await asyncio.sleep(0.2 * LIMIT)
+        await asyncio.sleep(0.2 * limit_of(process))
         await peer.send_raw(peer.upgrade_head()[:60])
         await expect_drop(process, peer, begin, "request")
 
@@ -222,11 +227,10 @@ async def test_h5_stalls_inside_tls(limited_tls: GatewayProcess) -> None:
 
 @module_loop
 async def test_h6_plaintext_on_the_tls_port(limited_tls: GatewayProcess) -> None:
-    begin = time.monotonic()
     with await RawPeer.connect(limited_tls, tls=False) as peer:
         await peer.send_raw(peer.upgrade_head())
         await peer.wait_closed()
-        assert time.monotonic() - begin < LIMIT / 2
+        assert not limited_tls.events("handshake.timeout", remote=peer.local), "it was not a matter of time"
         line = await limited_tls.wait_event("handshake.rejected", remote=peer.local)
         assert line["status"] == 0
         assert "TLS" in line["reason"]
@@ -243,48 +247,45 @@ async def test_h14_second_request_begins_in_the_first_ones_segment(limited: Gate
     await half_a_head_behind_a_request(limited)
 
 
-@module_loop
-async def test_good_peers_among_bad_ones(limited: GatewayProcess) -> None:
-    """Whatever the bad peers do, 50 others connect at once, and the deadline never ends what is open."""
+async def test_good_peers_among_bad_ones(gateway: StartGateway, transport: str) -> None:
+    """Whatever the bad peers do, others connect meanwhile, and the deadline never ends what is open."""
+    process = await gateway(
+        {"server": {"handshake_timeout": AMPLE}}, tls=transport == "tls", module="tests.support.slow_server"
+    )
 
     async def good(number: int) -> None:
-        await asyncio.sleep(number * LIMIT / GOOD_PEERS)
-        begin = time.monotonic()
-        with await RawPeer.open(limited) as peer:
+        await asyncio.sleep(number * 0.5 * AMPLE / GOOD_PEERS)
+        with await RawPeer.open(process) as peer:
             await peer.welcome()
-            assert time.monotonic() - begin < LIMIT / 2
-            await asyncio.sleep(1.3 * LIMIT)
+            await asyncio.sleep(1.1 * AMPLE)
             await peer.alive()
             await peer.leave()
 
     async def late() -> None:
-        """Uses nearly all of its budget, and then is open like the others."""
-        with await RawPeer.connect(limited) as peer:
-            await asyncio.sleep(0.7 * LIMIT)
+        """Uses much of its budget, and then is open like the others."""
+        with await RawPeer.connect(process) as peer:
+            await asyncio.sleep(0.3 * AMPLE)
             await peer.upgrade()
             await peer.welcome()
-            await asyncio.sleep(1.5 * LIMIT)
+            await asyncio.sleep(1.1 * AMPLE)
             await peer.alive()
 
     async def rests() -> None:
         """The deadline is for a request that has begun; between requests `keepalive_timeout` holds."""
-        with await RawPeer.connect(limited) as peer:
+        with await RawPeer.connect(process) as peer:
             assert (await peer.get("/healthz")).status == 200
-            await asyncio.sleep(1.2 * LIMIT)
+            await asyncio.sleep(1.1 * AMPLE)
             await peer.upgrade()
             await peer.welcome()
-            await asyncio.sleep(1.1 * LIMIT)
-            await peer.alive()
 
-    kinds = BAD_PEERS + (BAD_TLS_PEERS if limited.tls else ())
-    bad = [kind(limited) for kind in kinds for _ in range(3)]
+    kinds = BAD_PEERS + (BAD_TLS_PEERS if process.tls else ())
+    bad = [kind(process) for kind in kinds for _ in range(3)]
     await asyncio.gather(late(), rests(), *bad, *(good(number) for number in range(GOOD_PEERS)))
-    limited.assert_no_defects()
 
 
 async def test_a_peer_that_leaves_in_its_handshake(gateway: StartGateway, transport: str) -> None:
     """Nothing waits for the deadline of one who has left already."""
-    process = await gateway(tls=transport == "tls")
+    process = await gateway({"server": {"handshake_timeout": 100.0}}, tls=transport == "tls")
     before = process.sockets()
 
     async def leaves(number: int) -> None:
@@ -297,18 +298,17 @@ async def test_a_peer_that_leaves_in_its_handshake(gateway: StartGateway, transp
                 peer.rst()
 
     await asyncio.gather(*(leaves(number) for number in range(40)))
-    await asyncio.sleep(0.3)
-    assert process.sockets() == before
+    await sockets_back(process, before)
     assert not process.events("handshake.timeout")
 
 
 async def test_keepalive_timeout(gateway: StartGateway) -> None:
     process = await gateway({"server": {"keepalive_timeout": 1.0}})
     with await RawPeer.connect(process) as peer:
-        assert (await peer.get("/healthz")).status == 200
         begin = time.monotonic()
+        assert (await peer.get("/healthz")).status == 200
         await peer.wait_closed()
-        assert 0.9 <= time.monotonic() - begin <= 2.5
+        assert 0.9 <= time.monotonic() - begin <= 1.0 + SLACK
         assert not process.events("handshake.timeout")
 
 
@@ -317,7 +317,7 @@ async def test_keepalive_timeout(gateway: StartGateway) -> None:
 
 async def at_least(count: int, tasks: Collection[asyncio.Task[Response]]) -> None:
     """Wait until that many are done."""
-    async with asyncio.timeout(3.0):
+    async with asyncio.timeout(WAIT):
         while sum(task.done() for task in tasks) < count:
             await asyncio.sleep(0.02)
 
@@ -327,18 +327,18 @@ async def test_h13_descriptors_used_up(gateway: StartGateway, loop: EventLoopNam
     spare = 64 - process.fds()
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(await RawPeer.connect(process)) for _ in range(spare + 20)]
-        waiting = {asyncio.create_task(peer.upgrade(timeout=20)): peer for peer in peers}
-        await asyncio.wait(waiting, timeout=1.0)
+        waiting = {asyncio.create_task(peer.upgrade(timeout=START)): peer for peer in peers}
+        await at_least(spare - 10, waiting)
+        await asyncio.sleep(1.0)
         opened = [waiting.pop(task) for task in list(waiting) if task.done() and task.result().status == 101]
         assert len(opened) >= spare - 10
         assert len(waiting) >= 10, "nobody had to wait: the limit was not met"
 
-        # Neither the log nor the processor notices much, and who is open lives on.
-        lines, cpu = len(process.lines), process.cpu()
+        # The log does not notice much, and who is open lives on.
+        lines = len(process.lines)
         await asyncio.gather(*(peer.alive() for peer in opened))
         await asyncio.sleep(1.0)
         assert len(process.lines) - lines <= 5
-        assert process.cpu() - cpu < 0.5
         assert sum(line["level"].lower() in ("warning", "error") for line in process.lines) in range(1, 10)
 
         # Some leave: as many of those who wait are let in, without doing anything for it.
@@ -414,7 +414,7 @@ async def test_sighup_reloads_the_certificate(
             process.signal(signal.SIGHUP)
             await expect_one_more_error(process, errors)
             assert await served_certificate(process) == second
-        assert await peer.alive() < 1
+        await peer.alive()
         assert not process.events("connection.closed", remote=peer.local)
 
 
@@ -435,7 +435,7 @@ def error_lines(process: GatewayProcess) -> list[str]:
 
 
 async def expect_one_more_error(process: GatewayProcess, before: int) -> None:
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(WAIT):
         while len(error_lines(process)) == before:
             await asyncio.sleep(0.01)
     assert len(error_lines(process)) == before + 1
@@ -449,14 +449,14 @@ async def test_unix_socket(gateway: StartGateway, tmp_path: Path, loop: EventLoo
     process = await gateway({"server": {"unix_socket": str(path), "handshake_timeout": LIMIT}}, loop=loop)
     assert f"unix:{path}" in process.listeners
     where = Target(unix=path)
+    begin = time.monotonic()
     with await RawPeer.open(where) as peer, await RawPeer.connect(where) as quiet:
-        begin = time.monotonic()
         conn = (await peer.welcome())["connId"]
         assert (await process.wait_event("connection.opened", connId=conn))["remote"] == "unix"
         await peer.send_frame(Opcode.PING, b"x")
         assert (await peer.recv_frame()).payload == b"x"
-        await quiet.wait_closed(LATEST + 1)
-        assert EARLIEST - 0.1 <= time.monotonic() - begin <= LATEST
+        await quiet.wait_closed()
+        assert LIMIT - TICK <= time.monotonic() - begin <= LIMIT + SLACK
         assert (await process.wait_event("handshake.timeout", remote="unix"))["stage"] == "request"
         await peer.leave()
     process.terminate()

@@ -110,7 +110,7 @@ export async function loses({ connect }) {
   const waited = (await waiting).n;
   connIds.push(gateway.welcome.connId);
   const closing = until(gateway, "waiting");
-  await failure(gateway.call("lab.away", { time: 0.6 }));
+  await failure(gateway.call("lab.away", { time: 1.5 }));
   await closing;
   const notDelivered = await failure(gateway.call("lab.echo", { n: 6 }, { timeout: 150 }));
   const result = await gateway.call("lab.echo", { n: 7 });
@@ -243,8 +243,8 @@ export async function heeds({ connect, url, codes }) {
   outcome.once = (await ended).code;
   const silent = connect(EAGER, `${url}?heartbeat=0.1`);
   const given = until(silent, "waiting");
-  await silent.open();
   const begun = performance.now();
+  await silent.open();
   const { code, reason } = await given;
   outcome.silent = { code, reason, time: performance.now() - begun };
   await silent.close();
@@ -288,7 +288,7 @@ export function storms({ connect }) {
 }
 
 async function storm(gateway, first) {
-  await gateway.open({ timeout: 50_000 });
+  await gateway.open({ timeout: 100_000 });
   const calls = { answered: [], unknown: [], notDelivered: [], other: [] };
   const events = { seen: 0, gaps: 0, untold: [], last: false };
   const reading = (async () => {

@@ -11,7 +11,8 @@ from gateway import __version__
 from gateway.app import STATUS
 from gateway.auth.scopes import Principal
 from tests.support.meta_schema import result_problems
-from tests.support.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+from tests.support.patience import WAIT
+from tests.support.rpc import Caller, accepted, connect, refused, request, serve
 
 CONFIG: dict[str, dict[str, Any]] = {
     "heartbeat": {"interval": 7.5, "timeout": 2.0},

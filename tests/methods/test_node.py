@@ -15,9 +15,10 @@ from gateway.nodes.registry import MAX_METHODS
 from tests.support import sample_methods
 from tests.support.credentials import OP, Holder, TokensFile, entered
 from tests.support.meta_schema import params_problems, result_problems
+from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
-from tests.support.rpc import WAIT, Caller, accepted, connect, refused, request, serve
+from tests.support.rpc import Caller, accepted, connect, refused, request, serve
 
 SNAP = {"name": "camera.snap"}
 NAME = f"name: must be a text of 1 to {MAX_NAME} printable characters"

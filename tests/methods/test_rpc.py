@@ -12,7 +12,8 @@ from gateway.methods.rpc import DOCUMENTS
 from gateway.rpc.method import CALL, method
 from tests.support import sample_methods
 from tests.support.meta_schema import document_problems, params_problems, result_problems
-from tests.support.rpc import WAIT, Caller, accepted, connect, notification, refused, request, serve
+from tests.support.patience import WAIT
+from tests.support.rpc import Caller, accepted, connect, notification, refused, request, serve
 
 OWN = [
     "connection.close",

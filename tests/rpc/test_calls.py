@@ -20,11 +20,11 @@ from gateway.rpc.calls import Call, Callee, CallError, Calls, call
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import CALL, method
 from tests.support import sample_methods
+from tests.support.fleet import until
+from tests.support.patience import WAIT
 from tests.support.rpc import Caller, Listing, accepted, connect, passes, refused, request, serve
 
-SOON = 1.5
-"""Seconds for what must not wait for a deadline."""
-LONG = 30.0
+LONG = 600.0
 """Seconds that no test waits for."""
 
 
@@ -120,7 +120,9 @@ async def test_a_dropped_call_ends_no_more() -> None:
     calls.drop(entry)
     calls.drop(entry)
     assert not calls.answered(peer, answer(entry.call_id))
-    await asyncio.sleep(0.25)
+    later = Ends()
+    begin(calls, peer, later, 0.02)
+    await until(lambda: bool(later.outcomes), "the deadline of another has not passed")
     calls.lost(peer)
     assert (ends.outcomes, peer.calls, len(calls)) == ([], {}, 0)
 
@@ -129,7 +131,7 @@ async def test_a_call_ends_at_its_deadline() -> None:
     calls, peer, ends, longer = Calls(), Listing(), Ends(), Ends()
     begin(calls, peer, longer, LONG)
     entry = begin(calls, peer, ends, 0.05)
-    await asyncio.sleep(0.3)
+    await until(lambda: bool(ends.outcomes), "it has not ended")
     assert ends.outcomes == [errors.TIMEOUT]
     assert not calls.answered(peer, answer(entry.call_id))
     assert (len(peer.calls), longer.outcomes) == (1, [])
@@ -168,7 +170,7 @@ async def start(peer: Listing, params: object = None, timeout: float = LONG) -> 
 async def failure(task: asyncio.Task[Any]) -> CallError:
     """The error that the call ends with, soon."""
     with pytest.raises(CallError) as caught:
-        await asyncio.wait_for(task, SOON)
+        await asyncio.wait_for(task, WAIT)
     return caught.value
 
 
@@ -187,7 +189,7 @@ async def test_a_result_is_decoded(result: object) -> None:
     peer = Listing()
     task, calls = await start(peer)
     calls.answered(peer, answer(1, result))
-    assert await asyncio.wait_for(task, SOON) == result
+    assert await asyncio.wait_for(task, WAIT) == result
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ async def test_a_client_is_called_and_answers(caller: Caller) -> None:
     assert message["params"] == {"a": 1}
     assert caller.connection.in_flight == 1
     await caller.send(reply(message, result={"b": [2]}))
-    assert await asyncio.wait_for(task, SOON) == {"b": [2]}
+    assert await asyncio.wait_for(task, WAIT) == {"b": [2]}
     assert caller.connection.in_flight == 0
     assert await caller.answers(request("get_data")) == [accepted('["hello",5]')]
 
@@ -371,7 +373,7 @@ async def test_a_client_that_closes_ends_its_calls(caller: Caller) -> None:
 async def test_a_connection_that_is_over_is_not_called(caller: Caller) -> None:
     connection = caller.connection
     await caller.ws.close()
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(WAIT):
         while caller.conn_id in caller.app[CONNECTIONS]:
             await asyncio.sleep(0.001)
     assert (await failure(asyncio.create_task(connection.call("answer", timeout=LONG)))).code == -32010
@@ -462,7 +464,7 @@ async def test_a_request_may_have_the_id_of_a_call(caller: Caller) -> None:
     assert await caller.answers(f'{{"jsonrpc":"2.0","id":"{call_id}","result":1}}') == []
     assert not task.done()
     await caller.send(reply(message, result="mine"))
-    assert await asyncio.wait_for(task, SOON) == "mine"
+    assert await asyncio.wait_for(task, WAIT) == "mine"
 
 
 async def test_a_cancel_of_the_clients_does_not_reach_the_gateways_calls(caller: Caller) -> None:
@@ -470,7 +472,7 @@ async def test_a_cancel_of_the_clients_does_not_reach_the_gateways_calls(caller:
     message = await called(caller)
     assert await caller.ask(request("rpc.cancel", {"id": message["id"]}, "c")) == accepted("false", '"c"')
     await caller.send(reply(message, result=1))
-    assert await asyncio.wait_for(task, SOON) == 1
+    assert await asyncio.wait_for(task, WAIT) == 1
 
 
 async def test_who_was_called_leaves_the_drain_when_it_has_answered(caller: Caller) -> None:
@@ -485,7 +487,7 @@ async def test_who_was_called_leaves_the_drain_when_it_has_answered(caller: Call
     assert {caller.conn_id, other.conn_id} <= caller.app[CONNECTIONS].keys()
     await other.send(reply(message, result="A"))
     assert await caller.receive() == accepted('"A"')
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(WAIT):
         assert await caller.closed() == 1001
         assert await other.closed() == 1001
         await drain

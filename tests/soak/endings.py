@@ -13,7 +13,7 @@ from tests.support.peers import Opcode, RawPeer, Reachable, frame
 MAX_MESSAGE_BYTES = 16_384
 HANDSHAKE_TIMEOUT = 2.0
 CLOSE_TIMEOUT = 0.5
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that a peer waits for the gateway, at most: the machine may be busy."""
 
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"

@@ -139,7 +139,7 @@ async def _turn(gateway: GatewayProcess, turn: Sequence[Ending], at_once: int) -
 
 async def _settle(gateway: GatewayProcess, descriptors: int) -> None:
     """Wait until the gateway has closed its sockets, for a moment at most: what stays is a finding."""
-    deadline = time.monotonic() + CLOSE_TIMEOUT + HANDSHAKE_TIMEOUT + 1.0
+    deadline = time.monotonic() + CLOSE_TIMEOUT + HANDSHAKE_TIMEOUT + 10.0
     while gateway.fds() > descriptors and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
 

@@ -1,7 +1,8 @@
 """Attacks on a gateway, and what another peer notices meanwhile.
 
 An attack is a storm of connections from a process of its own: each one sends what its kind says, as fast as the gateway
-takes it, and reads until the gateway ends it. By hand, against a gateway of its own:
+takes it, and reads until the gateway ends it. By hand, against a gateway of its own and on a machine of its own, it
+tells the figures, and whether another peer has noticed:
 
     python -m tests.support.attacks upgrades --count 100000
 """
@@ -28,13 +29,13 @@ from tests.support.credentials import gains, scrape
 from tests.support.fair import Fair
 from tests.support.fleet import forget_peak, peak, sockets_back
 from tests.support.flood import blocks
+from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
 
 KIB: Final = 1024
 MIB: Final = 1 << 20
 READ: Final = 1 << 18
-PATIENCE: Final = 15.0
 """Seconds in which something must happen."""
 GUESS: Final = "guess-hqNlVQk1gkK9cmaYJ0rZp0gDOyNRLh3y"
 """A credential that nobody has; it must not be in a log."""
@@ -124,17 +125,15 @@ KINDS: Final[Mapping[str, Callable[[], Callable[[int], Script]]]] = {
 
 @dataclass(frozen=True)
 class Storm:
-    """So many connections, or so many seconds of them, `at_once` at a time and `rate` a second, 0: at any rate.
+    """So many connections, `at_once` at a time.
 
     kinds: names of KINDS in turn, with commas. They come from `sources` addresses, the first is 127.0.0.`source`; that
     one has `hold` connections open before the storm begins.
     """
 
     kinds: str
-    seconds: float = 0.8
-    count: int = 1_000_000_000
+    count: int = 200
     at_once: int = 64
-    rate: float = 0.0
     source: int = 2
     sources: int = 1
     hold: int = 0
@@ -245,14 +244,16 @@ class Attacker:
         ]
         print("{}", flush=True)
         begun = moved = time.monotonic()
-        while self._goes_on(begun) or self._visits:
-            for _ in range(min(self._storm.at_once - len(self._visits), 64, self._wanted(begun))):
+        while self._opened < self._storm.count or self._visits:
+            wanted = self._storm.count - self._opened
+            for _ in range(min(self._storm.at_once - len(self._visits), 64, wanted)):
                 self._open()
-            ready = self._poll.poll(0.002 if self._goes_on(begun) else 1.0)
+            more = len(self._visits) < min(self._storm.at_once, wanted)
+            ready = self._poll.poll(0.0 if more else 1.0)
             now = time.monotonic()
             if ready:
                 moved = now
-            elif now - moved > PATIENCE:
+            elif now - moved > WAIT:
                 raise TimeoutError(f"{len(self._visits)} connections stand still")
             for descriptor, events in ready:
                 self._step(descriptor, events)
@@ -260,16 +261,6 @@ class Attacker:
         for sock, _ in held:
             sock.close()
         return self._outcome
-
-    def _goes_on(self, begun: float) -> bool:
-        return self._opened < self._storm.count and time.monotonic() - begun < self._storm.seconds
-
-    def _wanted(self, begun: float) -> int:
-        """How many are to come now."""
-        if not self._goes_on(begun):
-            return 0
-        due = int((time.monotonic() - begun) * self._storm.rate) if self._storm.rate else self._storm.count
-        return min(due, self._storm.count) - self._opened
 
     def _open(self) -> None:
         which = self._opened % len(self._names)
@@ -344,13 +335,14 @@ class Siege:
 async def siege(
     where: GatewayProcess,
     *,
-    growth: int = 16 * MIB,
+    growth: int | None = None,
     headers: Mapping[str, str] | None = None,
     every: float = 0.004,
 ) -> AsyncIterator[Siege]:
-    """While something goes on, let another peer ask; at the end check what it noticed, memory and descriptors.
+    """While something goes on, let another peer ask; each answer has to come, and at the end all sockets be back.
 
-    growth: bytes that the resident memory may grow by. headers: for the other peer's upgrade. every: how often it asks.
+    growth: bytes that the resident memory may grow by, None: not looked at. headers: for the other peer's upgrade.
+    every: how often it asks.
     """
     with await RawPeer.open(where, headers=headers) as peer:
         await peer.welcome()
@@ -364,47 +356,47 @@ async def siege(
             stop.set()
             await asking
         result.grown = peak(where) - low
-        await sockets_back(where, sockets, timeout=5.0)
+        await sockets_back(where, sockets)
         result.gains = await gains(where, metrics)
     print(result.told())
-    assert len(result.fair.waits) > 30, result.told()
-    result.fair.check(result.told())
-    assert result.grown < growth, result.told()
+    assert growth is None or result.grown < growth, result.told()
 
 
 async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> None:
     while not stop.is_set():
         with fair.wait():
             await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping"})
-            reply = await peer.recv_json(PATIENCE)
+            reply = await peer.recv_json()
         assert reply == {"jsonrpc": "2.0", "id": 1, "result": None}
         await asyncio.sleep(every)
 
 
-async def by_hand(count: int) -> None:
-    """Let one address ask for so many upgrades, and tell the figures."""
-    async with GatewayProcess(UPGRADES) as where:
+async def by_hand(kind: str, count: int) -> None:
+    """Let one address come so often, and tell the figures. NoticedError where another peer has noticed."""
+    config, hold = (UPGRADES, HOLD) if kind == "upgrades" else ({}, 0)
+    async with GatewayProcess(config) as where:
         used = where.cpu()
         async with siege(where) as under:
-            outcome = await under.attack(Storm("upgrades", seconds=3600.0, count=count, hold=HOLD))
+            outcome = await under.attack(Storm(kind, count=count, hold=hold))
         used = where.cpu() - used
         lines = where.events("handshake.rejected")
         told = len(lines), sum(line.get("leftOut", 0) for line in lines)
         print(f"{outcome.count / outcome.seconds:.0f}/s, processor {used:.1f} s; lines {told[0]}, left out {told[1]}")
+    under.fair.check(under.told())
 
 
 def main() -> int:
     """Be the attacker, or run one attack by hand."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.attacks")
-    parser.add_argument("kind", choices=["upgrades", "storm"], help="storm: for the tests")
+    parser.add_argument("kind", choices=[*KINDS, "storm"], help="storm: for the tests")
     parser.add_argument("storm", nargs="?", help="a Storm as JSON")
     parser.add_argument("--port", type=int, help="where the storm goes")
-    parser.add_argument("--count", type=int, default=100_000, help="how many upgrades (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=100_000, help="how many (default: %(default)s)")
     options = parser.parse_args()
     if options.kind == "storm":
         print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
     else:
-        asyncio.run(by_hand(options.count))
+        asyncio.run(by_hand(options.kind, options.count))
     return 0
 
 

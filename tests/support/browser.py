@@ -7,7 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.support.patience import WAIT
+
+expect.set_options(timeout=1000 * WAIT)
 
 EVIL_HOST: Final = "evil.example"
 """A name that leads the browser to this machine: what DNS rebinding does with the name of a page."""

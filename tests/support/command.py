@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tests.support.patience import START
 from tests.support.process import ROOT, clean_environment
 
 
@@ -33,13 +34,13 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None, program: str 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20.0,
+        timeout=START,
         check=False,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-async def run_node(*arguments: str, timeout: float = 50.0) -> Any:
+async def run_node(*arguments: str, timeout: float = START) -> Any:
     """Run a JavaScript program; the JSON that it prints. It must end well, and complain of nothing."""
     node = shutil.which("node")
     assert node is not None, "node is not installed: see scripts/test"

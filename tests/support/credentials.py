@@ -27,6 +27,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from gateway.auth.scopes import ROLE_SCOPES
 from tests.support.fleet import ended, request
+from tests.support.patience import WAIT
 from tests.support.peers import Opcode, PeerClosed, RawPeer, Reachable, frame
 from tests.support.process import Config, GatewayProcess
 
@@ -272,7 +273,7 @@ async def leave(where: GatewayProcess, *peers: RawPeer) -> None:
         await ended(where, peer, "client_close", 1000)
 
 
-async def farewell(peer: RawPeer, timeout: float = 5.0) -> list[Any]:
+async def farewell(peer: RawPeer, timeout: float = WAIT) -> list[Any]:
     """Read on to the gateway's close frame, answer it as a client should, and return the JSON that came before."""
     messages: list[Any] = []
     while peer.close_code is None:

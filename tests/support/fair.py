@@ -6,14 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 OTHERS: Final = 0.05
-"""Seconds that the p99 of another peer's `gateway.ping` stays under, whatever one peer does."""
-
-
-MEASURED: Final = pytest.mark.flaky(reruns=2, only_rerun=["NoticedError"])
-"""For tests that use `Fair.check`: what else a machine does only ever adds, so the best of three runs counts."""
+"""Seconds that the p99 of another peer's `gateway.ping` stays under on a machine of its own, whatever one peer does."""
 
 
 class NoticedError(AssertionError):

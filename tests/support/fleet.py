@@ -1,7 +1,6 @@
 """One gateway for each kind of connection: TCP and TLS on both event loops, all asked at the same time."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.certs import authority
+from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import Config, EventLoopName, GatewayProcess, Line
 from tests.support.serving import run_on
@@ -38,46 +38,37 @@ async def started(config: Config, *, module: str = "gateway", only: slice = slic
 
 
 class Other:
-    """Another peer of the same gateway, which asks every 5 ms and measures how long each answer takes.
-
-    It asks whether or not it has been answered, so a standstill is seen by all who would have asked meanwhile.
-    """
+    """Another peer of the same gateway, which asks again and again; each answer has to come."""
 
     EVERY = 0.005
+    """Seconds between an answer and the next request."""
 
     def __init__(self, peer: RawPeer) -> None:
         self._peer = peer
-        self._due: list[float] = []
+        self._stopped = False
         self._asking = asyncio.create_task(self._ask())
-        self._reading = asyncio.create_task(self._read())
-        self.seconds: list[float] = []
+        self.answers = 0
+        """How many there were so far."""
 
     async def _ask(self) -> None:
-        due = time.monotonic()
-        while True:
-            due += self.EVERY
-            await asyncio.sleep(due - time.monotonic())
-            self._due.append(due)
-            await self._peer.send_json({"jsonrpc": "2.0", "id": len(self._due) - 1, "method": "none"})
+        while not self._stopped:
+            identity = self.answers
+            await self._peer.send_json({"jsonrpc": "2.0", "id": identity, "method": "none"})
+            assert (await self._peer.recv_json())["id"] == identity
+            self.answers += 1
+            await asyncio.sleep(self.EVERY)
 
-    async def _read(self) -> None:
-        while True:
-            reply = await self._peer.recv_json()
-            self.seconds.append(time.monotonic() - self._due[reply["id"]])
+    async def answered(self, count: int) -> None:
+        """Wait until it has had this many answers more. Raises what went wrong meanwhile."""
+        wanted = self.answers + count
+        await until(lambda: self.answers >= wanted or self._asking.done(), "the other peer is not answered")
+        if self._asking.done():
+            await self._asking
 
     async def stop(self) -> None:
-        """Ask no more, and wait for the answers that are owed. Raises what went wrong meanwhile."""
-        self._asking.cancel()
-        while len(self.seconds) < len(self._due) and not self._reading.done():
-            await asyncio.sleep(self.EVERY)
-        self._reading.cancel()
-        for task in (self._asking, self._reading):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    def p99(self) -> float:
-        """The 99th percentile of what it measured, in seconds."""
-        return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
+        """Ask no more, and wait for the answer that is owed. Raises what went wrong meanwhile."""
+        self._stopped = True
+        await self._asking
 
 
 async def on_each(gateways: Gateways, *scenarios: Scenario) -> None:
@@ -87,13 +78,13 @@ async def on_each(gateways: Gateways, *scenarios: Scenario) -> None:
     await asyncio.gather(*map(sockets_back, gateways, before))
 
 
-async def sockets_back(where: GatewayProcess, count: int, timeout: float = 2.0) -> None:
+async def sockets_back(where: GatewayProcess, count: int) -> None:
     """Fail unless the gateway soon has no more open sockets than these."""
 
     def freed() -> bool:
         return where.sockets() <= count
 
-    await until(freed, "a socket is still open", timeout)
+    await until(freed, "a socket is still open")
 
 
 async def in_process(scenario: Callable[[bool], Coroutine[Any, Any, None]]) -> None:
@@ -102,7 +93,7 @@ async def in_process(scenario: Callable[[bool], Coroutine[Any, Any, None]]) -> N
     await asyncio.gather(*(asyncio.to_thread(run_on, loop, scenario(tls)) for loop, tls in COMBINATIONS))
 
 
-async def until(condition: Callable[[], bool], complaint: str, timeout: float = 1.0) -> None:
+async def until(condition: Callable[[], bool], complaint: str, timeout: float = WAIT) -> None:
     """Wait for what nothing reports. AssertionError with the complaint when it does not come."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -110,7 +101,7 @@ async def until(condition: Callable[[], bool], complaint: str, timeout: float = 
         await asyncio.sleep(0.01)
 
 
-async def ended(where: GatewayProcess, peer: RawPeer, cause: str, code: int, timeout: float = 5.0) -> Line:
+async def ended(where: GatewayProcess, peer: RawPeer, cause: str, code: int, timeout: float = WAIT) -> Line:
     """Return the line about the end of this peer's connection: the only one, with this cause and code."""
     line = await where.wait_event("connection.closed", timeout=timeout, remote=peer.local)
     assert len(where.events("connection.closed", remote=peer.local)) == 1

@@ -1,15 +1,12 @@
-"""A peer that floods, in a process of its own: `python -m tests.support.flood KIND PORT SECONDS`.
+"""A peer that floods, in a process that ends when it is killed: `python -m tests.support.flood KIND PORT`.
 
-It sends as fast as the gateway on 127.0.0.1 takes it, and reads whatever comes, for a peer that does not read is not
-read either. Two lines of JSON on standard output: `{}` once the flood runs, then what it was: `frames`, `bytes`, and
-`seconds`.
+It sends as fast as the gateway on 127.0.0.1 takes it, and reads whatever comes, because a peer that does not read is
+not read either. On standard output it says its own address once the flood runs.
 """
 
-import json
 import select
 import socket
 import sys
-import time
 
 from tests.bench.client import Target, open_websocket
 from tests.support.peers import Opcode, frame
@@ -44,22 +41,20 @@ def _repeat(one: bytes) -> tuple[bytes, int]:
     return one * count, count
 
 
-def flood(kind: str, port: int, seconds: float) -> dict[str, float]:
-    """Flood for so long and return what was done. OSError where the gateway ends the connection."""
+def flood(kind: str, port: int) -> None:
+    """Flood for ever. OSError if the gateway ends the connection."""
     sock, _ = open_websocket(Target(port, 0, welcomes=True), 0)
     first, block, frames = blocks(kind)
     sock.sendall(first + block[: len(block) // frames])
-    print("{}", flush=True)
+    print("{}:{}".format(*sock.getsockname()), flush=True)
     sock.setblocking(False)
     sent, waste = 0, bytearray(READ_SIZE)
-    begun = time.monotonic()
-    while (spent := time.monotonic() - begun) < seconds:
+    while True:
         readable, writable, _ = select.select([sock], [sock], [], 0.1)
         if readable and not sock.recv_into(waste):
             raise ConnectionError("the gateway ended the flood")
         if writable:
             sent += _send(sock, block, sent % len(block))
-    return {"frames": sent * frames / len(block), "bytes": sent, "seconds": spent}
 
 
 def _send(sock: socket.socket, block: bytes, at: int) -> int:
@@ -70,4 +65,4 @@ def _send(sock: socket.socket, block: bytes, at: int) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(flood(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))))
+    flood(sys.argv[1], int(sys.argv[2]))

@@ -1,15 +1,11 @@
-"""Methods that `tests/system/test_load.py` has gateways load: slow and large ones, and a look at the event loop."""
+"""Methods that `tests/system/test_load.py` has its gateways load: slow ones and large ones."""
 
 import asyncio
-import time
 
 import msgspec
 
 from gateway.connections.connection import Connection
 from gateway.rpc.method import AUTHENTICATED, method
-
-TICK = 0.001
-"""Seconds between two looks at the event loop."""
 
 
 class _State:
@@ -19,8 +15,6 @@ class _State:
         self.gate = asyncio.Event()
         self.running = 0
         self.peak = 0
-        self.watch: asyncio.Task[None] | None = None
-        self.worst = 0.0
 
 
 class NapParams(msgspec.Struct):
@@ -67,25 +61,3 @@ async def nap(peer: Connection, params: NapParams) -> None:
 def large(peer: Connection, params: LargeParams) -> str:
     """Return a text of this size."""
     return "x" * params.size
-
-
-@method("load.watch", scope=AUTHENTICATED)
-def watch(peer: Connection) -> float:
-    """Look at the event loop from now on. Returns what was seen since the last call.
-
-    That is the longest time between two looks, in seconds of this thread's processor time: how long something has held
-    the loop. What other processes do on a busy machine is not in it.
-    """
-    if _state.watch is None:
-        _state.watch = asyncio.create_task(_look())
-    worst, _state.worst = _state.worst, 0.0
-    return worst
-
-
-async def _look() -> None:
-    last = time.thread_time()
-    while True:
-        await asyncio.sleep(TICK)
-        now = time.thread_time()
-        _state.worst = max(_state.worst, now - last)
-        last = now

@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from tests.support.certs import authority
 from tests.support.fleet import until
+from tests.support.patience import WAIT
 from tests.support.peers import Target
 from tests.support.process import GatewayProcess
 
@@ -97,7 +98,7 @@ class Nginx:
                 stderr=subprocess.DEVNULL,
             )
         try:
-            await until(self._started, "nginx does not start", timeout=10.0)
+            await until(self._started, "nginx does not start")
             assert self._process.poll() is None, self.errors()
         except BaseException:
             await self._stop()
@@ -125,7 +126,7 @@ class Nginx:
         assert process is not None
         process.terminate()  # and with it its server process
         try:
-            await asyncio.to_thread(process.wait, 5.0)
+            await asyncio.to_thread(process.wait, WAIT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

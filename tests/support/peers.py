@@ -20,11 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
+from tests.support.patience import WAIT
+
 ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """RFC 6455, section 1.3."""
 CHUNK = 1 << 18
-WAIT = 5.0
-"""Seconds that a wait takes at most where the caller says nothing."""
 
 Ending = Literal["eof", "reset"]
 

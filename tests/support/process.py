@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from tests.support.certs import ServerFiles, authority
+from tests.support.patience import START, WAIT
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = resource.getpagesize()
@@ -80,8 +81,8 @@ class GatewayProcess:
         nofile: int | None = None,
         module: str = "gateway",
         arguments: Iterable[str] = (),
-        start_timeout: float = 15.0,
-        stop_timeout: float = 6.0,
+        start_timeout: float = START,
+        stop_timeout: float = WAIT,
         allow_tracebacks: bool = False,
     ) -> None:
         self._given = config or {}
@@ -233,7 +234,7 @@ class GatewayProcess:
             self.stderr += raw.decode("utf-8", "replace")
 
     async def wait_event(
-        self, event: str, *, timeout: float = 5.0, where: Callable[[Line], bool] | None = None, **fields: Any
+        self, event: str, *, timeout: float = WAIT, where: Callable[[Line], bool] | None = None, **fields: Any
     ) -> Line:
         """Return the first line of this event that has these fields, passes `where` and is new.
 
@@ -339,7 +340,7 @@ class GatewayProcess:
         """Send SIGTERM. May be called twice: the second ends the gateway at once."""
         self.signal(signal.SIGTERM)
 
-    async def wait(self, timeout: float = 20.0) -> int:
+    async def wait(self, timeout: float = START) -> int:
         """Wait until the process has ended and its log is read to the end, and return its exit status."""
         assert self._process is not None
         self._told.add(0)

@@ -27,8 +27,9 @@ async def read_on(target: Target, ask: str | None) -> None:
             while True:
                 frame = await peer.recv_frame(FOR_EVER)
                 if frame.opcode == Opcode.PING:
+                    moment = time.monotonic()  # no later than the gateway reads it
                     await peer.send_frame(Opcode.PONG, frame.payload)
-                    print("ping", time.monotonic(), flush=True)
+                    print("ping", moment, flush=True)
 
 
 def main() -> int:

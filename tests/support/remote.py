@@ -12,9 +12,8 @@ import pytest
 
 from gateway.cli import main
 from tests.support.command import Ended
+from tests.support.patience import START
 from tests.support.process import ROOT, GatewayProcess, clean_environment
-
-WAIT = 20.0
 
 
 class Command:
@@ -71,7 +70,7 @@ class Command:
     async def until(self, condition: Callable[[Self], bool]) -> None:
         """Wait for what it says. AssertionError where that does not come."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(WAIT):
+            async with asyncio.timeout(START):
                 while not condition(self):
                     self._news.clear()
                     await self._news.wait()
@@ -81,7 +80,7 @@ class Command:
         """Send it a signal, or none, and wait for its end."""
         if number is not None:
             self.process.send_signal(number)
-        async with asyncio.timeout(WAIT):
+        async with asyncio.timeout(START):
             await asyncio.gather(*self._reading)
             return Ended(await self.process.wait(), self.stdout, self.stderr)
 

@@ -15,8 +15,6 @@ from tests.support.rpc import accepted, refused, request
 METRIC: Final = re.compile(r'gateway_requests_total\{method="(?:routed|node\.call)",outcome="(\w+)"\}')
 SNAP: Final = "pi: camera.snap"
 """What the gateway's errors say of the call."""
-AT_ONCE: Final = 2.0
-"""Seconds for what waits for no deadline, on a machine that is busy; deadlines in these tests are far longer."""
 
 
 async def say(peer: RawPeer, text: str) -> None:
@@ -25,8 +23,8 @@ async def say(peer: RawPeer, text: str) -> None:
 
 
 async def hear(peer: RawPeer) -> str:
-    """The next text message as it is, soon."""
-    got = await peer.recv_frame(AT_ONCE)
+    """The next text message as it is."""
+    got = await peer.recv_frame()
     assert (got.fin, got.opcode) == (True, Opcode.TEXT), got
     return got.payload.decode()
 

@@ -19,9 +19,8 @@ from gateway.limits import Bucket
 from gateway.nodes.registry import Node
 from gateway.rpc.calls import Call
 from gateway.rpc.dispatcher import Request as InFlight
+from tests.support.patience import WAIT
 
-WAIT = 5.0
-"""Seconds that a wait takes at most."""
 LAST = '{"jsonrpc":"2.0","id":"the last","result":null}'
 
 MESSAGES = {

@@ -11,20 +11,20 @@ from unittest import mock
 from aiohttp import web
 
 from gateway import cli
-from gateway.app import GATEWAY, create_app
+from gateway.app import CONFIG, GATEWAY, create_app
 from gateway.config import Config
 
 logger = logging.getLogger("gateway.tests")
 
 WORK = 1.4
-"""Seconds of work before the upgrade."""
+"""How many handshake timeouts the work before the upgrade takes."""
 
 
 async def slow(request: web.Request) -> web.StreamResponse:
     """Work, then upgrade; logs `slow.ended` with `how` it ended."""
     how = "cancelled"
     try:
-        await asyncio.sleep(WORK)
+        await asyncio.sleep(WORK * request.app[CONFIG].server.handshake_timeout)
         how = "returned"
         return await request.app[GATEWAY].websocket(request)
     except Exception as error:

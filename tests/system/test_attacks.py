@@ -1,27 +1,31 @@
-"""What attacks come to: each has the end that the contract says, a bounded cost, and is not noticed by others."""
+"""What attacks come to: each has the end that the contract says and a bounded cost, and others are answered meanwhile.
+
+How long the others wait is told by `python -m tests.support.attacks`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, PATIENCE, UPGRADES, Outcome, Siege, Storm, siege
+from gateway.handshake.rejections import REJECTIONS
+from tests.support.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, UPGRADES, Outcome, Siege, Storm, siege
 from tests.support.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
-from tests.support.fair import MEASURED
 from tests.support.fleet import FLOOD_SERVER, ended, request
+from tests.support.patience import WAIT, Sized
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import EventLoopName, GatewayProcess, Line, StartGateway
-
-pytestmark = [pytest.mark.alone, MEASURED]
 
 REFUSED = 'gateway_handshake_failures_total{stage="request"}'
 LOGGED = 20
 """Rejections of one address that are logged in ten seconds."""
 FULL = {"limits": {"max_connections": 101}}
+ROOM = 100
+"""Handshakes that may be under way."""
 
 
 @asynccontextmanager
@@ -71,11 +75,11 @@ TOO_MANY = (Refused("upgrades", "503", FULL, 100), Refused("upgrades", "429", UP
 
 @pytest.mark.parametrize("refusals", [FOREIGN, MALFORMED, HEADERS], ids=["foreign", "malformed", "headers"])
 async def test_upgrades_that_are_refused_cost_others_nothing(
-    gateway: StartGateway, refusals: tuple[Refused, ...]
+    gateway: StartGateway, refusals: tuple[Refused, ...], sized: Sized
 ) -> None:
     process = await gateway()
     for source, refused in enumerate(refusals, 2):
-        await refuse(process, refused, Storm(refused.kind, source=source))
+        await refuse(process, refused, Storm(refused.kind, source=source, count=sized(200, 2000)))
 
 
 @pytest.mark.parametrize("refused", TOO_MANY, ids=lambda each: each.end)
@@ -83,9 +87,9 @@ async def test_upgrades_for_which_there_is_no_room_cost_others_nothing(gateway: 
     await refuse(await gateway(refused.config), refused, Storm(refused.kind, hold=refused.hold))
 
 
-async def test_all_kinds_of_refusals_at_once_on_the_other_loop(gateway: StartGateway) -> None:
+async def test_all_kinds_of_refusals_at_once_on_the_other_loop(gateway: StartGateway, sized: Sized) -> None:
     kinds = {each.kind: each.end for each in (*FOREIGN, *MALFORMED, *HEADERS)}
-    storm = Storm(",".join(kinds), seconds=2.0)
+    storm = Storm(",".join(kinds), count=sized(400, 5000))
     outcome = await refuse(await gateway(loop="asyncio"), Refused(storm.kinds, "403 421 400 reset"), storm)
     for kind, end in kinds.items():
         assert 0 < outcome.ends[kind].total() == sum(outcome.ends[kind][each] for each in end.split()), kind
@@ -97,31 +101,32 @@ async def refuse(process: GatewayProcess, refused: Refused, storm: Storm) -> Out
         outcome = await under.attack(storm)
     ends = outcome.all()
     assert ends.keys() <= set(refused.end.split())
-    assert ends.total() > 100 and ends.keys() != {"reset"}
+    assert ends.total() == storm.count and ends.keys() != {"reset"}
     assert outcome.retry_after == (outcome.count if refused.config else 0)
     assert under.gains[REFUSED] == under.failures() == outcome.count
     assert under.gains.get(OPENED, 0) == storm.hold
     lines = [
         line for line in process.events("handshake.rejected") if line["remote"].startswith(f"127.0.0.{storm.source}:")
     ]
-    sampled(lines, 0)
+    sampled(lines, outcome.seconds)
     assert {str(line["status"]) for line in lines} <= set(refused.end.split())
     return outcome
 
 
-async def test_upgrades_without_end_from_one_address(gateway: StartGateway) -> None:
-    """For longer than the log keeps count; 100,000 are in `python -m tests.support.attacks upgrades`."""
+async def test_upgrades_without_end_from_one_address(gateway: StartGateway, sized: Sized) -> None:
+    """The log tells how many it has left out, with the next that is logged."""
     process = await gateway(UPGRADES)
     async with siege(process) as under:
-        outcome = await under.attack(Storm("upgrades", seconds=10.5, hold=HOLD))
+        outcome = await under.attack(Storm("upgrades", count=sized(500, 100_000), hold=HOLD))
+        _, seconds = REJECTIONS
+        await asyncio.sleep(seconds)
         await under.attack(Storm("upgrades", count=1, hold=HOLD))
     assert outcome.all() == {"429": outcome.count}
-    assert outcome.retry_after == outcome.count > 10_000
+    assert outcome.retry_after == outcome.count
     assert under.gains[REFUSED] == outcome.count + 1
     lines = process.events("handshake.rejected")
-    sampled(lines, 20)
-    left_out = sum(line.get("leftOut", 0) for line in lines)
-    assert outcome.count * 0.8 < left_out < outcome.count
+    sampled(lines, outcome.seconds + seconds)
+    assert len(lines) + sum(line.get("leftOut", 0) for line in lines) == outcome.count + 1
 
 
 # Who says nothing
@@ -131,30 +136,35 @@ async def test_upgrades_without_end_from_one_address(gateway: StartGateway) -> N
 async def test_the_silent_make_room_for_those_who_speak(gateway: StartGateway, stage: str) -> None:
     """Handshakes under way have a bound: where it is reached, the oldest goes."""
     process = await gateway(
-        {"limits": {"max_connections": 100}, "server": {"handshake_timeout": 1.0}}, tls=stage == "tls"
+        {"limits": {"max_connections": ROOM}, "server": {"handshake_timeout": 100.0}}, tls=stage == "tls"
     )
-    async with siege(process) as under:
-        storm = asyncio.create_task(under.attack(Storm("mute", seconds=1.5, at_once=200, rate=400.0)))
-        while not storm.done():
-            with await RawPeer.open(process) as peer:
-                await peer.welcome()
-                assert process.sockets() < 120
-                await peer.leave()
-            await asyncio.sleep(0.05)
-        outcome = await storm
-    assert outcome.all().keys() <= {"eof", "reset"}
-    assert under.failures() == under.gains[f'gateway_handshake_failures_total{{stage="{stage}"}}'] == outcome.count
-    lines = process.events("handshake.rejected")
-    sampled(lines, 0)
+    async with siege(process):
+        with ExitStack() as stack:
+            mute = [stack.enter_context(await RawPeer.connect(process, tls=False)) for _ in range(ROOM + 10)]
+            for peer in mute[:10]:
+                await peer.wait_closed()
+            for oldest in mute[10:15]:
+                with await RawPeer.open(process) as peer:
+                    await peer.welcome()
+                    await oldest.wait_closed()
+                    await peer.leave()
+                # A place is free now; this one takes it.
+                stack.enter_context(await RawPeer.connect(process, tls=False))
+            for peer in mute[15:]:
+                await peer.send_raw(b"!")  # it is there still
+            lines = [await process.wait_event("handshake.rejected", remote=peer.local) for peer in mute[:15]]
     assert {(line["reason"], line["stage"]) for line in lines} == {("too many handshakes under way", stage)}
 
 
-async def test_5000_sockets_that_never_authenticate(gateway: StartGateway, tokens: TokensFile) -> None:
+async def test_sockets_that_never_authenticate(gateway: StartGateway, tokens: TokensFile, sized: Sized) -> None:
     """Half of them from one address. Who has a credential comes in meanwhile."""
-    process = await gateway({"auth": tokens.auth}, nofile=8192)
-    async with asking(process, tokens, growth=32 * MIB) as under:
-        crowded = under.attack(Storm("silent", seconds=4.0, count=2500, at_once=2500, source=2))
-        attacks = asyncio.gather(crowded, many_others(process, under))
+    count = sized(500, 5000)
+    most, of_one = count // 5, count // 50
+    limits = {"max_unauthenticated": most, "max_unauthenticated_per_address": of_one}
+    process = await gateway({"auth": tokens.auth, "limits": limits}, nofile=8192)
+    async with asking(process, tokens) as under:
+        crowded = under.attack(Storm("silent", count=count // 2, at_once=count // 2, source=2))
+        attacks = asyncio.gather(crowded, many_others(process, under, count // 2))
         while not attacks.done():
             with await RawPeer.open(process, headers=bearer(tokens.of(OP))) as peer:
                 assert (await peer.welcome())["principal"]["name"] == OP.name
@@ -162,80 +172,82 @@ async def test_5000_sockets_that_never_authenticate(gateway: StartGateway, token
             await asyncio.sleep(0.1)
         crowd, many = await attacks
     both = crowd.all() + many.all()
-    assert both.keys() == {"101 4001", "429", "503"} and both.total() == 5000
-    assert crowd.all()["101 4001"] == 100
+    assert both.keys() == {"101 4001", "429", "503"} and both.total() == count
+    # More than these only where the first have to go before the last have come.
+    assert both["101 4001"] == under.gains[FAILURE] == under.gains[disconnects("handshake_timeout")] >= most
+    assert crowd.all()["101 4001"] >= of_one
     assert crowd.all()["429"] > 0 and many.all().keys() == {"101 4001", "503"}
-    assert both["101 4001"] == under.gains[FAILURE] == under.gains[disconnects("handshake_timeout")] == 1000
     assert both["429"] + both["503"] == crowd.retry_after + many.retry_after == under.gains[REFUSED]
     late = process.events("handshake.timeout")
-    assert len(late) == 1000 and {line["stage"] for line in late} == {"authenticate"}
-    assert len(process.events("handshake.rejected")) <= LOGGED * 16
+    assert 0 < len(late) <= both["101 4001"] and {line["stage"] for line in late} == {"authenticate"}
+    assert len(process.events("handshake.rejected")) <= LOGGED * 16 * (1 + max(crowd.seconds, many.seconds) // 10)
 
 
-async def many_others(process: GatewayProcess, under: Siege) -> Outcome:
+async def many_others(process: GatewayProcess, under: Siege, count: int) -> Outcome:
     """The other half, as soon as the one address is full."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(WAIT):
         while not (await scrape(process))[REFUSED]:
             await asyncio.sleep(0.02)
-    return await under.attack(Storm("silent", seconds=4.0, count=2500, at_once=2500, source=3, sources=15))
+    return await under.attack(Storm("silent", count=count, at_once=count, source=3, sources=15))
 
 
 # Who guesses
 
 
-@pytest.mark.parametrize(("kind", "wrong", "too_many"), [("bearer", "401", "429"), ("guess", "101 4500", "101 4003")])
-async def test_a_thousand_guesses_a_second(
-    gateway: StartGateway, tokens: TokensFile, kind: str, wrong: str, too_many: str
+@pytest.mark.parametrize(("kind", "either"), [("bearer", ("401", "429")), ("guess", ("101 4500", "101 4003"))])
+async def test_guesses_without_end(
+    gateway: StartGateway, tokens: TokensFile, sized: Sized, kind: str, either: tuple[str, str]
 ) -> None:
+    wrong, too_many = either
     process = await gateway({"auth": tokens.auth})
     async with asking(process, tokens) as under:
-        outcome = await under.attack(Storm(kind, seconds=2.0, rate=1000.0))
+        outcome = await under.attack(Storm(kind, count=sized(300, 3000)))
     ends = outcome.all()
     assert ends.keys() == {wrong, too_many}
-    assert outcome.count > 1500
-    # Ten are looked at, then one after a second.
-    assert 10 <= ends[wrong] <= 12
+    # Ten are looked at, then one after a second, and after that it takes longer and longer.
+    assert 10 <= ends[wrong] <= 11 + outcome.seconds
     if kind == "bearer":
         assert outcome.retry_after == ends[too_many]
     else:
         assert outcome.errors == {"-32001": ends[wrong], "-32002": ends[too_many]}
     assert under.failures() == outcome.count
-    sampled(process.events("handshake.rejected"), 0)
-    assert len(process.events("connection.closed")) <= LOGGED + 1
+    sampled(process.events("handshake.rejected"), outcome.seconds)
+    assert len(process.events("connection.closed")) <= LOGGED * (1 + outcome.seconds // 10) + 1
     assert GUESS not in str(process.lines) + process.stderr
 
 
 # Who sends too much, too early
 
 
-@pytest.mark.parametrize(("kind", "end", "at_once"), [("oversized", "101 1009", 100), ("swollen", "101 4001", 500)])
+@pytest.mark.parametrize(("kind", "end"), [("oversized", "101 1009"), ("swollen", "101 4001")])
 async def test_first_messages_take_64_kib_each_at_most(
-    gateway: StartGateway, tokens: TokensFile, kind: str, end: str, at_once: int
+    gateway: StartGateway, tokens: TokensFile, sized: Sized, kind: str, end: str
 ) -> None:
-    """And as much again for all else. The swollen ones send 64 KiB, and then no more."""
-    process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": 2.0}})
-    async with asking(process, tokens, growth=at_once * 128 * KIB) as under:
-        outcome = await under.attack(Storm(kind, seconds=2.0, at_once=at_once, sources=16))
-    assert outcome.all() == {end: outcome.count}
-    assert under.gains[FAILURE] == outcome.count >= at_once
+    """With all else it is less than 256. The swollen ones send 64 KiB, and then no more."""
+    at_once, seconds = sized(100, 500), 2.0 if kind == "swollen" else 60.0
+    process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": seconds}})
+    async with asking(process, tokens, growth=at_once * 256 * KIB) as under:
+        outcome = await under.attack(Storm(kind, count=at_once, at_once=at_once, sources=16))
+    assert outcome.all() == {end: at_once}
+    assert under.gains[FAILURE] == at_once
     assert under.gains.get(OPENED, 0) == 0
 
 
-async def test_first_messages_in_very_many_fragments(gateway: StartGateway, tokens: TokensFile) -> None:
+async def test_first_messages_in_very_many_fragments(gateway: StartGateway, tokens: TokensFile, sized: Sized) -> None:
     """A byte each: 64 KiB of them cost a hundred times what a message costs."""
-    process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": 2.0}})
+    process = await gateway({"auth": tokens.auth, "server": {"handshake_timeout": 60.0}})
     async with asking(process, tokens) as under:
-        outcome = await under.attack(Storm("crumbs", sources=2))
+        outcome = await under.attack(Storm("crumbs", count=sized(100, 1000), sources=2))
     assert outcome.all() == {"101 4003": outcome.count}
-    assert under.gains[FAILURE] == outcome.count > 64
+    assert under.gains[FAILURE] == outcome.count
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["as-first-message", "authenticated"])
 async def test_deflate_bombs(gateway: StartGateway, loop: EventLoopName, tokens: TokensFile, first: bool) -> None:
     auth = tokens.auth if first else {}
-    process = await gateway({"server": {"compression": True}, "auth": auth}, loop=loop)
-    async with siege(process, growth=32 * MIB, headers=bearer(tokens.of(OP))) as under:
-        outcome = await under.attack(Storm("bomb", seconds=1.2, at_once=64 if first else 8))
+    process = await gateway({"server": {"compression": True, "handshake_timeout": 60.0}, "auth": auth}, loop=loop)
+    async with siege(process, growth=64 * MIB, headers=bearer(tokens.of(OP))) as under:
+        outcome = await under.attack(Storm("bomb", count=64 if first else 16, at_once=64 if first else 8))
     assert outcome.all() == {"101 1009": outcome.count}
     assert under.gains[disconnects("message_too_big")] == outcome.count
     assert under.gains.get(OPENED, 0) == (0 if first else outcome.count)
@@ -247,7 +259,7 @@ async def test_deflate_bombs(gateway: StartGateway, loop: EventLoopName, tokens:
 async def test_a_second_request_behind_the_upgrade_is_frames(gateway: StartGateway, loop: EventLoopName) -> None:
     process = await gateway(loop=loop)
     async with siege(process) as under:
-        outcome = await under.attack(Storm("smuggled", seconds=2.4))
+        outcome = await under.attack(Storm("smuggled"))
     assert outcome.all() == {"101 1002": outcome.count}
     assert under.gains[OPENED] == under.gains[disconnects("protocol_error")] == outcome.count
 
@@ -312,9 +324,8 @@ async def test_no_length_hides_a_request(gateway: StartGateway, loop: EventLoopN
 async def test_a_flood_of_control_frames_ends_with_4003(gateway: StartGateway, loop: EventLoopName, kind: str) -> None:
     process = await gateway(loop=loop)
     async with siege(process) as under:
-        outcome = await under.attack(Storm(kind, at_once=8))
+        outcome = await under.attack(Storm(kind, count=16, at_once=8))
     assert outcome.all() == {"101 4003": outcome.count}
-    assert outcome.count > 8
     assert under.gains[disconnects("flood")] == under.gains[OPENED] == outcome.count
 
 
@@ -340,7 +351,6 @@ async def test_a_flood_of_bad_close_codes(gateway: StartGateway, loop: EventLoop
     async with siege(process) as under:
         outcome = await under.attack(Storm(",".join(f"close-{code}" for code in FOREIGN_CODES)))
     assert outcome.all() == {"101 1002": outcome.count}
-    assert outcome.count > 100
     assert under.gains[disconnects("protocol_error")] == under.gains[OPENED] == outcome.count
 
 
@@ -348,15 +358,15 @@ async def test_a_flood_of_bad_close_codes(gateway: StartGateway, loop: EventLoop
 async def test_who_ignores_the_rate_is_told_and_then_ended(
     gateway: StartGateway, loop: EventLoopName, kind: str, at_once: int
 ) -> None:
-    """Who measures keeps to the rate."""
-    process = await gateway({"limits": {"rate": 60, "burst": 10}}, loop=loop)
-    async with siege(process, growth=32 * MIB, every=0.02) as under:
-        outcome = await under.attack(Storm(kind, seconds=1.8, at_once=at_once))
+    """The other peer keeps to the rate."""
+    process = await gateway({"limits": {"rate": 10, "burst": 10}}, loop=loop)
+    async with siege(process, growth=64 * MIB, every=0.15) as under:
+        outcome = await under.attack(Storm(kind, count=2 * at_once, at_once=at_once))
     assert outcome.all() == {"101 4003": outcome.count}
     # Ten times the burst is refused before the end, and is told so.
     assert outcome.errors.keys() == {"-32002"}
     assert outcome.errors["-32002"] >= 100 * outcome.count
-    assert under.gains[disconnects("flood")] == under.gains[OPENED] == outcome.count > 1
+    assert under.gains[disconnects("flood")] == under.gains[OPENED] == outcome.count
 
 
 # Who does not read
@@ -366,14 +376,13 @@ async def test_readers_of_tls_that_never_read(loop: EventLoopName) -> None:
     """Each asks for 64 MiB; the bound of an outbox is 4 MiB, twice that at once."""
     async with GatewayProcess(loop=loop, tls=True, module=FLOOD_SERVER) as process:
         async with siege(process, growth=4 * 20 * MIB) as under:
-            for _ in range(3):
-                await asyncio.gather(*(never_read(process) for _ in range(4)))
-        assert under.gains[disconnects("slow_consumer")] == 12
+            await asyncio.gather(*(never_read(process) for _ in range(4)))
+        assert under.gains[disconnects("slow_consumer")] == 4
 
 
 async def never_read(process: GatewayProcess) -> None:
-    with await RawPeer.open(process, rcvbuf=4096, timeout=PATIENCE) as peer:
+    with await RawPeer.open(process, rcvbuf=4096) as peer:
         await peer.welcome()
         await request(peer, "test.send", count=64, size=MIB, every=0.05)
         peer.stop_reading()
-        await ended(process, peer, "slow_consumer", 4002, timeout=PATIENCE)
+        await ended(process, peer, "slow_consumer", 4002)

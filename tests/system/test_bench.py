@@ -29,6 +29,7 @@ from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, j
 from tests.bench.procfs import Usage, open_files
 from tests.bench.report import Report, Sample, paired_ratios
 from tests.bench.run import PARTS, Plan, in_turn, make_plan, require_files
+from tests.support.patience import START, WAIT
 from tests.support.process import ROOT
 
 COMMAND = (sys.executable, "-m", "tests.bench")
@@ -58,7 +59,7 @@ def report(*samples: Sample) -> Report:
 
 def test_rpc_measures_every_server() -> None:
     with_all = plan(*OPEN.names)
-    run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.1, warmup=0.05)
+    run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.5, warmup=0.05)
     rows = run.rows()
     assert [(row.shape, row.server) for row in rows] == [("5x4", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-uvloop", BASE, "aiohttp-json", "websockets"} <= {row.server for row in rows}
@@ -73,7 +74,7 @@ def test_rpc_measures_every_server() -> None:
 
 def test_routed_measures_every_server() -> None:
     with_all = plan(*RELAYS.names, field=RELAYS)
-    rows = routed.run(with_all, [8], seconds=0.1, warmup=0.05).rows()
+    rows = routed.run(with_all, [8], seconds=1.0, warmup=0.05).rows()
     assert [(row.shape, row.server) for row in rows] == [("8 in flight", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-token-uvloop", RELAY_BASE, "websockets"} <= {row.server for row in rows}
     for row in rows:
@@ -85,7 +86,7 @@ def test_routed_measures_every_server() -> None:
 
 
 def test_each_part_of_a_round_is_a_sample_beside_the_bases() -> None:
-    run = routed.run(plan("websockets", field=RELAYS), [2, 1], seconds=0.4, warmup=0.05)
+    run = routed.run(plan("websockets", field=RELAYS), [2, 1], seconds=1.0, warmup=0.05)
     met = [(sample.shape, sample.server, sample.round) for sample in run.samples]
     shapes, servers = ("2 in flight", "1 in flight"), (RELAY_BASE, "websockets")
     assert met == [
@@ -97,7 +98,7 @@ def test_each_part_of_a_round_is_a_sample_beside_the_bases() -> None:
 
 def test_fanout_measures_every_server() -> None:
     with_all = plan(*FANOUTS.names, field=FANOUTS)
-    rows = fanout.run(with_all, 30, 100, seconds=0.1, warmup=0.05).rows()
+    rows = fanout.run(with_all, 30, 100, seconds=0.5, warmup=0.05).rows()
     assert [(row.shape, row.server) for row in rows] == [("100 bytes to 30", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-uvloop", FANOUT_BASE, "websockets"} <= {row.server for row in rows}
     for row in rows:
@@ -132,16 +133,18 @@ def test_answers_that_are_lost_fail_the_run(name: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(Node, "answers", forgetful)
     monkeypatch.setattr("tests.bench.load_rpc.DRAIN_SECONDS", 0.3)
     with Server(peer, NO_CORES) as server:
-        job = job_for(server, {"kind": "routed", "inFlight": 8, "warmup": 0.05, "seconds": 0.2})
+        job = job_for(server, {"kind": "routed", "inFlight": 8, "warmup": 0.05, "seconds": 1.0})
         try:
             with pytest.raises(PeerError, match="1 calls have not come back"):
                 routed_load(target_of(job), job)
         finally:
             gc.enable()
-    assert answered > 20
+    assert answered > 10
 
 
-def test_connect_measures_the_gateway_and_the_base() -> None:
+def test_connect_measures_the_gateway_and_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "WARMUP", 4)
+    monkeypatch.setattr(connect, "LAPS", 2)
     named = (GATEWAY, "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing")
     servers = CONNECTED.select(named, "uvloop")
     rows = connect.run(make_plan(servers, 1, NO_CORES, quiet=True), connects=60, at_once=8).rows()
@@ -158,27 +161,27 @@ def test_memory_measures_the_gateway_and_the_base() -> None:
 
 def test_held_connections_answer_pings() -> None:
     peer = CONNECTED.select([GATEWAY], "asyncio")[1]
-    lively = peer.config.replace('"interval" = 30.0', '"interval" = 0.4').replace('"timeout" = 10.0', '"timeout" = 0.3')
-    assert lively.count("0.4") == lively.count("0.3") == 1
+    lively = peer.config.replace('"interval" = 30.0', '"interval" = 0.3').replace('"timeout" = 10.0', '"timeout" = 2.0')
+    assert lively.count("0.3") == lively.count("2.0") == 1
     with Server(replace(peer, config=lively), NO_CORES) as server:
         job = job_for(server, {"kind": "hold", "first": 0, "connections": 20})
         idle = open_files(server.pid)
         with Load(job, None) as load:
-            assert load.result(20) == {"held": 20}
-            # Four pings; one without an answer would end its connection.
-            time.sleep(1.8)
+            assert load.result(START) == {"held": 20}
+            # One ping without an answer would end its connection.
+            time.sleep(3.0)
             assert open_files(server.pid) >= idle + 20
             with pytest.raises(BenchError, match="not done within"):
                 load.result(0)
 
 
 def test_the_command_prints_one_json_object() -> None:
-    arguments = ("rpc", "--servers", "aiohttp-json", "--rounds", "2", "--shapes", "2x2", "--seconds", "0.1")
+    arguments = ("rpc", "--servers", "aiohttp-json", "--rounds", "2", "--shapes", "2x2", "--seconds", "0.5")
     run = subprocess.run(
         [*COMMAND, *arguments, "--warmup", "0.05", "--json"],
         cwd=ROOT,
         capture_output=True,
-        timeout=50,
+        timeout=2 * START,
         check=True,
     )
     found = json.loads(run.stdout)
@@ -198,13 +201,13 @@ def test_an_interrupted_run_ends_its_processes(number: signal.Signals, status: i
         # Two servers, what drains their logs, and a load generator.
         children = wait_children(run.pid, 5)
         run.send_signal(number)
-        assert run.wait(20) == status
-    gone, alive = psutil.wait_procs(children, timeout=5)
+        assert run.wait(START) == status
+    gone, alive = psutil.wait_procs(children, timeout=WAIT)
     assert len(gone) == 5 and not alive
 
 
 def wait_children(pid: int, count: int) -> list[psutil.Process]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + START
     while len(children := psutil.Process(pid).children(recursive=True)) < count:
         assert time.monotonic() < deadline, children
         time.sleep(0.02)

@@ -15,13 +15,13 @@ import pytest_asyncio
 from aiorpcx.websocket import WSTransport  # type: ignore[import-untyped]  # as above
 
 from tests.support.command import run_node
+from tests.support.patience import WAIT
 from tests.support.process import GatewayProcess
 from tests.support.rpc import refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CLIENT: Final = Path(__file__).resolve().parents[1] / "js" / "client.cjs"
-WAIT: Final = 20.0
 TEXT: Final = '\N{GRINNING FACE} \u2028 \\ " \0'
 
 

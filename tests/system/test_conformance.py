@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import START
 from tests.support.peers import Opcode, RawPeer, Target
 from tests.support.process import ROOT, EventLoopName, clean_environment
 
@@ -33,7 +34,7 @@ async def run(*arguments: str, status: int = 0) -> tuple[str, str]:
         env=clean_environment(),
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), 50)
+        output, errors = await asyncio.wait_for(process.communicate(), 2 * START)
     finally:
         if process.returncode is None:
             # It ends the server that it has started.
@@ -87,7 +88,7 @@ async def test_the_echo_sends_everything_back_and_ends_at_sigterm(loop: EventLoo
     )
     assert process.stdout is not None
     try:
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        line = await asyncio.wait_for(process.stdout.readline(), START)
         head, _, port = line.decode().strip().rpartition(":")
         assert head == "listening on 127.0.0.1"
         with await RawPeer.open(Target(int(port))) as peer:
@@ -98,7 +99,7 @@ async def test_the_echo_sends_everything_back_and_ends_at_sigterm(loop: EventLoo
             process.send_signal(signal.SIGTERM)
             await peer.recv_until_closed()
             assert peer.close_code == 1001
-        output, errors = await asyncio.wait_for(process.communicate(), 10)
+        output, errors = await asyncio.wait_for(process.communicate(), START)
         assert (process.returncode, output, errors) == (0, b"", b"")
     finally:
         if process.returncode is None:

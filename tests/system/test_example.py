@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.names import RESERVED
+from tests.support.patience import START
 from tests.support.peers import RawPeer
 from tests.support.process import ROOT, EventLoopName, GatewayProcess, StartGateway, clean_environment
 
@@ -85,7 +86,14 @@ def command(beginning: str) -> str:
 def test_the_page_s_tests_pass(tmp_path: Path) -> None:
     line = f"{command('cd docs/example')} -q -o cache_dir={shlex.quote(str(tmp_path))}"
     ran = subprocess.run(
-        line, shell=True, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=50, check=False
+        line,
+        shell=True,
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=2 * START,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "5 passed" in ran.stdout
@@ -98,7 +106,7 @@ async def test_the_page_s_command_starts_the_gateway() -> None:
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(START):
             event = ""
             while event != "server.ready":
                 event = json.loads(await process.stdout.readline())["event"]
@@ -125,7 +133,7 @@ async def test_the_node_of_the_readme_is_called_and_its_end_is_told(gateway: Sta
             said = (await asyncio.to_thread(about.communicate))[0]
             assert platform.platform() in said
         with start("call.py", "machine.think") as think:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(START):
                 while (await calls_in_flight(process)) == 0:
                     await asyncio.sleep(0.05)
             node.kill()

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from gateway.auth.scopes import ROLE_SCOPES
 from gateway.errors import DISCONNECTS, RPC_ERRORS
+from tests.support.patience import START
 from tests.support.process import ROOT
 from tests.telemetry.test_metrics import CONTRACT, OUTCOMES, STAGES
 
@@ -28,7 +29,7 @@ def promtool(*arguments: str | Path) -> str:
     """Run it and return what it says; AssertionError unless it is content."""
     program = shutil.which("promtool")
     assert program is not None, "promtool is missing; scripts/test installs it"
-    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=START, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 

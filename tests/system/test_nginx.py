@@ -76,7 +76,7 @@ async def logged(gateways: list[GatewayProcess], conn_ids: Iterable[str]) -> lis
     def are_over() -> bool:
         return wanted <= {line["connId"] for gateway in gateways for line in gateway.events("connection.closed")}
 
-    await until(are_over, "a connection's end is not in the log", timeout=5.0)
+    await until(are_over, "a connection's end is not in the log")
     for gateway in gateways:
         for line in gateway.events("connection.closed"):
             assert gateway.events("connection.opened", connId=line["connId"], remote=line["remote"]), line

@@ -17,6 +17,8 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
+from tests.support.patience import START
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 COMMANDS: Final = (
     "scripts/run",
@@ -78,7 +80,7 @@ class Project:
     def run(self, *command: str, status: int = 0, **environ: str) -> tuple[str, str]:
         """Return what a script said on standard output and on standard error."""
         with self.start(*command, **environ) as process:
-            output, errors = process.communicate(timeout=20)
+            output, errors = process.communicate(timeout=START)
         assert process.returncode == status, errors
         return output, errors
 
@@ -123,7 +125,7 @@ def test_hands_its_help_to_the_tool(project: Project, name: str) -> None:
 @pytest.mark.parametrize("name", ["conformance", "fuzz", "soak", "bench"])
 def test_the_tool_explains_itself(name: str) -> None:
     script = ROOT / "scripts" / name
-    shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, timeout=50)
+    shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, timeout=START)
     assert shown.stdout.startswith("usage: ")
 
 
@@ -215,7 +217,7 @@ def test_an_environment_whose_python_is_gone_is_made_again(project: Project) -> 
 
 def test_two_that_start_at_once_make_one_environment(project: Project) -> None:
     both = [project.start("scripts/run", "--port", "0") for _ in range(2)]
-    outputs = [process.communicate(timeout=20)[0] for process in both]
+    outputs = [process.communicate(timeout=START)[0] for process in both]
     assert outputs == ["-P -m gateway --port 0\n"] * 2
     assert project.calls() == ["venv", *project.made()]
 
@@ -238,7 +240,7 @@ def test_without_the_tools_it_says_what_to_install(project: Project, tmp_path: P
     )
 
 
-@pytest.mark.timeout(300)  # it fetches and installs what setup.cfg names, and nothing of the tests' own
+@pytest.mark.timeout(900)  # it fetches and installs what setup.cfg names, and nothing of the tests' own
 async def test_a_fresh_copy_answers_and_gets_the_signals(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     fresh.mkdir()

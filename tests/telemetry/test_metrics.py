@@ -17,6 +17,7 @@ from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
 from gateway.telemetry.metrics import EVERY, LOOKS, LoopLag, Metrics
 from tests.support.fleet import ended, request
+from tests.support.patience import START, WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, StartGateway
 
@@ -263,7 +264,9 @@ def promtool(text: bytes) -> tuple[int, str]:
     program = shutil.which("promtool")
     assert program is not None, "promtool is missing; scripts/test installs it"
     command = [program, "check", "metrics"]
-    ran = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30, check=False)
+    ran = subprocess.run(
+        command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=START, check=False
+    )
     return ran.returncode, ran.stdout.decode()
 
 
@@ -400,7 +403,7 @@ async def test_a_held_up_event_loop_is_seen(gateway: StartGateway) -> None:
     where.signal(signal.SIGSTOP)
     await asyncio.sleep(2 * EVERY)
     where.signal(signal.SIGCONT)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while (await scrape(where))[LAG,] < EVERY / 2:
             await asyncio.sleep(0.1)
 
@@ -417,7 +420,7 @@ async def test_bytes_that_wait_are_seen(gateway: StartGateway) -> None:
         await peer.welcome()
         before = await scrape(where)
         asking = asyncio.create_task(ask_and_never_read(peer))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while not (now := await scrape(where))["gateway_outbox_bytes",]:
                 await asyncio.sleep(0.05)
         asking.cancel()

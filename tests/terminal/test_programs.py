@@ -11,6 +11,7 @@ import pytest
 from gateway.terminal import programs
 from gateway.terminal.programs import MAX_OUTPUT, ProgramFailed
 from tests.support.fleet import until
+from tests.support.patience import WAIT
 
 
 async def run(program: str, given: bytes = b"", timeout: float = 10.0) -> bytes:
@@ -33,7 +34,7 @@ def gone(pid: int) -> bool:
 
 
 async def until_gone(pid: int) -> None:
-    await until(lambda: gone(pid), "it still runs", 5.0)
+    await until(lambda: gone(pid), "it still runs")
 
 
 async def pid_in(file: Path) -> int:
@@ -91,7 +92,7 @@ async def test_too_much_output_ends_it() -> None:
 
 async def test_the_deadline_ends_it_and_what_it_has_started(tmp_path: Path) -> None:
     file = tmp_path / "pid"
-    assert await failed(sleeper(file), timeout=2.0) == (124, "still running after 2 s")
+    assert await failed(sleeper(file), timeout=4.0) == (124, "still running after 4 s")
     await until_gone(await pid_in(file))
 
 
@@ -99,14 +100,14 @@ async def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(programs, "GRACE", 0.2)
     file = tmp_path / "pid"
     ignoring = f"signal.signal(signal.{signal.SIGTERM.name}, signal.SIG_IGN)"
-    assert (await failed(sleeper(file, ignoring), timeout=2.0))[0] == 124
+    assert (await failed(sleeper(file, ignoring), timeout=4.0))[0] == 124
     await until_gone(await pid_in(file))
 
 
 async def test_cancelling_ends_it(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     running = asyncio.create_task(run(sleeper(file)))
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(WAIT):
         pid = await pid_in(file)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

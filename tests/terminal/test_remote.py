@@ -4,13 +4,14 @@ import asyncio
 import os
 import ssl
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from gateway.auth import tokens
 from tests.support.command import Ended
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.patience import START
 from tests.support.process import ROOT, GatewayProcess, StartGateway, clean_environment
 from tests.support.remote import Command, misused, run
 
@@ -124,14 +125,16 @@ def test_wrong_usage(
 
 async def test_each_connect_reads_the_token_anew(gateway: StartGateway, file: str, tmp_path: Path) -> None:
     kept = tmp_path / "token"
-    soon = datetime.now(UTC) + timedelta(seconds=8)
-    kept.write_text(tokens.add(file, "first", "operator", None, soon.replace(microsecond=0)))
+    kept.write_text(tokens.add(file, "first", "operator", None, None))
     second = tokens.add(file, "second", "operator", None, None)
     where = await with_tokens(gateway, file)
-    async with Command("watch", "a", "--token-file", str(kept), where=where):
-        await where.wait_event("connection.opened", principal="first", timeout=7.0)
-        kept.write_text(second)
-        await where.wait_event("connection.opened", principal="second", timeout=15.0)
+    async with FaultyProxy(where.host, where.port) as proxy:
+        environ = {"GATEWAY_URL": proxy.url()}
+        async with Command("watch", "a", "--token-file", str(kept), where=where, environ=environ):
+            await where.wait_event("connection.opened", principal="first", timeout=START)
+            kept.write_text(second)
+            proxy.cut()
+            await where.wait_event("connection.opened", principal="second", timeout=START)
 
 
 async def test_a_reader_that_goes_away_is_no_error(gateway: StartGateway) -> None:
@@ -147,6 +150,6 @@ async def test_a_reader_that_goes_away_is_no_error(gateway: StartGateway) -> Non
         stderr=asyncio.subprocess.PIPE,
     )
     os.close(writing)
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(START):
         _, errors = await process.communicate()
     assert (process.returncode, errors) == (141, b"")
