@@ -31,7 +31,7 @@ from gateway.events.presence import Presence
 from gateway.events.topics import Topics
 from gateway.handshake.admission import Admission
 from gateway.handshake.preauth import Preauth
-from gateway.handshake.rejections import Rejections
+from gateway.handshake.rejections import Rejections, Stage
 from gateway.handshake.upgrade import Gatekeeper, RefusedError
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods
@@ -57,7 +57,7 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
     `config.ConfigError` for a file of tokens or keys that cannot be used.
 
     Without ``config`` it is read as `python -m gateway` reads it: from the file that GATEWAY_CONFIG names and the
-    environment; raises `config.ConfigError` where that is wrong.
+    environment. Raises `config.ConfigError` if that is wrong.
 
     ``app["connections"]``, and the typed ``app[CONNECTIONS]``, is the registry: connId → Connection.
     """
@@ -108,37 +108,13 @@ class Gateway:
         self._presence = Presence(self.events)
         self.nodes: Final = Nodes(self._presence.online, self._presence.offline)
         self.calls: Final = Calls()
-        self.router: Final = Router(
-            self.nodes,
-            self.calls,
-            call_timeout=config.limits.call_timeout,
-            max_in_flight=config.limits.max_in_flight,
-            max_node_in_flight=config.limits.max_node_in_flight,
-            tracing=load_tracing() if config.tracing.enabled else None,
-        )
-        self.dispatcher: Final = Dispatcher(
-            status,
-            self.calls,
-            self.router,
-            max_in_flight=config.limits.max_in_flight,
-            max_batch=config.limits.max_batch,
-            call_timeout=config.limits.call_timeout,
-            rate=Rate(config.limits.rate, config.limits.burst) if config.limits.rate else None,
-        )
-        self.text: Callable[[Connection, Payload], None] = (
-            self.dispatcher.dispatch
-        )  # on the hot path: no call in between
+        self.router: Final = _router(config, self.nodes, self.calls)
+        self.dispatcher: Final = _dispatcher(config, status, self.calls, self.router)
+        # On the hot path: no call in between.
+        self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
         own = GatewayMethods(config, status, connections, self.admission)
         self._welcome = own.welcome
-        nodes = NodeMethods(
-            self.nodes,
-            self.router,
-            self.dispatcher.methods,
-            named=config.auth.mode != "none",
-            max_call_timeout=config.limits.max_call_timeout,
-        )
-        rpc = RpcMethods(self.dispatcher, self.router, self.nodes)
-        for source in (own, rpc, ConnectionMethods(connections), nodes, EventMethods(self.events)):
+        for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
         self.preauth: Final = Preauth(
             self,
@@ -151,8 +127,25 @@ class Gateway:
             entered=self.entered,
         )
         self.lag: Final = LoopLag()
+        self.metrics: Final = self._metrics()
         self._drain: asyncio.Task[None] | None = None
-        self.metrics: Final = Metrics(
+
+    def _methods(self, config: Config) -> Iterable[object]:
+        """What the gateway answers itself, beside `gateway.*`."""
+        yield RpcMethods(self.dispatcher, self.router, self.nodes)
+        yield ConnectionMethods(self._connections)
+        yield NodeMethods(
+            self.nodes,
+            self.router,
+            self.dispatcher.methods,
+            named=config.auth.mode != "none",
+            max_call_timeout=config.limits.max_call_timeout,
+        )
+        yield EventMethods(self.events)
+
+    def _metrics(self) -> Metrics[Stage]:
+        connections = self._connections
+        return Metrics(
             roles=ROLE_SCOPES,
             census=connections.census,
             opened=lambda: connections.opened_total,
@@ -170,17 +163,17 @@ class Gateway:
         )
 
     async def start(self) -> None:
-        """Connect what needs a connection. Before the first request; once."""
+        """Connect the stream of events, and watch the event loop. Once, before the first request."""
         await self.events.start()
         self.lag.start()
 
     async def stop(self) -> None:
-        """Let go of it. After the last connection; may be called twice."""
+        """Let go of what `start` has connected. After the last connection; may be called twice."""
         self.lag.stop()
         await self.events.stop()
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
-        """`GET /ws`: admit the request, then be its connection, before the credential `Preauth` is its endpoint."""
+        """`GET /ws`: admit the request and serve its connection, at first with `Preauth` if it owes its credential."""
         remote = self.gatekeeper.remote_of(request)
         try:
             self.gatekeeper.admit(request)
@@ -204,11 +197,11 @@ class Gateway:
         self._presence.opened(connection)
 
     def binary(self, connection: Connection, data: Payload) -> None:
-        """Text frames only."""
+        """End the connection: text frames only."""
         connection.end(errors.UNSUPPORTED_DATA)
 
     def release(self, connection: Connection) -> None:
-        """Answer for it, and forget what it serves and hears: nobody waits until its transport is gone."""
+        """Answer its callers, and forget what it serves and hears: no peer waits until its transport is gone."""
         try:
             self.nodes.unregister(connection)
         finally:
@@ -226,7 +219,7 @@ class Gateway:
         self._presence.closed(connection, end, connection.duration)
 
     def rescoped(self, connection: Connection) -> None:
-        """It has another credential: what that does not allow goes."""
+        """The connection has another credential: registrations and subscriptions that it does not allow end."""
         node = connection.node
         if node is not None:
             allows = connection.principal.allows
@@ -234,9 +227,9 @@ class Gateway:
         self.events.rescoped(connection)
 
     async def drain(self, server: Server) -> None:
-        """Let everybody go. Of many calls the first one begins it, and all return when it is over.
+        """Let all connections go. The first call begins the drain, and every call returns when it is over.
 
-        Cancelling one of them stops nothing.
+        Cancelling a call does not stop the drain.
         """
         if self._drain is None:
             self._drain = asyncio.create_task(self._let_go(server))
@@ -248,8 +241,33 @@ class Gateway:
         await self._connections.drain(server.drain_timeout, server.close_timeout)
 
     async def renew(self, authenticator: Authenticator) -> int:
-        """Tokens or keys have been read anew; returns how many connections this has ended."""
+        """Tokens or keys have been read again. Returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
+
+
+def _router(config: Config, nodes: Nodes, calls: Calls) -> Router:
+    limits = config.limits
+    return Router(
+        nodes,
+        calls,
+        call_timeout=limits.call_timeout,
+        max_in_flight=limits.max_in_flight,
+        max_node_in_flight=limits.max_node_in_flight,
+        tracing=load_tracing() if config.tracing.enabled else None,
+    )
+
+
+def _dispatcher(config: Config, status: Status, calls: Calls, router: Router) -> Dispatcher:
+    limits = config.limits
+    return Dispatcher(
+        status,
+        calls,
+        router,
+        max_in_flight=limits.max_in_flight,
+        max_batch=limits.max_batch,
+        call_timeout=limits.call_timeout,
+        rate=Rate(limits.rate, limits.burst) if limits.rate else None,
+    )
 
 
 def _stream(config: Config) -> MemoryStream:
@@ -275,7 +293,7 @@ GATEWAY: Final = web.AppKey("gateway", Gateway)
 
 
 def handler_args(config: Config) -> Mapping[str, Any]:
-    """How aiohttp handles HTTP for this application: arguments of its RequestHandler."""
+    """Say how aiohttp handles HTTP for this application: arguments of its RequestHandler."""
     return {
         "access_log": None,
         "keepalive_timeout": config.server.keepalive_timeout,
@@ -286,7 +304,7 @@ def handler_args(config: Config) -> Mapping[str, Any]:
 
 
 def load_methods(name: str) -> ModuleType:
-    """The user's module that `methods.modules` names. Raises ConfigError where it cannot be imported."""
+    """Import the user's module that `methods.modules` names. Raises ConfigError if there is none of that name."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -297,14 +315,14 @@ def load_methods(name: str) -> ModuleType:
 
 
 def refused(refusal: RefusedError) -> web.Response:
-    """The answer to a request that is refused; the connection is closed after it."""
+    """Make the answer to a request that is refused; the HTTP connection is closed after it."""
     answer = web.Response(status=refusal.status, text=f"{refusal.why}\n", headers=refusal.headers)
     answer.force_close()
     return answer
 
 
 def load_tracing() -> Tracing:
-    """OpenTelemetry, which is an extra. Raises ConfigError where that is not installed."""
+    """Load OpenTelemetry, which is an extra. Raises ConfigError if that is not installed."""
     try:
         tracing: Tracing = importlib.import_module("gateway.telemetry.tracing").exporting()
     except ImportError as error:
@@ -325,7 +343,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 def foreign(request: web.Request) -> web.Response | None:
-    """The refusal of a request for a host name that is not the gateway's; None where it is."""
+    """Refuse a request for a host name that is not the gateway's. Returns None if it is."""
     try:
         request.app[GATEWAY].gatekeeper.check_host(request)
     except RefusedError as refusal:
@@ -343,17 +361,17 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def on_startup(app: web.Application) -> None:
-    """Whoever runs the application listens right after this."""
+    """The runner of the application listens right after this."""
     await app[GATEWAY].start()
     app[STATUS].ready()
 
 
 async def on_shutdown(app: web.Application) -> None:
-    """Close all tracked sockets: for a bare runner the drain, for `gateway.server` what is left after it."""
+    """Close all tracked connections, by the drain. If `gateway.server` has drained already, that is over."""
     app[STATUS].drain()
     await app[GATEWAY].drain(app[CONFIG].server)
 
 
 async def on_cleanup(app: web.Application) -> None:
-    """Everybody has gone."""
+    """The last connection has gone."""
     await app[GATEWAY].stop()

@@ -29,9 +29,10 @@ from gateway.telemetry.log import LogWriter
 logger = logging.getLogger(__name__)
 
 GC_THRESHOLDS: Final = (20_000, 250, 100)
-"""A connection makes many objects that stay: with Python's own thresholds a third of a connect is collection.
+"""A connection makes many objects that stay: with Python's own thresholds, collection is a third of a connect.
 
-The first is low enough for a pause of a few milliseconds, and for what the standard library's transports leave behind.
+The first threshold is low enough for pauses of a few milliseconds, and for the cycles that the standard library's
+transports leave behind.
 """
 
 EXIT_FORCED: Final = 1
@@ -50,7 +51,8 @@ _LOG_FLUSH: Final = 0.3
 class Server:
     """One run of the gateway. ``run`` once.
 
-    ``source_of`` says who set a key, for errors that show only in use. ``environ`` is where systemd left its words.
+    ``source_of`` says where a key was set, for errors that show only in use. ``environ`` is where systemd leaves its
+    variables.
     """
 
     def __init__(
@@ -66,70 +68,71 @@ class Server:
         self._reloading: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Serve until a signal, then drain. Returns the exit status; raises ConfigError where it cannot listen."""
-        loop = asyncio.get_running_loop()
-        server = self._config.server
+        """Serve until a signal, then drain. Returns the exit status; raises ConfigError if it cannot listen."""
         # 1. Take the sockets, so that an address in use is known before anything else is done.
         inherited = self._inherit()
         sockets = inherited or self._bind()
-        context = self._tls_context()
         # 2. Assemble.
-        app = create_app(self._config)
+        runner = await self._assemble(inherited, self._tls_context())
+        # 3. Listen, and say so.
+        watchdog = self._begin(sockets)
+        # 4. Serve.
+        await self._stop.wait()
+        # 5. Refuse what is new. The socket of a socket unit is systemd's, and queues for the successor.
+        self._refuse()
+        if inherited:
+            self._listener.stop()
+        # 6. Let all connections go.
+        await self._gateway.drain(self._config.server)
+        # 7. Close what is left: the listener, handshakes under way, idle HTTP.
+        self._listener.stop()
+        self._listener.handshakes.drop_all()
+        await runner.cleanup()
+        for sock in sockets:
+            _close(sock, unlink=not inherited)
+        watchdog.stop()
+        self._log_stopped()
+        return 0
+
+    async def _assemble(self, inherited: list[socket.socket], context: ssl.SSLContext | None) -> web.AppRunner:
+        self._app = app = create_app(self._config)
+        self._gateway = app[GATEWAY]
         app.on_response_prepare.append(response_begins)
         if inherited:
             tcp = [sock for sock in inherited if sock.family != socket.AF_UNIX]
-            app[GATEWAY].gatekeeper.loopback_only = bool(tcp) and all(map(_is_loopback_socket, tcp))
+            self._gateway.gatekeeper.loopback_only = bool(tcp) and all(map(_is_loopback_socket, tcp))
         runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
         await runner.setup()
         assert runner.server is not None
-        self._gateway = app[GATEWAY]
-        rejections = self._gateway.rejections
-        handshakes = Handshakes(server.handshake_timeout, rejections, self._config.limits.max_connections)
+        timeout, rejections = self._config.server.handshake_timeout, self._gateway.rejections
         self._listener = Listener(
             runner.server,
             handler_args=handler_args(self._config),
-            handshakes=handshakes,
+            handshakes=Handshakes(timeout, rejections, self._config.limits.max_connections),
             rejections=rejections,
             context=context,
-            timeout=server.handshake_timeout,
+            timeout=timeout,
         )
-        # 3. Listen, and say so.
+        return runner
+
+    def _begin(self, sockets: list[socket.socket]) -> Watchdog:
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         self._listener.start(sockets)
         watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
         watchdog.start()
-        self._log_started(sockets, app)
+        self._log_started(sockets)
         self._notifier.ready()
         logger.info("ready", extra={"event": "server.ready"})
-        # 4. Serve.
-        await self._stop.wait()
-        # 5. Refuse what is new. The socket of a socket unit is systemd's, and queues for the successor.
-        app[STATUS].drain()
+        return watchdog
+
+    def _refuse(self) -> None:
+        self._app[STATUS].drain()
         self._notifier.stopping()
-        connections = app[CONNECTIONS]
-        logger.info("draining", extra={"event": "server.draining", "connections": len(connections)})
-        if inherited:
-            self._listener.stop()
-        # 6. Let everybody go.
-        await self._gateway.drain(server)
-        # 7. Close what is left: the listener, handshakes under way, idle HTTP.
-        self._listener.stop()
-        handshakes.drop_all()
-        await runner.cleanup()
-        for sock in sockets:
-            _close(sock, unlink=not inherited)
-        watchdog.stop()
-        logger.info(
-            "stopped",
-            extra={
-                "event": "server.stopped",
-                "uptime": round(app[STATUS].uptime, 3),
-                "connections": len(connections),
-            },
-        )
-        return 0
+        connections = len(self._app[CONNECTIONS])
+        logger.info("draining", extra={"event": "server.draining", "connections": connections})
 
     def _inherit(self) -> list[socket.socket]:
         try:
@@ -163,18 +166,28 @@ class Server:
     def _tls_context(self) -> ssl.SSLContext | None:
         return tls_context(self._config.server.tls_cert, self._config.server.tls_key)
 
-    def _log_started(self, sockets: list[socket.socket], app: web.Application) -> None:
+    def _log_started(self, sockets: list[socket.socket]) -> None:
         logger.info(
             "gateway %s started",
             __version__,
             extra={
                 "event": "server.started",
                 "version": __version__,
-                "instance": app[STATUS].instance,
+                "instance": self._app[STATUS].instance,
                 "pid": os.getpid(),
                 "listeners": [address_of(sock) for sock in sockets],
                 "tls": self._listener.context is not None,
                 "eventLoop": self._config.server.event_loop,
+            },
+        )
+
+    def _log_stopped(self) -> None:
+        logger.info(
+            "stopped",
+            extra={
+                "event": "server.stopped",
+                "uptime": round(self._app[STATUS].uptime, 3),
+                "connections": len(self._app[CONNECTIONS]),
             },
         )
 
@@ -191,13 +204,13 @@ class Server:
 
     def _on_reload(self) -> None:
         if self._stop.is_set():
-            return  # nobody comes any more, and systemd has been told of the end
+            return  # no connection comes any more, and systemd has been told of the end
         self._reload_wanted = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
     async def _reload(self) -> None:
-        """SIGHUP: certificate, tokens and keys anew; where one of them cannot be loaded, nothing changes."""
+        """SIGHUP: read certificate, tokens and keys again. If one of them cannot be loaded, nothing changes."""
         self._notifier.reloading()
         while self._reload_wanted:  # one that came meanwhile stands for newer files
             self._reload_wanted = False
@@ -218,7 +231,7 @@ class Server:
 
 
 def serve(config: Config, source_of: Callable[[str], str], environ: dict[str, str], log: LogWriter) -> int:
-    """Run a gateway in this process and return its exit status. Raises ConfigError where it cannot listen."""
+    """Run a gateway in this process and return its exit status. Raises ConfigError if it cannot listen."""
     gc.set_threshold(*GC_THRESHOLDS)
     _raise_file_limit()
     new_loop = uvloop.new_event_loop if config.server.event_loop == "uvloop" else asyncio.new_event_loop
