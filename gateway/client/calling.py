@@ -16,7 +16,7 @@ from gateway.client.pending import Progress
 from gateway.errors import TIMEOUT
 from gateway.rpc import jsonrpc
 
-AGAIN: Final = (0.1, 5.0)
+RETRY: Final = (0.1, 5.0)
 """The ceilings, in seconds, of the pauses before a call is sent again."""
 
 
@@ -39,7 +39,7 @@ class Caller:
         """Call, and return the result; see `Client.call`."""
         encoded = encode_params(params)
         deadline = asyncio.get_running_loop().time() + timeout
-        backoff = Backoff(*AGAIN)
+        backoff = Backoff(*RETRY)
         sent = False
         last: CallError | None = None
         try:

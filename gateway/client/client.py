@@ -15,7 +15,7 @@ from yarl import URL
 
 from gateway.client.backoff import Backoff
 from gateway.client.buffer import Buffer
-from gateway.client.calling import AGAIN, Caller, timed_out
+from gateway.client.calling import RETRY, Caller, timed_out
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Link, Options, Refused
@@ -57,13 +57,13 @@ class Client:
         self._options = options
         self._token = token
         self._open_timeout = open_timeout
-        self._connection = Connection(options, token, reconnect=reconnect, backoff=backoff, listener=self)
+        self._connection = Connection(options, token, reconnect=reconnect, backoff=backoff, endpoint=self)
         self._caller = Caller(self._connection.usable)
         self._serving = Serving(max_calls)
         self._subscriptions = Subscriptions()
         self._run: asyncio.Task[None] | None = None
-        self._of_link: set[asyncio.Task[Any]] = set()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._link_tasks: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self.welcome: dict[str, Any] = {}
         """The params of the last `gateway.welcome`; empty before the first."""
         self.principal: dict[str, Any] = {}
@@ -102,8 +102,8 @@ class Client:
         """
         if self._run is None:
             return
-        ending = [*self._of_link, *self._serving.cancel_all()]
-        for task in self._of_link:
+        ending = [*self._link_tasks, *self._serving.cancel_all()]
+        for task in self._link_tasks:
             task.cancel()
         open_before = self._connection.link is not None
         try:
@@ -111,7 +111,7 @@ class Client:
         finally:
             if not open_before:
                 self._run.cancel()
-            await _ended([self._run, *ending, *self._running], self._options.close_timeout)
+            await _ended([self._run, *ending, *self._calls], self._options.close_timeout)
 
     @property
     def state(self) -> State:
@@ -166,7 +166,7 @@ class Client:
         """Begin a call as `call` does, and return its handle: await it, or read its progress."""
         progress: Buffer[Any] = Buffer(PROGRESS)
         call = self._caller.call(method, params, timeout, node=node, retry=retry, progress=progress.put)
-        return Running(self._spawn(call, self._running), progress)
+        return Running(self._spawn(call, self._calls), progress)
 
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:
         """Send a notification: nobody answers. Raises `CallError` where there is no connection in time."""
@@ -220,7 +220,7 @@ class Client:
             self._serving.add(Method(name, function, summary, params))
             link = self._connection.link
             if self._serving.is_node and link is not None:
-                self._spawn(self._restore(link, (self._register,)), self._of_link)
+                self._spawn(self._restore(link, (self._register,)), self._link_tasks)
             return function
 
         return decorate
@@ -255,7 +255,7 @@ class Client:
             steps.append(self._register)
         steps += [self._resume(one) for one in self._subscriptions.all() if one.began]
         if steps:
-            self._spawn(self._restore(link, steps), self._of_link)
+            self._spawn(self._restore(link, steps), self._link_tasks)
 
     def received(self, link: Link, message: Incoming) -> None:
         """A message has come."""
@@ -287,7 +287,7 @@ class Client:
             case "gateway.expiring":
                 left = msgspec.json.decode(params, type=_Expiring).left_ms / 1000
                 if callable(self._token):
-                    self._spawn(self._refresh(link, left), self._of_link)
+                    self._spawn(self._refresh(link, left), self._link_tasks)
             case name if not name.startswith("gateway."):
                 self._serving.begin(link, message)
 
@@ -295,7 +295,7 @@ class Client:
         """The connection is over: nobody waits for what is being served."""
         self._subscriptions.suspend()
         self._serving.cancel_all()
-        for task in self._of_link:
+        for task in self._link_tasks:
             task.cancel()
 
     def closed(self, error: ConnectionLost | None) -> None:
@@ -324,7 +324,7 @@ class Client:
     async def _restore(self, link: Link, steps: Sequence[Callable[[Link], Coroutine[Any, Any, None]]]) -> None:
         """Do each of these over this connection, again where it fails for a time; it is over when that is."""
         for step in steps:
-            backoff = Backoff(*AGAIN)
+            backoff = Backoff(*RETRY)
             while link.usable:
                 try:
                     async with asyncio.timeout(self._options.connect_timeout):

@@ -39,7 +39,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Listener(Protocol):
+class Endpoint(Protocol):
     """Who is told what the connection brings. None of these may raise or wait."""
 
     def opened(self, link: Link) -> None:
@@ -62,13 +62,13 @@ class Connection:
     """
 
     def __init__(
-        self, options: Options, token: TokenSource, *, reconnect: bool, backoff: Backoff, listener: Listener
+        self, options: Options, token: TokenSource, *, reconnect: bool, backoff: Backoff, endpoint: Endpoint
     ) -> None:
         self._options = options
         self._token = token
         self._reconnect = reconnect
         self._backoff = backoff
-        self._listener = listener
+        self._endpoint = endpoint
         self._ids = itertools.count(1)
         self._changed = asyncio.Event()
         self._watchers: set[Buffer[State]] = set()
@@ -126,7 +126,7 @@ class Connection:
         finally:
             self.end = CLOSED if self._leaving else end
             self._enter(State.CLOSED)
-            self._listener.closed(None if self._leaving else ConnectionLost(end, NOT_DELIVERED))
+            self._endpoint.closed(None if self._leaving else ConnectionLost(end, NOT_DELIVERED))
 
     async def _keep_open(self, session: aiohttp.ClientSession) -> End:
         while True:
@@ -148,12 +148,12 @@ class Connection:
             self._opened(link)
             while messages := await link.receive():
                 for message in messages:
-                    self._listener.received(link, message)
+                    self._endpoint.received(link, message)
         finally:
             self.link = None
             self._backoff.lost()
             await link.close()
-            self._listener.lost(link)
+            self._endpoint.lost(link)
         return link.end
 
     async def token(self) -> str | None:
@@ -173,7 +173,7 @@ class Connection:
         self._come_back_at = None
         self._backoff.opened()
         self._enter(State.OPEN)
-        self._listener.opened(link)
+        self._endpoint.opened(link)
 
     def draining(self, link: Link, reconnect_after: float) -> None:
         """The gateway shuts down: nothing new is sent, and after so many seconds is the time to come back."""

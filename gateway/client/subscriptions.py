@@ -15,11 +15,11 @@ from gateway.client.link import Link
 from gateway.rpc import jsonrpc
 
 MAX_POSITIONS: Final = 3000
-"""Topics of one subscription whose place is remembered, those heard last: so many fit into one request."""
+"""Topics of one subscription whose position is remembered, those heard last: so many fit into one request."""
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A place in a topic: behind the message of this ``offset``, in this ``epoch``."""
+    """A position in a topic: behind the message of this ``offset``, in this ``epoch``."""
 
     epoch: str
     offset: int
@@ -78,7 +78,7 @@ class Subscription:
         self._parts = [pattern.split(".") for pattern in patterns]
         self._items: Buffer[Event | Gap] = Buffer(buffer, self._dropped)
         self._gaps: dict[str, None] = {}
-        self._positions = {topic: _position(place) for topic, place in (since or {}).items()}
+        self._positions = {topic: _position(position) for topic, position in (since or {}).items()}
         self._catching_up: set[str] = set()
         self._entered = False
         self._active = False
@@ -144,15 +144,15 @@ class Subscription:
         """A message has come. One that it has had, or that is to come again, is left out."""
         if not self._active or event.topic in self._catching_up or not self.meets(event.topic):
             return
-        place = self._positions.get(event.topic)
-        if place is not None and place.epoch == event.epoch and event.offset <= place.offset:
+        position = self._positions.get(event.topic)
+        if position is not None and position.epoch == event.epoch and event.offset <= position.offset:
             return
         self._remember(event.topic, Position(event.epoch, event.offset))
         self._items.put(event)
 
     async def join(self, link: Link) -> None:
         """Subscribe over this connection, from where it was. Raises `CallError`."""
-        since = {topic: place for topic, place in self._positions.items() if self.meets(topic)}
+        since = {topic: position for topic, position in self._positions.items() if self.meets(topic)}
         await self._ask(link, since, self._joined)
         if self._catching_up:
             begin = {topic: self._positions[topic] for topic in self._catching_up}
@@ -196,9 +196,9 @@ class Subscription:
                 self._remember(topic, Position(state.epoch, state.offset))
         self._catching_up.clear()
 
-    def _remember(self, topic: str, place: Position) -> None:
+    def _remember(self, topic: str, position: Position) -> None:
         self._positions.pop(topic, None)
-        self._positions[topic] = place
+        self._positions[topic] = position
         if len(self._positions) > MAX_POSITIONS:
             oldest = next(iter(self._positions))
             del self._positions[oldest]
@@ -258,10 +258,10 @@ def _meets_part(pattern: str, part: str) -> bool:
     return pattern in ("*", part)
 
 
-def _position(place: Event | Position | Mapping[str, Any]) -> Position:
-    if isinstance(place, Event | Position):
-        return Position(place.epoch, place.offset)
+def _position(position: Event | Position | Mapping[str, Any]) -> Position:
+    if isinstance(position, Event | Position):
+        return Position(position.epoch, position.offset)
     try:
-        return msgspec.convert({"epoch": place["epoch"], "offset": place["offset"]}, Position)
+        return msgspec.convert({"epoch": position["epoch"], "offset": position["offset"]}, Position)
     except (KeyError, TypeError, msgspec.ValidationError):
-        raise ValueError(f"since: a place has an epoch and an offset, not {place!r}") from None
+        raise ValueError(f"since: a position has an epoch and an offset, not {position!r}") from None

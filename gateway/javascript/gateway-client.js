@@ -8,7 +8,7 @@ const PAUSE_MIN = 500; // before a reconnect; doubled with each failure
 const PAUSE_MAX = 30_000;
 const RETRY_MIN = 100; // before a call is sent again; doubled with each refusal
 const RETRY_MAX = 5_000;
-const STABLE = 10_000; // a connection that was open so long was no failure
+const SETTLED = 10_000; // a connection that was open so long was no failure
 const SECOND_LOOK = 100;
 const MAX_TIMER = 2 ** 31 - 1; // setTimeout takes more as 1
 const MAX_WAITING = 1_000; // calls that wait for a connection
@@ -17,7 +17,7 @@ const MAX_EVENTS = 1_000; // events that wait for their reader
 const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has
 const PROTOCOL = 1;
 const OPEN = 1; // WebSocket.OPEN
-const STAY_AWAY = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
+const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const OWN_CODE = -32000; // of this client's own errors, which are never on the wire
 const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // always before anything is done
 const LONE_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/; // JSON.stringify escapes no other
@@ -50,7 +50,7 @@ const lost = () =>
 const closed = (why) => failure(OWN_CODE, "closed", `The connection is closed: ${why}`, "not_delivered");
 
 /** Whether a call has certainly not been run, and may be taken later. */
-function isSafe(error) {
+function mayBeSentAgain(error) {
   return error.temporary && (error.outcome ?? (REFUSALS.has(error.name) && "not_delivered")) === "not_delivered";
 }
 
@@ -139,16 +139,16 @@ class Exchange {
 }
 
 /** The events of a subscription, in order, for one reader. */
-class Feed {
+class Subscription {
   #leave;
   #buffer;
-  #places; // topic to { epoch, offset } of its last message; who was heard of least lately is first
+  #positions; // topic to { epoch, offset } of its last message; who was heard of least lately is first
   #queue = [];
   #readers = [];
-  #lost = new Set(); // topics of which the reader was too slow for all
+  #gaps = new Set(); // topics of which the reader was too slow for all
   #ended = null; // { error }; null in it: it ended well
-  #resumed = false;
-  #missed = new Set(); // topics that are asked for once more, from their beginning: until then nothing of them is taken
+  #began = false;
+  #catchingUp = new Set(); // topics asked for again, from their beginning; their messages are left out until then
   #forgot = false; // whether it has had topics of which it knows nothing any more
   #ready = deferred();
   active = false;
@@ -157,13 +157,13 @@ class Feed {
     this.topics = topics;
     this.#buffer = buffer;
     this.#leave = leave;
-    this.#places = new Map(Object.entries(since));
+    this.#positions = new Map(Object.entries(since));
   }
 
   /** What to resume with, in so many bytes at most; where that leaves a topic out, a gap will be told. */
   since(bytes) {
     const since = {};
-    for (const [topic, { epoch, offset }] of [...this.#places].reverse()) {
+    for (const [topic, { epoch, offset }] of [...this.#positions].reverse()) {
       bytes -= 3 * topic.length + epoch.length + 60;
       if (bytes < 0) break;
       since[topic] = { epoch, offset };
@@ -178,24 +178,24 @@ class Feed {
   joined(topics) {
     const begun = {};
     this.active = true;
-    this.#missed.clear();
+    this.#catchingUp.clear();
     for (const [topic, { epoch, offset, recovered }] of Object.entries(topics)) {
       if (recovered) continue;
-      const place = this.#places.get(topic);
-      if (place?.epoch === epoch && place.offset === offset) continue;
+      const position = this.#positions.get(topic);
+      if (position?.epoch === epoch && position.offset === offset) continue;
       this.#move(topic, epoch, offset);
-      if (place || (this.#resumed && this.#forgot)) this.#gap(topic);
-      else if (this.#resumed && offset > 0) begun[topic] = { epoch, offset: 0 };
+      if (position || (this.#began && this.#forgot)) this.#gap(topic);
+      else if (this.#began && offset > 0) begun[topic] = { epoch, offset: 0 };
     }
-    for (const topic of [...this.#places.keys()]) {
+    for (const topic of [...this.#positions.keys()]) {
       if (Object.hasOwn(topics, topic)) continue;
-      this.#places.delete(topic); // the gateway has forgotten it, and will begin it anew
+      this.#positions.delete(topic); // the gateway has forgotten it, and will begin it anew
       this.#gap(topic);
     }
-    this.#resumed = true;
+    this.#began = true;
     this.#ready.resolve();
-    for (const topic of Object.keys(begun)) this.#missed.add(topic);
-    return this.#missed.size ? begun : null;
+    for (const topic of Object.keys(begun)) this.#catchingUp.add(topic);
+    return this.#catchingUp.size ? begun : null;
   }
 
   /** The reply to that: what follows begins with the first message, or some of them are gone. */
@@ -204,35 +204,35 @@ class Feed {
       const { epoch, offset, recovered } = topics[topic] ?? {};
       if (recovered) this.#move(topic, epoch, 0);
       else if (epoch) this.#move(topic, epoch, offset);
-      else this.#places.delete(topic);
+      else this.#positions.delete(topic);
       if (!recovered) this.#gap(topic);
     }
-    this.#missed.clear();
+    this.#catchingUp.clear();
   }
 
-  take(message) {
+  deliver(message) {
     const { topic, epoch, offset } = message;
-    if (!this.active || this.#missed.has(topic) || !this.topics.some((pattern) => meets(pattern, topic))) return;
-    const place = this.#places.get(topic);
-    if (place?.epoch === epoch && offset <= place.offset) return; // it is for another subscription, that missed it
+    if (!this.active || this.#catchingUp.has(topic) || !this.topics.some((pattern) => meets(pattern, topic))) return;
+    const position = this.#positions.get(topic);
+    if (position?.epoch === epoch && offset <= position.offset) return; // another subscription had missed it
     this.#move(topic, epoch, offset);
-    if (place && place.epoch !== epoch) this.#gap(topic);
-    if (this.#lost.has(topic) || this.#queue.length >= this.#buffer) this.#gap(topic);
+    if (position && position.epoch !== epoch) this.#gap(topic);
+    if (this.#gaps.has(topic) || this.#queue.length >= this.#buffer) this.#gap(topic);
     else this.#give(message);
   }
 
   #move(topic, epoch, offset) {
-    this.#places.delete(topic);
-    this.#places.set(topic, { epoch, offset });
-    if (this.#places.size <= MAX_TOPICS) return;
-    this.#places.delete(this.#places.keys().next().value);
+    this.#positions.delete(topic);
+    this.#positions.set(topic, { epoch, offset });
+    if (this.#positions.size <= MAX_TOPICS) return;
+    this.#positions.delete(this.#positions.keys().next().value);
     this.#forgot = true;
   }
 
   #gap(topic) {
-    if (this.#lost.has(topic)) return;
+    if (this.#gaps.has(topic)) return;
     if (this.#queue.length < this.#buffer) this.#give({ gap: true, topic });
-    else if (this.#lost.size < MAX_TOPICS) this.#lost.add(topic);
+    else if (this.#gaps.size < MAX_TOPICS) this.#gaps.add(topic);
     else this.end(overloaded("The reader of a subscription is too slow"));
   }
 
@@ -261,9 +261,9 @@ class Feed {
 
   #next() {
     return new Promise((resolve, reject) => {
-      const [lost] = this.#lost;
+      const [topic] = this.#gaps;
       if (this.#queue.length > 0) resolve({ value: this.#queue.shift(), done: false });
-      else if (this.#lost.delete(lost)) resolve({ value: { gap: true, topic: lost }, done: false });
+      else if (this.#gaps.delete(topic)) resolve({ value: { gap: true, topic }, done: false });
       else if (this.#ended) this.#finish({ resolve, reject });
       else this.#readers.push({ resolve, reject });
     });
@@ -271,7 +271,7 @@ class Feed {
 
   #return(value) {
     this.#queue.length = 0;
-    this.#lost.clear();
+    this.#gaps.clear();
     this.end();
     return Promise.resolve({ value, done: true });
   }
@@ -304,7 +304,7 @@ export class GatewayClient extends EventTarget {
   #waiting = new Set(); // exchanges that are to be sent
   #methods = new Map();
   #serving = null; // { name, answer }
-  #feeds = new Set();
+  #subscriptions = new Set();
 
   constructor(url, { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = {}) {
     super();
@@ -349,10 +349,10 @@ export class GatewayClient extends EventTarget {
     this.#failures = 0;
     for (;;) {
       this.#become("connecting");
-      const { code, reason, final, delay } = await this.#session();
-      const stay = final || STAY_AWAY.has(code) || (code >= 4500 && code <= 4999);
-      if (this.#closing || stay || !this.#options.reconnect) return this.#finish(code, reason);
-      const pause = delay ?? this.#options.random() * Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** this.#failures++);
+      const { code, reason, final, retryAfter } = await this.#once();
+      const isFinal = final || FINAL_CODES.has(code) || (code >= 4500 && code <= 4999);
+      if (this.#closing || isFinal || !this.#options.reconnect) return this.#finish(code, reason);
+      const pause = retryAfter ?? this.#options.random() * Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** this.#failures++);
       this.#become("waiting", { code, reason, pause });
       await new Promise((resolve) => {
         const ready = timer(resolve, pause);
@@ -373,7 +373,7 @@ export class GatewayClient extends EventTarget {
     this.#serving?.answer.reject(closed(this.#why));
     this.#serving = null;
     for (const exchange of this.#takeWaiting()) exchange.fail(closed(this.#why));
-    for (const feed of [...this.#feeds]) feed.end(error);
+    for (const subscription of [...this.#subscriptions]) subscription.end(error);
     this.#become("closed", { code, reason });
   }
 
@@ -388,7 +388,7 @@ export class GatewayClient extends EventTarget {
 
   // One connection
 
-  async #session() {
+  async #once() {
     let token;
     try {
       token = await this.#token();
@@ -423,7 +423,7 @@ export class GatewayClient extends EventTarget {
       this.#link = null;
       if (socket.readyState < 3) socket.terminate ? socket.terminate() : socket.close();
       this.#lost(link);
-      ended({ code, reason, delay: link.comeBack === undefined ? undefined : link.comeBack - now() });
+      ended({ code, reason, retryAfter: link.comeBackAt === undefined ? undefined : link.comeBackAt - now() });
     };
     link.late = timer(() => link.end(1006, "no welcome in time"), CONNECT_TIMEOUT);
     this.#link = link;
@@ -434,8 +434,8 @@ export class GatewayClient extends EventTarget {
 
   #lost(link) {
     clearTimeout(link.late);
-    if (link.opened !== null && now() - link.opened >= STABLE) this.#failures = 0;
-    for (const feed of this.#feeds) feed.active = false;
+    if (link.opened !== null && now() - link.opened >= SETTLED) this.#failures = 0;
+    for (const subscription of this.#subscriptions) subscription.active = false;
     for (const stop of link.running.values()) stop.abort();
     const sent = new Set([...this.#pending.values()].map(([exchange]) => exchange));
     this.#pending.clear();
@@ -453,7 +453,7 @@ export class GatewayClient extends EventTarget {
   #authenticate(link, token, done) {
     this.#ask(link, "gateway.authenticate", { token }, (principal, error) => {
       if (!error) return done(principal);
-      if (error.retryAfterMs !== null) link.comeBack = now() + error.retryAfterMs * (1 + this.#options.random());
+      if (error.retryAfterMs !== null) link.comeBackAt = now() + error.retryAfterMs * (1 + this.#options.random());
       return this.#tell(error); // it ends the connection, where that is not open yet
     });
   }
@@ -474,7 +474,7 @@ export class GatewayClient extends EventTarget {
     this.#principal = principal;
     this.#beat(link);
     if (this.#serving) this.#register(link, [...this.#methods.values()]);
-    for (const feed of this.#feeds) this.#join(link, feed);
+    for (const subscription of this.#subscriptions) this.#join(link, subscription);
     this.#become("open");
     this.#flush();
   }
@@ -519,7 +519,7 @@ export class GatewayClient extends EventTarget {
       case undefined:
         return this.#answered(message);
       case "event.message":
-        for (const feed of this.#feeds) feed.take(params);
+        for (const subscription of this.#subscriptions) subscription.deliver(params);
         return;
       case "rpc.progress":
         return this.#progressed(params);
@@ -531,7 +531,7 @@ export class GatewayClient extends EventTarget {
         this.#refresh(link);
         return;
       case "gateway.draining":
-        link.comeBack = now() + params.reconnectAfterMs;
+        link.comeBackAt = now() + params.reconnectAfterMs;
         this.#failures = 0;
         this.dispatchEvent(event("draining", params));
         return;
@@ -567,7 +567,7 @@ export class GatewayClient extends EventTarget {
       const [outcome] = await this.#exchange([request], { deadline, signal, onProgress });
       if (!(outcome instanceof CallError)) return outcome;
       const pause = this.#pause(outcome, attempt);
-      if (!retry || !isSafe(outcome) || now() + pause >= deadline) throw outcome;
+      if (!retry || !mayBeSentAgain(outcome) || now() + pause >= deadline) throw outcome;
       await limited(new Promise((resolve) => timer(resolve, pause)), MAX_TIMER, signal)[0];
     }
   }
@@ -646,7 +646,7 @@ export class GatewayClient extends EventTarget {
   #flush() {
     const link = this.#link;
     for (const exchange of this.#waiting) {
-      if (!this.#isReady(link) || link.comeBack !== undefined) return;
+      if (!this.#isReady(link) || link.comeBackAt !== undefined) return;
       const count = this.#pending.size;
       if (count > 0 && count + exchange.requests.length > this.#welcome.limits.maxInFlight) return;
       this.#waiting.delete(exchange);
@@ -686,7 +686,7 @@ export class GatewayClient extends EventTarget {
       clearTimeout(late);
       if (this.#link !== link) return;
       if (!(outcome instanceof CallError)) done(outcome, null);
-      else if (link.opened !== null && isSafe(outcome)) timer(again, this.#pause(outcome, attempt));
+      else if (link.opened !== null && mayBeSentAgain(outcome)) timer(again, this.#pause(outcome, attempt));
       else done(null, outcome);
     };
     this.#send(link, new Exchange([{ method, params: encode(params) }], answered));
@@ -696,38 +696,39 @@ export class GatewayClient extends EventTarget {
 
   subscribe(topics, options = {}) {
     const { signal } = options;
-    const abort = () => feed.end(signal.reason);
-    const feed = new Feed(typeof topics === "string" ? [topics] : [...topics], options, () => {
+    const abort = () => subscription.end(signal.reason);
+    const subscription = new Subscription(typeof topics === "string" ? [topics] : [...topics], options, () => {
       signal?.removeEventListener("abort", abort);
-      this.#leave(feed);
+      this.#leave(subscription);
     });
-    this.#feeds.add(feed);
-    if (!this.#running || this.#closing) feed.end(closed(this.#why));
+    this.#subscriptions.add(subscription);
+    if (!this.#running || this.#closing) subscription.end(closed(this.#why));
     else if (signal?.aborted) abort();
     else {
       signal?.addEventListener("abort", abort, { once: true });
-      if (this.#isReady(this.#link)) this.#join(this.#link, feed);
+      if (this.#isReady(this.#link)) this.#join(this.#link, subscription);
     }
-    return feed.iterator();
+    return subscription.iterator();
   }
 
-  #join(link, feed) {
+  #join(link, subscription) {
     // Half of a message: the topics themselves need room too.
-    this.#askFor(link, feed, feed.since(this.#welcome.limits.maxMessageBytes / 2), (topics) => {
-      const begun = feed.joined(topics);
-      if (begun) this.#askFor(link, feed, begun, (again) => feed.caughtUp(begun, again));
+    this.#askFor(link, subscription, subscription.since(this.#welcome.limits.maxMessageBytes / 2), (topics) => {
+      const begun = subscription.joined(topics);
+      if (begun) this.#askFor(link, subscription, begun, (again) => subscription.caughtUp(begun, again));
     });
   }
 
-  #askFor(link, feed, since, done) {
-    const answered = (result, error) => (error ? feed.end(error) : done(result.topics));
-    this.#ask(link, "event.subscribe", { topics: feed.topics, since }, answered, () => this.#feeds.has(feed));
+  #askFor(link, subscription, since, done) {
+    const answered = (result, error) => (error ? subscription.end(error) : done(result.topics));
+    const wanted = () => this.#subscriptions.has(subscription);
+    this.#ask(link, "event.subscribe", { topics: subscription.topics, since }, answered, wanted);
   }
 
-  #leave(feed) {
-    this.#feeds.delete(feed);
-    const others = new Set([...this.#feeds].flatMap((other) => other.topics));
-    const topics = feed.topics.filter((topic) => !others.has(topic));
+  #leave(subscription) {
+    this.#subscriptions.delete(subscription);
+    const others = new Set([...this.#subscriptions].flatMap((other) => other.topics));
+    const topics = subscription.topics.filter((topic) => !others.has(topic));
     if (topics.length) this.#post("event.unsubscribe", { topics });
   }
 

@@ -88,7 +88,7 @@ async def test_entering_has_its_time() -> None:
 
 
 class _Nobody:
-    """A listener that does nothing."""
+    """An endpoint that does nothing."""
 
     def opened(self, link: Link) -> None:
         pass
@@ -116,7 +116,7 @@ class _Nobody:
 def test_pauses(end: End, pause: float) -> None:
     options = Options("ws://x/ws", True, 30.0, 10.0, 5.0, 1)
     backoff = Backoff(chance=lambda: 0.5)
-    connection = Connection(options, None, reconnect=True, backoff=backoff, listener=_Nobody())
+    connection = Connection(options, None, reconnect=True, backoff=backoff, endpoint=_Nobody())
     assert connection.pause(end) == pause
 
 
