@@ -1,9 +1,9 @@
-"""The Python client: calls, events and nodes over one connection that comes back by itself.
+"""The Python client: calls, events and nodes over one connection that reconnects by itself.
 
     async with connect("ws://127.0.0.1:8765/ws") as gateway:
         print(await gateway.call("camera.snap", {"width": 640}))
 
-It runs on the event loop of whoever uses it, and has no thread and no global state.
+It runs on the caller's event loop, and has no thread and no global state.
 """
 
 from gateway.client.backoff import Backoff

@@ -1,4 +1,4 @@
-"""How long to stay away: a pause that doubles with each failure, with chance in it."""
+"""How long to wait before the next attempt: a random pause whose ceiling doubles with each failure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _MOST_DOUBLINGS: Final = 32
 
 
 class Backoff:
-    """Pauses with full jitter: each is drawn from 0 to a ceiling, which doubles with each failure.
+    """Pauses with full jitter: each is drawn from 0 to a ceiling, and the ceiling doubles with each failure.
 
-    ``first`` and ``most`` are the lowest and the highest ceiling, in seconds. A connection that has stayed open for
-    ``settled`` seconds lets it begin anew. ``chance`` gives numbers from 0 to 1, ``clock`` monotonic seconds.
+    ``first`` and ``most`` are the lowest and the highest ceiling, in seconds. After a link that stayed open for
+    ``settled`` seconds the ceiling is ``first`` again. ``chance`` returns numbers from 0 to 1, ``clock`` monotonic
+    seconds. Raises ValueError if ``first`` is not above 0, or above ``most``.
     """
 
     def __init__(
@@ -37,21 +38,21 @@ class Backoff:
         self._opened: float | None = None
 
     def opened(self) -> None:
-        """A connection is open."""
+        """Note that a link is open."""
         self._opened = self._clock()
 
     def lost(self) -> None:
-        """It is over. Harmless where none was open."""
+        """Note that the link is lost. Does nothing if none was open."""
         if self._opened is not None and self._clock() - self._opened >= self._settled:
             self._failures = 0
         self._opened = None
 
     def pause(self, at_least: float = 0.0) -> float:
-        """The next pause in seconds: ``at_least`` and what is drawn. Counts as one more failure."""
+        """Return the next pause in seconds: ``at_least`` plus the random part. Counts as one more failure."""
         ceiling = min(self._most, self._first * 2.0 ** min(self._failures, _MOST_DOUBLINGS))
         self._failures += 1
         return at_least + self._chance() * ceiling
 
     def between(self, low: float, high: float) -> float:
-        """A pause drawn evenly from ``low`` to ``high`` seconds."""
+        """Return a pause drawn evenly from ``low`` to ``high`` seconds. Does not count as a failure."""
         return low + self._chance() * (high - low)

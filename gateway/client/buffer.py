@@ -1,4 +1,4 @@
-"""A bounded buffer between what the connection brings and one that reads at its own pace."""
+"""A bounded buffer between the connection and a reader that takes its time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Buffer(Generic[T]):
-    """At most ``size`` items; one more drops the oldest, which ``dropped`` is told. An async iterator for one reader.
+    """Holds at most ``size`` items; another one drops the oldest. An async iterator for one reader.
 
-    It ends when it is closed and what it holds has been read: the iteration stops, or raises the error that it was
-    closed with.
+    ``dropped`` is called with each item that is dropped. After `close` the remaining items can still be read; then the
+    iteration stops, or raises the error that `close` was given. Raises ValueError for a ``size`` below 1.
     """
 
     def __init__(self, size: int, dropped: Callable[[T], None] | None = None) -> None:
@@ -31,7 +31,7 @@ class Buffer(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Add an item. Ignored once it is closed."""
+        """Add an item. Does nothing after `close`."""
         if self._closed:
             return
         if len(self._items) >= self._size:
@@ -42,7 +42,7 @@ class Buffer(Generic[T]):
         self._news.set()
 
     def close(self, error: Exception | None = None) -> None:
-        """No more comes. May be called again: the first time counts."""
+        """Take no more items. Only the first call has an effect."""
         if not self._closed:
             self._closed, self._error = True, error
             self._news.set()

@@ -1,27 +1,36 @@
-"""Calls over whatever connection there is: each within its time, and sent again where that is safe and wanted."""
+"""Calls over the current link: each within its timeout, and sent again if that is safe and wanted.
+
+Steps are requests that may be repeated in any case: to subscribe, to register.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from msgspec import Raw
 
 from gateway.client.backoff import Backoff
-from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, failure
+from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost, failure
 from gateway.client.link import Link
 from gateway.client.pending import Progress
 from gateway.errors import TIMEOUT
 from gateway.rpc import jsonrpc
 
+logger = logging.getLogger(__name__)
+
+Step = Callable[[Link], Awaitable[None]]
+"""A request, or several, over this link. Raises `CallError`."""
+
 RETRY: Final = (0.1, 5.0)
-"""The ceilings, in seconds, of the pauses before a call is sent again."""
+"""The lowest and the highest ceiling, in seconds, of the pauses before a call is sent again."""
 
 
 class Caller:
-    """Makes calls. ``usable`` waits for a connection, or raises `ConnectionLost` where there will be none."""
+    """Makes calls. ``usable`` waits for a link, or raises `ConnectionLost` if there will be none."""
 
     def __init__(self, usable: Callable[[], Awaitable[Link]]) -> None:
         self._usable = usable
@@ -36,7 +45,7 @@ class Caller:
         retry: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """Call, and return the result; see `Client.call`."""
+        """Call a method and return its result; see `Client.call`."""
         encoded = encode_params(params)
         deadline = asyncio.get_running_loop().time() + timeout
         backoff = Backoff(*RETRY)
@@ -48,11 +57,7 @@ class Caller:
                     link = await self._usable()
                     sent = True
                     try:
-                        if node is None:
-                            return await link.request(method, encoded, progress=progress)
-                        left = deadline - asyncio.get_running_loop().time()
-                        routed = _to_node(link, node, method, encoded, left)
-                        return await link.request("node.call", routed, progress=progress)
+                        return await _request(link, method, encoded, node=node, deadline=deadline, progress=progress)
                     except CallError as error:
                         if not (retry and error.may_be_sent_again):
                             raise
@@ -78,7 +83,7 @@ class Caller:
             raise timed_out(method, timeout, sent=sent) from None
 
     async def batch(self, requests: list[tuple[str, Any]], timeout: float) -> list[Any]:
-        """Send requests in one message; see `Client.batch`."""
+        """Send requests in one message, and return what came of each; see `Client.batch`."""
         encoded = [(method, encode_params(params)) for method, params in requests]
         if not encoded:
             return []
@@ -93,9 +98,51 @@ class Caller:
         except CallError as error:
             return [copy.copy(error) for _ in encoded]
 
+    async def until_done(self, step: Step, done: Callable[[], bool], name: str, timeout: float) -> None:
+        """Take a step, on the current link or on later ones, until it is done; ``name`` is the method in an error.
+
+        Raises `CallError`: the step's own, or ``timeout``.
+        """
+        sent = False
+        try:
+            async with asyncio.timeout(timeout):
+                while not done():
+                    link = await self._usable()
+                    sent = True
+                    try:
+                        await step(link)
+                    except ConnectionLost:
+                        await asyncio.sleep(0)  # the task that reads has to notice it first
+        except TimeoutError:
+            raise timed_out(name, timeout, sent=sent) from None
+
+
+async def restore(link: Link, steps: Iterable[Step], timeout: float) -> None:
+    """Take each step on this link, again after a temporary failure or ``timeout`` seconds without an answer.
+
+    A step that fails for good is logged, and the next one follows. Returns when the link is no longer usable.
+    """
+    for step in steps:
+        backoff = Backoff(*RETRY)
+        while link.usable:
+            try:
+                async with asyncio.timeout(timeout):
+                    await step(link)
+                break
+            except TimeoutError:
+                continue
+            except CallError as error:
+                if not error.temporary:
+                    logger.error("what went on before cannot go on: %s", error)
+                    break
+                await asyncio.sleep(backoff.pause(error.retry_after or 0.0))
+
 
 def encode_params(params: object) -> Raw | None:
-    """As JSON. Raises TypeError for what is neither None nor becomes an array or an object."""
+    """Return the params as JSON, or None for None.
+
+    Raises TypeError for what does not become an array or an object, and ValueError for text that is not Unicode.
+    """
     if params is None:
         return None
     encoded = jsonrpc.encode(params)
@@ -105,8 +152,17 @@ def encode_params(params: object) -> Raw | None:
 
 
 def timed_out(method: str, timeout: float, *, sent: bool) -> CallError:
-    """The call was not answered in time."""
+    """Return the error of a call that was not answered in ``timeout`` seconds; ``sent``: it may have been run."""
     return failure(TIMEOUT, f"{method}: {timeout} s", outcome=UNKNOWN if sent else NOT_DELIVERED)
+
+
+async def _request(
+    link: Link, method: str, params: Raw | None, *, node: str | None, deadline: float, progress: Progress | None
+) -> Any:
+    if node is not None:
+        left = deadline - asyncio.get_running_loop().time()
+        method, params = "node.call", _to_node(link, node, method, params, left)
+    return await link.request(method, params, progress=progress)
 
 
 def _to_node(link: Link, node: str, method: str, params: Raw | None, left: float) -> Raw:

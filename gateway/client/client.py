@@ -1,4 +1,4 @@
-"""The client: calls, events and methods that go on from one connection to the next."""
+"""The client: calls, events and methods that go on from one link to the next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yarl import URL
 
 from gateway.client.backoff import Backoff
 from gateway.client.buffer import Buffer
-from gateway.client.calling import RETRY, Caller, timed_out
+from gateway.client.calling import Caller, Step, restore, timed_out
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Link, Options, Refused
@@ -27,7 +27,7 @@ from gateway.rpc import jsonrpc
 logger = logging.getLogger(__name__)
 
 EVENTS: Final = 1000
-"""Events of one subscription that wait for its reader, where nothing else is said."""
+"""How many events of a subscription wait for its reader by default."""
 
 
 class _Draining(msgspec.Struct, rename="camel"):
@@ -39,9 +39,9 @@ class _Expiring(msgspec.Struct, rename="camel"):
 
 
 class Client:
-    """A connection to a gateway that comes back by itself, and what goes on over it. See `connect`.
+    """A connection to a gateway that reconnects by itself, with all that goes on over it. `connect` makes one.
 
-    For one event loop, and for any number of its tasks.
+    It is for one event loop, and for any number of its tasks.
     """
 
     def __init__(
@@ -65,14 +65,18 @@ class Client:
         self._link_tasks: set[asyncio.Task[Any]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self.welcome: dict[str, Any] = {}
-        """The params of the last `gateway.welcome`; empty before the first."""
+        """The params of the latest `gateway.welcome`; empty before the first."""
         self.principal: dict[str, Any] = {}
-        """Who this client is to the gateway: ``name``, ``role``, ``scopes``, ``expiresAt``."""
+        """``name``, ``role``, ``scopes`` and ``expiresAt`` of this client; empty before the first welcome."""
 
     # Beginning and end
 
     async def __aenter__(self) -> Self:
-        """Connect. Raises `ConnectionLost` where the gateway refuses, or cannot be reached in `open_timeout`."""
+        """Connect, and return the client.
+
+        Raises `ConnectionLost` if the gateway refuses, or if attempts fail until ``open_timeout``; `CallError`
+        ``timeout`` if none has ended by then; RuntimeError if the client was entered before.
+        """
         if self._run is not None:
             raise RuntimeError("a client is used once")
         self._run = asyncio.create_task(self._connection.run())
@@ -96,7 +100,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection and release everything. Takes twice `close_timeout` at most. May be called twice.
+        """Close the connection and release everything, within twice ``close_timeout``. Calling it again is harmless.
 
         Calls that are not answered fail with `ConnectionLost`; methods that run are cancelled; subscriptions end.
         """
@@ -115,22 +119,22 @@ class Client:
 
     @property
     def state(self) -> State:
-        """What the connection is at."""
+        """The connection's state."""
         return self._connection.state
 
     @property
     def why(self) -> str:
-        """Why the last connection, or attempt, ended: for a person. Empty before the first end."""
+        """A text for people: how the latest link or attempt ended. Empty before the first end."""
         end = self._connection.end
         return "" if end is None else str(end)
 
     def states(self) -> AsyncIterator[State]:
-        """The state now, and each change of it; ends behind CLOSED. One who is slow sees the last 64."""
+        """Yield the state now, and then each new one; ends after CLOSED. A slow reader gets the latest 64."""
         return self._connection.states()
 
     @property
     def serving_calls(self) -> int:
-        """How many calls are being served."""
+        """How many calls and notifications are being served."""
         return len(self._serving)
 
     # Calling
@@ -146,11 +150,12 @@ class Client:
     ) -> Any:
         """Call a method and return its decoded result. Cancelling the task cancels the call, at the node too.
 
-        ``params`` is anything that msgspec encodes to an object or an array. ``timeout`` is seconds, waiting for a
-        connection included; without a ``node`` the gateway's own `limits.call_timeout` holds as well. ``node`` names
-        who is to be called. ``retry``: send it again where it was not run and may succeed later.
+        ``params`` is anything that msgspec encodes to an object or an array. ``timeout`` is seconds, and includes the
+        wait for a connection; without a ``node`` the gateway's own `limits.call_timeout` holds as well. ``node`` is the
+        name of the node to call. ``retry``: send the call again if it was not run and may succeed later.
 
-        Raises `CallError`; its ``outcome`` says what is known of the call. TypeError for params.
+        Raises `CallError`, whose ``outcome`` says whether the call may have been run; TypeError for params that do not
+        become an object or an array, and ValueError for text that is not Unicode.
         """
         return await self._caller.call(method, params, timeout, node=node, retry=retry)
 
@@ -163,34 +168,38 @@ class Client:
         node: str | None = None,
         retry: bool = False,
     ) -> Running:
-        """Begin a call as `call` does, and return its handle: await it, or read its progress."""
+        """Begin a call as `call` does, and return its handle: await it, or read its progress. Awaiting it raises."""
         progress: Buffer[Any] = Buffer(PROGRESS)
         call = self._caller.call(method, params, timeout, node=node, retry=retry, progress=progress.put)
         return Running(self._spawn(call, self._calls), progress)
 
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:
-        """Send a notification: nobody answers. Raises `CallError` where there is no connection in time."""
+        """Send a notification, which has no answer. ``timeout`` and params are as in `call`.
+
+        Raises `CallError` if it could not be sent in time, TypeError and ValueError for params.
+        """
         await self._caller.notify(method, params, timeout)
 
     async def batch(self, requests: Sequence[tuple[str, Any]], *, timeout: float = 30.0) -> list[Any]:
         """Send requests, each a method and its params, in one message.
 
-        Returns for each, in the order asked, its result or its `CallError`. Raises TypeError for params.
+        Returns for each, in the same order, its result or its `CallError`. Raises TypeError and ValueError for params.
         """
         return await self._caller.batch(list(requests), timeout)
 
     # Events
 
     def subscribe(self, *topics: str, since: Since | None = None, buffer: int = EVENTS) -> Subscription:
-        """Subscribe to topics and patterns: `a.*` one part, `a.>` the rest. See `Subscription`.
+        """Return a subscription to topics and patterns: `*` is one part of a topic, a last `>` one or more.
 
-        ``since`` has for topics the last `Event` that was had, or its ``epoch`` and ``offset``: what was missed
-        since comes first, or a `Gap`.
+        ``since`` maps topics to their last `Event` that was seen, or to its ``epoch`` and ``offset``: the messages that
+        were missed since come first, or a `Gap`. ``buffer`` is how many items wait for the reader. Raises ValueError
+        without a topic, for a ``buffer`` below 1, and for a ``since`` of another form.
         """
         return Subscription(topics, since, buffer, self._begin, self._leave)
 
     async def publish(self, topic: str, data: Any, *, timeout: float = 30.0, retry: bool = False) -> dict[str, Any]:
-        """Publish any JSON; returns its ``offset`` and ``epoch``. Raises `CallError`, TypeError for ``data``."""
+        """Publish any JSON; returns its ``offset`` and ``epoch``. Raises as `call` does."""
         result: dict[str, Any] = await self._caller.call(
             "event.publish", {"topic": topic, "data": data}, timeout, retry=retry
         )
@@ -198,7 +207,7 @@ class Client:
 
     async def _begin(self, subscription: Subscription) -> None:
         self._subscriptions.add(subscription)
-        await self._until_done(subscription.join, lambda: subscription.began, "event.subscribe", 30.0)
+        await self._caller.until_done(subscription.join, lambda: subscription.began, "event.subscribe", 30.0)
 
     def _leave(self, subscription: Subscription) -> None:
         topics = self._subscriptions.remove(subscription)
@@ -211,16 +220,17 @@ class Client:
     def method(self, name: str, *, summary: str = "", params: Any = None) -> Callable[[HandlerT], HandlerT]:
         """Serve a function under this name: a decorator, before `serve` or after it.
 
-        The function gets the decoded params and a `ServedCall`. Its result is any JSON; it fails with the `CallError`
-        that it raises, and with -32603 for anything else. A plain function runs on the event loop, and must not wait.
-        An async one is cancelled when nobody waits any more. ``params`` is a JSON Schema that describes the params.
+        The function gets the decoded params and a `ServedCall`, and returns any JSON. If it raises a `CallError` that
+        is the answer; any other exception is logged, and answered with -32603. A plain function runs on the event loop,
+        and must not block it. An async one is cancelled when the caller stops waiting or the link is lost. ``summary``
+        and ``params``, which is usually a JSON Schema, describe the method to others.
         """
 
         def decorate(function: HandlerT) -> HandlerT:
             self._serving.add(Method(name, function, summary, params))
             link = self._connection.link
             if self._serving.is_node and link is not None:
-                self._spawn(self._restore(link, (self._register,)), self._link_tasks)
+                self._spawn(restore(link, [self._register], self._options.connect_timeout), self._link_tasks)
             return function
 
         return decorate
@@ -228,8 +238,9 @@ class Client:
     async def serve(self, name: str | None = None, *, timeout: float = 30.0) -> dict[str, Any]:
         """Register the methods, now and after each reconnect; returns ``name`` and ``methods``.
 
-        ``name`` is the node's; with a credential it is the principal's, and may be left out. May be called again.
-        Raises `CallError` where the gateway refuses, ValueError where there is no method.
+        ``name`` is the node's. With a credential it is the principal's name, and may be left out. May be called again.
+        Raises `CallError` if the gateway refuses or does not answer in ``timeout`` seconds, ValueError if there is no
+        method, and TypeError for a description of a method that JSON does not hold.
         """
         registered: dict[str, Any] = {}
         params = self._serving.registration(name)
@@ -238,27 +249,27 @@ class Client:
             registered.update(await link.request("node.register", params))
             self._serving.is_node, self._serving.name = True, name
 
-        await self._until_done(register, lambda: bool(registered), "node.register", timeout)
+        await self._caller.until_done(register, lambda: bool(registered), "node.register", timeout)
         return registered
 
     async def _register(self, link: Link) -> None:
         await link.request("node.register", self._serving.registration(self._serving.name))
 
-    # What the connection brings: it calls these
+    # The endpoint of the connection, which calls these
 
     def opened(self, link: Link) -> None:
-        """A connection is open: what went on over the last one goes on over it."""
+        """Resume on a new link what went on over the last one."""
         self.welcome = link.welcome
         self.principal = link.welcome["principal"]
-        steps: list[Callable[[Link], Coroutine[Any, Any, None]]] = []
+        steps: list[Step] = []
         if self._serving.is_node:
             steps.append(self._register)
         steps += [self._resume(one) for one in self._subscriptions.all() if one.began]
         if steps:
-            self._spawn(self._restore(link, steps), self._link_tasks)
+            self._spawn(restore(link, steps, self._options.connect_timeout), self._link_tasks)
 
     def received(self, link: Link, message: Incoming) -> None:
-        """A message has come."""
+        """Give a message to whoever it is for. What cannot be read is logged."""
         identity = bytes(message.id)
         if message.method is jsonrpc.NO_METHOD:
             if not link.pending.answered(identity, message.result, message.error) and identity == b"null":
@@ -292,14 +303,14 @@ class Client:
                 self._serving.begin(link, message)
 
     def lost(self, link: Link) -> None:
-        """The connection is over: nobody waits for what is being served."""
+        """Suspend the subscriptions, and cancel what only this link could use."""
         self._subscriptions.suspend()
         self._serving.cancel_all()
         for task in self._link_tasks:
             task.cancel()
 
     def closed(self, error: ConnectionLost | None) -> None:
-        """There will be no connection any more."""
+        """End the subscriptions, because there will be no further link."""
         self._subscriptions.close(error)
 
     # In the background
@@ -310,7 +321,7 @@ class Client:
         task.add_done_callback(tasks.discard)
         return task
 
-    def _resume(self, subscription: Subscription) -> Callable[[Link], Coroutine[Any, Any, None]]:
+    def _resume(self, subscription: Subscription) -> Step:
         async def resume(link: Link) -> None:
             try:
                 await subscription.join(link)
@@ -321,42 +332,11 @@ class Client:
 
         return resume
 
-    async def _restore(self, link: Link, steps: Sequence[Callable[[Link], Coroutine[Any, Any, None]]]) -> None:
-        """Do each of these over this connection, again where it fails for a time; it is over when that is."""
-        for step in steps:
-            backoff = Backoff(*RETRY)
-            while link.usable:
-                try:
-                    async with asyncio.timeout(self._options.connect_timeout):
-                        await step(link)
-                    break
-                except TimeoutError:
-                    continue
-                except CallError as error:
-                    if not error.temporary:
-                        logger.error("what went on before cannot go on: %s", error)
-                        break
-                    await asyncio.sleep(backoff.pause(error.retry_after or 0.0))
-
-    async def _until_done(
-        self, step: Callable[[Link], Coroutine[Any, Any, None]], done: Callable[[], bool], name: str, timeout: float
-    ) -> None:
-        """Do it over this connection or the next one, for it may be done twice. Raises `CallError`."""
-        sent = False
-        try:
-            async with asyncio.timeout(timeout):
-                while not done():
-                    link = await self._connection.usable()
-                    sent = True
-                    try:
-                        await step(link)
-                    except ConnectionLost:
-                        await asyncio.sleep(0)  # whoever reads has to see it first
-        except TimeoutError:
-            raise timed_out(name, timeout, sent=sent) from None
-
     async def _refresh(self, link: Link, left: float) -> None:
-        """Take a fresh credential in place. Half of what is left goes by first: it may be announced at once."""
+        """Refresh the credential on this link, after half of the time that it has left.
+
+        The gateway may announce the end as soon as the link is open; a new credential would be announced at once again.
+        """
         await asyncio.sleep(left / 2)
         try:
             token = await self._connection.token()
@@ -364,12 +344,12 @@ class Client:
             async with asyncio.timeout(self._options.connect_timeout):
                 self.principal = await link.request("gateway.authenticate", params)
         except (CallError, Refused, TimeoutError) as error:
-            # The connection ends with 4004 then, and the next one asks again.
+            # The gateway will end this link with 4004, and the next one asks for a credential again.
             logger.warning("the credential could not be refreshed: %s", error)
 
 
 async def _ended(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
-    """Wait so long, then cancel what is left and wait no more."""
+    """Wait for the tasks up to ``timeout`` seconds, then cancel the rest."""
     if tasks:
         _, left = await asyncio.wait(tasks, timeout=timeout)
         for task in left:
@@ -391,25 +371,23 @@ def connect(
     max_calls: int = 256,
     max_message_bytes: int = 64 * 1024 * 1024,
 ) -> Client:
-    """A client for ``async with``; nothing is connected before. Times are seconds.
+    """Return a client for ``async with``, which connects it. Times are seconds.
 
-    url: ws, wss, http or https. token: a credential; or a callable, plain or async, that returns a fresh one: it is
-    asked at each connect and before the credential expires. A credential travels in the Authorization header.
-    reconnect: come back after a loss, unless the gateway has said that it is of no use. ssl: how to verify the
-    gateway; None and True: as Python does, False: not at all.
-    open_timeout: how long entering waits for the first connection; None: for ever. connect_timeout: for one attempt,
-    from TCP to the welcome, and for the token. close_timeout: how long the gateway may take to answer a close.
-    heartbeat: silence after which the gateway is pinged; it has half of that to answer. backoff: the pauses between
-    attempts. max_calls: how many calls are served at once; more are refused as ``overloaded``. max_message_bytes: the
-    largest message that is taken from the gateway.
+    url: ws, wss, http or https. token: a credential, or a callable, plain or async, that returns a fresh one. It is
+    called at each attempt and before the credential expires. A credential travels in the Authorization header, and a
+    refresh in a message. reconnect: whether to connect again after a loss; never done if the gateway has said that it
+    is of no use. ssl: how to verify the gateway; None and True: as Python does, False: not at all.
 
-    Raises ValueError for a URL that is none, or a token in it.
+    open_timeout: how long entering waits for a connection; None: without end. connect_timeout: for an attempt, from
+    TCP to the welcome, and for the token. close_timeout: how long the gateway may take to answer a close. heartbeat:
+    silence after which the gateway is pinged; it has half of that to answer. backoff: the pauses between attempts.
+
+    max_calls: how many calls are served at once; more are refused as ``overloaded``. max_message_bytes: the largest
+    message that is accepted from the gateway.
+
+    Raises ValueError if the URL is not one of a gateway, or has a credential in it.
     """
-    parsed = URL(url)
-    if parsed.scheme not in ("ws", "wss", "http", "https") or not parsed.host:
-        raise ValueError(f"not the URL of a gateway: {url!r}; such as ws://127.0.0.1:8765/ws")
-    if parsed.user is not None or parsed.password is not None:
-        raise ValueError("a credential does not belong into a URL: give it as token")
+    _require_usable(url)
     options = Options(
         url=url,
         ssl=True if ssl is None else ssl,
@@ -426,3 +404,11 @@ def connect(
         open_timeout=open_timeout,
         max_calls=max_calls,
     )
+
+
+def _require_usable(url: str) -> None:
+    parsed = URL(url)
+    if parsed.scheme not in ("ws", "wss", "http", "https") or not parsed.host:
+        raise ValueError(f"not the URL of a gateway: {url!r}; such as ws://127.0.0.1:8765/ws")
+    if parsed.user is not None or parsed.password is not None:
+        raise ValueError("a credential does not belong in a URL: give it as token")

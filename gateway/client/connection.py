@@ -1,4 +1,4 @@
-"""The connection of a client over time: connecting, open, waiting to come back, closed."""
+"""The connection of a client, which outlives its links: connecting, open, waiting to reconnect, closed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 TokenSource = str | Callable[[], str | Awaitable[str]] | None
 
 RECONNECT: Final = (0.5, 10.0)
-"""From and to, in seconds: when to come back to a gateway that shut down and did not say when."""
+"""The shortest and the longest pause, in seconds, after a gateway has shut down without saying when to come back."""
 
 STATES: Final = 64
-"""Changes of the state that wait for one who watches them; then the oldest is dropped."""
+"""How many changes of the state wait for a slow reader of `Connection.states`; then the oldest is dropped."""
 
 
 class State(enum.Enum):
-    """What the connection of a client is at. `Client.why` says why it waits or is closed."""
+    """The state of a client's connection. `Client.why` says why it is WAITING or CLOSED."""
 
     CONNECTING = "connecting"
     OPEN = "open"
@@ -40,25 +40,26 @@ class State(enum.Enum):
 
 
 class Endpoint(Protocol):
-    """Who is told what the connection brings. None of these may raise or wait."""
+    """Is told what happens on the connection. None of its methods may raise or block."""
 
     def opened(self, link: Link) -> None:
-        """A connection is open."""
+        """A link is open: ``link.welcome`` is set, and requests may be sent."""
 
     def received(self, link: Link, message: Incoming) -> None:
-        """A message has come."""
+        """A message has arrived."""
 
     def lost(self, link: Link) -> None:
-        """The connection is over."""
+        """The link is lost; ``link.end`` says why."""
 
     def closed(self, error: ConnectionLost | None) -> None:
-        """There will be none any more; None: because this side wanted it."""
+        """There will be no further link. ``error`` says why; None if this side has closed the connection."""
 
 
 class Connection:
-    """Keeps one connection open, as far as it can. ``why`` says why it waits or is closed.
+    """Keeps a link open: after each loss it makes another, as far as that can help.
 
-    `run` is its life. ``token`` is asked for a credential at each connect.
+    `run` is its life; ``token`` is asked for a credential at each attempt. ``link`` is the open link, or None, and
+    ``state`` the current state. ``end`` says how the last link or attempt ended; it is None before that.
     """
 
     def __init__(
@@ -77,12 +78,11 @@ class Connection:
         self.link: Link | None = None
         self.state = State.CONNECTING
         self.end: End | None = None
-        """Of the last connection or attempt."""
 
-    # Who waits for it
+    # Waiting for it
 
     async def usable(self) -> Link:
-        """Wait for a connection that takes requests. Raises `ConnectionLost` where there will be none."""
+        """Wait for a link that takes requests, and return it. Raises `ConnectionLost` if there will be none."""
         while self.link is None or not self.link.usable:
             if self._leaving or self.state is State.CLOSED:
                 raise ConnectionLost(self.end or CLOSED, NOT_DELIVERED)
@@ -91,7 +91,7 @@ class Connection:
         return self.link
 
     async def states(self) -> AsyncIterator[State]:
-        """The state now, and each change of it; ends behind CLOSED."""
+        """Yield the state now, and then each new one; ends after CLOSED."""
         watcher: Buffer[State] = Buffer(STATES)
         watcher.put(self.state)
         if self.state is State.CLOSED:
@@ -114,7 +114,7 @@ class Connection:
     # Its life
 
     async def run(self) -> None:
-        """Connect, and again after each loss, until it is closed or coming back is of no use."""
+        """Connect, and reconnect after each loss, until `leave` is called or another attempt cannot help."""
         end = CLOSED
         try:
             # A connector of its own: nothing is shared with other sessions, and no cookies are kept.
@@ -138,7 +138,7 @@ class Connection:
             await asyncio.sleep(self.pause(end))
 
     async def _once(self, session: aiohttp.ClientSession) -> End:
-        """One connection from its beginning to its end, or an attempt at one."""
+        """Make one link and read it to its end; return how it, or the attempt, ended."""
         try:
             token = await self.token()
             link = await open_link(session, token, self._options, self._ids)
@@ -157,7 +157,7 @@ class Connection:
         return link.end
 
     async def token(self) -> str | None:
-        """A credential, fresh where it comes from a callable. Raises `Refused` where that fails, or takes too long."""
+        """Return the credential, a fresh one from a callable. Raises `Refused` if that fails or takes too long."""
         if self._token is None or isinstance(self._token, str):
             return self._token
         try:
@@ -176,22 +176,22 @@ class Connection:
         self._endpoint.opened(link)
 
     def draining(self, link: Link, reconnect_after: float) -> None:
-        """The gateway shuts down: nothing new is sent, and after so many seconds is the time to come back."""
+        """The gateway shuts down: send nothing new on this link, and reconnect in ``reconnect_after`` seconds."""
         link.draining = True
         self._come_back_at = time.monotonic() + min(max(0.0, reconnect_after), MAX_PAUSE)
 
     def pause(self, end: End) -> float:
-        """How many seconds to stay away after this end."""
+        """Return how many seconds to wait before the next attempt. Forgets what `draining` has said."""
         come_back_at, self._come_back_at = self._come_back_at, None
         if come_back_at is not None:
             return max(0.0, come_back_at - time.monotonic())
         if end.code == SHUTDOWN:
-            # All the others have lost theirs in the same moment.
+            # All other clients have lost their links at the same moment.
             return self._backoff.between(*RECONNECT)
         return self._backoff.pause(end.retry_after or 0.0)
 
     async def leave(self) -> None:
-        """Close what is open and do not come back; `run` ends by it, unless it waits for something else."""
+        """Close the link and do not reconnect. Without a link `run` may still wait, and is to be cancelled."""
         self._leaving = True
         self._changed.set()
         if self.link is not None:

@@ -1,4 +1,4 @@
-"""Why a connection ended or was refused, and whether to come back: docs/protocol.md, "Close codes" and "HTTP"."""
+"""Why a link ended or was refused, and whether to reconnect: docs/protocol.md, "Close codes" and "HTTP"."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 MAX_PAUSE: Final = 300.0
-"""Seconds that a gateway may ask a client to stay away; more is taken for that."""
+"""The longest pause, in seconds, that a gateway can ask for; a longer one is cut to this."""
 
 LOST: Final = 1006
-"""The code of an end without a close frame (RFC 6455 section 7.1.5)."""
+"""The code that stands for an end without a close frame (RFC 6455 section 7.1.5)."""
 
 CLIENT_CLOSE: Final = 1000
 SHUTDOWN: Final = 1001
@@ -20,10 +20,10 @@ _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429})
 
 
 class End(NamedTuple):
-    """The end of a connection, or of an attempt.
+    """The end of a link, or of an attempt at one.
 
-    ``code`` is a close code, 1006 where none came, or below 1000 the HTTP status of a refusal. ``retry_after`` is
-    how many seconds to stay away, where that was said.
+    ``code`` is a close code, 1006 if there was no close frame, or below 1000 the HTTP status of a refusal.
+    ``retry_after`` is the pause in seconds that the gateway has asked for, or None.
     """
 
     code: int
@@ -32,7 +32,7 @@ class End(NamedTuple):
 
     @property
     def final(self) -> bool:
-        """Whether coming back is of no use until something has changed."""
+        """Whether another attempt would end in the same way until something has changed."""
         if self.code < 1000:
             return 300 <= self.code < 500 and self.code not in _TEMPORARY_STATUSES
         return self.code in _FINAL_CODES or 4500 <= self.code <= 4999
@@ -46,8 +46,8 @@ CLOSED: Final = End(CLIENT_CLOSE, "closed by this client")
 
 
 def refusal(status: int, reason: str, headers: Mapping[str, str]) -> End:
-    """The end of an attempt that got this HTTP answer. `Retry-After` in seconds is heeded, as a date it is not."""
+    """Return the end of an attempt that got this HTTP answer. `Retry-After` counts in seconds only, not as a date."""
     value = headers.get("Retry-After", "").strip()
-    # More digits than that are no wait, and int() would be slow with very many.
+    # A longer number is no pause, and converting one of very many digits would be slow.
     pause = min(float(value), MAX_PAUSE) if value.isascii() and value.isdigit() and len(value) < 10 else None
     return End(status, reason, pause)

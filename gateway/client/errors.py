@@ -1,4 +1,4 @@
-"""How a call fails, and what is known of it then."""
+"""How a call fails, and what is known about it then."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from gateway.errors import DRAINING, OVERLOADED, RATE_LIMITED, RpcError
 from gateway.rpc.jsonrpc import UNDECODABLE
 
 NOT_DELIVERED: Final = "not_delivered"
-"""The ``outcome`` of a call that nobody has run: it is safe to send it again."""
+"""The ``outcome`` of a call that was not run: it is safe to send it again."""
 
 UNKNOWN: Final = "unknown"
 """The ``outcome`` of a call that may have been run."""
 
 CONNECTION_LOST: Final = RpcError(-32000, "connection_lost", "The connection was lost", temporary=True)
-"""This library's own: it is never on the wire."""
+"""An error of this client, which is never on the wire."""
 
 _REFUSALS: Final = frozenset({RATE_LIMITED.code, OVERLOADED.code, DRAINING.code})
 
 
 class CallError(Exception):
-    """A call has failed: with the error that came back, or with one of this library's own.
+    """A call has failed, with the error in the reply or with an error of this client.
 
-    ``code`` and ``message`` are JSON-RPC's, and ``data`` is what came with them. A method that is served raises it to
-    fail with an error of its own; codes from -32768 to -32000 belong to JSON-RPC and the gateway.
+    ``code``, ``message`` and ``data`` are the members of the JSON-RPC error; ``data`` is None if there was none. A
+    method that is served raises a CallError to answer with an error of its own. The codes from -32768 to -32000 belong
+    to JSON-RPC and the gateway.
     """
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
@@ -40,24 +41,24 @@ class CallError(Exception):
 
     @property
     def name(self) -> str:
-        """The error's name, such as ``timeout``; empty where none came with it."""
+        """The error's name, such as ``timeout``; empty if it has none."""
         name = self._member("code")
         return name if isinstance(name, str) else ""
 
     @property
     def temporary(self) -> bool:
-        """Whether the same call may succeed later."""
+        """Whether the error says that the same call may succeed later."""
         return self._member("temporary") is True
 
     @property
     def outcome(self) -> str | None:
-        """``not_delivered``: nobody has run it. ``unknown``: it may have been run. None where nothing was said."""
+        """``not_delivered``: the call was not run. ``unknown``: it may have been. None: the error does not say."""
         outcome = self._member("outcome")
         return outcome if isinstance(outcome, str) else None
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds to wait before it is sent again, where that was said."""
+        """Seconds to wait before the call is sent again, or None if the error does not say."""
         delay = self._member("retryAfterMs")
         return delay / 1000 if isinstance(delay, int | float) and not isinstance(delay, bool) and delay >= 0 else None
 
@@ -65,7 +66,7 @@ class CallError(Exception):
     def may_be_sent_again(self) -> bool:
         """Whether the call was not run, and may succeed later.
 
-        A refusal as ``rate_limited``, ``overloaded`` or ``draining`` says by its name that nothing was run.
+        Without an outcome, a refusal as ``rate_limited``, ``overloaded`` or ``draining`` means that it was not run.
         """
         refused = self.outcome is None and self.code in _REFUSALS
         return self.temporary and (refused or self.outcome == NOT_DELIVERED)
@@ -75,7 +76,7 @@ class CallError(Exception):
 
 
 class ConnectionLost(CallError):
-    """There is no connection, or it ended before the answer came. ``end`` says why."""
+    """There is no connection, or its link was lost before the answer came. ``end`` says why."""
 
     def __init__(self, end: End, outcome: str) -> None:
         data = {"code": CONNECTION_LOST.name, "temporary": not end.final, "outcome": outcome}
@@ -87,7 +88,7 @@ class ConnectionLost(CallError):
 
 
 def failure(error: RpcError, detail: str, **data: object) -> CallError:
-    """One of the contract's errors, made here."""
+    """Return an error of the protocol that this client raises or answers itself; ``data`` adds to its ``data``."""
     return CallError(
         error.code, f"{error.message}: {detail}", {"code": error.name, "temporary": error.temporary, **data}
     )
@@ -100,7 +101,7 @@ class _WireError(msgspec.Struct):
 
 
 def received(error: bytes | msgspec.Raw) -> CallError:
-    """The ``error`` member of a response. What is no JSON-RPC error has the code 0."""
+    """Return the CallError for the ``error`` member of a response. If that is no JSON-RPC error its code is 0."""
     try:
         wire = msgspec.json.decode(error, type=_WireError)
     except UNDECODABLE:

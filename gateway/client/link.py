@@ -1,4 +1,4 @@
-"""One WebSocket connection, from its welcome to its end. It does not know what the messages mean."""
+"""One WebSocket, from its welcome to its end. It does not know what the messages mean."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gateway.errors import INVALID_REQUEST
 from gateway.rpc import jsonrpc
 
 MAX_POSTED: Final = 1000
-"""Messages that nobody waits for and that the gateway does not take; with one more the connection is given up."""
+"""How many messages of `Link.post` may wait while the gateway does not read; with one more the link is given up."""
 
 
 class Incoming(jsonrpc.Message, gc=False):
-    """A message from the gateway. ``context`` comes with the calls of a node that asked for it."""
+    """A message from the gateway. ``context`` comes with the calls to a node that has asked for it."""
 
     context: Raw = jsonrpc.ABSENT
 
@@ -33,7 +33,8 @@ class Incoming(jsonrpc.Message, gc=False):
 class Options(NamedTuple):
     """How to connect; times are seconds.
 
-    ``heartbeat`` is the silence after which the gateway is pinged; one that does not answer in half of that is dead.
+    ``heartbeat`` is the silence after which the gateway is pinged. If it does not answer within half of that time the
+    link is lost.
     """
 
     url: str
@@ -45,7 +46,7 @@ class Options(NamedTuple):
 
 
 class Refused(Exception):
-    """No connection came about. ``end`` says why."""
+    """An attempt gave no link. ``end`` says why."""
 
     def __init__(self, end: End) -> None:
         super().__init__(str(end))
@@ -57,7 +58,11 @@ _decode_batch: Final = msgspec.json.Decoder(list[Incoming]).decode
 
 
 class Link:
-    """The connection. ``welcome`` is the params of its first message, ``draining`` whether it is to end soon."""
+    """One WebSocket to the gateway.
+
+    ``welcome`` is the params of its first message; ``draining`` says whether the gateway has announced its end;
+    ``pending`` has the requests that are not answered.
+    """
 
     def __init__(
         self, ws: aiohttp.ClientWebSocketResponse[Any], ids: itertools.count[int], close_timeout: float
@@ -78,7 +83,7 @@ class Link:
         return self._end is None and not self.draining and not self._ws.closed
 
     def limit(self, name: str, default: int) -> int:
-        """One of the limits in the welcome."""
+        """Return one of the limits in the welcome; ``default`` if it names no such limit."""
         value = self.welcome.get("limits", {}).get(name)
         return value if isinstance(value, int) else default
 
@@ -87,7 +92,7 @@ class Link:
     async def request(
         self, method: str, params: Raw | None, *, on_reply: OnReply | None = None, progress: Progress | None = None
     ) -> Any:
-        """Send a request and return its result. Raises `CallError`. Cancelling it tells the gateway."""
+        """Send a request and return its result. Raises `CallError`. Cancelling the task cancels the request too."""
         identity = b"%d" % next(self._ids)
         pending = Pending(on_reply, progress)
         self.require_size(data := jsonrpc.request(identity, method, params))
@@ -97,7 +102,10 @@ class Link:
         return result
 
     async def batch(self, requests: list[tuple[str, Raw | None]]) -> list[Any]:
-        """Send requests in one message; returns for each its result or its `CallError`. Raises `CallError`."""
+        """Send requests in one message; return for each its result or its `CallError`.
+
+        Raises `CallError` if the message cannot be sent at all.
+        """
         pending = {b"%d" % next(self._ids): Pending() for _ in requests}
         parts = [jsonrpc.request(identity, *request) for identity, request in zip(pending, requests, strict=True)]
         self.require_size(data := jsonrpc.batch(parts))
@@ -107,7 +115,7 @@ class Link:
         return await self._exchange(data, pending)
 
     async def _exchange(self, data: bytes, requests: dict[bytes, Pending]) -> list[Any]:
-        """Send, and wait for all answers. What goes unanswered is cancelled at the gateway."""
+        """Send the message and wait for all answers. If this is cancelled, so are the requests, at the gateway too."""
         for identity, pending in requests.items():
             self.pending.enter(identity, pending)
         try:
@@ -126,11 +134,11 @@ class Link:
         try:
             await self._ws.send_frame(data, WSMsgType.TEXT)
         except (aiohttp.ClientError, OSError) as error:
-            # It may have left before that.
+            # Some of it may have left before that.
             raise ConnectionLost(End(LOST, _text(error)), UNKNOWN) from error
 
     def post(self, data: bytes) -> None:
-        """Send one JSON text without waiting. It is lost where the connection is."""
+        """Send one JSON text without waiting. If the link is lost, so is the text."""
         if len(self._posts) < MAX_POSTED:
             self._spawn(self._post(data))
         elif self._end is None:
@@ -147,11 +155,11 @@ class Link:
             await self.send(data)
 
     def check_size(self, data: bytes) -> bool:
-        """Whether the gateway takes a message of this size; a larger one would end the connection with 1009."""
+        """Whether the gateway takes a message of this size; a larger one would end the link with 1009."""
         return len(data) <= self.limit("maxMessageBytes", len(data))
 
     def require_size(self, data: bytes) -> None:
-        """Raise `CallError` for a message that is larger."""
+        """Raise `CallError` for a message that the gateway would not take."""
         if not self.check_size(data):
             detail = f"a message of {len(data)} bytes; the gateway takes {self.limit('maxMessageBytes', 0)}"
             raise failure(INVALID_REQUEST, detail, outcome=NOT_DELIVERED)
@@ -159,7 +167,7 @@ class Link:
     # Receiving
 
     async def receive(self) -> list[Incoming]:
-        """The messages of the next frame; an empty list at the end, and `end` says why. For one reader."""
+        """Return the messages of the next frame; an empty list once the link has ended. For one reader."""
         while self._end is None:
             message = await self._ws.receive()
             match message.type:
@@ -185,7 +193,7 @@ class Link:
             return []
 
     def _lost(self) -> End:
-        """The end without a close frame from the gateway: a lost transport, or its breach of RFC 6455."""
+        """Return the end of a link without a close frame: its transport is lost, or the gateway broke RFC 6455."""
         code, error = self._ws.close_code, self._ws.exception()
         if code in (1002, 1007, 1009):
             return End(code, "" if error is None else _text(error))
@@ -199,14 +207,14 @@ class Link:
 
     @property
     def end(self) -> End:
-        """Why it ended."""
+        """Why the link ended; before that, the end that stands for a lost transport."""
         return self._end or End(LOST)
 
     async def close(self, end: End = CLOSED) -> None:
-        """Close it, and release all. Requests that are not answered fail. Takes `Options.close_timeout` at most."""
+        """Close the link and release everything. Requests without an answer fail. Takes ``close_timeout`` at most."""
         self._finish(end)
         try:
-            # Who closes and who reads until then both come here, and the second waits for the first.
+            # Both `Connection.leave` and the task that reads come here; the second waits for the first.
             async with self._closing:
                 await self._shut()
         finally:
@@ -216,7 +224,7 @@ class Link:
             await asyncio.gather(*posts, return_exceptions=True)
 
     async def _shut(self) -> None:
-        # aiohttp waits so long for the close frame of the other side, and without end to write its own.
+        # aiohttp's own timeout is for the other side's close frame, and does not bound the writing of ours.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._close_timeout):
                 await self._ws.close()
@@ -225,7 +233,10 @@ class Link:
 async def open_link(
     session: aiohttp.ClientSession, token: str | None, options: Options, ids: itertools.count[int]
 ) -> Link:
-    """Connect and take the welcome. Raises `Refused`, and ValueError for a token that no header can hold."""
+    """Connect and receive the welcome. Raises `Refused`, and ValueError for a token that no header can hold.
+
+    ``ids`` gives the ids of requests; it goes on from link to link.
+    """
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         async with asyncio.timeout(options.connect_timeout):

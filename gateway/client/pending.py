@@ -1,4 +1,4 @@
-"""Requests that were sent and are not answered yet, and the handle of one that runs in the background."""
+"""Requests that were sent and are not answered yet, and the handle of a call that runs in the background."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ Progress = Callable[[Any], None]
 OnReply = Callable[[Any], None]
 
 PROGRESS: Final = 256
-"""Values of one call's progress that wait for their reader; then the oldest is dropped."""
+"""How many values of a call's progress wait for their reader; then the oldest is dropped."""
 
 
 class Pending:
-    """What waits for one response. ``on_reply`` has the result at once, before anything that comes behind it.
+    """One request that waits for its response; ``answer`` is the future for it.
 
-    ``progress`` has each value that the node reports.
+    ``on_reply`` is called with the decoded result at once, before any message that follows it is looked at;
+    ``progress`` with each value that the node reports.
     """
 
     __slots__ = ("answer", "on_reply", "progress")
@@ -34,31 +35,31 @@ class Pending:
         self.progress = progress
 
     def succeed(self, result: Raw) -> None:
-        """The result has come."""
+        """Decode the result and give it to who waits. Fails if it cannot be decoded."""
         if self.answer.done():
             return
         try:
             value = msgspec.json.decode(result)
             if self.on_reply is not None:
                 self.on_reply(value)
-        except UNDECODABLE as error:  # no number or stack of this machine holds it, or it is not what was expected
+        except UNDECODABLE as error:  # too large a number, nested too deeply, or not what `on_reply` expects
             self.fail(CallError(0, f"The result cannot be decoded: {error}"))
             return
         self.answer.set_result(value)
 
     def fail(self, error: CallError) -> None:
-        """It has failed."""
+        """Give the error to who waits. Does nothing if the answer is there."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
     def forget(self) -> None:
-        """Nobody waits any more: an error that has come all the same is nobody's loss."""
+        """Take back an error that no caller will see any more, so that asyncio does not complain of it."""
         if self.answer.done() and not self.answer.cancelled():
             self.answer.exception()
 
 
 class PendingTable:
-    """All requests of one connection that are not answered, by their ids."""
+    """All requests of one link that are not answered, by their ids."""
 
     def __init__(self) -> None:
         self._pending: dict[bytes, Pending] = {}
@@ -67,15 +68,15 @@ class PendingTable:
         return len(self._pending)
 
     def enter(self, identity: bytes, pending: Pending) -> None:
-        """A request is about to be sent."""
+        """Add a request that is about to be sent."""
         self._pending[identity] = pending
 
     def drop(self, identity: bytes) -> bool:
-        """Nobody waits for it any more. False where it is not there: it was answered, or the connection is lost."""
+        """Remove a request. False if it is not there: it was answered, or the link is lost."""
         return self._pending.pop(identity, None) is not None
 
     def answered(self, identity: bytes, result: Raw, error: Raw) -> bool:
-        """A response has come. False where nobody waits for it: it was cancelled."""
+        """Give a response to its request. False if there is no such request, because it was cancelled."""
         pending = self._pending.pop(identity, None)
         if pending is None:
             return False
@@ -86,23 +87,23 @@ class PendingTable:
         return True
 
     def progress(self, identity: bytes, value: Any) -> None:
-        """A node reports. Ignored where nobody waits."""
+        """Give a value that a node reports to its request. Does nothing if there is none, or it wants no progress."""
         pending = self._pending.get(identity)
         if pending is not None and pending.progress is not None:
             pending.progress(value)
 
     def fail_all(self, error: Callable[[], CallError]) -> None:
-        """The connection is lost; each gets an error of its own."""
+        """Fail all requests; ``error`` makes an error for each."""
         pending, self._pending = self._pending, {}
         for one in pending.values():
             one.fail(error())
 
 
 class Running:
-    """A call that runs: await it for its result; ``async for`` gives the progress that its node reports.
+    """A call that runs: await it for its result; ``async for`` yields the progress that the node reports.
 
-    It may be awaited more than once. Who is cancelled while waiting for it, or for its progress, cancels the call.
-    Of progress that is not read the latest 256 values are kept.
+    It may be awaited more than once. Cancelling a task that waits for the result or for progress cancels the call. Of
+    the progress that is not read, the latest 256 values are kept.
     """
 
     def __init__(self, task: asyncio.Task[Any], progress: Buffer[Any]) -> None:
@@ -113,7 +114,7 @@ class Running:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._progress.close()
         if not task.cancelled():
-            task.exception()  # who does not await it does not want to know
+            task.exception()  # asyncio is not to complain if the caller never awaits it
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._task.__await__()
@@ -129,5 +130,5 @@ class Running:
             raise
 
     def cancel(self) -> None:
-        """Cancel the call, at the node too. Harmless when it has ended; awaiting it raises CancelledError."""
+        """Cancel the call, at the node too; awaiting it then raises CancelledError. Does nothing if it has ended."""
         self._task.cancel()

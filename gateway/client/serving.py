@@ -1,4 +1,4 @@
-"""Methods that this client serves: as a node to whoever calls it, and to the gateway itself."""
+"""Methods that this client serves: as a node, to other connections, and to the gateway itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ class _Context(msgspec.Struct, rename="camel"):
 
 
 class ServedCall:
-    """One call that is being served. ``caller`` is the caller's name, empty where the gateway itself calls."""
+    """A call that is being served.
+
+    ``method`` is its method. ``caller`` is the caller's name, or empty if the gateway itself calls. ``identity`` is the
+    request's id as JSON, or empty for a notification.
+    """
 
     def __init__(self, link: Link, message: Incoming, context: _Context) -> None:
         self._link = link
@@ -40,13 +44,14 @@ class ServedCall:
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until nobody waits for the answer any more; None where that is not known."""
+        """Seconds until the caller stops waiting for the answer; None if that is not known."""
         return None if self._until is None else max(0.0, self._until - time.monotonic())
 
     async def progress(self, value: Any) -> None:
-        """Report to the caller; ``value`` is anything that JSON holds. Does nothing for a notification.
+        """Report ``value``, which is any JSON, to the caller. Does nothing for a notification.
 
-        Raises `ConnectionLost`; TypeError and ValueError for what JSON does not hold, or the gateway does not take.
+        Raises `ConnectionLost` if the link is lost; TypeError for a value that JSON does not hold; ValueError for text
+        that is not Unicode, or if the message is larger than the gateway takes.
         """
         if not self.identity:
             return
@@ -57,7 +62,7 @@ class ServedCall:
 
 
 class Method(NamedTuple):
-    """A method and how it is described. ``params`` is a JSON Schema, by custom."""
+    """A method and its description. ``params`` is usually a JSON Schema; None if there is none."""
 
     name: str
     function: Handler
@@ -66,7 +71,10 @@ class Method(NamedTuple):
 
 
 class Serving:
-    """The methods, and the calls of them that run. ``registered`` is the name it was registered under."""
+    """The methods of a client, and the calls of them that run, ``max_calls`` at most.
+
+    ``is_node``: whether the methods were registered. ``name``: under which name; None for the principal's.
+    """
 
     def __init__(self, max_calls: int) -> None:
         self._max_calls = max_calls
@@ -76,15 +84,18 @@ class Serving:
         self.name: str | None = None
 
     def __len__(self) -> int:
-        """How many calls run."""
+        """Return how many calls and notifications are being served."""
         return len(self._running)
 
     def add(self, method: Method) -> None:
-        """Serve a method, or serve it otherwise."""
+        """Serve a method, in place of an earlier one of that name."""
         self._methods[method.name] = method
 
     def registration(self, name: str | None) -> Raw:
-        """The params of `node.register`. Raises ValueError where there are no methods, TypeError for their schemas."""
+        """Return the params of `node.register`.
+
+        Raises ValueError if there are no methods, and TypeError for a schema that JSON does not hold.
+        """
         if not self._methods:
             raise ValueError("there is no method to serve yet: see Client.method")
         methods = [
@@ -97,7 +108,7 @@ class Serving:
     # Calls
 
     def begin(self, link: Link, message: Incoming) -> None:
-        """A request or a notification has come."""
+        """Begin to serve a request or a notification, or refuse it."""
         identity = bytes(message.id)
         method = self._methods.get(message.method)
         if method is None:
@@ -110,7 +121,7 @@ class Serving:
         try:
             params = msgspec.json.decode(message.params) if bytes(message.params) else None
             context = msgspec.json.decode(message.context, type=_Context) if bytes(message.context) else _Context()
-        except jsonrpc.UNDECODABLE as error:  # valid JSON, but no number or stack of this machine holds it
+        except jsonrpc.UNDECODABLE as error:  # valid JSON with too large a number, or nested too deeply
             _refuse(link, identity, failure(INVALID_PARAMS, str(error)))
             return
         call = ServedCall(link, message, context)
@@ -131,7 +142,7 @@ class Serving:
             return  # the gateway has told the caller
 
     def cancel(self, params: Raw) -> None:
-        """The gateway does not want the answer to a call any more. Raises msgspec.DecodeError."""
+        """Cancel the call that these params of `rpc.cancel` name. Raises msgspec.DecodeError."""
         identity = bytes(msgspec.json.decode(params, type=dict[str, Raw]).get("id", b""))
         for task, call in self._running.items():
             if call.identity == identity:
@@ -139,7 +150,7 @@ class Serving:
                 return
 
     def cancel_all(self) -> list[asyncio.Task[None]]:
-        """The connection is lost: nobody waits for any answer. Returns those that are still ending."""
+        """Cancel all calls, because the link is lost; return their tasks, which have yet to end."""
         running = list(self._running)
         for task in running:
             task.cancel()
@@ -147,7 +158,7 @@ class Serving:
 
 
 async def _reply(method: Method, params: Any, call: ServedCall) -> bytes:
-    """Run the method. Its answer, or the error that it has raised. Raises CancelledError where it was cancelled."""
+    """Run the method; return the response with its result or its error. Raises CancelledError if it is cancelled."""
     try:
         result = method.function(params, call)
         if inspect.isawaitable(result):
@@ -164,7 +175,7 @@ async def _reply(method: Method, params: Any, call: ServedCall) -> bytes:
 
 
 async def _awaited(result: Awaitable[Any]) -> Any:
-    """Wait for a method. One that is cancelled by itself, and not by its caller, has failed."""
+    """Wait for a method. If it ends as cancelled, but its caller has not cancelled it, it has failed."""
     try:
         return await result
     except asyncio.CancelledError as error:

@@ -1,4 +1,4 @@
-"""Subscriptions that survive the connection: events in the order of their offsets, and a gap where some are gone."""
+"""Subscriptions, which outlive a link: events in the order of their offsets, and a gap if some are lost."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gateway.client.link import Link
 from gateway.rpc import jsonrpc
 
 MAX_POSITIONS: Final = 3000
-"""Topics of one subscription whose position is remembered, those heard last: so many fit into one request."""
+"""How many topics of a subscription have their position remembered, the latest: as many as one request can hold."""
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A position in a topic: behind the message of this ``offset``, in this ``epoch``."""
+    """A position in a topic: after the message with this ``offset`` in this ``epoch``."""
 
     epoch: str
     offset: int
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One message of a topic. ``time`` is when it was published, in UTC; ``data`` is any decoded JSON."""
+    """A message of a topic. ``time`` is when it was published, in UTC; ``data`` is its decoded JSON."""
 
     topic: str
     offset: int
@@ -36,7 +36,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Messages of this topic are gone: read its state anew."""
+    """Messages of this topic are lost: whatever was built from them has to be read again."""
 
     topic: str
 
@@ -57,14 +57,15 @@ Leave = Callable[["Subscription"], None]
 
 
 class Subscription:
-    """Topics and patterns, and what has come of them: an async iterator of `Event` and `Gap`, for one reader.
+    """The messages of topics and patterns: an async iterable of `Event` and `Gap`, for one reader.
 
-    It begins with ``async with``, which waits until the gateway has it, or with the first step of ``async for``, and
-    ends with the block or the loop. It goes on over reconnects without a gap, or tells of it. Where the reader is
-    slow ``buffer`` of them are kept; of each that is dropped then a `Gap` is told. Use it once.
+    It begins with ``async with``, which waits up to 30 seconds until the gateway has taken it, or with the first step
+    of ``async for``; it ends with that block or loop. After a reconnect it continues where it was; if messages are
+    lost it yields a `Gap` for their topic. If the reader is slow ``buffer`` items are kept; when more are dropped, a
+    `Gap` for each topic of theirs comes before the next item. Use it once: a second time raises RuntimeError.
 
-    Iterating raises `CallError` where the gateway does not let it go on, and `ConnectionLost` where the client does
-    not come back; it stops where the client was closed.
+    Beginning and iterating raise `CallError` if the gateway refuses the subscription, and `ConnectionLost` if the
+    client does not reconnect. The iteration stops when the client is closed.
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class Subscription:
         self._entered = False
         self._active = False
         self.began = False
-        """Whether the gateway has had it: the next connection takes it up."""
+        """Whether the gateway has once taken it, so that it has to be resumed on the next link."""
 
     # For its reader
 
     @property
     def waiting(self) -> int:
-        """Events and gaps that have come and were not read yet."""
+        """How many events and gaps have arrived and are not read yet."""
         return len(self._items)
 
     async def __aenter__(self) -> Self:
@@ -109,7 +110,10 @@ class Subscription:
         self.close()
 
     def close(self, error: Exception | None = None) -> None:
-        """End it. What has come is still to be read. May be called twice."""
+        """End the subscription. What has arrived can still be read. Calling it again has no effect.
+
+        ``error`` is raised to the reader after that; without one the iteration stops.
+        """
         self._active = False
         self._items.close(error)
         self._leave(self)
@@ -130,18 +134,18 @@ class Subscription:
     # For the connection
 
     def meets(self, topic: str) -> bool:
-        """Whether one of its patterns meets this topic: `*` is one part, a last `>` the rest."""
+        """Whether one of its patterns matches this topic: `*` is one part, a last `>` one or more."""
         parts = topic.split(".")
-        # The gateway's own topics are met by patterns that name them, and by no other.
+        # The gateway's own topics match only patterns that name `gateway`.
         own = parts[0] == "gateway"
         return any((pattern[0] == "gateway") == own and _meets(pattern, parts) for pattern in self._parts)
 
     def suspend(self) -> None:
-        """The connection is lost."""
+        """Take no messages until the next `join`, because the link is lost."""
         self._active = False
 
     def deliver(self, event: Event) -> None:
-        """A message has come. One that it has had, or that is to come again, is left out."""
+        """Take a message, unless it was taken before, will come again, or is not for this subscription."""
         if not self._active or event.topic in self._catching_up or not self.meets(event.topic):
             return
         position = self._positions.get(event.topic)
@@ -151,7 +155,7 @@ class Subscription:
         self._items.put(event)
 
     async def join(self, link: Link) -> None:
-        """Subscribe over this connection, from where it was. Raises `CallError`."""
+        """Subscribe on this link, from where the subscription was. Raises `CallError`."""
         since = {topic: position for topic, position in self._positions.items() if self.meets(topic)}
         await self._ask(link, since, self._joined)
         if self._catching_up:
@@ -162,7 +166,7 @@ class Subscription:
         self, link: Link, since: dict[str, Position], on_reply: Callable[[dict[str, Position], _Reply], None]
     ) -> None:
         params = jsonrpc.encode({"topics": self.patterns, "since": since})
-        # The reply is looked at before the messages that come behind it.
+        # `on_reply` runs before the messages that follow the reply are looked at.
         await link.request(
             "event.subscribe",
             Raw(params),
@@ -173,16 +177,16 @@ class Subscription:
         self._catching_up.clear()
         for topic, state in reply.topics.items():
             if state.recovered is True:
-                continue  # what was missed comes next
+                continue  # the missed messages follow
             if self.began and state.recovered is None and state.offset > 0:
-                # It has begun while there was no connection: all of it was missed.
+                # The topic began while there was no link: all of it was missed.
                 self._catching_up.add(topic)
                 self._remember(topic, Position(state.epoch, 0))
                 continue
             if state.recovered is False:
                 self._items.put(Gap(topic))
             self._remember(topic, Position(state.epoch, state.offset))
-        for topic in since.keys() - reply.topics.keys():  # the gateway has forgotten it
+        for topic in since.keys() - reply.topics.keys():  # the gateway no longer knows it
             self._items.put(Gap(topic))
             self._positions.pop(topic, None)
         self.began = self._active = True
@@ -215,11 +219,14 @@ class Subscriptions:
         self._all: list[Subscription] = []
 
     def add(self, subscription: Subscription) -> None:
-        """It has begun."""
+        """Add a subscription that begins."""
         self._all.append(subscription)
 
     def remove(self, subscription: Subscription) -> list[str]:
-        """It is over; returns those of its patterns that no other has. Harmless for one that is not there."""
+        """Remove a subscription that is over; return those of its patterns that no other has.
+
+        Does nothing for one that is not there.
+        """
         if subscription not in self._all:
             return []
         self._all.remove(subscription)
@@ -227,22 +234,22 @@ class Subscriptions:
         return [pattern for pattern in dict.fromkeys(subscription.patterns) if pattern not in others]
 
     def deliver(self, params: Raw) -> None:
-        """An `event.message` has come. Raises msgspec.DecodeError for what is none."""
+        """Give the params of an `event.message` to all subscriptions. Raises msgspec.DecodeError."""
         event = msgspec.json.decode(params, type=Event)
         for subscription in self._all:
             subscription.deliver(event)
 
     def suspend(self) -> None:
-        """The connection is lost."""
+        """Suspend all, because the link is lost."""
         for subscription in self._all:
             subscription.suspend()
 
     def all(self) -> list[Subscription]:
-        """Those that are to go on."""
+        """Return the subscriptions that have not ended."""
         return list(self._all)
 
     def close(self, error: Exception | None) -> None:
-        """There will be no connection any more."""
+        """End all, because there will be no further link."""
         for subscription in self.all():
             subscription.close(error)
 
