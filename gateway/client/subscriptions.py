@@ -136,9 +136,9 @@ class Subscription:
     def meets(self, topic: str) -> bool:
         """Whether one of its patterns matches this topic: `*` is one part, a last `>` one or more."""
         parts = topic.split(".")
-        # The gateway's own topics match only patterns that name `gateway`.
-        own = parts[0] == "gateway"
-        return any((pattern[0] == "gateway") == own and _meets(pattern, parts) for pattern in self._parts)
+        # The gateway's own topics match only patterns that begin as they do.
+        own = _is_own(parts)
+        return any(_is_own(pattern) == own and _meets(pattern, parts) for pattern in self._parts)
 
     def suspend(self) -> None:
         """Take no messages until the next `join`, because the link is lost."""
@@ -252,6 +252,10 @@ class Subscriptions:
         """End all, because there will be no further link."""
         for subscription in self.all():
             subscription.close(error)
+
+
+def _is_own(parts: list[str]) -> bool:
+    return len(parts) > 1 and parts[0] == "gateway"
 
 
 def _meets(pattern: list[str], parts: list[str]) -> bool:
