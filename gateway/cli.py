@@ -12,7 +12,8 @@ from typing import Any, Final, NoReturn
 
 from gateway import __version__
 from gateway.commands import call, check, completion, connections, node, nodes, openrpc, serve, token, watch
-from gateway.commands.serve import EXIT_WRONG_CONFIG
+from gateway.terminal import statuses
+from gateway.terminal.output import plain
 from gateway.text import plain
 
 _OPTION: Final = re.compile(r"--?[^\W\d]")
@@ -49,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        self.exit(EXIT_WRONG_CONFIG, f"{self.prog}: {plain(message)}; see --help\n")
+        self.exit(statuses.WRONG, f"{self.prog}: {plain(message)}; see --help\n")
 
 
 class _CommandParser(_Parser):

@@ -7,8 +7,10 @@ import os
 import sys
 from typing import Any
 
-from gateway.commands.serve import EXIT_WRONG_CONFIG, add_flags, settings
+from gateway.commands.serve import add_flags, settings
 from gateway.config import Config, ConfigError
+from gateway.terminal import statuses
+from gateway.terminal.output import plain
 from gateway.text import plain
 
 
@@ -35,7 +37,7 @@ def run(given: argparse.Namespace) -> int:
         create_app(config)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return EXIT_WRONG_CONFIG
+        return statuses.WRONG
     source = given.config or os.environ.get("GATEWAY_CONFIG") or "no file, the defaults"
     print(f"{plain(source)}: all is well; serve would listen on {_address(config)}, auth.mode is {config.auth.mode}")
     return 0

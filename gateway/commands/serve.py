@@ -9,9 +9,7 @@ from typing import Any, Final
 
 from gateway.config import Config, ConfigError, load, source_of
 from gateway.telemetry import log
-
-EXIT_WRONG_CONFIG: Final = 2
-"""Exit status of a wrong configuration, and of wrong usage."""
+from gateway.terminal import statuses
 
 FLAGS: Final = {
     "server.host": "address to listen on",
@@ -66,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
         return serve(config, lambda key: source_of(key, given.config, environ, _flags(given)), environ, writer)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return EXIT_WRONG_CONFIG
+        return statuses.WRONG
 
 
 def _option(key: str) -> str:

@@ -15,11 +15,9 @@ from gateway.auth import tokens
 from gateway.auth.scopes import ROLE_SCOPES, is_scope
 from gateway.auth.tokens import Entry
 from gateway.config import ConfigError
+from gateway.terminal import statuses
 from gateway.terminal.output import table
 from gateway.timestamps import rfc3339_seconds
-
-EXIT_FAILED: Final = 1
-EXIT_WRONG: Final = 2
 
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -67,10 +65,10 @@ def run(given: argparse.Namespace) -> int:
         action(given)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return EXIT_WRONG
+        return statuses.WRONG
     except OSError as error:
         print(f"{given.file}: cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_FAILED
+        return statuses.FAILED
     return 0
 
 

@@ -14,18 +14,9 @@ from typing import Any, Final
 from yarl import URL
 
 from gateway.client import CallError, Client, ConnectionLost, State, connect
-from gateway.terminal.output import as_json
+from gateway.terminal import statuses
+from gateway.terminal.output import as_json, plain
 from gateway.text import plain
-
-EXIT_FAILED: Final = 1
-"""The gateway or the node has answered with an error."""
-EXIT_WRONG: Final = 2
-EXIT_UNREACHABLE: Final = 3
-"""No connection, one that was refused, or one that was lost."""
-EXIT_INTERRUPTED: Final = 130
-"""Ctrl-C: 128 and SIGINT's number, as shells show it."""
-EXIT_PIPE: Final = 141
-"""Nobody reads the output any more: 128 and SIGPIPE's number."""
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 _MAX_TOKEN: Final = 65_536
@@ -77,18 +68,18 @@ def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *,
         asyncio.run(_main(client, work, url if reconnect else None))
     except ConnectionLost as error:
         print(f"{url}: {plain(_why(error))}", file=sys.stderr)
-        return EXIT_UNREACHABLE
+        return statuses.UNREACHABLE
     except CallError as error:
         say_error(error, json=given.json)
-        return EXIT_FAILED
+        return statuses.FAILED
     except UnicodeEncodeError:
         given.fail("an argument is not UTF-8")
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return statuses.INTERRUPTED
     except BrokenPipeError:
         # Else Python would try to write once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+        return statuses.PIPE
     return 0
 
 
