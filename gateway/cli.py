@@ -20,9 +20,9 @@ _OPTION: Final = re.compile(r"--?[^\W\d]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal, or do what a command says; returns the exit status.
+    """Run a command, `serve` by default; returns the exit status.
 
-    ``arguments`` are those of the process by default.
+    ``arguments`` are those of the process by default. Exits with 2 if they are wrong.
     """
     program = Path(sys.argv[0]).name
     parser = _parser(completion.SCRIPT if program == completion.SCRIPT else "python -m gateway")
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as a wrong configuration does."""
+    """Says in one line what is wrong, as for a wrong configuration."""
 
     commands: Container[str] = ()
-    """Words from which on all is a command's."""
+    """The names of the commands: what follows one is for the command."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Name an option that there is not, before what follows it is taken for a command."""
+        """Refuse an unknown option before argparse takes the word after it for a command."""
         args = sys.argv[1:] if args is None else list(args)
         for word in takewhile(lambda word: word != "--" and word not in self.commands, args):
             name = word.partition("=")[0]
@@ -49,17 +49,17 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Print the message on one line and exit with status 2."""
         self.exit(statuses.WRONG, f"{self.prog}: {plain(message)}; see --help\n")
 
 
 class _CommandParser(_Parser):
-    """Takes options and other words in any order; argparse alone misses an optional word behind an option."""
+    """Takes options and other words in any order; argparse alone misses an optional word after an option."""
 
     _mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse options first, and what is left then."""
+        """Parse the options first, then the words that are left."""
         if self._mixing:
             return super().parse_known_args(args, namespace)
         self._mixing = True

@@ -1,1 +1,1 @@
-"""The commands of `python -m gateway`, one module each."""
+"""The commands of `python -m gateway`, one module for each."""

@@ -17,10 +17,10 @@ from gateway.terminal import remote
 from gateway.terminal.output import Line, as_json
 
 _QUIET: Final = 1.0
-"""Seconds after which a call counts as a long one, and is shown to be running."""
+"""Seconds between two updates of the line that shows a running call."""
 _BAR: Final = 20
 _VALUE: Final = 200
-"""Characters of a progress report that are shown at most."""
+"""How many characters of a progress report are shown at most."""
 
 
 def add_to(commands: Any) -> None:
@@ -29,8 +29,8 @@ def add_to(commands: Any) -> None:
         commands,
         "call",
         help="call a method and print its result",
-        description="Call a method, the gateway's or a node's, and print its result as JSON. While a long call runs"
-        " its progress is shown on standard error, where that is a terminal. Ctrl-C cancels the call at the node too.",
+        description="Call a method of the gateway or of a node, and print its result as JSON. If standard error is a"
+        " terminal, it shows the progress of a long call. Ctrl-C cancels the call, at the node too.",
     )
     parser.add_argument("method", metavar="METHOD", help="such as gateway.info or camera.snap")
     parser.add_argument(
@@ -45,15 +45,15 @@ def add_to(commands: Any) -> None:
         type=remote.seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long to wait for the result (30); the gateway's own limits hold besides",
+        help="how long to wait for the result (30); the gateway's own limits also hold",
     )
-    parser.add_argument("--node", metavar="NODE", help="which node is to do it, where several serve the method")
+    parser.add_argument("--node", metavar="NODE", help="the node to call, if several serve the method")
     remote.add_json(parser, "the result, or the error, in one line")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Call it; returns the exit status."""
+    """Call the method; returns the exit status."""
 
     async def work(gateway: Client) -> None:
         line = Line()
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 class _Shown:
-    """The line that tells how far a call is."""
+    """The line on the terminal that shows how far a call is."""
 
     def __init__(self, method: str, line: Line) -> None:
         self._method = method
@@ -82,12 +82,12 @@ class _Shown:
         self._progress = ""
 
     def report(self, value: object) -> None:
-        """The node has told how far it is: a part of 1 is drawn as a bar, other JSON shown as it is."""
+        """Show the progress that the node has reported: see `progress_of`."""
         self._progress = progress_of(value)
         self._draw()
 
     async def tick(self) -> None:
-        """Show each second that the call is still running, until cancelled."""
+        """Show every second that the call is still running. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(_QUIET)
             self._draw()
@@ -97,7 +97,7 @@ class _Shown:
 
 
 def progress_of(value: object) -> str:
-    """A progress report as a person sees it."""
+    """Return a progress report for people: a bar for a number from 0 to 1, else its text or JSON."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         full = round(value * _BAR)
         return f"[{'#' * full}{'-' * (_BAR - full)}] {value:4.0%}"
@@ -105,7 +105,7 @@ def progress_of(value: object) -> str:
 
 
 def _params(text: str) -> Raw:
-    """An argument's type: a JSON object or array, handed on as it is."""
+    """Type of an argument: a JSON object or array, passed on as it is."""
     try:
         data = (sys.stdin.read() if text == "-" else text).encode()
         msgspec.json.decode(data, type=dict[str, Raw] | list[Raw])

@@ -1,4 +1,4 @@
-"""`python -m gateway check`: is the configuration good, without serving?"""
+"""`python -m gateway check`: check the configuration without serving."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def add_to(commands: Any) -> None:
         allow_abbrev=False,
         help="check the configuration as serve would",
         description="Check the configuration as serve would: the file, the environment, the flags, and the files that"
-        " they name (certificate, tokens, keys, modules with methods). Whether the port is free is not tried.",
-        epilog="Exit status: 0 all is well, 2 something is wrong; standard error says what, and what would be right.",
+        " they name (certificate, tokens, keys, modules with methods). It does not check whether the port is free.",
+        epilog="Exit status: 0 all is well, 2 something is wrong. Standard error says what, and what would be right.",
     )
     add_flags(parser, default=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Check; returns the exit status."""
+    """Check the configuration; returns the exit status."""
     from gateway.app import create_app  # noqa: PLC0415 - as in `serve.run`
 
     try:

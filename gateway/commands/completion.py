@@ -1,4 +1,4 @@
-"""`python -m gateway completion`: the Tab key knows the commands and options of `aisopod-gateway`."""
+"""`python -m gateway completion`: let the shell complete the commands and options of `aisopod-gateway`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shtab
 
 SHELLS: Final = ("bash", "zsh", "fish")
 SCRIPT: Final = "aisopod-gateway"
-"""The command that is completed: what pip installs. A shell cannot complete `python -m gateway`."""
+"""The script that pip installs, and that is completed. A shell cannot complete `python -m gateway`."""
 
 
 def add_to(commands: Any, parser_of: Callable[[str], argparse.ArgumentParser]) -> None:
@@ -19,7 +19,7 @@ def add_to(commands: Any, parser_of: Callable[[str], argparse.ArgumentParser]) -
         "completion",
         allow_abbrev=False,
         help="print a script that completes commands and options",
-        description=f"Print a script with which the shell completes {SCRIPT}, its commands and its options.",
+        description=f"Print a script that lets the shell complete {SCRIPT}, its commands and its options.",
         epilog="bash: aisopod-gateway completion bash > ~/.local/share/bash-completion/completions/aisopod-gateway;"
         " zsh: as _aisopod-gateway into a directory of fpath;"
         " fish: as ~/.config/fish/completions/aisopod-gateway.fish",

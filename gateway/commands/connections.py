@@ -1,4 +1,4 @@
-"""`python -m gateway connections`: who is connected, why others are no more, and ending one."""
+"""`python -m gateway connections`: list the connections, open or ended, and close one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.terminal.output import as_json, since, span, table
 
 _PAGE: Final = 200
 _SHORT: Final = 8
-"""Characters of a connId in a table: enough to tell connections apart."""
+"""How many characters of a connId a table shows: enough to tell connections apart."""
 _WHOLE: Final = 36
 
 Row = tuple[str, ...]
@@ -23,20 +23,22 @@ def add_to(commands: Any) -> None:
     parser = remote.add_parser(
         commands,
         "connections",
-        help="list the connections, tell why some have ended, close one",
-        description="List the open connections; or with --history those that have ended, the newest first, and why;"
-        " or close one. Needs the scope admin.",
+        help="list connections, say why others ended, close one",
+        description="List the open connections. With --history, list those that have ended, and why, the latest first."
+        " Or close one. Needs the scope admin.",
     )
     parser.add_argument("action", nargs="?", choices=("list", "close"), default="list", help="list by default")
-    parser.add_argument("conn_id", nargs="?", metavar="CONNID", help="which to close: its connId, or how that begins")
-    parser.add_argument("--reason", metavar="TEXT", help="close: what its client is told")
+    parser.add_argument(
+        "conn_id", nargs="?", metavar="CONNID", help="the connection to close: its connId, or the beginning of it"
+    )
+    parser.add_argument("--reason", metavar="TEXT", help="close: the reason that its client gets")
     parser.add_argument("--history", action="store_true", help="list: the last 1,000 that have ended, and why")
-    remote.add_json(parser, "an array, with all that is known of each")
+    remote.add_json(parser, "an array, with everything that is known of each")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do it; returns the exit status."""
+    """List the connections or close one; returns the exit status."""
     if given.action == "close":
         if not given.conn_id:
             given.fail("close needs the CONNID")
@@ -55,10 +57,10 @@ async def _close(gateway: Client, given: argparse.Namespace) -> None:
 
 
 async def _complete(gateway: Client, beginning: str) -> str:
-    """The one connId that begins so. Raises CallError where there is none, or more than one."""
+    """Return the connId that begins like this. Raises CallError if there is none, or more than one."""
     if len(beginning) >= _WHOLE:
         return beginning
-    # A page begins behind `after`, and what begins with a text is the first that is behind it.
+    # A page begins after `after`. In their order, the first after a text are those that begin with it.
     page = await gateway.call("connection.list", {"after": beginning, "limit": 2})
     found = [one["connId"] for one in page["connections"] if one["connId"].startswith(beginning)]
     if len(found) != 1:
@@ -77,7 +79,7 @@ async def _list(gateway: Client, given: argparse.Namespace) -> None:
 
 
 async def _open(gateway: Client) -> list[dict[str, Any]]:
-    """All pages."""
+    """Return all open connections, page by page, the oldest first."""
     found: list[dict[str, Any]] = []
     after: str | None = ""
     while after is not None:

@@ -23,7 +23,7 @@ from gateway.text import plain
 _JOBS: Final = 8
 _TIMEOUT: Final = 600.0
 _FINISHING: Final = 10.0
-"""Seconds that running commands have to finish after SIGTERM."""
+"""How many seconds running commands have to finish after SIGTERM."""
 
 _SHELL: Final = ("/bin/sh", "-c")
 
@@ -34,34 +34,34 @@ def add_to(commands: Any) -> None:
         commands,
         "node",
         help="serve commands of this machine as methods",
-        description="Serve commands as methods, until SIGTERM or Ctrl-C. A command gets the parameters as JSON on its"
-        " standard input (null where there are none); what it prints is the result: JSON where it is that, else a"
-        " text. An exit status other than 0 is an error with that code, and the last line of its standard error.",
+        description="Serve commands as methods until SIGTERM or Ctrl-C. A command gets the parameters as JSON on its"
+        " standard input (null if there are none). What it prints is the result: as JSON if it is JSON, else as a"
+        " text. An exit status other than 0 is an error with that code and the last line of standard error.",
     )
-    parser.add_argument("--name", metavar="NAME", help="the node's name; where tokens are needed, the token's own")
+    parser.add_argument("--name", metavar="NAME", help="the node's name; with a token, the name of that token")
     parser.add_argument(
         "served",
         nargs="+",
         type=_served,
         metavar="METHOD=COMMAND",
-        help="such as disk.free='df -h /'; split into words as a shell would, but no shell runs it",
+        help="such as disk.free='df -h /'; it is split into words as by a shell, but no shell runs it",
     )
-    parser.add_argument("--shell", action="store_true", help="have /bin/sh run the commands: pipes, variables, globs")
+    parser.add_argument("--shell", action="store_true", help="let /bin/sh run the commands: pipes, variables, globs")
     parser.add_argument(
         "--timeout",
         type=remote.seconds,
         default=_TIMEOUT,
         metavar="SECONDS",
-        help=f"a command that runs longer is ended ({_TIMEOUT:.0f}); one whose caller has gone is ended at once",
+        help=f"a command that runs longer is ended ({_TIMEOUT:.0f}); if its caller has gone, at once",
     )
     parser.add_argument(
-        "--jobs", type=_jobs, default=_JOBS, metavar="N", help=f"commands that run at a time ({_JOBS}); others wait"
+        "--jobs", type=_jobs, default=_JOBS, metavar="N", help=f"how many commands run at a time ({_JOBS}); others wait"
     )
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Serve them; returns the exit status."""
+    """Serve the commands; returns the exit status."""
     commands = _commands(given)
 
     async def work(gateway: Client) -> None:
@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 async def _until(stop: asyncio.Event, gateway: Client) -> None:
-    """Wait for the signal. Raises ConnectionLost where the connection ends for good."""
+    """Wait for ``stop``. Raises ConnectionLost if the connection ends for good before that."""
     stopping = asyncio.create_task(stop.wait())
     closing = asyncio.create_task(_closed(gateway))
     try:
@@ -97,7 +97,7 @@ async def _closed(gateway: Client) -> None:
 
 
 async def _finish(gateway: Client, jobs: asyncio.Semaphore, count: int) -> None:
-    """Take no more calls, and let those that run finish; what is late is ended with the connection."""
+    """Take no more calls, and let those that run finish. Those that take too long end with the connection."""
     try:
         async with asyncio.timeout(_FINISHING):
             await gateway.call("node.unregister")
@@ -108,7 +108,7 @@ async def _finish(gateway: Client, jobs: asyncio.Semaphore, count: int) -> None:
 
 
 def _commands(given: argparse.Namespace) -> dict[str, list[str]]:
-    """The words of each method's command. Exits with 2 where one cannot be run."""
+    """Return the words of each method's command. Exits with 2 if one cannot be run."""
     commands: dict[str, list[str]] = {}
     for method, command in given.served:
         if method in commands:
@@ -126,7 +126,7 @@ def _commands(given: argparse.Namespace) -> dict[str, list[str]]:
 def _answering(
     words: Sequence[str], jobs: asyncio.Semaphore, timeout: float
 ) -> Callable[[Any, ServedCall], Awaitable[object]]:
-    # The token is the node's, and no command's.
+    # The token is for the node, and not for its commands.
     environ = {name: value for name, value in os.environ.items() if name != "GATEWAY_TOKEN"}
 
     async def answer(params: Any, call: ServedCall) -> object:
@@ -142,7 +142,7 @@ def _answering(
 
 
 def result_of(printed: bytes) -> object:
-    """What a command has printed: the value where it is JSON, else the text without the line break at its end."""
+    """Return what a command has printed: its value if it is JSON, else the text without the last line break."""
     try:
         return msgspec.json.decode(printed)
     except UNDECODABLE:
@@ -150,7 +150,7 @@ def result_of(printed: bytes) -> object:
 
 
 def _served(text: str) -> tuple[str, str]:
-    """An argument's type: a method and its command."""
+    """Type of an argument: a method and its command."""
     method, _, command = text.partition("=")
     if not method.strip() or not command.strip():
         raise argparse.ArgumentTypeError(f'"{text}" is not METHOD=COMMAND')
@@ -158,7 +158,7 @@ def _served(text: str) -> tuple[str, str]:
 
 
 def _jobs(text: str) -> int:
-    """An argument's type: how many at a time."""
+    """Type of an argument: a number from 1 to 256."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:4]) <= 256:
         raise argparse.ArgumentTypeError(f'"{text}" is no number from 1 to 256')
     return int(text)

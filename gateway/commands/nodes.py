@@ -1,4 +1,4 @@
-"""`python -m gateway nodes`: who serves what."""
+"""`python -m gateway nodes`: list the nodes and what they serve."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def add_to(commands: Any) -> None:
         commands,
         "nodes",
         help="list the nodes and what they serve",
-        description="List the nodes: since when they serve, the calls that they have not answered, and their methods.",
+        description="List the nodes: how long they have served, how many calls they have yet to answer, their methods.",
     )
     remote.add_json(parser, "the array of node.list, with the methods' descriptions")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """List them; returns the exit status."""
+    """List the nodes; returns the exit status."""
 
     async def work(gateway: Client) -> None:
         nodes = (await gateway.call("node.list"))["nodes"]

@@ -1,4 +1,4 @@
-"""`python -m gateway openrpc`: all that may be called, as an OpenRPC document."""
+"""`python -m gateway openrpc`: print what may be called, as an OpenRPC document."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def add_to(commands: Any) -> None:
         commands,
         "openrpc",
         help="print what may be called, as an OpenRPC document",
-        description="Print all methods that this token may call, those of nodes included, as an OpenRPC 1.3 document:"
-        " the answer of rpc.discover.",
+        description="Print all methods that this token may call, those of nodes included, as an OpenRPC 1.3 document,"
+        " which is the answer of rpc.discover.",
     )
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print it; returns the exit status."""
+    """Print the document; returns the exit status."""
 
     async def work(gateway: Client) -> None:
         print(as_json(await gateway.call("rpc.discover"), indent=2), flush=True)

@@ -1,4 +1,4 @@
-"""`python -m gateway serve`, which is also what it does without a command."""
+"""`python -m gateway serve`: serve the gateway. It is also the default, without a command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS: Final = {
     "log.level": "debug, info, warning or error",
     "log.format": "json, or text for a terminal",
 }
-"""Keys of the configuration that have a flag."""
+"""The keys of the configuration that have a flag, with its help."""
 
 DESCRIPTION: Final = "Serve the gateway until SIGTERM or SIGINT. SIGHUP reloads certificate, tokens and keys."
 EPILOG: Final = "Every setting is in conf/gateway.toml; the environment sets them as GATEWAY_SERVER__PORT=9000."
@@ -28,13 +28,13 @@ def add_to(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve", allow_abbrev=False, help="serve the gateway, the default", description=DESCRIPTION, epilog=EPILOG
     )
-    # What stands before the command holds where nothing stands behind it.
+    # A flag before the command holds unless it is given again after the command.
     add_flags(parser, default=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
 def add_flags(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add --config and the flags of FLAGS; ``default`` is argparse.SUPPRESS or None."""
+    """Add --config and the flags of FLAGS. ``default`` is what they are without a value: None or argparse.SUPPRESS."""
     parser.add_argument("--config", metavar="FILE", default=default, help="TOML file; GATEWAY_CONFIG names it too")
     for key, meaning in FLAGS.items():
         option = _option(key)
@@ -43,18 +43,18 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None = None) -> No
 
 
 def given_flags(given: argparse.Namespace) -> list[str]:
-    """The flags of `add_flags` that were given, as they were written."""
+    """Return the flags of `add_flags` that were given, such as ``--log-level``."""
     return [_option(key) for key in ("config", *FLAGS) if getattr(given, key) is not None]
 
 
 def settings(given: argparse.Namespace) -> Config:
-    """Read the configuration from file, environment and flags. Raises ConfigError."""
+    """Return the configuration, read from file, environment and flags. Raises ConfigError."""
     return load(given.config, os.environ, _flags(given))
 
 
 def run(given: argparse.Namespace) -> int:
-    """Serve; returns the exit status."""
-    # Here and not above: a quarter of a second that the other commands need not wait.
+    """Serve until a signal; returns the exit status."""
+    # Not imported above, because it takes a quarter of a second that the other commands need not wait.
     from gateway.server import serve  # noqa: PLC0415 - the reason is above
 
     environ = dict(os.environ)

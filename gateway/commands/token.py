@@ -30,22 +30,22 @@ def add_to(commands: Any) -> None:
         "token",
         allow_abbrev=False,
         help="make, list and revoke the tokens of auth.tokens_file",
-        description="Make a token and print it, once: the file has its digest alone. Or list the tokens of the file,"
-        " or revoke one.",
+        description="Make a token and print it, once, because the file keeps only its digest. Or list the tokens of"
+        " the file, or revoke one.",
         epilog="examples: token --name kitchen-pi --role node --scope 'serve:camera.*' --file tokens.toml;"
         " token list --file tokens.toml; token revoke kitchen-pi --file tokens.toml",
     )
     parser.add_argument("action", nargs="?", choices=("add", "list", "revoke"), default="add", help="add by default")
     parser.add_argument("who", nargs="?", metavar="NAME", help="the same as --name")
     parser.add_argument("--file", required=True, metavar="FILE", help="the file that auth.tokens_file names")
-    parser.add_argument("--name", metavar="NAME", help="whose token it is, a node's name; unique in the file")
-    parser.add_argument("--role", choices=tuple(ROLE_SCOPES), help="what it may, where no --scope says so")
+    parser.add_argument("--name", metavar="NAME", help="whose token it is; for a node, its name; unique in the file")
+    parser.add_argument("--role", choices=tuple(ROLE_SCOPES), help="what it may do, unless --scope says so")
     parser.add_argument(
         "--scope",
         action="append",
         type=_scope,
         metavar="SCOPE",
-        help="admin, or call:, serve:, subscribe:, publish: with a pattern; may be given several times",
+        help="admin, or call:, serve:, subscribe: or publish: with a pattern; may be repeated",
     )
     parser.add_argument(
         "--expires", type=_expiry, metavar="WHEN", help="2027-01-01, 2027-01-01T12:00:00Z, or from now: 90d, 12h, 30m"
@@ -55,7 +55,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do it; returns the exit status: 1 where the file cannot be written, 2 for what is wrong otherwise."""
+    """Do what is asked; returns the exit status: 1 if the file cannot be written, 2 if something else is wrong."""
     if given.who is not None:
         if given.name is not None:
             given.fail("NAME and --name are one too many")
@@ -116,7 +116,7 @@ def _scope(text: str) -> str:
 
 
 def _expiry(text: str) -> datetime:
-    """A day, a moment, or a time from now; to the second, in UTC."""
+    """Type of an argument: a day, a moment, or a time from now. Returns it in UTC, to the second."""
     span = _SPAN.fullmatch(text)
     try:
         if span:

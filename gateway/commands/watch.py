@@ -1,4 +1,4 @@
-"""`python -m gateway watch`: events as they come."""
+"""`python -m gateway watch`: print events as they come."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def add_to(commands: Any) -> None:
         commands,
         "watch",
         help="print events as they come",
-        description="Print the events of topics as they come, a line each, until Ctrl-C. A connection that is lost"
-        " comes back by itself, and what was missed is printed then; standard error tells of that, and of gaps.",
+        description="Print the events of topics as they come, a line each, until Ctrl-C. After a lost connection it"
+        " reconnects, and prints what was missed. Standard error tells of that, and of gaps.",
     )
     parser.add_argument(
         "topics",
         nargs="+",
         metavar="TOPIC",
-        help="such as greenhouse.door; * stands for one part and a last > for all that follow: 'greenhouse.*'",
+        help="such as greenhouse.door; * stands for one part, a last > for one or more: 'greenhouse.*'",
     )
-    remote.add_json(parser, "an object a line: topic, offset, epoch, time, data")
+    remote.add_json(parser, "an object in each line: topic, offset, epoch, time, data")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print them; returns the exit status."""
+    """Print the events; returns the exit status."""
 
     async def work(gateway: Client) -> None:
         async for event in gateway.subscribe(*given.topics):

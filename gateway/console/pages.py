@@ -1,4 +1,4 @@
-"""Serves the console and the JavaScript client: a handful of files, read once, at `/` and below `/console/`."""
+"""Serves the console and the JavaScript client: a few files, read once, at `/` and below `/console/`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADERS: Final[dict[str, str]] = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-"""Of every answer; the browser asks each time, and gets 304 where nothing has changed."""
+"""The headers of every answer here but a refusal. The browser asks each time, and gets 304 if nothing has changed."""
 
 _TYPES: Final = {
     ".html": "text/html",
@@ -32,11 +32,11 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain",
 }
-"""What is served, whatever the machine's own table of types says."""
+"""The types that are served. The machine's own table of types is not used."""
 
 
 class File(NamedTuple):
-    """One file as it is answered; ``etag`` with its quotes."""
+    """A file as it is sent; ``etag`` includes its quotes."""
 
     body: bytes
     content_type: str
@@ -44,9 +44,9 @@ class File(NamedTuple):
 
 
 def load(*, login: bool = False) -> dict[str, File]:
-    """The files of the console and the JavaScript client, by their path below `/console/`.
+    """Return the files of the console and the JavaScript client, by their path below `/console/`.
 
-    ``login``: the page asks for a token at once. Otherwise it tries to connect without one first.
+    ``login``: the page asks for a token at once. Otherwise it first tries to connect without one.
     """
     package = files("gateway")
     folders = (package / "console" / "static", package / "javascript")
@@ -73,9 +73,9 @@ def _file(name: str, body: bytes) -> File:
 def add_to(
     app: web.Application, refused: Callable[[web.Request], web.StreamResponse | None], *, login: bool = False
 ) -> None:
-    """Add the routes. ``refused`` gives the answer to a request that is not to be served, None where it is.
+    """Add the routes. ``refused`` returns the answer to a request that is refused, and None for any other.
 
-    ``login``: as in `load`.
+    ``login`` is as in `load`.
     """
     pages = load(login=login)
 

@@ -1,1 +1,1 @@
-"""What the commands share: the way to a gateway, what they print, and the programs that a node runs."""
+"""What the commands share: the connection to a gateway, what they print, and the programs that a node runs."""

@@ -1,4 +1,4 @@
-"""What a command shows: text that drives no terminal, JSON, tables, and a line that is rewritten in place."""
+"""What a command prints: text that is safe for a terminal, JSON, tables, and a line that is rewritten in place."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Final, TextIO
 from gateway.text import plain
 
 _NARROWEST: Final = 6
-"""Columns of a table's cell that are left in the narrowest window."""
+"""How many columns a cell of a table keeps even in the narrowest window."""
 
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
 def as_json(value: object, *, indent: int | None = None) -> str:
-    """The value as JSON, whatever is not printable escaped, and all but ASCII where standard output cannot take it."""
+    """Return the value as JSON, with unprintable characters escaped; in ASCII if standard output is not in Unicode."""
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     text = json.dumps(value, ensure_ascii=not unicode, indent=indent)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person looks at it, and lines can be rewritten there."""
+    """Whether the stream is a terminal on which a line can be rewritten."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
-    """Lines with aligned columns, the first the headings; on a terminal the widest cells are cut until they fit.
+    """Return lines with aligned columns; the first row has the headings.
 
-    Elsewhere nothing is cut.
+    On a terminal the widest columns are cut until the lines fit. Elsewhere nothing is cut.
     """
     cells = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
@@ -48,12 +48,12 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def since(moment: str, now: datetime | None = None) -> str:
-    """How long ago an RFC 3339 time was, in its two largest units: ``3d 4h``."""
+    """Return how long ago an RFC 3339 time was, in the two largest units: ``3d 4h``."""
     return span(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def span(seconds: float) -> str:
-    """Seconds in their two largest units: ``3d 4h``, ``7s``."""
+    """Return seconds in their two largest units: ``3d 4h``, ``7s``."""
     left = max(0, int(seconds))
     parts: list[tuple[int, str]] = []
     for size, unit in _UNITS:
@@ -64,14 +64,14 @@ def span(seconds: float) -> str:
 
 
 class Line:
-    """One line on standard error that tells how far something is; on anything but a terminal it says nothing."""
+    """A line on standard error that is rewritten in place. Shows nothing if that is not a terminal."""
 
     def __init__(self) -> None:
         self._shows = is_terminal(sys.stderr)
         self._shown = False
 
     def show(self, text: str) -> None:
-        """Put this text in the place of the last one, cut at the edge of the window."""
+        """Replace the text of the line, cut at the edge of the window."""
         if self._shows:
             room = shutil.get_terminal_size().columns - 1
             sys.stderr.write(f"\r{cut(plain(text), room)}\x1b[K")
@@ -79,7 +79,7 @@ class Line:
             self._shown = True
 
     def clear(self) -> None:
-        """Leave nothing behind. May be called twice."""
+        """Remove the line. Does nothing if none is shown."""
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
@@ -87,7 +87,7 @@ class Line:
 
 
 def cut(text: str, room: int) -> str:
-    """The text in this many columns at most; where it is longer it ends in an ellipsis."""
+    """Return the text in at most ``room`` columns; a longer one ends in an ellipsis."""
     if _width(text) <= room:
         return text
     kept, used = "", 1
@@ -105,7 +105,7 @@ def _padded(cell: str, width: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal that the text takes: two for a wide character (UAX 11), none for a combining one."""
+    """Return the columns that a text takes: two for a wide character (UAX 11), none for a combining one."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

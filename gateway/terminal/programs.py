@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 MAX_OUTPUT: Final = 524_288
-"""Bytes of standard output that make a result; a message of the gateway has 1 MiB by default."""
+"""How many bytes a program may print; a message of the gateway has 1 MiB by default."""
 
 MAX_ERRORS: Final = 4096
-"""Bytes of the end of standard error that are looked at."""
+"""How many bytes at the end of standard error are kept."""
 
 GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -22,11 +22,11 @@ NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 TIMED_OUT: Final = 124
 TOO_MUCH: Final = 125
-"""Statuses of what did not end by itself, as shells and coreutils have them; by a signal it is 128 and its number."""
+"""Statuses of programs that did not end by themselves, as in shells and coreutils; by a signal, 128 and its number."""
 
 
 class ProgramFailed(Exception):
-    """The command did not do it: ``status`` is from 1 to 255, ``str()`` one line that says why."""
+    """The program has failed. ``status`` is from 1 to 255; ``str()`` is a line that says why."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -36,22 +36,11 @@ class ProgramFailed(Exception):
 async def run(words: Sequence[str], given: bytes, environ: Mapping[str, str], timeout: float) -> bytes:
     """Run a program with ``given`` on its standard input; returns what it printed. Raises ProgramFailed.
 
-    It has a process group of its own, which is ended when this is cancelled, after ``timeout`` seconds, and when it
-    prints too much: by SIGTERM, and after GRACE by SIGKILL. What a program that has ended has left behind may run on.
+    The program has a process group of its own. If it prints too much, after ``timeout`` seconds, or if this is
+    cancelled, the group gets SIGTERM, and SIGKILL after GRACE. Processes that it has left behind when it ends by itself
+    may run on.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environ,
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise ProgramFailed(NOT_FOUND, f"{words[0]}: not found") from None
-    except OSError as error:
-        raise ProgramFailed(NOT_EXECUTABLE, f"{words[0]}: {error.strerror}") from None
+    process = await _start(words, environ)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     feeding = asyncio.create_task(_feed(process.stdin, given))
     complaining = asyncio.create_task(_read_end(process.stderr))
@@ -72,6 +61,22 @@ async def run(words: Sequence[str], given: bytes, environ: Mapping[str, str], ti
     return printed
 
 
+async def _start(words: Sequence[str], environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environ,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise ProgramFailed(NOT_FOUND, f"{words[0]}: not found") from None
+    except OSError as error:
+        raise ProgramFailed(NOT_EXECUTABLE, f"{words[0]}: {error.strerror}") from None
+
+
 async def _read(stream: asyncio.StreamReader) -> bytes:
     printed = bytearray()
     while part := await stream.read(65_536):
@@ -89,7 +94,7 @@ async def _read_end(stream: asyncio.StreamReader) -> bytes:
 
 
 async def _feed(stream: asyncio.StreamWriter, given: bytes) -> None:
-    # A program that does not read its input has not failed for that.
+    # A program may ignore its input.
     with contextlib.suppress(OSError):
         stream.write(given)
         await stream.drain()
@@ -98,7 +103,7 @@ async def _feed(stream: asyncio.StreamWriter, given: bytes) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End its process group, it and what it has started."""
+    """End the process and its group, with all that it has started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

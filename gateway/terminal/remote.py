@@ -1,4 +1,4 @@
-"""What the commands that talk to a gateway share: where it is, who asks, and what the exit status tells."""
+"""The connection of a command to a gateway: its address, its credential, and the exit status of its end."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ from gateway.text import plain
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 _MAX_TOKEN: Final = 65_536
 _OPENING: Final = 12.0
-"""Seconds for the first connection; an attempt takes 10 at most."""
+"""How many seconds connecting may take; one attempt takes 10 at most."""
 
 EPILOG: Final = (
-    "The token is in GATEWAY_TOKEN or the file of --token-file, never in an argument, which others on the machine"
-    " can see. Exit status: 0 done, 1 the answer was an error, 2 wrong usage, 3 no connection, 130 Ctrl-C."
+    "The token is in GATEWAY_TOKEN or in the file of --token-file, never in an argument, because other users of"
+    " the machine can see that. Exit status: 0 done, 1 the answer was an error, 2 wrong usage, 3 no connection,"
+    " 130 Ctrl-C."
 )
 
 
 def add_parser(commands: Any, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
-    """Add a command to argparse's subparsers, with the options that all of these have."""
+    """Add a command that talks to a gateway to argparse's subparsers, with the options of all such commands."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, allow_abbrev=False, help=help, description=description, epilog=EPILOG
     )
     parser.add_argument("--url", metavar="URL", help=f"the gateway; GATEWAY_URL names it too ({DEFAULT_URL})")
-    parser.add_argument("--token-file", metavar="FILE", help="a file with the token alone; read anew for each connect")
+    parser.add_argument("--token-file", metavar="FILE", help="a file with only the token; read again at each connect")
     parser.set_defaults(fail=parser.error, json=False)
     return parser
 
 
 def add_json(parser: argparse.ArgumentParser, help: str) -> None:
-    """Add --json."""
+    """Add the option --json."""
     parser.add_argument("--json", action="store_true", help=help)
 
 
 def seconds(text: str) -> float:
-    """An argument's type: a time above zero."""
+    """Type of an argument: seconds, above zero."""
     try:
         value = float(text)
     except ValueError:
@@ -59,8 +60,8 @@ def seconds(text: str) -> float:
 def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *, reconnect: bool = False) -> int:
     """Connect, do the work, and return the exit status; standard error says what went wrong.
 
-    ``reconnect``: a connection that is lost comes back by itself, and standard error tells of it. Exits with 2 where
-    URL or token are wrong.
+    ``reconnect``: connect again after a loss, and say so on standard error. Exits with 2 if the URL or the token is
+    wrong.
     """
     url, token = _url(given), _token(given)
     client = connect(url, token, reconnect=reconnect, open_timeout=_OPENING)
@@ -77,7 +78,7 @@ def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *,
     except KeyboardInterrupt:
         return statuses.INTERRUPTED
     except BrokenPipeError:
-        # Else Python would try to write once more at its end, and complain.
+        # Otherwise Python would try to write once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return statuses.PIPE
     return 0
@@ -94,7 +95,7 @@ async def _main(client: Client, work: Callable[[Client], Awaitable[None]], told_
 
 
 async def _tell(client: Client, url: str) -> None:
-    """Say on standard error when the connection is lost, and when it is back."""
+    """Say on standard error when the connection is lost and when it is open again."""
     lost = False
     async for state in client.states():
         if state is State.WAITING:
@@ -132,12 +133,12 @@ def _url(given: argparse.Namespace) -> str:
     if not usable:
         given.fail(f'{source}: "{text}" is no address of a gateway, such as {DEFAULT_URL} or wss://gateway.example/ws')
     if url.user is not None or url.password is not None:
-        given.fail(f"{source}: a credential does not belong into a URL; GATEWAY_TOKEN or --token-file")
+        given.fail(f"{source}: a credential does not belong in a URL; GATEWAY_TOKEN or --token-file")
     return str(url if url.path != "/" else url.with_path("/ws"))
 
 
 def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
-    """The token, or where it comes from at each connect. Exits with 2 where there is one that cannot be used."""
+    """Return the token, or the callable that reads it at each connect. Exits with 2 if it cannot be used."""
     if given.token_file is None:
         text = os.environ.get("GATEWAY_TOKEN") or None
         if text is not None and not _is_token(text):
@@ -160,7 +161,7 @@ def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
 
 
 def _read(path: Path) -> str:
-    """The token in a file. Raises ValueError."""
+    """Return the token in a file. Raises ValueError if there is none."""
     try:
         with path.open(encoding="ascii", errors="replace") as file:
             text = file.read(_MAX_TOKEN).strip()

@@ -97,7 +97,7 @@ async def test_over_tls(gateway: StartGateway, tmp_path: Path) -> None:
         (["--url", "127.0.0.1:8765"], {}, "--url: "),
         (["--url", "ws://"], {}, "--url: "),
         (["--url", "ws://a:b/ws"], {}, "--url: "),
-        (["--url", "ws://me:secret@127.0.0.1/ws"], {}, "does not belong into a URL"),
+        (["--url", "ws://me:secret@127.0.0.1/ws"], {}, "does not belong in a URL"),
         ([], {"GATEWAY_URL": "gateway"}, "GATEWAY_URL: "),
         ([], {"GATEWAY_TOKEN": "a b"}, "GATEWAY_TOKEN: "),
         ([], {"GATEWAY_TOKEN": "a\r\nX: y"}, "GATEWAY_TOKEN: "),
