@@ -1,6 +1,6 @@
 /** A client of aisopod-gateway for browsers and Node. Times are milliseconds unless their name says otherwise. */
 
-/** What JSON can hold; objects of your own types fit too. */
+/** What JSON can hold, objects of your own types included. */
 export type Params = object | readonly unknown[] | null;
 
 export type Outcome = "not_delivered" | "unknown";
@@ -8,10 +8,10 @@ export type Outcome = "not_delivered" | "unknown";
 /**
  * A request has failed: by the gateway, by the node that was called, or in this client.
  *
- * `name` is the error's name in the gateway's table (`timeout`, `node_lost`, …), or `error` where a node has none. This
- * client's own have the `code` -32000: `connection_lost`, `closed`, `message_too_big`.
+ * `name` is the error's name in the gateway's table (`timeout`, `node_lost`, …), or `error` if a node gave none. Errors
+ * that only this client has are `connection_lost`, `closed` and `message_too_big`, all with the `code` -32000.
  *
- * A method that is served throws one to answer with an error of its own: `new CallError(7, "out of paper", {tray: 2})`.
+ * A served method throws a CallError to answer with its own error: `new CallError(7, "out of paper", {tray: 2})`.
  */
 export class CallError extends Error {
   constructor(code: number, message: string, data?: unknown);
@@ -19,9 +19,9 @@ export class CallError extends Error {
   readonly data: unknown;
   /** Whether the same request may succeed later. */
   readonly temporary: boolean;
-  /** `not_delivered`: nobody has run it. `unknown`: it may have been run. null: nothing is said about it. */
+  /** `not_delivered`: it was not run. `unknown`: it may have been run. null: the error does not say. */
   readonly outcome: Outcome | null;
-  /** How long to wait before the same request is sent again. */
+  /** How long to wait before sending the same request again; null: the error does not say. */
   readonly retryAfterMs: number | null;
 }
 
@@ -53,10 +53,10 @@ export interface Welcome {
   principal: Principal | null;
 }
 
-/** `waiting`: the connection is lost, and the next attempt comes after a pause. */
+/** `waiting`: the link is lost, or could not be made, and the next attempt comes after a pause. */
 export type State = "connecting" | "open" | "waiting" | "closed";
 
-/** `code` and `reason` say how the last connection ended; `pause` is there while waiting. */
+/** `code` and `reason` say how the last link or attempt ended, in `waiting` and `closed`; `pause` is in `waiting`. */
 export interface StateDetail {
   state: State;
   code?: number;
@@ -72,13 +72,13 @@ export interface Draining {
 
 export interface ClientEvents {
   state: CustomEvent<StateDetail>;
-  /** The gateway is about to close. What is asked from now on waits for the next connection. */
+  /** The gateway is about to close. Calls from now on wait for the next link. */
   draining: CustomEvent<Draining>;
-  /** What nobody waits for: a method or a progress callback of yours that threw, a refused token or registration. */
+  /** An error that no promise rejects with: from your methods, progress callbacks or token function, or a refusal. */
   error: CustomEvent<unknown>;
 }
 
-/** The part of the WebSocket interface that is used: that of browsers, and of the package ws. */
+/** The part of the WebSocket interface that the client uses. Browsers and the package ws have it. */
 export interface WebSocketLike {
   readonly readyState: number;
   readonly bufferedAmount: number;
@@ -89,31 +89,31 @@ export interface WebSocketLike {
 
 export interface ClientOptions {
   /**
-   * A token or JSON Web Token, without the word Bearer. A function is asked at each connect, and again before the token
-   * expires; it has 30 s. It goes to the gateway in the first message, and never into the address.
+   * A token or JSON Web Token, without the word Bearer. A function is called at each connect and again before the token
+   * expires; it has 30 s. The token goes to the gateway in the first message, and never into the address.
    */
   token?: string | null | (() => string | null | Promise<string | null>);
-  /** Come back after a lost connection; true by default. Never after a close code that says to stay away. */
+  /** Reconnect after a loss; true by default. Never done after a close code that says to stay away. */
   reconnect?: boolean;
-  /** `globalThis.WebSocket` by default; in a Node that has none, the one of the package ws. */
+  /** `globalThis.WebSocket` by default. In a Node without one, pass that of the package ws. */
   WebSocket?: new (url: string) => WebSocketLike;
-  /** From 0 to below 1: the chance in pauses. */
+  /** Returns numbers from 0 to below 1, for the pauses; `Math.random` by default. */
   random?: () => number;
 }
 
 export interface Wait {
-  /** How long to wait; 30,000 by default. A CallError `timeout` then. */
+  /** How long to wait, 30,000 by default, before the CallError `timeout`. */
   timeout?: number;
   /** Rejects with the signal's reason. */
   signal?: AbortSignal;
 }
 
 export interface CallOptions extends Wait {
-  /** Call this node, whichever else has the method. The gateway then gives it the same time, else `callTimeoutMs`. */
+  /** The node to call, if several have the method. The gateway gives it this timeout too; otherwise `callTimeoutMs`. */
   node?: string;
-  /** Within the timeout send it again, after a pause, where it was refused for a while and certainly not run. */
+  /** Send it again, after a pause and within the timeout, if it was refused for a while and certainly not run. */
   retry?: boolean;
-  /** Gets what the node reports, in order, before the result. */
+  /** Gets the values that the node reports, in order, before the result. */
   onProgress?: (value: any) => void;
 }
 
@@ -121,7 +121,7 @@ export interface CallOptions extends Wait {
 export interface GatewayEvent<T = any> {
   gap?: undefined;
   topic: string;
-  /** From 1 on, in each epoch. */
+  /** Counts from 1 in each epoch. */
   offset: number;
   epoch: string;
   /** RFC 3339 in UTC, milliseconds. */
@@ -129,89 +129,93 @@ export interface GatewayEvent<T = any> {
   data: T;
 }
 
-/** Messages of this topic are gone: read anew what they would have told. The next ones follow. */
+/** Messages of this topic are lost: read again what they would have told. The next ones follow. */
 export interface Gap {
   gap: true;
   topic: string;
 }
 
 export interface SubscribeOptions {
-  /** The last message that was seen, by topic: what was missed since comes first, or else a gap. */
+  /** The last message that was seen, by topic. What was missed since comes first, or a gap. */
   since?: Record<string, { epoch: string; offset: number }>;
-  /** Ends it: the reader gets the signal's reason. */
+  /** Ends the subscription; the reader gets the signal's reason. */
   signal?: AbortSignal;
-  /** How many messages may wait for their reader, 1,000 by default; of those beyond, a gap tells. */
+  /** How many messages may wait for their reader, 1,000 by default; a gap stands for those beyond. */
   buffer?: number;
 }
 
-/** Messages and gaps in order, for one reader. It ends with the loop that reads it, or with the client. */
+/** Messages and gaps in order, for one reader. Ends with the loop that reads it, or when the client is closed. */
 export interface Subscription<T = any> extends AsyncIterableIterator<GatewayEvent<T> | Gap> {
-  /** Resolves when the gateway has taken the subscription for the first time. */
+  /** Resolves when the gateway has taken the subscription for the first time; rejects if it ends before. */
   readonly ready: Promise<void>;
   return(value?: any): Promise<IteratorResult<GatewayEvent<T> | Gap>>;
 }
 
-/** What a served method gets beside its params. */
+/** What a served method gets in addition to its params. */
 export interface ServedCall {
-  /** The name of the caller's principal; null in a call of the gateway itself, and in a notification of it. */
+  /** The name of the caller's principal; null if the gateway itself calls. */
   readonly caller: string | null;
+  /** How long the caller will wait, from the beginning of the call; null: not known. */
   readonly timeLeftMs: number | null;
-  /** Aborted when nobody waits any more: cancelled, out of time, the connection lost. */
+  /** Aborted when the call is cancelled or out of time, or when the link is lost. */
   readonly signal: AbortSignal;
-  /** Report to the caller. Does nothing once the call is over, and for a notification. */
+  /** Report to the caller. Does nothing for a notification, or once the call is over. Throws as `notify` does. */
   progress(value: unknown): void;
 }
 
 export interface MethodOptions {
   summary?: string;
-  /** A JSON Schema of the params, by custom. */
+  /** Describes the params, usually as a JSON Schema. */
   params?: unknown;
 }
 
 export class GatewayClient extends EventTarget {
-  /** Does not connect yet: see `open`. */
+  /** Does not connect yet; `open` does. */
   constructor(url: string | URL, options?: ClientOptions);
 
   readonly state: State;
-  /** Of the last connection; null before the first. */
+  /** Of the latest link; null before the first. */
   readonly welcome: Welcome | null;
   readonly principal: Principal | null;
 
   /**
-   * Connect, and stay connected. Resolves when the connection is open; a failed attempt is followed by others, and the
-   * end of this wait is not the end of them. Rejects with a CallError where the client is closed instead. Again is
-   * harmless: while the client waits for its next attempt, that comes at once. A closed client can be opened again.
+   * Connect, and stay connected. Resolves when the connection is open. A failed attempt is followed by others, which go
+   * on even after this promise has timed out. Rejects with a CallError if the client is closed instead. Another call is
+   * harmless, and makes a waiting client try at once. A closed client can be opened again.
    */
   open(options?: Wait): Promise<Welcome>;
 
-  /** End all: calls in flight fail, subscriptions end. The gateway has `timeout` (2,000) to answer. May be repeated. */
+  /** Close the connection: calls fail, subscriptions end. The gateway has `timeout` (2,000) to answer. Repeatable. */
   close(options?: { timeout?: number }): Promise<void>;
 
   /**
-   * Call a method of the gateway or of a node. Without a connection, and beyond the gateway's `maxInFlight`, it waits
-   * for its turn within the timeout. Rejects with a CallError; its `outcome` is `unknown` where the connection was lost
-   * before the answer. A signal cancels the call at the node too. TypeError for params that are no JSON.
+   * Call a method of the gateway or of a node. Without a link, and beyond the gateway's `maxInFlight`, the call waits
+   * for its turn within the timeout. Rejects with a CallError, whose `outcome` is `unknown` if the link was lost before
+   * the answer; with a TypeError for params that are no JSON. A signal cancels the call, at the node too.
    */
   call<T = any>(method: string, params?: Params, options?: CallOptions): Promise<T>;
 
-  /** Ask for nothing back. Throws a CallError where there is no connection. */
+  /** Send a notification, which has no answer. Throws a CallError if there is no open link, or it cannot take it. */
   notify(method: string, params?: Params): void;
 
-  /** Send requests in one message: their results or CallErrors, in the order asked. */
+  /** Send requests in one message. Resolves to their results or CallErrors, in the same order. */
   batch(calls: readonly (readonly [method: string, params?: Params])[], options?: Wait): Promise<any[]>;
 
   publish(topic: string, data: unknown, options?: CallOptions): Promise<{ offset: number; epoch: string }>;
 
   /**
-   * Messages of topics and patterns (`a.*` one part, `a.>` the rest), from now on. After a reconnect it goes on where
-   * it was; where that cannot be, it says so with a gap.
+   * Messages of topics and patterns, from now on: `*` is one part of a topic, a last `>` one or more. After a reconnect
+   * the subscription continues where it was; if messages are lost, a gap says so.
    */
   subscribe<T = any>(topics: string | Iterable<string>, options?: SubscribeOptions): Subscription<T>;
 
-  /** Declare a method to serve, before or after `serve`. What `run` returns, or throws as a CallError, is answered. */
+  /**
+   * Declare a method to serve, before or after `serve`. The answer is what `run` returns, or the CallError that it
+   * throws; anything else that it throws is an `error` event, and answered with -32603.
+   */
   method(name: string, run: (params: any, call: ServedCall) => unknown, options?: MethodOptions): this;
 
-  /** Register the methods, again after each reconnect. `name` is needed where the gateway asks for no credentials. */
+  /** Register the methods, now and after each reconnect. `name` is needed if the gateway asks for no credentials. */
   serve(options?: { name?: string } & Wait): Promise<{ name: string; methods: string[] }>;
 
   addEventListener<K extends keyof ClientEvents>(

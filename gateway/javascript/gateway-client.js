@@ -1,25 +1,25 @@
 // A client of aisopod-gateway for browsers and Node, without dependencies. gateway-client.d.ts beside it says what each
 // public name means. All times in here are milliseconds.
 
-const TIMEOUT = 30_000; // of whatever is asked, where nobody says otherwise
-const CONNECT_TIMEOUT = 10_000; // from the first packet to the principal
+const TIMEOUT = 30_000; // of whatever is asked, by default
+const CONNECT_TIMEOUT = 10_000; // from the first packet to the principal of the welcome
 const CLOSE_TIMEOUT = 2_000;
 const PAUSE_MIN = 500; // before a reconnect; doubled with each failure
 const PAUSE_MAX = 30_000;
 const RETRY_MIN = 100; // before a call is sent again; doubled with each refusal
 const RETRY_MAX = 5_000;
-const SETTLED = 10_000; // a connection that was open so long was no failure
+const SETTLED = 10_000; // the loss of a link that was open so long is no failure
 const SECOND_LOOK = 100;
-const MAX_TIMER = 2 ** 31 - 1; // setTimeout takes more as 1
-const MAX_WAITING = 1_000; // calls that wait for a connection
+const MAX_TIMER = 2 ** 31 - 1; // setTimeout takes anything longer as 1
+const MAX_WAITING = 1_000; // calls and batches that wait for a link or for their turn
 const MAX_BUFFERED = 16 * 2 ** 20; // bytes that wait for the network
 const MAX_EVENTS = 1_000; // events that wait for their reader
-const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has
+const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has by default
 const PROTOCOL = 1;
 const OPEN = 1; // WebSocket.OPEN
 const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const OWN_CODE = -32000; // of this client's own errors, which are never on the wire
-const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // always before anything is done
+const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // they always come before anything is run
 const LONE_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/; // JSON.stringify escapes no other
 
 const now = () => performance.now();
@@ -49,7 +49,7 @@ const lost = () =>
   failure(OWN_CODE, "connection_lost", "The connection was lost before the answer", "unknown", { temporary: true });
 const closed = (why) => failure(OWN_CODE, "closed", `The connection is closed: ${why}`, "not_delivered");
 
-/** Whether a call has certainly not been run, and may be taken later. */
+/** Whether a call has certainly not been run, and may succeed later. */
 function mayBeSentAgain(error) {
   return error.temporary && (error.outcome ?? (REFUSALS.has(error.name) && "not_delivered")) === "not_delivered";
 }
@@ -81,7 +81,7 @@ function requestText(id, { method, params, node, deadline }, limits) {
   return `{"id":${id},${notification(asked.method, asked.params).slice(1)}`;
 }
 
-/** A promise that is given up after some time, by a signal, or by the function that comes with it. */
+/** Returns a promise for `work` that rejects after `time`, by a signal, or by the function that is returned with it. */
 function limited(work, time, signal) {
   let stop;
   const promise = new Promise((resolve, reject) => {
@@ -103,11 +103,11 @@ function limited(work, time, signal) {
 function deferred() {
   const one = {};
   one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }));
-  one.promise.catch(() => {}); // whoever waits for it sees it all the same
+  one.promise.catch(() => {}); // no complaint if no caller waits; one that does still sees the error
   return one;
 }
 
-/** Whether a pattern meets a topic: `*` is one part, a last `>` one or more; the gateway's own have to be asked for. */
+/** Whether a pattern matches a topic: `*` is one part, a last `>` one or more. The gateway's own need `gateway.`. */
 function meets(pattern, topic) {
   if (pattern.startsWith("gateway.") !== topic.startsWith("gateway.")) return false;
   const wanted = pattern.split(".");
@@ -118,7 +118,7 @@ function meets(pattern, topic) {
   return wanted.every((part, index) => part === "*" || part === parts[index]);
 }
 
-/** Requests in one message. `done` gets their outcomes, results or CallErrors, in the turn in which the last comes. */
+/** Requests in one message. `done` gets their outcomes, results or CallErrors, as soon as the last one has come. */
 class Exchange {
   constructor(requests, done, { batch = false, onProgress } = {}) {
     Object.assign(this, { requests, done, batch, onProgress });
@@ -142,14 +142,14 @@ class Exchange {
 class Subscription {
   #leave;
   #buffer;
-  #positions; // topic to { epoch, offset } of its last message; who was heard of least lately is first
+  #positions; // topic to { epoch, offset } of its last message; the topic without news for longest is first
   #queue = [];
   #readers = [];
-  #gaps = new Set(); // topics of which the reader was too slow for all
-  #ended = null; // { error }; null in it: it ended well
+  #gaps = new Set(); // topics with messages that found no room, for which the gap had no room either
+  #ended = null; // { error }; an error of null: it ended well
   #began = false;
   #catchingUp = new Set(); // topics asked for again, from their beginning; their messages are left out until then
-  #forgot = false; // whether it has had topics of which it knows nothing any more
+  #forgot = false; // whether positions were dropped, because there were more than MAX_TOPICS
   #ready = deferred();
   active = false;
 
@@ -160,7 +160,7 @@ class Subscription {
     this.#positions = new Map(Object.entries(since));
   }
 
-  /** What to resume with, in so many bytes at most; where that leaves a topic out, a gap will be told. */
+  /** What to resume with, in at most so many bytes. For a topic that is left out there will be a gap. */
   since(bytes) {
     const since = {};
     for (const [topic, { epoch, offset }] of [...this.#positions].reverse()) {
@@ -172,8 +172,8 @@ class Subscription {
   }
 
   /**
-   * The reply has come. It names where each topic is, and whether all that was missed follows. Returns what to ask for
-   * once more: topics that have begun while there was no connection; null where there are none.
+   * Take the reply to a subscribe. It says where each topic is, and whether all that was missed follows. Returns what
+   * to ask for again: the topics that began while there was no link, or null if there are none.
    */
   joined(topics) {
     const begun = {};
@@ -189,7 +189,7 @@ class Subscription {
     }
     for (const topic of [...this.#positions.keys()]) {
       if (Object.hasOwn(topics, topic)) continue;
-      this.#positions.delete(topic); // the gateway has forgotten it, and will begin it anew
+      this.#positions.delete(topic); // the gateway no longer knows it, and will begin it again
       this.#gap(topic);
     }
     this.#began = true;
@@ -198,7 +198,7 @@ class Subscription {
     return this.#catchingUp.size ? begun : null;
   }
 
-  /** The reply to that: what follows begins with the first message, or some of them are gone. */
+  /** Take the reply to that: either the first message and all others follow, or some are lost. */
   caughtUp(begun, topics) {
     for (const topic of Object.keys(begun)) {
       const { epoch, offset, recovered } = topics[topic] ?? {};
@@ -242,7 +242,7 @@ class Subscription {
     else if (!this.#ended) this.#queue.push(item);
   }
 
-  /** No more comes. What has come can still be read. May be called twice. */
+  /** Take no more. What has arrived can still be read. Calling it again has no effect. */
   end(error = null) {
     if (this.#ended) return;
     this.#ended = { error };
@@ -297,10 +297,10 @@ export class GatewayClient extends EventTarget {
   #closing = false;
   #why = "open() comes first";
   #wake = () => {}; // ends what #run waits for
-  #link = null; // the connection that there is, or that is being made
+  #link = null; // the link that is open, or being made
   #failures = 0;
   #lastId = 0;
-  #pending = new Map(); // id to [exchange, index]: sent on this connection
+  #pending = new Map(); // id to [exchange, index]: sent on this link
   #waiting = new Set(); // exchanges that are to be sent
   #methods = new Map();
   #serving = null; // { name, answer }
@@ -386,7 +386,7 @@ export class GatewayClient extends EventTarget {
     this.dispatchEvent(event("error", error));
   }
 
-  // One connection
+  // One link
 
   async #once() {
     let token;
@@ -414,7 +414,7 @@ export class GatewayClient extends EventTarget {
     try {
       socket = new this.#options.WebSocket(this.#url);
     } catch (error) {
-      ended({ code: 1006, reason: error.message, final: true }); // not an address that it could ever connect to
+      ended({ code: 1006, reason: error.message, final: true }); // no attempt at this address could succeed
       return;
     }
     const link = { socket, token, opened: null, heard: now(), asked: false, doubted: false, running: new Map() };
@@ -454,7 +454,7 @@ export class GatewayClient extends EventTarget {
     this.#ask(link, "gateway.authenticate", { token }, (principal, error) => {
       if (!error) return done(principal);
       if (error.retryAfterMs !== null) link.comeBackAt = now() + error.retryAfterMs * (1 + this.#options.random());
-      return this.#tell(error); // it ends the connection, where that is not open yet
+      return this.#tell(error); // the gateway ends a link that is not open yet
     });
   }
 
@@ -479,7 +479,7 @@ export class GatewayClient extends EventTarget {
     this.#flush();
   }
 
-  /** Browsers have no pings: after a silence it asks, and where no answer comes the connection is dead. */
+  /** Browsers cannot send pings: after a silence the client asks, and without an answer the link is lost. */
   #beat(link) {
     const { interval, timeout } = this.#welcome.heartbeat;
     const left = interval * 1000 - (now() - link.heard);
@@ -492,13 +492,13 @@ export class GatewayClient extends EventTarget {
       link.end(1006, "no answer to a ping");
       return;
     } else if (link.asked) {
-      link.doubted = true; // but this machine may have slept: first what has come meanwhile is read
+      link.doubted = true; // but the machine may have slept: first read what has arrived meanwhile
       next = SECOND_LOOK;
     }
     link.late = timer(() => this.#beat(link), next);
   }
 
-  // What comes
+  // Incoming messages
 
   #receive(link, data) {
     link.heard = now();
@@ -558,7 +558,7 @@ export class GatewayClient extends EventTarget {
     }
   }
 
-  // What is asked
+  // Calls
 
   async call(method, params, { timeout = TIMEOUT, signal, node, retry = false, onProgress } = {}) {
     const deadline = now() + timeout;
@@ -601,7 +601,7 @@ export class GatewayClient extends EventTarget {
     return link !== null && link.opened !== null && link.socket.readyState === OPEN && !this.#closing;
   }
 
-  /** The gateway would end the connection for a message that is too long, and for good. */
+  /** Throws for a message that is too long: the gateway would end the link, and reconnecting would not help. */
   #check(link, text) {
     const { maxMessageBytes } = this.#welcome.limits;
     if (isOver(text, maxMessageBytes))
@@ -642,7 +642,7 @@ export class GatewayClient extends EventTarget {
     this.#flush();
   }
 
-  /** Send what waits, as far as the gateway would take it. */
+  /** Send what waits, as much as the gateway takes. */
   #flush() {
     const link = this.#link;
     for (const exchange of this.#waiting) {
@@ -678,7 +678,7 @@ export class GatewayClient extends EventTarget {
     link.socket.send(text);
   }
 
-  /** Ask on this connection and no other, again where it is refused for a while; `done` gets result and error. */
+  /** Ask on this link only, again if it is refused for a while. `done` gets result and error. */
   #ask(link, method, params, done, wanted = () => true, attempt = 0) {
     const again = () => this.#link === link && wanted() && this.#ask(link, method, params, done, wanted, attempt + 1);
     const late = timer(() => link.end(1006, `no answer to ${method}`), TIMEOUT);
@@ -767,7 +767,7 @@ export class GatewayClient extends EventTarget {
 
   async #serve(link, { id, method, params, context }) {
     const served = this.#methods.get(method);
-    if (!served && id === undefined) return; // not known, and not asked for
+    if (!served && id === undefined) return; // a notification for no method
     const stop = new AbortController();
     const isWanted = () => this.#isReady(link) && this.#link === link && !stop.signal.aborted;
     if (id !== undefined) link.running.set(id, stop);
