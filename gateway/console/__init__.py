@@ -1,1 +1,1 @@
-"""The operator's console: files for browsers, and what serves them. They are built on the client of `javascript/`."""
+"""The operator's console: a page for browsers, and what serves it. The page uses the client in `javascript/`."""

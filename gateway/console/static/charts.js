@@ -1,4 +1,4 @@
-// Charts of what /metrics tells, since the page was opened.
+// Charts of the values in /metrics, since the page was opened.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import uPlot from "./vendor/uplot.js";
@@ -17,7 +17,7 @@ const CHARTS = [
   { title: "Lag of the event loop", unit: "ms", series: ["lag"] },
 ];
 
-/** Scrapes as long as the page is open and the gateway is there, so that the charts have a past. */
+/** Scrapes while the page is open and the gateway can be reached, so that the charts have a past. */
 export class Recorder extends EventTarget {
   #before = null;
 
@@ -28,7 +28,7 @@ export class Recorder extends EventTarget {
     this.problem = "";
   }
 
-  /** May be called again after stop(). */
+  /** Begin to scrape. May be called again after stop(). */
   start() {
     this.#scrape();
     this.timer = setInterval(() => this.#scrape(), EVERY);
@@ -41,7 +41,7 @@ export class Recorder extends EventTarget {
   async #scrape() {
     if (this.session.state !== "open") {
       this.#before = null;
-      this.#keep({}); // a hole in the line
+      this.#keep({}); // a gap in the line
       return;
     }
     try {

@@ -1,11 +1,11 @@
-// Who is connected, and why the others are not any more.
+// The open connections, and the ended ones with their cause.
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
 import { Details } from "./details.js";
 import { Rows, span, time } from "./rows.js";
 
 const EVERY = 10_000; // ms between two counts of messages
-const FEW = 2_000; // with more connections they are counted only when asked for
+const FEW = 2_000; // with more connections, messages are counted only on request
 
 const COLUMNS = [
   { name: "name", title: "Name", look: "wider" },

@@ -1,4 +1,4 @@
-// The console: who is connected, what they serve and say, and how the gateway is.
+// The console: the connections, the nodes and what they serve, the events, and the state of the gateway.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Charts, Recorder } from "./charts.js";
@@ -21,11 +21,11 @@ const STATES = {
   closed: ["bad-text", "disconnected"],
 };
 const ROOT = document.getElementById("console"); // data-login: a token is needed
-const THEME = "theme"; // its place in the local storage
+const THEME = "theme"; // its key in the local storage
 
 function App() {
   const [session, setSession] = useState(null);
-  const [problem, setProblem] = useState(ROOT.dataset.login ? "" : null); // null: nobody has tried yet
+  const [problem, setProblem] = useState(ROOT.dataset.login ? "" : null); // null: no attempt yet
   const [theme, setTheme] = useTheme();
   const enter = async (token) => {
     const next = new Session(token);
@@ -42,7 +42,7 @@ function App() {
     setSession(null);
     await session.close();
   };
-  useEffect(() => void (problem === null && enter(undefined)), []); // where no credential is asked for, nobody has to log in
+  useEffect(() => void (problem === null && enter(undefined)), []); // without a login if no credential is needed
   if (session) return html`<${Page} session=${session} theme=${theme} onTheme=${setTheme} onLeave=${leave} />`;
   if (problem === null) return html`<main><p role="status">Connecting…</p></main>`;
   return html`<${Login} problem=${problem} onEnter=${enter} />`;
@@ -53,7 +53,7 @@ function refusal(session, error) {
   return session.ending ? `The gateway refuses: ${session.ending}` : `No connection: ${error.message}`;
 }
 
-/** As the reader's system has it, until a button says otherwise. */
+/** The theme of the reader's system, until a button sets another. */
 function useTheme() {
   const [theme, setTheme] = useState(() => localStorage.getItem(THEME) ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
   document.documentElement.dataset.theme = theme;

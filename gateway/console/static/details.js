@@ -5,7 +5,7 @@ import { size, span, time } from "./rows.js";
 
 const EVERY = 2_000;
 
-/** A dialog; `onDone(message)` when it is closed. */
+/** A dialog; calls `onDone(message)` when it is closed. */
 export function Details({ session, connection, onDone }) {
   const { connId } = connection;
   const dialog = useRef(null);
@@ -60,7 +60,7 @@ export function Details({ session, connection, onDone }) {
   `;
 }
 
-/** Look again and again; resolves when the connection has ended. */
+/** Poll; resolves when the connection has ended. */
 async function watch(session, connId, onSeen, onProblem, signal) {
   for (;;) {
     try {

@@ -1,4 +1,4 @@
-// The stream of events of a pattern.
+// The events of a pattern, as they come.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { time } from "./rows.js";
@@ -49,7 +49,7 @@ export function Events({ session }) {
   `;
 }
 
-/** Show what comes, the newest first, a few times a second. */
+/** Show the events, the newest first, a few times a second. */
 async function read(events, setShown) {
   let count = 0;
   let waiting = [];

@@ -16,7 +16,7 @@ export function parse(text) {
   return families;
 }
 
-/** The sum of a family's values, undefined where there is none. */
+/** The sum of a family's values, undefined if it has none. */
 export function sum(families, name) {
   return families.get(name)?.reduce((total, sample) => total + sample.value, 0);
 }
@@ -31,7 +31,7 @@ export function buckets(families, name) {
   return [...counts].sort(([one], [other]) => one - other);
 }
 
-/** The quantile of what came between two scrapes, as Prometheus' histogram_quantile has it; null where nothing came. */
+/** The quantile of what was observed between two scrapes, as in Prometheus' histogram_quantile; null for nothing. */
 export function quantile(share, now, before) {
   const counts = now.map(([bound, count], index) => [bound, count - (before[index]?.[1] ?? 0)]);
   const total = counts.at(-1)?.[1] ?? 0;

@@ -7,7 +7,7 @@ import { time } from "./rows.js";
 const EVERY = 5_000; // ms between two counts of calls in flight
 
 export function Nodes({ session }) {
-  const [chosen, setChosen] = useState(null); // { node, method } as they were then: a node may go while it is called
+  const [chosen, setChosen] = useState(null); // { node, method } as they were when chosen: a node may leave while it is called
   useEffect(() => {
     session.refreshNodes();
     const timer = setInterval(() => session.state === "open" && session.refreshNodes(), EVERY);
@@ -60,7 +60,7 @@ function CallForm({ session, node, method, online }) {
   const [seconds, setSeconds] = useState(String(callTimeoutMs / 1000));
   const [state, setState] = useState({ running: false });
   const stop = useRef(null);
-  useEffect(() => () => stop.current?.abort(), []); // nobody would see the result
+  useEffect(() => () => stop.current?.abort(), []); // the result would not be shown
   const call = async (event) => {
     event.preventDefault();
     let params;

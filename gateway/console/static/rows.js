@@ -1,11 +1,11 @@
-// A table of very many rows: only those that can be seen are in the page.
+// A table of very many rows: only the visible ones are in the page.
 
 import { html, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 
 const ROW = 34; // px, as in console.css
-const AROUND = 10; // rows above and below those that can be seen
+const AROUND = 10; // rows above and below the visible ones
 
-/** `columns`: [{name, title, number, look}], `cells(row)`: what stands in each; with `onSort` those with a name can be sorted by. */
+/** `columns`: [{name, title, number, look}], `cells(row)`: a value for each; with `onSort` the table can be sorted by those with a name. */
 export function Rows({ caption, columns, rows, cells, keyOf, sort, onSort, empty }) {
   const box = useRef(null);
   const [seen, setSeen] = useState({ from: 0, to: 3 * AROUND });
@@ -69,7 +69,7 @@ function gap(key, count, width) {
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
 
-/** A moment, RFC 3339 or a Date, as its reader's clock has it; the date only where it is not today's. */
+/** A moment, RFC 3339 or a Date, in the reader's time zone; with the date unless it is today. */
 export function time(moment) {
   if (!moment) return "";
   const at = new Date(moment);

@@ -46,7 +46,7 @@ export function typed(fields, values) {
   return params;
 }
 
-/** What was typed into one field as a value; undefined where it was left empty. Throws Error with what is wrong. */
+/** What was typed into one field, as a value; undefined if it is empty. Throws Error with what is wrong. */
 export function valueOf(field, text) {
   if (field.kind === "boolean") return text;
   if (text === "") {
@@ -63,7 +63,7 @@ export function valueOf(field, text) {
   return number;
 }
 
-/** JSON, or an Error that names what it was for. */
+/** Parses JSON; throws an Error that names what it was for. */
 export function parsed(name, text) {
   try {
     return JSON.parse(text);

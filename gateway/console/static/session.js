@@ -1,4 +1,4 @@
-// One connection of the console, and what it knows of the gateway: who is connected, who was, which nodes there are.
+// One login of the console, and what it knows of the gateway: open connections, ended ones, and nodes.
 
 import { GatewayClient } from "./gateway-client.js";
 
@@ -31,8 +31,8 @@ export class Session extends EventTarget {
     this.listedAt = null;
     this.loading = false;
     this.draining = null;
-    this.news = ""; // what the last reconnect brought
-    this.ending = ""; // why the connection is over for good
+    this.news = ""; // what the last reconnect has changed
+    this.ending = ""; // why the connection has ended for good
     this.problem = "";
     this.client.addEventListener("state", ({ detail }) => this.#moved(detail));
     this.client.addEventListener("draining", ({ detail }) => {
@@ -45,7 +45,7 @@ export class Session extends EventTarget {
     return this.client.state;
   }
 
-  /** Connect; rejects with the client's error where the gateway does not let us in. */
+  /** Connect; rejects with the client's error if the gateway refuses. */
   async open() {
     await this.client.open({ timeout: OPENING });
     this.#server = this.client.welcome.server.version;
@@ -58,7 +58,7 @@ export class Session extends EventTarget {
     return scopes.includes("*") || scopes.includes(scope);
   }
 
-  /** Some method of some node, at least. */
+  /** Whether at least one method of a node may be called. */
   mayCall() {
     const scopes = this.client.principal?.scopes ?? [];
     return scopes.some((scope) => scope === "*" || scope.startsWith("call:"));
@@ -68,7 +68,7 @@ export class Session extends EventTarget {
     return this.client.close();
   }
 
-  /** Let the views show what is there, soon. */
+  /** Have the views draw the current state soon. */
   changed() {
     if (this.#queued) return;
     this.#queued = true;
@@ -78,7 +78,7 @@ export class Session extends EventTarget {
     }, REST);
   }
 
-  // What comes in
+  // Incoming events
 
   #moved({ state, code, reason }) {
     if (state === "waiting") {
@@ -113,7 +113,7 @@ export class Session extends EventTarget {
   async #watch() {
     try {
       const events = this.client.subscribe(TOPICS);
-      events.ready.then(() => this.reload(), () => {}); // nobody comes or goes unseen between the two
+      events.ready.then(() => this.reload(), () => {}); // subscribed first, so that no change between the two is missed
       for await (const event of events) {
         if (event.gap) this.reload();
         else this.#take(event.topic, event.data, event.time);
@@ -142,7 +142,7 @@ export class Session extends EventTarget {
     return this.#found ? new Set([this.connections, this.#found]) : [this.connections];
   }
 
-  /** Ask for everything anew, a page at a time. While that is under way: once more after it, for it may be of before a restart. */
+  /** List everything again, page by page. If a list is under way, list once more after it: it may predate a restart. */
   async reload() {
     if (this.loading) {
       this.#reloadAgain = true;
@@ -150,7 +150,7 @@ export class Session extends EventTarget {
     }
     this.loading = true;
     this.#found = new Map();
-    if (this.connections.size === 0) this.connections = this.#found; // the first time every page is shown as it comes
+    if (this.connections.size === 0) this.connections = this.#found; // the first time, show every page as it comes
     this.changed();
     try {
       let after = "";
@@ -179,7 +179,7 @@ export class Session extends EventTarget {
     }
   }
 
-  /** Ask for the nodes anew, one request at a time however many come and go. */
+  /** List the nodes again, one request at a time however many come and go. */
   async refreshNodes() {
     if (!this.mayCall()) return;
     this.#askAgain = true;
