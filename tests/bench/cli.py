@@ -2,11 +2,7 @@
 
 import argparse
 import json
-import signal
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import NoReturn
 
 from tests.bench import connect, fanout, memory, routed, rpc
 from tests.bench.peers import (
@@ -26,8 +22,9 @@ from tests.bench.peers import (
 from tests.bench.process import BenchError, choose_cores
 from tests.bench.report import Report
 from tests.bench.run import PARTS, Plan, make_plan
+from tests.support import tool
+from tests.support.tool import WholeNumber
 
-FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 RPC_SERVERS = (GATEWAY, BASE, "aiohttp-json", "websockets", "picows", "node-ws")
 RELAY_SERVERS = tuple(name for name in RELAYS.names if name not in (TOKEN, f"{RELAY_BASE}-uvloop"))
 FANOUT_SERVERS = tuple(name for name in FANOUTS.names if name != f"{FANOUT_BASE}-uvloop")
@@ -76,27 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its report. Returns the exit status; SystemExit 2 on wrong usage."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
+
+    def work() -> int:
         report = _run(options)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    print(json.dumps(report.to_json(), indent=1) if options.json else report.to_text())
-    return 0
+        print(json.dumps(report.to_json(), indent=1) if options.json else report.to_text())
+        return 0
+
+    return tool.run("bench", work, BenchError)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="bench",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool.new_parser("bench", DESCRIPTION, EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="memory|connect|rpc|routed|fanout")
     _add_memory(commands.add_parser)
     _add_connect(commands.add_parser)
@@ -124,41 +112,18 @@ def _plan(options: argparse.Namespace) -> Plan:
     return make_plan(peers, options.rounds, choose_cores(options.pin), options.quiet)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    # SystemExit unwinds the context managers, and they end the processes.
-    sys.exit(TERMINATED)
-
-
 NewParser = Callable[..., argparse.ArgumentParser]
 
 
 def _add_memory(new_parser: NewParser) -> None:
     parser = _add(new_parser, "memory", "Memory of an idle connection.", memory.LAYOUT.method, (GATEWAY,))
-    parser.add_argument(
-        "--connections",
-        type=_WholeNumber(100, MOST_CONNECTIONS),
-        default=10_000,
-        metavar="N",
-        help="idle at once (default %(default)s)",
-    )
+    _add_number(parser, "--connections", WholeNumber(100, MOST_CONNECTIONS), 10_000, "idle at once")
 
 
 def _add_connect(new_parser: NewParser) -> None:
     parser = _add(new_parser, "connect", "CPU time of a connect.", connect.LAYOUT.method, (GATEWAY,))
-    parser.add_argument(
-        "--connects",
-        type=_WholeNumber(10, 100_000),
-        default=4_000,
-        metavar="N",
-        help="a sample (default %(default)s)",
-    )
-    parser.add_argument(
-        "--at-once",
-        type=_WholeNumber(1, 1_000),
-        default=64,
-        metavar="N",
-        help="open at a time (default %(default)s)",
-    )
+    _add_number(parser, "--connects", WholeNumber(10, 100_000), 4_000, "a sample")
+    _add_number(parser, "--at-once", WholeNumber(1, 1_000), 64, "open at a time")
 
 
 def _add_rpc(new_parser: NewParser) -> None:
@@ -187,21 +152,15 @@ def _add_routed(new_parser: NewParser) -> None:
 
 def _add_fanout(new_parser: NewParser) -> None:
     parser = _add(new_parser, "fanout", "Cost of a message to very many.", fanout.LAYOUT.method, FANOUT_SERVERS)
-    parser.add_argument(
-        "--subscribers",
-        type=_WholeNumber(1, 5000),
-        default=1000,
-        metavar="N",
-        help="who have subscribed (default %(default)s)",
-    )
-    parser.add_argument(
-        "--size",
-        type=_WholeNumber(2, 10_000),
-        default=100,
-        metavar="BYTES",
-        help="of a message (default %(default)s)",
-    )
+    _add_number(parser, "--subscribers", WholeNumber(1, 5000), 1000, "who have subscribed")
+    _add_number(parser, "--size", WholeNumber(2, 10_000), 100, "of a message", metavar="BYTES")
     _add_window(parser, f"a round, in {PARTS} windows")
+
+
+def _add_number(
+    parser: argparse.ArgumentParser, option: str, kind: WholeNumber, default: int, meaning: str, *, metavar: str = "N"
+) -> None:
+    parser.add_argument(option, type=kind, default=default, metavar=metavar, help=f"{meaning} (default %(default)s)")
 
 
 def _add_window(parser: argparse.ArgumentParser, seconds: str = "a sample's window", warmup: float = 0.5) -> None:
@@ -231,30 +190,10 @@ def _add(
     parser.add_argument(
         "--loop", choices=list(LOOPS), default="uvloop", help="the gateway's event loop (default %(default)s)"
     )
-    parser.add_argument(
-        "--rounds",
-        type=_WholeNumber(1, 100),
-        default=5,
-        metavar="N",
-        help="samples of each server (default %(default)s)",
-    )
+    _add_number(parser, "--rounds", WholeNumber(1, 100), 5, "samples of each server")
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="leave all processes on all cores")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with every sample")
-    parser.add_argument("--quiet", action="store_true", help="say nothing on standard error while it runs")
+    tool.add_output(parser, "print one JSON object with every sample")
     return parser
-
-
-class _WholeNumber:
-    """An argparse type: a whole number within bounds, both included."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-
-    def __call__(self, text: str) -> int:
-        if not text.isdecimal() or not self._least <= int(text) <= self._most:
-            bounds = f"from {self._least} to {self._most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {bounds}")
-        return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -289,4 +228,4 @@ def _shapes(text: str) -> tuple[rpc.Shape, ...]:
 
 
 def _in_flight(text: str) -> tuple[int, ...]:
-    return tuple(map(_WholeNumber(1, routed.MOST_IN_FLIGHT), text.split(",")))
+    return tuple(map(WholeNumber(1, routed.MOST_IN_FLIGHT), text.split(",")))

@@ -17,6 +17,7 @@ from typing import Any, Self
 from tests.bench.peers import Peer
 from tests.bench.procfs import pin
 from tests.support.process import ROOT, clean_environment
+from tests.support.reaping import end
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
@@ -134,9 +135,9 @@ class Server:
     def _end(self) -> None:
         """End both processes. May be called twice."""
         try:
-            end(self._process)
+            _end(self._process)
         finally:
-            end(self._drain)
+            _end(self._drain)
             self._directory.cleanup()
 
 
@@ -152,23 +153,9 @@ def _port_in(text: bytes) -> int | None:
     return None
 
 
-def end(process: subprocess.Popen[bytes] | None) -> None:
-    """End a process: SIGTERM, and SIGKILL after `STOP_TIMEOUT` seconds. May be called twice, or for None."""
-    if process is None:
-        return
-    try:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    if process is not None:
+        end(process, STOP_TIMEOUT)
 
 
 class Load:
@@ -193,11 +180,7 @@ class Load:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            end(self._process)
-        finally:
-            if self._process.stderr is not None:
-                self._process.stderr.close()
+        _end(self._process)
 
     def result(self, timeout: float) -> dict[str, Any]:
         """Return its next line of output, a JSON object.

@@ -3,18 +3,13 @@
 import argparse
 import asyncio
 import json
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn, get_args
 
 from tests.conformance import cases, report
 from tests.conformance.testee import MODULES, Testee, TesteeError
+from tests.support import tool
 from tests.support.process import EventLoopName
-
-FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
-LOOPS: tuple[EventLoopName, ...] = get_args(EventLoopName)
 
 DESCRIPTION = """\
 Run Autobahn's 517 cases against the gateway's links and connections, behind an echo (tests.support.echo), on each
@@ -38,29 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = cases.select([name for name in options.groups.split(",") if name])
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, _terminate)
     cases.mend()
-    try:
-        return _run(options, chosen)
-    except TesteeError as error:
-        print(f"conformance: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("conformance: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return tool.run("conformance", lambda: _run(options, chosen), TesteeError)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="conformance",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--loop", choices=[*LOOPS, "both"], default="both", help="the server's event loop (default %(default)s)"
-    )
+    parser = tool.new_parser("conformance", DESCRIPTION, EPILOG)
+    tool.add_loop(parser)
     parser.add_argument(
         "--groups", default="", metavar="A,B,...", help="such as 1,7.9,9.1.1; all where nothing is said"
     )
@@ -76,19 +56,20 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_false",
         help="the server does not offer permessage-deflate",
     )
-    parser.add_argument("--jobs", type=_jobs, default=4, metavar="N", help="cases at a time (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with a member for each loop")
-    parser.add_argument("--quiet", action="store_true", help="say nothing on standard error while it runs")
+    parser.add_argument(
+        "--jobs", type=tool.WholeNumber(1, 64), default=4, metavar="N", help="cases at a time (default %(default)s)"
+    )
+    tool.add_output(parser, "print one JSON object with a member for each loop")
     return parser
 
 
 def _run(options: argparse.Namespace, chosen: dict[str, list[str]]) -> int:
     told: dict[str, object] = {}
     status = 0
-    for loop in LOOPS if options.loop == "both" else (options.loop,):
+    for loop in tool.loops(options):
         groups = _run_on(loop, options, chosen)
         if not report.passed(groups):
-            status = FAILED
+            status = tool.FAILED
         if options.json:
             told[loop] = report.to_json(groups)
         else:
@@ -107,14 +88,3 @@ def _run_on(loop: EventLoopName, options: argparse.Namespace, chosen: dict[str, 
                 print(f"{loop}: group {name}, {len(ids)} cases", file=sys.stderr)
             groups.append(asyncio.run(cases.run(testee.url, name, ids, options.jobs)))
     return groups
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    # SystemExit unwinds the context manager, and that ends the server.
-    sys.exit(TERMINATED)
-
-
-def _jobs(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 64")
-    return int(text)

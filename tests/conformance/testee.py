@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.support.process import ROOT, EventLoopName, clean_environment
+from tests.support.reaping import end
 
 MODULES = {"gateway": "tests.support.echo", "aiohttp": "tests.conformance.bare"}
 START_TIMEOUT = 20.0
@@ -73,14 +74,7 @@ class Testee:
 
     def _end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         """Return its exit status and what it has said on standard error."""
-        process.terminate()
-        try:
-            status = process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        status = end(process, STOP_TIMEOUT)
         said = self._said()
         self._directory.cleanup()
         return status, said

@@ -5,14 +5,11 @@ import asyncio
 import contextlib
 import io
 import secrets
-import signal
-import sys
 from collections.abc import Sequence
 
 from tests.fuzz.run import CONFIG, GROWTH, Outcome, fuzz
+from tests.support import tool
 from tests.support.process import GatewayProcess
-
-FOUND, INTERRUPTED = 1, 130
 
 DESCRIPTION = f"""\
 Send mutated JSON-RPC messages to a gateway in a process of its own: flipped bits, cuts, splices, duplicate members,
@@ -30,36 +27,27 @@ EPILOG = "Exit status: 0 nothing found, 1 found something, 2 wrong usage, 130 in
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run once and print what was seen. Returns the exit status; SystemExit 2 on wrong usage."""
     options = build_parser().parse_args(arguments)
-    # A gateway must not outlive the run that started it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    print(f"seed {options.seed}", flush=True)
-    try:
+
+    def work() -> int:
+        print(f"seed {options.seed}", flush=True)
         outcome = asyncio.run(_run(options))
-    except KeyboardInterrupt:
-        print("fuzz: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    print(report(outcome))
-    return FOUND if outcome.found else 0
+        print(report(outcome))
+        return tool.FAILED if outcome.found else 0
+
+    return tool.run("fuzz", work)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fuzz", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--messages", type=_count, default=100_000, metavar="N", help="default %(default)s")
+    parser = tool.new_parser("fuzz", DESCRIPTION, EPILOG)
+    count = tool.WholeNumber(1, 100_000_000)
+    parser.add_argument("--messages", type=count, default=100_000, metavar="N", help="default %(default)s")
     parser.add_argument(
         "--seed", type=int, default=secrets.randbelow(10**9), metavar="S", help="default: another one each time"
     )
-    parser.add_argument("--connections", type=_count, default=6, metavar="N", help="default %(default)s")
-    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="default %(default)s")
+    parser.add_argument("--connections", type=count, default=6, metavar="N", help="default %(default)s")
+    parser.add_argument("--loop", choices=tool.LOOPS, default="uvloop", help="default %(default)s")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 100000000")
-    return int(text)
 
 
 async def _run(options: argparse.Namespace) -> Outcome:

@@ -32,6 +32,7 @@ from tests.support.flood import blocks
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
+from tests.support.reaping import kill
 
 KIB: Final = 1024
 MIB: Final = 1 << 20
@@ -312,9 +313,7 @@ class Siege:
             self._begun = True
             output, _ = await attacker.communicate()
         finally:
-            if attacker.returncode is None:
-                attacker.kill()
-                await attacker.wait()
+            await kill(attacker)
         fields: dict[str, Any] = json.loads(output)
         ends = {kind: Counter(counts) for kind, counts in fields.pop("ends").items()}
         outcome = Outcome(ends=ends, errors=Counter(fields.pop("errors")), **fields)

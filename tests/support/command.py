@@ -1,7 +1,6 @@
 """Programs that are run to their end: `python -m gateway` as a command, and programs for Node."""
 
 import asyncio
-import contextlib
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tests.support.patience import START
 from tests.support.process import ROOT, clean_environment
+from tests.support.reaping import kill
 
 
 class Ended(NamedTuple):
@@ -50,7 +50,6 @@ async def run_node(*arguments: str, timeout: float = START) -> Any:
     try:
         output, errors = await asyncio.wait_for(process.communicate(), timeout)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        await kill(process)
     assert (process.returncode, errors.decode()) == (0, "")
     return json.loads(output)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from tests.support.fleet import until
 from tests.support.patience import WAIT
 from tests.support.peers import Target
 from tests.support.process import GatewayProcess
+from tests.support.reaping import end
 
 X_FORWARDED_FOR: Final = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
 """Adds the client's address to what the client has sent, and leaves its Forwarded as it is."""
@@ -122,15 +124,9 @@ class Nginx:
         return self._process.poll() is not None or (self._directory / "nginx.pid").exists()
 
     async def _stop(self) -> None:
-        process = self._process
-        assert process is not None
-        process.terminate()  # and with it its server process
-        try:
-            await asyncio.to_thread(process.wait, WAIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"nginx had to be killed: {self.errors()}") from None
+        assert self._process is not None
+        status = await asyncio.to_thread(end, self._process, WAIT)  # and with it its server process
+        assert status != -signal.SIGKILL, f"nginx had to be killed: {self.errors()}"
 
     def errors(self) -> str:
         """Return the log of nginx."""

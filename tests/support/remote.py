@@ -14,6 +14,7 @@ from gateway.cli import main
 from tests.support.command import Ended
 from tests.support.patience import START
 from tests.support.process import ROOT, GatewayProcess, clean_environment
+from tests.support.reaping import kill
 
 
 class Command:
@@ -56,10 +57,8 @@ class Command:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
+        await kill(self.process)
         await asyncio.gather(*self._reading)
-        await self.process.wait()
 
     async def _read(self, name: str, stream: asyncio.StreamReader) -> None:
         async for line in stream:
