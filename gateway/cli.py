@@ -13,7 +13,6 @@ from typing import Any, Final, NoReturn
 from gateway import __version__
 from gateway.commands import call, check, completion, connections, node, nodes, openrpc, serve, token, watch
 from gateway.terminal import statuses
-from gateway.terminal.output import plain
 from gateway.text import plain
 
 _OPTION: Final = re.compile(r"--?[^\W\d]")

@@ -10,7 +10,6 @@ from typing import Any
 from gateway.commands.serve import add_flags, settings
 from gateway.config import Config, ConfigError
 from gateway.terminal import statuses
-from gateway.terminal.output import plain
 from gateway.text import plain
 
 

@@ -15,7 +15,7 @@ from yarl import URL
 
 from gateway.client import CallError, Client, ConnectionLost, State, connect
 from gateway.terminal import statuses
-from gateway.terminal.output import as_json, plain
+from gateway.terminal.output import as_json
 from gateway.text import plain
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"

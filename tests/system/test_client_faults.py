@@ -301,8 +301,9 @@ import asyncio, gc, sys, threading, warnings
 
 warnings.simplefilter("error")
 from gateway.client import Backoff, CallError, connect
+known = {"gateway.errors", "gateway.rpc", "gateway.rpc.jsonrpc"}
 assert not {name for name in sys.modules if name.startswith("gateway.")} - {
-    name for name in sys.modules if name.startswith("gateway.client")} - {"gateway.errors", "gateway.rpc", "gateway.rpc.jsonrpc"}
+    name for name in sys.modules if name.startswith("gateway.client")} - known
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.process import GatewayProcess
 
