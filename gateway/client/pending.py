@@ -35,7 +35,7 @@ class Pending:
         self.progress = progress
 
     def succeed(self, result: Raw) -> None:
-        """Decode the result and give it to who waits. Fails if it cannot be decoded."""
+        """Set the answer to the decoded result, or to an error if it cannot be decoded."""
         if self.answer.done():
             return
         try:
@@ -48,7 +48,7 @@ class Pending:
         self.answer.set_result(value)
 
     def fail(self, error: CallError) -> None:
-        """Give the error to who waits. Does nothing if the answer is there."""
+        """Set the answer to the error. Does nothing if there is an answer already."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
