@@ -246,7 +246,7 @@ async def test_very_many_connections_are_listed_while_some_come_and_go(
         limit = await page_size(admin, page)
         stop, visits = asyncio.Event(), list[str]()
         coming = asyncio.create_task(come_and_go(process, visits, stop))
-        await until(lambda: len(visits) > 0, "nobody comes")
+        await until(lambda: len(visits) > 0 and len(open_now(process)) > count, "the log is not read so far")
         steady = open_now(process)
         listed = [each async for each in pages(admin, limit)]
         stop.set()
