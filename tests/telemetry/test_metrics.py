@@ -283,7 +283,7 @@ def changes(before: Samples, after: Samples) -> dict[tuple[str, ...], float]:
 
 
 async def test_a_gateway_counts_who_comes_and_who_goes(gateway: StartGateway) -> None:
-    where = await gateway({"server": {"handshake_timeout": 1.0}})
+    where = await gateway({"server": {"handshake_timeout": 3.0}})
     idle = await scrape(where)
     assert {name for name, *_ in idle} == {
         *(CONTRACT.keys() - {"gateway_request_seconds"}),
