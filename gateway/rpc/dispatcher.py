@@ -73,21 +73,6 @@ class Route(Protocol):
         """The refusal of a call that reaches nobody, as the caller is to be told of it."""
 
 
-class Nowhere:
-    """The `Route` of a gateway without nodes."""
-
-    def __init__(self) -> None:
-        self.tally: Final = Tally()
-
-    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
-        """Raises Refusal: there is no such method."""
-        raise self.refused(errors.METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL])
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal itself."""
-        return Refusal(error, detail, **data)
-
-
 class Running:
     """One ``async def`` method at work."""
 
