@@ -22,9 +22,10 @@ from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Callee, Calls
-from gateway.rpc.dispatcher import Batch, Peer
+from gateway.rpc.dispatcher import Peer
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
+from gateway.rpc.replies import Batch
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,35 +20,23 @@ from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Callee, Calls
 from gateway.rpc.jsonrpc import NO_METHOD, Invalid, Message, decode
-from gateway.rpc.method import AUTHENTICATED, BadParams, Method, Refusal, Then, collect
+from gateway.rpc.method import AUTHENTICATED, Method, Refusal, Then, collect
+from gateway.rpc.replies import Batch, Caller, failure, outcome_of, send_then, success
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.websocket.frames import Payload
-
-logger = logging.getLogger(__name__)
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
 
 
-class Peer(Callee, Protocol):
+class Peer(Callee, Caller, Protocol):
     """The connection that a message came from."""
 
     principal: Principal
     bucket: Bucket | None
     running: dict[object, Request]
     """Its requests in flight, by id; notifications by themselves."""
-
-    @property
-    def conn_id(self) -> str:
-        """UUID4 text."""
-
-    @property
-    def remote(self) -> str:
-        """Where it is, as the log has it."""
-
-    def send(self, payload: bytes) -> None:
-        """Send one JSON text; does nothing when the connection is over."""
 
     def end(self, end: Disconnect) -> None:
         """End the connection."""
@@ -86,21 +73,6 @@ class Route(Protocol):
         """The refusal of a call that reaches nobody, as the caller is to be told of it."""
 
 
-class Nowhere:
-    """The `Route` of a gateway without nodes."""
-
-    def __init__(self) -> None:
-        self.tally: Final = Tally()
-
-    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
-        """Raises Refusal: there is no such method."""
-        raise self.refused(errors.METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL])
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal itself."""
-        return Refusal(error, detail, **data)
-
-
 class Running:
     """One ``async def`` method at work."""
 
@@ -129,40 +101,6 @@ class Running:
         """Stop it: nobody waits for it."""
         self.abandoned = self.verdict is None
         self.cancel(errors.CANCELLED)
-
-
-class Batch:
-    """The replies to one batch, sent as one array when the last is there; nothing where there are none."""
-
-    __slots__ = ("_peer", "_replies", "_waiting", "after")
-
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self._replies: list[bytes] = []
-        self._waiting = 1  # for the end of the batch itself
-        self.after: list[Callable[[], None]] = []
-        """What is done after the reply has been sent."""
-
-    def expect(self) -> None:
-        """One more reply, or its absence, is to come."""
-        self._waiting += 1
-
-    def done(self, reply: bytes | None) -> None:
-        """One that was expected is there."""
-        if reply is not None:
-            self._replies.append(reply)
-        self._waiting -= 1
-        if self._waiting:
-            return
-        if self._replies:
-            self._peer.send(jsonrpc.batch(self._replies))
-        for act in self.after:
-            act()
-
-    def add(self, reply: bytes | None) -> None:
-        """A reply that was there at once."""
-        if reply is not None:
-            self._replies.append(reply)
 
 
 class Dispatcher:
@@ -304,15 +242,15 @@ class Dispatcher:
                 result.send(peer, request_id, message.traceparent, batch, tally)
                 return None
             then = result.__class__ is Then
-            reply = _reply(request_id, result.result if then else result) if request_id else None
+            reply = success(request_id, result.result if then else result) if request_id else None
             if begun is None:
                 tally.untimed -= 1
             else:
                 tally.at_once(self._clock() - begun)
-            return _in_order(peer, reply, result.after, batch) if then else reply
+            return send_then(peer, reply, result.after, batch) if then else reply
         except Exception as error:
-            (self._route.tally if method is None else method.tally).count(_name_of(error))
-            return _failure(peer, name, request_id, error)
+            (self._route.tally if method is None else method.tally).count(outcome_of(error))
+            return failure(peer, name, request_id, error)
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raises Refusal for a request that comes too soon, or too late."""
@@ -413,13 +351,13 @@ def _outcome(running: Running, task: asyncio.Task[Any]) -> _Outcome:
     error = task.exception()
     if error is None:
         try:
-            return _success(running, task.result())
+            return _returned(running, task.result())
         except Exception as defect:
             error = defect
-    return _failure(peer, name, request_id, error), _name_of(error), None
+    return failure(peer, name, request_id, error), outcome_of(error), None
 
 
-def _success(running: Running, result: Any) -> _Outcome:
+def _returned(running: Running, result: Any) -> _Outcome:
     """The same for a task that has returned. Raises whatever comes of a result that cannot be encoded or sent on."""
     if running.method.forwards:
         if running.verdict is not None:  # it is not wanted any more, though the method did not heed that
@@ -427,57 +365,5 @@ def _success(running: Running, result: Any) -> _Outcome:
         result.send(running.peer, running.request_id, running.traceparent, running.batch, running.method.tally)
         return None, None, None
     if result.__class__ is Then:
-        return _reply(running.request_id, result.result), OK, result.after
-    return _reply(running.request_id, result), OK, None
-
-
-def _name_of(error: BaseException) -> str:
-    """The name under which a request has failed."""
-    if isinstance(error, Refusal):
-        return error.error.name
-    return errors.INVALID_PARAMS.name if isinstance(error, BadParams) else errors.INTERNAL_ERROR.name
-
-
-def _failure(peer: Peer, name: str, request_id: bytes, error: BaseException) -> bytes | None:
-    """The reply to a request that a method, or we before it, have refused; nothing to a notification."""
-    if isinstance(error, Refusal):
-        return _refusal(peer, name, request_id, error) if request_id else None
-    if isinstance(error, BadParams):
-        return jsonrpc.error_reply(request_id, errors.INVALID_PARAMS, str(error)) if request_id else None
-    return _defect(peer, name, request_id, error)
-
-
-def _in_order(peer: Peer, reply: bytes | None, after: Callable[[], None], batch: Batch | None) -> bytes | None:
-    """Send the reply, then do what comes after it."""
-    if batch is not None:
-        batch.after.append(after)
-        return reply
-    if reply is not None:
-        peer.send(reply)
-    after()
-    return None
-
-
-def _reply(request_id: bytes, result: Any) -> bytes:
-    """The reply with a result. Raises whatever comes of one that cannot be encoded."""
-    if result.__class__ is Raw:
-        return jsonrpc.result_reply(request_id, result)
-    return jsonrpc.result_reply(request_id, jsonrpc.encode(result))
-
-
-def _refusal(peer: Peer, name: str, request_id: bytes, refusal: Refusal) -> bytes | None:
-    try:
-        return jsonrpc.error_reply(request_id, refusal.error, refusal.detail, **refusal.data)
-    except Exception as error:
-        return _defect(peer, name, request_id, error)
-
-
-def _defect(peer: Peer, name: str, request_id: bytes, error: BaseException) -> bytes | None:
-    """A method has raised what it should not: all of it in the log, nothing of it in the reply."""
-    logger.error(
-        "method %s failed",
-        name,
-        exc_info=error,
-        extra={"event": "call.failed", "connId": peer.conn_id, "remote": peer.remote, "method": name},
-    )
-    return jsonrpc.error_reply(request_id, errors.INTERNAL_ERROR) if request_id else None
+        return success(running.request_id, result.result), OK, result.after
+    return success(running.request_id, result), OK, None

@@ -21,9 +21,10 @@ from gateway.methods.rpc import RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Batch, Dispatcher, Peer, Route
+from gateway.rpc.dispatcher import Dispatcher, Peer, Route
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import CALL, Refusal, Then, method
+from gateway.rpc.replies import Batch
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from tests.support import sample_methods
@@ -605,7 +606,7 @@ async def test_a_defect_is_logged_once_and_told_to_nobody(
     bench.peer.sent = bench.tell(request(name))
     assert await bench.replies() == [refused(-32603)]
     (record,) = defects(caplog)
-    assert (record.name, record.levelname) == ("gateway.rpc.dispatcher", "ERROR")
+    assert (record.name, record.levelname) == ("gateway.rpc.replies", "ERROR")
     fields = vars(record)
     assert (fields["event"], fields["method"]) == ("call.failed", name)
     assert (fields["connId"], fields["remote"]) == (bench.peer.conn_id, bench.peer.remote)

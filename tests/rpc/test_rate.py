@@ -5,8 +5,10 @@ from typing import Any
 
 from gateway import errors
 from gateway.limits import PATIENCE, Rate
+from gateway.nodes.registry import Nodes
+from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Dispatcher, Nowhere
+from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.method import AUTHENTICATED, method
 from gateway.status import Status
 from tests.support.peers import RawPeer
@@ -34,10 +36,12 @@ class Paced:
         self.clock = Clock()
         self.peer = Listing()
         self.served = 0
+        calls = Calls()
+        nodes = Nodes(lambda node, replaced: None, lambda node: None)
         self._dispatcher = Dispatcher(
             Status("3f0c", self.clock),
-            Calls(),
-            Nowhere(),
+            calls,
+            Router(nodes, calls, call_timeout=1.0, max_in_flight=4, max_node_in_flight=4),
             max_in_flight=4,
             max_batch=100,
             call_timeout=1.0,

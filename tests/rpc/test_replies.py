@@ -1,0 +1,153 @@
+"""What becomes of a result, a refusal or a defect, without a dispatcher; test_dispatcher.py has them with one."""
+
+import logging
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from gateway import errors
+from gateway.rpc.method import BadParams, Refusal
+from gateway.rpc.replies import Batch, failure, outcome_of, send_then, success
+from tests.support.rpc import Listing, accepted, refused
+
+SURROGATE = "\ud83d"
+
+
+@pytest.fixture
+def caller() -> Listing:
+    return Listing()
+
+
+def failed(caller: Listing, error: BaseException, request_id: bytes = b"1") -> str | None:
+    """The error reply as text; None if there is none."""
+    reply = failure(caller, "lamp.on", request_id, error)
+    return None if reply is None else reply.decode()
+
+
+# A result
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (None, "null"),
+        ({"a": [1, "ü"]}, '{"a":[1,"ü"]}'),
+        (Raw(b'{ "as": "it is" }'), '{ "as": "it is" }'),
+        ([Raw(b"1.0"), 1.0], "[1.0,1.0]"),
+    ],
+)
+def test_a_result_is_encoded_unless_it_is_json_already(result: Any, text: str) -> None:
+    assert success(b'"an id"', result).decode() == accepted(text, '"an id"')
+
+
+@pytest.mark.parametrize("result", [object(), {"key": object()}, SURROGATE])
+def test_a_result_that_is_no_json_is_the_callers_business(result: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        success(b"1", result)
+
+
+# A reply, and what comes after it
+
+
+def test_what_comes_after_a_reply_finds_it_sent(caller: Listing) -> None:
+    seen: list[str] = []
+    assert send_then(caller, b"reply", lambda: seen.extend(caller.sent), None) is None
+    assert (caller.take(), seen) == (["reply"], ["reply"])
+
+
+def test_what_comes_after_a_notification_is_done_without_a_reply(caller: Listing) -> None:
+    done: list[int] = []
+    assert send_then(caller, None, lambda: done.append(1), None) is None
+    assert (caller.take(), done) == ([], [1])
+
+
+def test_what_comes_after_a_reply_in_a_batch_waits_for_the_batch(caller: Listing) -> None:
+    batch = Batch(caller)
+    done: list[str] = []
+    batch.add(send_then(caller, b"1", lambda: done.append("first"), batch))
+    batch.add(send_then(caller, None, lambda: done.append(caller.sent[0]), batch))
+    assert (caller.sent, done) == ([], [])
+    batch.done(None)
+    assert (caller.take(), done) == (["[1]"], ["first", "[1]"])
+
+
+# A batch
+
+
+def test_a_batch_is_sent_with_the_last_of_its_replies(caller: Listing) -> None:
+    batch = Batch(caller)
+    batch.add(b"1")
+    batch.expect()
+    batch.expect()
+    batch.add(b"2")
+    batch.done(None)
+    batch.done(b"3")
+    assert caller.take() == []
+    batch.done(b"4")
+    assert caller.take() == ["[1,2,3,4]"]
+
+
+def test_a_batch_waits_for_its_own_end(caller: Listing) -> None:
+    batch = Batch(caller)
+    batch.expect()
+    batch.done(b"1")
+    assert caller.take() == []
+    batch.done(None)
+    assert caller.take() == ["[1]"]
+
+
+def test_a_batch_without_replies_sends_nothing_and_goes_on(caller: Listing) -> None:
+    batch = Batch(caller)
+    done: list[int] = []
+    batch.after.append(lambda: done.append(1))
+    batch.expect()
+    batch.add(None)
+    batch.done(None)
+    assert done == []
+    batch.done(None)
+    assert (caller.take(), done) == ([], [1])
+
+
+# A failure
+
+
+def test_a_refusal_is_told_and_not_logged(caller: Listing, caplog: pytest.LogCaptureFixture) -> None:
+    refusal = Refusal(errors.NOT_FOUND, "no such lamp", lamp="a")
+    assert failed(caller, refusal) == refused(-32004, "no such lamp", lamp="a")
+    assert failed(caller, refusal, b"") is None
+    assert (outcome_of(refusal), caplog.records) == ("not_found", [])
+
+
+def test_wrong_parameters_are_told_and_not_logged(caller: Listing, caplog: pytest.LogCaptureFixture) -> None:
+    assert failed(caller, BadParams("name: too long")) == refused(-32602, "name: too long")
+    assert failed(caller, BadParams("name: too long"), b"") is None
+    assert (outcome_of(BadParams()), caplog.records) == ("invalid_params", [])
+
+
+@pytest.mark.parametrize("request_id", [b"1", b""])
+@pytest.mark.parametrize("error", [ValueError("swordfish"), SystemError(), KeyError(SURROGATE)])
+def test_a_defect_is_logged_and_nothing_of_it_is_told(
+    caller: Listing, caplog: pytest.LogCaptureFixture, error: Exception, request_id: bytes
+) -> None:
+    assert failed(caller, error, request_id) == (refused(-32603) if request_id else None)
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("gateway.rpc.replies", logging.ERROR)
+    assert record.getMessage() == "method lamp.on failed"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    fields = vars(record)
+    told = {name: fields[name] for name in ("event", "connId", "remote", "method")}
+    assert told == {"event": "call.failed", "connId": caller.conn_id, "remote": caller.remote, "method": "lamp.on"}
+    assert outcome_of(error) == "internal_error"
+
+
+@pytest.mark.parametrize("refusal", [Refusal(errors.CONFLICT, SURROGATE), Refusal(errors.CONFLICT, lamp=object())])
+def test_a_refusal_that_is_no_json_is_a_defect(
+    caller: Listing, caplog: pytest.LogCaptureFixture, refusal: Refusal
+) -> None:
+    assert failed(caller, refusal) == refused(-32603)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], (TypeError, ValueError))
+    assert record.getMessage() == "method lamp.on failed"
