@@ -41,6 +41,7 @@ Where there are two cores, the servers run on the first and the load generator o
 servers of memory, connect and rpc:
   gateway              python -m gateway with heartbeat 30/10, receive_timeout 60, JSON log, no credentials;
                        called gateway-uvloop or gateway-asyncio in the tables (see --loop)
+  gateway-before       the same, of another checkout: the folder that BENCH_BEFORE names
   gateway-token        the same in mode token, each connect with a token in its Authorization header
   gateway-jwt          in mode jwt (HS256), with a hundred tokens, which it remembers
   gateway-new-jwt      in mode jwt (HS256), with 8,192 tokens, more than it remembers: each is verified
@@ -54,7 +55,7 @@ servers of memory, connect and rpc:
   node-ws              JSON-RPC with Node's ws, where node finds the package (see NODE_PATH)
 
 servers of routed and fanout:
-  gateway              as above
+  gateway, gateway-before   as above
   gateway-token        routed: in mode token, the caller an operator, the other a node
   {RELAY_BASE}        routed: forwards with a rewritten id, async for message, json, await send_str; always measured
   {FANOUT_BASE}       fanout: await send_str(text) for each subscriber; always measured

@@ -22,6 +22,7 @@ SERVERS = HERE / "servers"
 NODE_SERVER = SERVERS / "node_ws.cjs"
 BASE, RELAY_BASE, FANOUT_BASE = "aiohttp-echo", "aiohttp-relay", "aiohttp-fanout"
 GATEWAY = "gateway"
+BEFORE = "gateway-before"
 TOKEN, JWT, NEW_JWT, REFUSING = "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing"
 # More than any run opens.
 MOST_CONNECTIONS = 50_000
@@ -39,6 +40,7 @@ class Peer:
     welcomes: whether its first frame is `gateway.welcome`. needs: Python modules without which it cannot run.
     headers: a connect has one of these header lines, in turn. refuses: whether it refuses all upgrades.
     socketio: whether it speaks Socket.IO, and carries each message as an event. nats: whether it speaks NATS.
+    home: the folder that it runs in; empty for this checkout.
     """
 
     name: str
@@ -52,12 +54,15 @@ class Peer:
     refuses: bool = False
     socketio: bool = False
     nats: bool = False
+    home: str | None = ""
 
     def missing(self) -> str | None:
         """Return what this machine lacks to start it, None when nothing is missing."""
         for module in self.needs:
             if importlib.util.find_spec(module) is None:
                 return f"the Python module {module} is not installed"
+        if self.home is None or (self.home and not Path(self.home, "gateway", "__main__.py").is_file()):
+            return "BENCH_BEFORE names no checkout of the gateway"
         if self.nats and _nats_program() is None:
             return "nats-server is not installed"
         return _missing_node() if self.node else None
@@ -139,8 +144,14 @@ def _refusing(loop: LoopName) -> Peer:
     )
 
 
+def _before(loop: LoopName) -> Peer:
+    """The gateway of another checkout, to compare a change with what there was before."""
+    return replace(_with_nothing(loop), name=f"{BEFORE}-{loop}", home=os.environ.get("BENCH_BEFORE"))
+
+
 GATEWAYS: dict[str, Callable[[LoopName], Peer]] = {
     GATEWAY: _with_nothing,
+    BEFORE: _before,
     TOKEN: _with_token,
     JWT: lambda loop: replace(_with_jwt(loop, 100), name=f"{JWT}-{loop}"),
     NEW_JWT: lambda loop: replace(_with_jwt(loop, 8192), name=f"{NEW_JWT}-{loop}"),
@@ -261,7 +272,9 @@ CONNECTED = Field(BASE, GATEWAYS, _OTHERS)
 """All that can be connected to, or that refuses it."""
 OPEN = Field(BASE, {name: made for name, made in GATEWAYS.items() if name != REFUSING}, _OTHERS)
 """Those that answer a request."""
-RELAYS = Field(RELAY_BASE, {GATEWAY: _with_nothing, TOKEN: _with_roles}, {peer.name: peer for peer in _relays()})
+RELAYS = Field(
+    RELAY_BASE, {GATEWAY: _with_nothing, BEFORE: _before, TOKEN: _with_roles}, {peer.name: peer for peer in _relays()}
+)
 """Those that hand a call to a node, and the answer back."""
-FANOUTS = Field(FANOUT_BASE, {GATEWAY: _with_nothing}, {peer.name: peer for peer in _fanouts()})
+FANOUTS = Field(FANOUT_BASE, {GATEWAY: _with_nothing, BEFORE: _before}, {peer.name: peer for peer in _fanouts()})
 """Those that hand a message to all subscribers."""

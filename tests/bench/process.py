@@ -98,7 +98,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                cwd=ROOT,
+                cwd=self.peer.home or ROOT,
                 env=clean_environment(),
                 start_new_session=True,
             )

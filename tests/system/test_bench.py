@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -70,6 +71,18 @@ def test_rpc_measures_every_server() -> None:
         assert row.medians["unanswered"] == 0, row
         assert row.ratio is not None and row.ratio > 0, row
     assert all(row.ratio == 1 for row in rows if row.server == BASE)
+
+
+def test_the_gateway_of_another_checkout_is_measured_beside_this_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BENCH_BEFORE", str(ROOT))
+    run = rpc.run(plan("gateway-before"), [rpc.Shape(2, 1)], seconds=0.2, warmup=0.05)
+    assert [row.server for row in run.rows()] == [BASE, "gateway-before-asyncio", "gateway-before-uvloop"]
+    for wrong in (str(tmp_path), None):
+        monkeypatch.setenv("BENCH_BEFORE", wrong) if wrong else monkeypatch.delenv("BENCH_BEFORE")
+        (*_, before) = OPEN.select(["gateway-before"], "uvloop")
+        assert before.missing() == "BENCH_BEFORE names no checkout of the gateway"
 
 
 def test_routed_measures_every_server() -> None:
