@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from tests.bench import connect, fanout, memory, routed, rpc
 from tests.bench.peers import (
     BASE,
+    BEFORE,
     CONNECTED,
     FANOUT_BASE,
     FANOUTS,
@@ -26,8 +27,8 @@ from tests.support import tool
 from tests.support.tool import WholeNumber
 
 RPC_SERVERS = (GATEWAY, BASE, "aiohttp-json", "websockets", "picows", "node-ws")
-RELAY_SERVERS = tuple(name for name in RELAYS.names if name not in (TOKEN, f"{RELAY_BASE}-uvloop"))
-FANOUT_SERVERS = tuple(name for name in FANOUTS.names if name != f"{FANOUT_BASE}-uvloop")
+RELAY_SERVERS = tuple(name for name in RELAYS.names if name not in (BEFORE, TOKEN, f"{RELAY_BASE}-uvloop"))
+FANOUT_SERVERS = tuple(name for name in FANOUTS.names if name not in (BEFORE, f"{FANOUT_BASE}-uvloop"))
 FIELDS = {"memory": OPEN, "connect": CONNECTED, "rpc": OPEN, "routed": RELAYS, "fanout": FANOUTS}
 
 DESCRIPTION = f"""\
