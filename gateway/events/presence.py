@@ -44,7 +44,10 @@ class Node(Protocol):
 
 
 class Presence:
-    """Publishes who comes and goes. A node that is replaced stays online; only its ``connId`` changes."""
+    """Publishes which connections and nodes come and go.
+
+    A node that is replaced stays online; only its ``connId`` changes.
+    """
 
     def __init__(self, events: Events) -> None:
         self._events = events

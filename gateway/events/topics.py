@@ -1,4 +1,4 @@
-"""Topics: their names and patterns, and who is subscribed to them. Pure.
+"""Topics: their names and patterns, and their subscribers. Pure.
 
 A topic knows its subscribers, including those that have subscribed by a pattern, so publishing looks at no pattern.
 """
