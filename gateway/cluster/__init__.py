@@ -1,1 +1,1 @@
-"""How the gateways of a cluster reach each other. A gateway alone has `memory`."""
+"""How the gateways of a cluster reach each other. A gateway without others has `memory`."""

@@ -1,6 +1,6 @@
-"""The stream of a gateway alone: a message is numbered, kept and handed over within the call. Pure.
+"""The stream of a gateway without others: it numbers, keeps and hands over a message within ``publish``. Pure.
 
-What is kept is bounded by count and age for each topic, and by bytes over all of them.
+What it keeps is bounded by number and age for each topic, and by bytes over all topics.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.cluster.stream import Deliver, Position, message
 
 
 class _Sequence:
-    """The numbers of one topic: where it is, and the keys of what is kept of it, the oldest first."""
+    """Where one topic is. ``kept`` are the numbers of its messages that are kept, the oldest first."""
 
     __slots__ = ("epoch", "kept", "offset")
 
@@ -29,6 +29,8 @@ class _Sequence:
 
 
 class _Kept(NamedTuple):
+    """A message that is kept. ``at`` is when it was published, in seconds of the clock."""
+
     sequence: _Sequence
     at: float
     message: bytes
@@ -37,9 +39,9 @@ class _Kept(NamedTuple):
 class MemoryStream:
     """A `stream.Stream` within one process.
 
-    ``clock`` gives monotonic seconds, ``now`` the time as RFC 3339, ``new_epoch`` a text that was never an epoch
-    before. ``count`` messages are kept of a topic, for ``age`` seconds; ``octets`` bounds the bytes of all. If one of
-    them is 0, nothing is kept.
+    ``clock`` returns monotonic seconds, ``now`` the time as RFC 3339, and ``new_epoch`` a text that was never an epoch
+    before. Of each topic ``count`` messages are kept, for ``age`` seconds; ``octets`` bounds the bytes of them all. If
+    one of the three is 0, nothing is kept.
     """
 
     def __init__(
@@ -65,15 +67,15 @@ class MemoryStream:
         self.kept_bytes = 0
 
     async def connect(self, deliver: Deliver) -> None:
-        """Hand each message over within ``publish``."""
+        """Hand each message to ``deliver`` from now on, within ``publish``."""
         self._deliver = deliver
 
     async def close(self) -> None:
-        """Hand over no more."""
+        """Hand over no more messages. May be called twice."""
         self._deliver = _nowhere
 
     def publish(self, topic: str, data: bytes) -> Position:
-        """Number a message, keep it as far as the bounds allow, and hand it over."""
+        """Number a message, keep it as far as the bounds allow, and hand it over. Returns its position."""
         sequence = self._sequence(topic)
         sequence.offset += 1
         position = sequence.position
@@ -83,11 +85,11 @@ class MemoryStream:
         return position
 
     def position(self, topic: str) -> Position:
-        """Where a topic is now; one that is unknown begins."""
+        """Return where a topic is now. An unknown one begins."""
         return self._sequence(topic).position
 
     def since(self, topic: str, position: Position) -> list[bytes] | None:
-        """All messages after a position; None if some of them are gone, or it is no position of this topic."""
+        """Return all messages after a position; None if some are gone, or the topic has no such position."""
         self._expire(self._clock())
         sequence = self._sequence(topic)
         missed = sequence.offset - position.offset
@@ -96,7 +98,7 @@ class MemoryStream:
         return [self._kept[number].message for number in islice(sequence.kept, len(sequence.kept) - missed, None)]
 
     def forget(self, topic: str) -> None:
-        """Drop a topic with all that is kept of it; the next message begins a new epoch."""
+        """Drop a topic with all that is kept of it. If it begins again, it has a new epoch."""
         sequence = self._sequences.pop(topic, None)
         while sequence is not None and sequence.kept:
             self._drop(sequence)
@@ -120,7 +122,7 @@ class MemoryStream:
         self._expire(now)
 
     def _expire(self, now: float) -> None:
-        """The oldest message of all is the oldest of its topic, too."""
+        """Drop what is too old or too much, from the oldest message on: it is the oldest of its topic, too."""
         while self._kept:
             oldest = next(iter(self._kept.values()))
             if self.kept_bytes <= self._octets and now - oldest.at < self._age:
@@ -132,4 +134,4 @@ class MemoryStream:
 
 
 def _nowhere(topic: str, message: bytes) -> None:
-    """Before ``connect``, and after ``close``."""
+    """Deliver nothing, as before ``connect`` and after ``close``."""

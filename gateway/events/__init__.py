@@ -1,1 +1,1 @@
-"""Who hears what, and in which order."""
+"""Topics: which connections hear what, and in which order."""

@@ -1,9 +1,9 @@
-"""How a message reaches those who are subscribed to its topic here: straight to their transports, or by their outboxes.
+"""Delivers messages to the subscribers in this process: straight to their transports, or through their outboxes.
 
-A message is one frame, made once, whatever the number of subscribers. Nobody is waited for: a subscriber that does not
-read is cut by its outbox (`websocket.outbox`), or gets the latest message alone if the topic is conflated. If no
-subscriber has anything to wait for, the frame is written straight to their transports, and counted later: only to look
-at each of a thousand connections costs a tenth of the whole.
+A message is one frame, made once, whatever the number of subscribers. No subscriber is waited for: if it does not read,
+its outbox cuts it (`websocket.outbox`), or it gets the latest message alone if the topic is conflated. If the frame has
+to wait for nothing at any subscriber, it is written straight to their transports and counted later, because merely
+looking at each of a thousand connections costs a tenth of the whole.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from gateway.websocket import frames
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
 AT_ONCE: Final = 1000
-"""Subscribers that one message may be written to in one go; of more each has its turn in the cork."""
+"""The most subscribers to whose transports one message is written in one go. Of more, each has its turn in the cork."""
 
 
 class Recipient(Protocol):
-    """A connection that events are sent to. Its subscriptions live as long as the link that they were made on."""
+    """A connection that events are sent to. Its subscriptions live as long as the link on which they were made."""
 
     principal: Principal
     subscriber: Subscriber | None
+    """Its subscriber; None before its first subscription, and after its end."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open, and not on its way out."""
+        """Whether it is open, and has not begun to end."""
 
     @property
     def stalled(self) -> bool:
@@ -38,35 +39,35 @@ class Recipient(Protocol):
 
     @property
     def max_held_bytes(self) -> int:
-        """How much may be held back for it."""
+        """The most bytes of frames that may be held back for it."""
 
     @property
     def send_frame(self) -> Callable[[bytes], None]:
-        """Sends one frame; the same one goes to many."""
+        """Sends one frame through the outbox. The same frame can go to many connections."""
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Writes one frame past all that would have to wait. For a connection that is open, and reads."""
+        """Writes one frame past the outbox. Only for a connection that is open, not stalled, and has nothing corked."""
 
     def count(self, messages: int, octets: int) -> None:
-        """Count what was written so, once the subscriber is no more."""
+        """Count what was written past the outbox, once the subscriber is gone."""
 
     def end(self, end: Disconnect) -> None:
-        """End the connection."""
+        """End the connection, for this reason."""
 
 
-class Way(Protocol):
-    """The way out of all connections (`outbox.Cork`)."""
+class Cork(Protocol):
+    """What all outboxes share (`websocket.outbox.Cork`)."""
 
     def make_way(self) -> bool:
-        """Whether one frame may be written past the outboxes now; if so, what was sent before has been written."""
+        """Write what is corked. Returns whether one frame may now be written past the outboxes."""
 
 
 class Subscriber:
-    """What one connection is subscribed to, and what it must not have yet.
+    """What one connection is subscribed to, and what it must not get yet.
 
-    It is among ``aside`` while what is sent to it has to wait. With each of its ``topics`` there is what of
-    ``Topic.written`` came before it.
+    It is in the set ``aside`` while what is sent to it has to wait. Its ``topics`` have what `Topic.written` was when
+    it joined each of them.
     """
 
     __slots__ = ("_aside", "_held", "_held_bytes", "_holds", "_latest", "_parted", "_recipient", "patterns", "topics")
@@ -84,12 +85,12 @@ class Subscriber:
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Sends a message at once. For one that is not aside."""
+        """Writes a message's frame past the outbox. Only for a subscriber that is not aside."""
         return self._recipient.write
 
     @property
     def past(self) -> Written:
-        """What was written to it at once, and not by its outbox."""
+        """What was written to it past its outbox."""
         messages, octets = self._parted
         for topic, before in self.topics.items():
             written = topic.written
@@ -99,11 +100,14 @@ class Subscriber:
         return Written(messages, octets)
 
     def joined(self, topic: Topic) -> None:
-        """From `Topics`: one of its patterns meets this topic. Harmless if another one does already."""
+        """Count this topic's messages from now on: `Topics` has found that one of the patterns meets it.
+
+        Harmless if another pattern does already.
+        """
         self.topics.setdefault(topic, topic.written)
 
     def parted(self, topic: Topic) -> None:
-        """From `Topics`: none of its patterns meets this topic any more. Harmless if none did."""
+        """Drop this topic: `Topics` has found that no pattern meets it any more. Harmless if none did."""
         before = self.topics.pop(topic, None)
         if before is not None:
             messages, octets = self._parted
@@ -114,7 +118,7 @@ class Subscriber:
         self._latest.pop(topic, None)
 
     def deliver(self, topic: Topic, frame: bytes) -> None:
-        """Send a message, or keep it back."""
+        """Send a message's frame, or keep it back. Ends the connection if more is kept back than may be."""
         if not self._holds and not topic.conflated:
             self._recipient.send_frame(frame)
         elif self._holds:
@@ -129,13 +133,16 @@ class Subscriber:
             self._recipient.send_frame(frame)
 
     def hold(self, missed: Iterable[bytes]) -> None:
-        """Keep back what was missed and what comes, until `release`: the reply to the subscription goes first."""
+        """Keep back what was missed and what comes until `release`, because the reply to the subscription goes first.
+
+        ``missed`` are messages as JSON text. May be called again before `release`, which is then due once for each.
+        """
         self._holds += 1
         self._held += map(frames.text_frame, missed)
         self.review()
 
     def release(self) -> None:
-        """Send what was kept back, unless another reply is still to go first."""
+        """Send what was kept back, unless another reply still has to go first."""
         self._holds -= 1
         if self._holds:
             return
@@ -145,18 +152,18 @@ class Subscriber:
         self.review()
 
     def review(self) -> None:
-        """Step aside or back, whichever is right now."""
+        """Step aside if what is sent has to wait now, otherwise step back in line. May be called at any time."""
         if self._holds or self._recipient.stalled or not self._recipient.is_open:
             self._aside.add(self)
         else:
             self._aside.discard(self)
 
     def forget_latest(self, topic: Topic) -> None:
-        """The latest message of a conflated topic is not wanted: all that was missed follows."""
+        """Drop what is kept as the latest message of a conflated topic, because all that was missed follows."""
         self._latest.pop(topic, None)
 
     def drained(self) -> None:
-        """Its peer reads again: send the latest messages of conflated topics."""
+        """Send the latest messages of conflated topics, because the peer reads again."""
         while self._latest and not self._recipient.stalled:
             topic = next(iter(self._latest))
             self._recipient.send_frame(self._latest.pop(topic))
@@ -164,24 +171,24 @@ class Subscriber:
 
 
 class Delivery:
-    """Hands messages to the subscribers of this process. ``delivered`` counts them, once for each subscriber."""
+    """Hands messages to the subscribers in this process. ``delivered`` counts each message once for each subscriber."""
 
-    def __init__(self, topics: Topics, way: Way) -> None:
+    def __init__(self, topics: Topics, cork: Cork) -> None:
         self._topics = topics
-        self._way = way
+        self._cork = cork
         self._aside: set[Subscriber] = set()
         self.delivered = 0
 
     def deliver(self, name: str, message: bytes) -> None:
-        """A message of a topic, as JSON text. Never blocks; a topic without subscribers is no error."""
+        """Deliver a message of a topic, as JSON text. Never blocks. Does nothing if the topic has no subscriber."""
         topic = self._topics.get(name)
         if topic is None or not topic.subscribers:
             return
         subscribers = topic.subscribers
         self.delivered += len(subscribers)
         frame = frames.text_frame(message)
-        # In this order, because making way may show that one of them takes no more.
-        if len(subscribers) <= AT_ONCE and self._way.make_way() and subscribers.keys().isdisjoint(self._aside):
+        # The cork comes first: what it writes may show that a subscriber's transport takes no more.
+        if len(subscribers) <= AT_ONCE and self._cork.make_way() and subscribers.keys().isdisjoint(self._aside):
             before = topic.written
             topic.written = Written(before.messages + 1, before.octets + len(frame))
             for write in subscribers.values():
@@ -191,13 +198,13 @@ class Delivery:
                 subscriber.deliver(topic, frame)
 
     def subscriber(self, recipient: Recipient) -> Subscriber:
-        """The subscriber of a connection, which begins here if it has none."""
+        """Return the subscriber of a connection, a new one if it has none yet."""
         if recipient.subscriber is None:
             recipient.subscriber = Subscriber(recipient, self._aside)
         return recipient.subscriber
 
     def lost(self, recipient: Recipient) -> None:
-        """The connection hears no more. May be called twice."""
+        """End all subscriptions of a connection, because it is over. May be called twice."""
         subscriber = recipient.subscriber
         if subscriber is None:
             return

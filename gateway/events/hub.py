@@ -1,7 +1,7 @@
-"""Events: who may subscribe to what, and what a subscription and a publication come to.
+"""Publishing and subscribing: puts topics, the stream of messages and their delivery together.
 
-Messages of one topic arrive in the order of their offsets, or a gap is told. The stream (`gateway.cluster.stream`)
-numbers and keeps them, `topics` knows who is subscribed, and `delivery` hands them over.
+Messages of one topic arrive in the order of their offsets, or the subscriber is told that there is a gap. The stream
+(`cluster.stream`) numbers and keeps messages, `topics` knows the subscribers, and `delivery` hands messages to them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal
 
 MAX_SUBSCRIPTIONS: Final = 1000
-"""Topics and patterns that one connection may be subscribed to."""
+"""The most topics and patterns that one connection may be subscribed to."""
 
 OWN_TOPICS: Final = (
     "gateway.connection.opened",
@@ -30,13 +30,16 @@ OWN_TOPICS: Final = (
 """The gateway's own topics. Each begins with its first subscription."""
 
 Met = dict[str, tuple[Position, bool | None]]
-"""Where each topic is that a subscription meets, and whether what was missed is there; None: that was not asked."""
+"""The topics that a subscription meets, by name: where each is now, and whether all that was missed is still kept.
+
+The latter is None if the subscriber did not say which message it had last.
+"""
 
 
 class Events:
     """Publishing and subscribing, over one table of topics and one stream. ``published`` counts the messages.
 
-    ``start`` comes before all other calls, ``stop`` after them.
+    ``start`` is called before all other methods, ``stop`` after them.
     """
 
     def __init__(self, topics: Topics, stream: Stream, delivery: Delivery) -> None:
@@ -46,15 +49,18 @@ class Events:
         self.published = 0
 
     async def start(self) -> None:
-        """Connect the stream."""
+        """Connect the stream. Once."""
         await self._stream.connect(self._delivery.deliver)
 
     async def stop(self) -> None:
-        """Let go of the stream. May be called twice."""
+        """Close the stream. May be called twice."""
         await self._stream.close()
 
     def publish(self, name: str, data: bytes) -> Position:
-        """Publish JSON under a topic, which begins with its first message. Raises Refusal if there are too many."""
+        """Publish JSON on a topic, which begins if there is none of this name. Returns the message's position.
+
+        Raises Refusal if there are too many topics.
+        """
         try:
             self._topics.touch(name)
         except FullError:
@@ -63,21 +69,22 @@ class Events:
         return self._stream.publish(name, data)
 
     def wanted(self, name: str) -> bool:
-        """Whether anybody has ever subscribed to one of the gateway's own topics."""
+        """Return whether there is this topic of the gateway's own. It begins with its first subscription."""
         return self._topics.get(name) is not None
 
     def own(self, name: str, data: object) -> None:
-        """Publish under one of the gateway's own topics, if it is wanted."""
+        """Publish ``data``, encoded, on one of the gateway's own topics, if it is wanted."""
         if self.wanted(name):
             self.publish(name, jsonrpc.encode(data))
 
     def subscribe(
         self, recipient: Recipient, patterns: Sequence[str], since: Mapping[str, Position]
     ) -> tuple[Met, Callable[[], None]]:
-        """Subscribe a connection, which may, to topics and patterns.
+        """Subscribe a connection to topics and patterns. The caller has checked that it may.
 
-        Returns what they meet now, and what sends the missed messages and all that have come meanwhile: to be called
-        once, after the reply has been sent. Raises Refusal, and then nothing has changed.
+        ``since`` has, by topic, the position of the last message that the connection got. Returns the topics that are
+        met now, and a function to call once, after the reply has been sent: it sends the messages that were missed and
+        all that have come meanwhile. Raises Refusal, and then the connection's subscriptions are as they were.
         """
         subscriber = self._delivery.subscriber(recipient)
         _check(subscriber, patterns)
@@ -94,7 +101,7 @@ class Events:
     def _met(
         self, subscriber: Subscriber, patterns: Sequence[str], since: Mapping[str, Position], missed: list[bytes]
     ) -> Met:
-        """Join the topics; what was missed of them is added to ``missed``. Raises FullError."""
+        """Join the topics, and add to ``missed`` what was missed of them. Raises FullError."""
         met: Met = {}
         for topic in self._join(subscriber, patterns):
             name = topic.name
@@ -109,19 +116,19 @@ class Events:
             wanted = any(meets(pattern, name) for pattern in patterns)
             if wanted and name not in met and not name.startswith(OWN) and is_dotted_name(name):
                 self._topics.open(name)
-                met[name] = (self._stream.position(name), False)  # gone: told, like any other gap
+                met[name] = (self._stream.position(name), False)  # it was forgotten: told like any other gap
         return met
 
     def _join(self, subscriber: Subscriber, patterns: Sequence[str]) -> Iterator[Topic]:
         for pattern in patterns:
-            if pattern.startswith(OWN):  # the gateway's topics begin when somebody wants them
+            if pattern.startswith(OWN):  # the gateway's own topics begin with their first subscription
                 for name in OWN_TOPICS:
                     if meets(pattern, name):
                         self._topics.open(name)
             yield from self._topics.subscribe(subscriber, pattern)
 
     def unsubscribe(self, recipient: Recipient, patterns: Iterable[str]) -> list[str]:
-        """Take subscriptions away; returns those that are left."""
+        """End subscriptions of a connection. Returns those that are left."""
         subscriber = recipient.subscriber
         if subscriber is None:
             return []
@@ -130,19 +137,19 @@ class Events:
         return list(subscriber.patterns)
 
     def rescoped(self, recipient: Recipient) -> None:
-        """The connection has another credential: subscriptions that it does not allow end."""
+        """End the subscriptions that a connection's new credential does not allow."""
         subscriber = recipient.subscriber
         if subscriber is not None:
             allows = recipient.principal.allows
             self.unsubscribe(recipient, [p for p in subscriber.patterns if not allows(f"subscribe:{p}")])
 
     def lost(self, recipient: Recipient) -> None:
-        """The connection hears no more: its subscriptions end. May be called twice."""
+        """End all subscriptions of a connection, because it is over. May be called twice."""
         self._delivery.lost(recipient)
 
 
 def _check(subscriber: Subscriber, patterns: Sequence[str]) -> None:
-    """Raises Refusal for too many subscriptions, and for a topic of the gateway's own that there is not."""
+    """Raise Refusal if these are too many, or name a topic of the gateway's own that does not exist."""
     if len(subscriber.patterns.keys() | set(patterns)) > MAX_SUBSCRIPTIONS:
         raise Refusal(errors.OVERLOADED, f"{MAX_SUBSCRIPTIONS} subscriptions of one connection")
     for pattern in patterns:

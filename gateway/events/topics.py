@@ -1,6 +1,6 @@
-"""Topics: their names and patterns, and who is subscribed to them. Pure.
+"""Topics: their names and patterns, and their subscribers. Pure.
 
-A topic has its subscribers, those by pattern too, so that publishing looks at no pattern.
+A topic knows its subscribers, including those that have subscribed by a pattern, so publishing looks at no pattern.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
 
 def meets(pattern: str, topic: str) -> bool:
-    """Whether a subscription to ``pattern`` is one to ``topic``; the gateway's own topics have to be asked for."""
+    """Return whether a subscription to ``pattern`` includes ``topic``.
+
+    A pattern includes topics of the gateway's own only if it begins as they do.
+    """
     return pattern.startswith(OWN) == topic.startswith(OWN) and matches(pattern, topic)
 
 
 class Topic:
-    """One topic: who is subscribed to it, and how each of them is written to."""
+    """One topic. ``subscribers`` has for each subscriber what writes a frame straight to its transport.
+
+    If it is ``conflated``, a subscriber that does not read gets the latest message alone.
+    """
 
     __slots__ = ("conflated", "name", "subscribers", "written")
 
@@ -28,13 +34,14 @@ class Topic:
         self.conflated = conflated
         self.subscribers: dict[Follower, Callable[[bytes], None]] = {}
         self.written = NOTHING_WRITTEN
-        """What every subscriber was written at once, since the topic began."""
+        """What was written past the outboxes since the topic began, each time to all subscribers of that moment."""
 
 
 class Follower(Protocol):
     """A subscriber, as far as the topics know it (`delivery.Subscriber`).
 
-    ``patterns`` are those that it is subscribed to, and `Topics`' to change. ``topics`` are those that they meet now.
+    ``patterns`` are the names and patterns that it is subscribed to; only `Topics` changes them. ``topics`` are the
+    topics that they meet now, each with what `Topic.written` was when the subscriber joined.
     """
 
     patterns: dict[str, None]
@@ -42,26 +49,26 @@ class Follower(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Sends it one message's frame, at once."""
+        """Writes one message's frame straight to the transport."""
 
     def deliver(self, topic: Topic, frame: bytes) -> None:
-        """One message, as it goes on the wire."""
+        """Send one message's frame, or keep it back."""
 
     def joined(self, topic: Topic) -> None:
-        """One of its patterns meets this topic. May be called again."""
+        """Note that one of its patterns meets this topic. May be called again."""
 
     def parted(self, topic: Topic) -> None:
-        """None of its patterns meets this topic any more. May be called again."""
+        """Note that none of its patterns meets this topic any more. May be called again."""
 
 
 class FullError(Exception):
-    """There are as many topics as there may be, and each has a subscriber."""
+    """There are as many topics as there may be, and each of them has a subscriber."""
 
 
 class Topics:
-    """All topics. ``forgotten`` is told the name of each that had to make room for another one.
+    """All topics, ``max_topics`` at most. ``forgotten`` is called with the name of each that has to make room.
 
-    ``conflate`` are the patterns of topics of which a subscriber wants the latest message alone.
+    ``conflate`` are the names and patterns of topics that are conflated.
     """
 
     def __init__(self, forgotten: Callable[[str], None], *, max_topics: int, conflate: Sequence[str] = ()) -> None:
@@ -70,20 +77,20 @@ class Topics:
         self._conflate = tuple(conflate)
         self._topics: dict[str, Topic] = {}
         self._idle: OrderedDict[Topic, None] = OrderedDict()
-        """Those without a subscriber, the one published to last at its end."""
+        """The topics without a subscriber. The first one makes room first; publishing to one moves it to the end."""
         self._patterns: dict[str, dict[Follower, None]] = {}
 
     def __len__(self) -> int:
         return len(self._topics)
 
     def get(self, name: str) -> Topic | None:
-        """A topic that there is."""
+        """Return a topic, or None if there is none of this name."""
         return self._topics.get(name)
 
     def open(self, name: str) -> Topic:
-        """A topic that there is from now on; if there is no room, one without a subscriber goes.
+        """Return a topic, which begins if there is none of this name. If there is no room, an idle one is forgotten.
 
-        Raises FullError.
+        Raises FullError if no topic is idle.
         """
         topic = self._topics.get(name)
         if topic is not None:
@@ -101,7 +108,7 @@ class Topics:
         return topic
 
     def touch(self, name: str) -> None:
-        """Open a topic because a message of it is published: it is the last one to make room. Raises FullError."""
+        """Open a topic because a message is published on it, and make it the last to be forgotten. Raises FullError."""
         topic = self.open(name)
         if not topic.subscribers:
             self._idle.move_to_end(topic)
@@ -113,7 +120,7 @@ class Topics:
     # Subscriptions
 
     def subscribe(self, follower: Follower, pattern: str) -> list[Topic]:
-        """Add a subscription; returns the topics that it meets now. Again is harmless. Raises FullError."""
+        """Add a subscription. Returns the topics that it meets now. May be called again. Raises FullError."""
         if pattern in self._topics or is_dotted_name(pattern):
             topics = [self.open(pattern)]
         else:
@@ -125,7 +132,10 @@ class Topics:
         return topics
 
     def unsubscribe(self, follower: Follower, pattern: str) -> None:
-        """Take a subscription away; a topic that another one of the subscriber meets stays. Harmless without it."""
+        """End a subscription. Harmless if there is none.
+
+        Topics that another pattern of the subscriber meets stay.
+        """
         if pattern not in follower.patterns:
             return
         del follower.patterns[pattern]
@@ -135,7 +145,7 @@ class Topics:
                 self._part(follower, topic)
 
     def leave(self, follower: Follower) -> None:
-        """Take all subscriptions away. May be called twice."""
+        """End all subscriptions of a subscriber. May be called twice."""
         for pattern in follower.patterns:
             self._drop(follower, pattern)
         follower.patterns.clear()

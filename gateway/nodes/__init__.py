@@ -1,1 +1,1 @@
-"""Who serves what, and calls from one connection to another."""
+"""Connections that serve methods, and calls to them from other connections."""

@@ -1,6 +1,7 @@
-"""Who serves what: the registrations of nodes, found by name or by method.
+"""The registry of nodes: which connection serves which methods, found by the node's name or by method.
 
-A node is one connection. The newer one of a name takes over, and the end of the older never touches its registration.
+A node is one connection. If a newer connection registers under the same name it takes over, and the end of the older
+one does not touch the new registration.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from gateway.errors import Disconnect
 from gateway.rpc.calls import Callee
 
 MAX_METHODS: Final = 1000
-"""Methods of one node."""
+"""The most methods that one node may serve."""
 
 
 class Served(msgspec.Struct, frozen=True):
-    """A method of a node, and what the node says of it. ``encoded`` is its name in JSON, ``scope`` what callers need.
+    """A method of a node, and what the node says of it.
 
-    ``params`` is any JSON, a schema by custom; empty where there is none.
+    ``encoded`` is its name in JSON, ``scope`` the scope that callers need. ``params`` is any JSON, by custom a JSON
+    Schema; it is empty if the node gave none.
     """
 
     name: str
@@ -37,21 +39,25 @@ class NodePeer(Callee, Protocol):
 
     principal: Principal
     node: Node | None
+    """Its registration; None if it is not a node."""
 
     @property
     def conn_id(self) -> str:
-        """UUID4 text."""
+        """Its id: UUID4 text."""
 
     @property
     def remote(self) -> str:
-        """Where it is, as the log has it."""
+        """Its address, as the log has it."""
 
     def end(self, end: Disconnect) -> None:
-        """End the connection."""
+        """End the connection, for this reason."""
 
 
 class Node:
-    """One registered node. ``since`` is seconds since the epoch; ``context``: it wants to know who calls."""
+    """One registered node. ``since`` is in seconds since the epoch.
+
+    ``context`` is true if the node wants to be told with each call who the caller is and how much time is left.
+    """
 
     __slots__ = ("context", "methods", "name", "peer", "since")
 
@@ -64,14 +70,16 @@ class Node:
 
     @property
     def in_flight(self) -> int:
-        """Calls that it has not answered."""
+        """The number of calls that it has not answered."""
         return len(self.peer.calls)
 
 
 class Nodes:
-    """The registry. ``online`` and ``offline`` are told of every change, after it; ``online`` also of who was replaced.
+    """The registry.
 
-    ``version`` grows with each change of what is served.
+    ``online`` is called after a node has registered methods, or has taken some of them back: with the node, and with
+    the one that it has replaced, or None. ``offline`` is called after a node is gone. ``wall`` returns seconds since
+    the epoch. ``version`` grows with each change of what is served.
     """
 
     def __init__(
@@ -91,15 +99,18 @@ class Nodes:
         return len(self._by_name)
 
     def named(self, name: str) -> Node | None:
-        """The node of this name."""
+        """Return the node of this name, or None."""
         return self._by_name.get(name)
 
     def all(self) -> Iterable[Node]:
-        """All nodes, by name."""
+        """Return all nodes, in the order of their names."""
         return [node for _, node in sorted(self._by_name.items())]
 
     def serving(self, method: str) -> Node | None:
-        """A node with this method: the one with the fewest calls in flight, in turn among equals."""
+        """Return a node with this method, or None.
+
+        It is the node with the fewest calls in flight; nodes with equally many take turns.
+        """
         nodes = self._by_method.get(method)
         if nodes is None:
             return None
@@ -111,13 +122,14 @@ class Nodes:
         return node
 
     def served(self) -> dict[str, Served]:
-        """Every method that a node serves, as one of them describes it."""
+        """Return every method that is served, by name. If several nodes serve it, one of them has described it."""
         return {name: nodes[0].methods[name] for name, nodes in sorted(self._by_method.items())}
 
     def register(self, peer: NodePeer, name: str, methods: Iterable[Served], context: bool) -> Node | None:
-        """Add methods to a connection's registration, or begin it; returns the node that it has replaced.
+        """Add methods to a connection's registration, which begins if there is none yet.
 
-        The connection has no other name yet.
+        Returns the node of the same name that it has replaced, or None. The caller sees to it that a connection which
+        is a node already keeps its name.
         """
         node, replaced = peer.node, None
         if node is None:
@@ -136,9 +148,9 @@ class Nodes:
         return replaced
 
     def unregister(self, peer: NodePeer, methods: Iterable[str] | None = None) -> None:
-        """Take methods, None: all, out of a connection's registration; with the last it is over.
+        """Take methods out of a connection's registration, all of them by default. It ends with the last one.
 
-        Harmless for a connection that is no node.
+        Harmless if the connection is not a node, or does not serve these methods.
         """
         node = peer.node
         if node is None or not self._withdraw(node, list(node.methods) if methods is None else methods):
@@ -151,7 +163,7 @@ class Nodes:
         self._offline(node)
 
     def _withdraw(self, node: Node, methods: Iterable[str]) -> bool:
-        """Take these methods from a node; returns whether it had any of them."""
+        """Take these methods from a node. Returns whether it had any of them."""
         before = len(node.methods)
         for name in methods:
             if node.methods.pop(name, None) is None:

@@ -1,8 +1,8 @@
 """Routed calls: from one connection to another and back, byte for byte.
 
-A call is an entry in two tables, the caller's and the node's, and in one sweep for all deadlines: no task, no future
-and no timer of its own. It ends in exactly one way: the node's answer, the node's loss, the deadline, or a
-cancellation, by the caller or by its loss.
+A call is an entry in two tables, the caller's and the node's, and in the one wheel for all deadlines. It has no task,
+no future and no timer of its own. It ends in exactly one way: the node answers or is lost, the deadline passes, or the
+caller cancels the call or is lost.
 """
 
 from __future__ import annotations
@@ -31,35 +31,38 @@ from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 logger = logging.getLogger(__name__)
 
 NOT_DELIVERED: Final = "not_delivered"
-"""The ``outcome`` of a call that the node has not seen: it is safe to send it again."""
+"""The ``outcome`` that the caller is told if the node has not seen the call. It is safe to send it again."""
 
 UNKNOWN: Final = "unknown"
-"""The ``outcome`` of a call that the node may have run."""
+"""The ``outcome`` that the caller is told if the node may have run the call."""
 
 FAILURES: Final = (20, 10.0)
-"""How many failed calls of one connection are logged in how many seconds; the rest is counted."""
+"""How many failed calls of one connection are logged, and in how many seconds. The others are only counted."""
 
 
 class Span(Protocol):
-    """One call, as it is traced."""
+    """The trace of one call."""
 
     def finish(self, outcome: str) -> None:
-        """The call is over: ``ok``, ``error``, or the name of the gateway's error. Once."""
+        """End the span. ``outcome`` is ``ok``, ``error``, ``caller_lost``, or the name of the gateway's error. Once."""
 
 
 class Tracing(Protocol):
-    """Traces calls; see `gateway.telemetry.tracing`."""
+    """Traces calls (`telemetry.tracing.Tracing`)."""
 
     def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[Span, Raw]:
-        """A span under the caller's, and the ``traceparent`` for the node, in JSON."""
+        """Begin a span under the caller's. Returns it with the ``traceparent`` for the node, in JSON.
+
+        ``node`` and ``caller`` are names. The caller's ``traceparent`` is in JSON, too; it is empty if there is none.
+        """
 
 
 class RoutedCall(msgspec.Struct, eq=False, gc=False):
-    """One routed call in flight. In the caller's table it stands where a task of the gateway's own would.
+    """One routed call in flight: a `calls.Call`, and a `dispatcher.Request`.
 
-    ``request_id`` is the id that the caller has given it, ``call_id`` the one under which the node has it, both in
-    JSON. A struct costs half as much as an object. It is harmless that the garbage collector does not see it, because
-    the tables that hold it, and that it refers to, let go of it at its end.
+    ``request_id`` is the id that the caller has given it, ``call_id`` the id under which the node has it, both in JSON.
+    A struct costs half as much as an object. It is harmless that the garbage collector does not see it, because the
+    tables that hold it, and to which it refers, let go of it at its end.
     """
 
     call_id: bytes
@@ -80,36 +83,36 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         return self.node.peer
 
     def answered(self, message: Message) -> None:
-        """The node's answer: the caller's reply."""
+        """Make the node's answer the caller's reply."""
         if message.error is ABSENT:
-            end, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', message.result, b"}")
+            outcome, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', message.result, b"}")
         else:
-            end, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', message.error, b"}")
-        self._over(end, b"".join(parts))
+            outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', message.error, b"}")
+        self._over(outcome, b"".join(parts))
 
     def failed(self, error: RpcError) -> None:
-        """There is no answer."""
+        """Tell the caller why there is no answer."""
         self._over(error.name, self.router.failed(self, error, error.name))
 
     def cancel(self, verdict: RpcError) -> None:
-        """The caller does not want it any more."""
+        """End the call, because the caller does not want it any more."""
         self._end(verdict, verdict.name)
 
     def abandon(self) -> None:
-        """The caller is gone."""
+        """End the call, because the caller is gone."""
         self._end(errors.CANCELLED, CALLER_LOST)
 
-    def _end(self, verdict: RpcError, end: str) -> None:
-        reply = self.router.failed(self, verdict, end)
-        self.router.calls.drop(self)  # not before the node is told: one that is leaving may be closed by it
-        self._over(end, reply)
+    def _end(self, verdict: RpcError, outcome: str) -> None:
+        reply = self.router.failed(self, verdict, outcome)
+        self.router.calls.drop(self)  # not before the node is told: if it is leaving, this may close it
+        self._over(outcome, reply)
 
-    def _over(self, end: str, reply: bytes) -> None:
-        """Count how it ended, and hand the caller its reply, on its own or within its batch."""
+    def _over(self, outcome: str, reply: bytes) -> None:
+        """Count how the call ended, and give the caller its reply, alone or within its batch."""
         clock = self.router.clock  # read first, as in Router.send
-        self.tally.ended(end, clock() - self.begun)
+        self.tally.ended(outcome, clock() - self.begun)
         if self.span is not None:
-            self.span.finish(end)
+            self.span.finish(outcome)
         caller = self.caller
         del caller.running[self.request_id]
         if self.batch is None:
@@ -122,7 +125,10 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
 
 class NodeForward(msgspec.Struct, gc=False):
-    """A `dispatcher.Forward` to one node: to which of its methods, with which parameters, for how many seconds."""
+    """A `dispatcher.Forward` to one node.
+
+    It says which of the node's methods is called, with which parameters, in JSON, and how many seconds the call has.
+    """
 
     router: Router
     node: Node
@@ -131,13 +137,17 @@ class NodeForward(msgspec.Struct, gc=False):
     timeout: float
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
-        """Send it. Raises Refusal if too many are in flight."""
+        """Send the request on. Raises Refusal if too many are in flight."""
         where = self.node, self.served, self.params, self.timeout
         self.router.send(caller, *where, traceparent, request_id, batch, tally)
 
 
 class Router:
-    """Sends requests on to nodes, and their answers back."""
+    """Sends requests on to nodes, and their answers back.
+
+    ``call_timeout`` is in seconds; ``clock`` returns monotonic seconds. ``max_in_flight`` bounds what is in flight for
+    one caller, ``max_node_in_flight`` the calls that one node has not answered.
+    """
 
     def __init__(
         self,
@@ -165,15 +175,15 @@ class Router:
     # The way there
 
     def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
-        """Send a request on to a node that serves its method; without an id, as a notification.
+        """Send a request on to a node that serves its method; without a ``request_id``, as a notification.
 
-        Raises Refusal where the caller may not, nobody serves it, or there is too much to do.
+        Raises Refusal if no node serves the method, the caller may not call it, or too many requests are in flight.
         """
         method = message.method
         node = self._nodes.serving(method)
         if node is None:
-            refused = Refusal if method.startswith(RESERVED) else self.refused
-            raise refused(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
+            refusal = Refusal if method.startswith(RESERVED) else self.refused
+            raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
         served = node.methods[method]
         if not caller.principal.allows(served.scope):
             raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
@@ -181,9 +191,10 @@ class Router:
         self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally)
 
     def by_node(self, caller: Peer, name: str, method: str, params: bytes, timeout: float | None) -> NodeForward:
-        """The way of a call to this node.
+        """Return the `NodeForward` of a call to the node with this name.
 
-        Raises Refusal if the caller may not call the method, the node is not there, or it does not serve the method.
+        ``timeout`` is in seconds; None stands for the default. Raises Refusal if the caller may not call the method,
+        there is no such node, or it does not serve the method.
         """
         scope = f"call:{method}"
         if not caller.principal.allows(scope):
@@ -197,8 +208,11 @@ class Router:
         return NodeForward(self, node, served, params, self._call_timeout if timeout is None else timeout)
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal of a call that no node gets."""
+        """Return the refusal of a call that no node gets."""
         return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
+
+    def _overloaded(self, detail: str) -> Refusal:
+        return self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
     def send(  # noqa: PLR0917 - on the hot path: no object only to pass them
         self,
@@ -212,18 +226,17 @@ class Router:
         batch: Batch | None,
         tally: Tally,
     ) -> None:
-        """Send a request on to a node, and enter it into both tables; its end goes into ``tally``.
+        """Send a request on to a node, and enter it into both tables. Its outcome goes into ``tally``.
 
-        Raises Refusal if too many requests of the caller, or calls of the node, are in flight.
+        A notification, which has an empty ``request_id``, enters no table. Raises Refusal if too many requests of the
+        caller, or calls to the node, are in flight.
         """
         if len(caller.running) >= self._max_in_flight:
-            detail = f"{self._max_in_flight} requests are in flight"
-            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
+            raise self._overloaded(f"{self._max_in_flight} requests are in flight")
         callee = node.peer
         calls = callee.calls
         if request_id and len(calls) >= self._max_node_in_flight:
-            detail = f"{node.name} has {self._max_node_in_flight} calls in flight"
-            raise self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
+            raise self._overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
         span = None
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
@@ -236,10 +249,10 @@ class Router:
             callee.send(b"".join((b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail)))
             tally.count(OK)
             return
-        # Read before they are called, for CPython 3.11 is slow to call what an instance has, and not its class.
-        new_id, to, clock, send = self._new_id, self._slot, self.clock, callee.send
+        # Read before they are called: CPython 3.11 is slow to call what is an attribute of an instance, not of a class.
+        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.send
         call_id = new_id()
-        slot = to(timeout)
+        slot = slot_for(timeout)
         call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
         calls[call_id] = call  # as Calls.enter() does
         slot[call] = None
@@ -252,7 +265,10 @@ class Router:
     # The way back
 
     def progress(self, callee: Peer, call_id: bytes, value: bytes) -> bool:
-        """The node reports on a call that is running; False where there is none."""
+        """Pass a node's report on a call on to the caller, under the caller's id.
+
+        ``call_id`` and ``value`` are JSON. Returns False if the node has no such call of a caller's in flight.
+        """
         call = callee.calls.get(call_id)
         if not isinstance(call, RoutedCall):
             return False
@@ -260,14 +276,17 @@ class Router:
         call.caller.send(b"".join((head, call.request_id, b',"value":', value, b"}}")))
         return True
 
-    def failed(self, call: RoutedCall, error: RpcError, end: str) -> bytes:
-        """The reply to a call that the node has not answered; where the node is still there it is told."""
+    def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
+        """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node.
+
+        A node that is lost is told nothing.
+        """
         if error is not errors.NODE_LOST:
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
-        self._log(call, end)
+        self._log(call, reason)
         return jsonrpc.error_reply(call.request_id, error, f"{call.node.name}: {call.served.name}", outcome=UNKNOWN)
 
-    def _log(self, call: RoutedCall, end: str) -> None:
+    def _log(self, call: RoutedCall, reason: str) -> None:
         caller = call.caller
         left_out = self._failures.admit(caller.conn_id)
         if left_out is None:
@@ -280,17 +299,17 @@ class Router:
             "method": method,
             "node": node.name,
             "nodeConnId": node.peer.conn_id,
-            "error": end,
+            "error": reason,
             "outcome": UNKNOWN,
             "duration": round(self.clock() - call.begun, 3),
         }
         if left_out:
             fields["leftOut"] = left_out
-        logger.info("call of %s failed: %s", method, end, extra=fields)
+        logger.info("call of %s failed: %s", method, reason, extra=fields)
 
 
 def _tail(node: Node, caller: Peer, timeout: float, traceparent: Raw) -> bytes:
-    """The end of a call that has more than JSON-RPC knows."""
+    """Return the end of a call that has members which JSON-RPC does not know."""
     context = b""
     if node.context:
         known = {"caller": caller.principal.name, "timeLeftMs": int(timeout * 1000)}

@@ -1,6 +1,7 @@
-"""Calls that the gateway has sent and waits for: one table for each peer, and one sweep for the deadlines of all.
+"""Calls that the gateway has sent and waits for: one table for each peer, and one wheel for all deadlines.
 
-A call ends in exactly one way: the peer's answer, the peer's loss, the deadline, or because nobody waits any more.
+A call ends in exactly one way: the peer answers, the peer is lost, the deadline passes, or the call is dropped because
+its answer is no longer wanted.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from gateway.rpc.jsonrpc import Message
 class CallError(Exception):
     """A call that the gateway made has failed.
 
-    ``code``, ``message`` and ``data`` are those of the peer's error, or where the peer did not answer the gateway's
-    own: `node_lost` or `timeout`.
+    ``code``, ``message`` and ``data`` are those of the peer's error. If the peer did not answer, they are those of the
+    gateway's own `node_lost` or `timeout`. ``code`` is 0 if the peer's answer has none, or cannot be decoded.
     """
 
     def __init__(self, code: int, message: str, data: object = None) -> None:
@@ -37,59 +38,72 @@ class Callee(Protocol):
     """A peer that can be called."""
 
     calls: dict[bytes, Call]
+    """The calls to it that are in flight, by their ``call_id``."""
+
     leaving: bool
-    """Whether it goes as soon as nothing is in flight."""
+    """Whether it is to be closed as soon as nothing is in flight."""
 
     def send(self, payload: bytes) -> None:
         """Send one JSON text."""
 
     def settled(self) -> None:
-        """A request of the peer, or a call to it, is no longer in flight."""
+        """Note that a request of the peer, or a call to it, is no longer in flight."""
 
 
 class Call(Hashable, Protocol):
-    """One call in flight."""
+    """One call in flight. At its end either ``answered`` or ``failed`` is called once, unless it was dropped.
+
+    By then it is in its callee's ``calls`` and in its slot no more.
+    """
 
     @property
     def slot(self) -> dict[Call, None]:
-        """Where it waits for its deadline."""
+        """The slot of the wheel in which it waits for its deadline."""
 
     @property
     def callee(self) -> Callee:
-        """Who is called."""
+        """The peer that is called."""
 
     @property
     def call_id(self) -> bytes:
-        """The id under which the callee has it."""
+        """The id under which the callee has it, in JSON."""
 
     def answered(self, message: Message) -> None:
-        """The peer's response. Called once, or else ``failed``."""
+        """Take the peer's response."""
 
     def failed(self, error: RpcError) -> None:
-        """Why there is no response."""
+        """Take the reason why there is no response."""
 
 
 class Calls:
-    """All calls in flight. Ids are numbers of its own; they never meet those of the peer's requests."""
+    """All calls in flight.
+
+    Their ids are numbers that the gateway chooses. A peer's requests have ids of the peer's choice and are kept in
+    another table, so the same id may occur in both.
+    """
 
     def __init__(self) -> None:
         self._wheel: Final[Wheel[Call]] = Wheel(self._expired)
         # On the hot path: no call in between.
         self.new_id: Final = _numbers().__next__
-        """An id for the next call."""
+        """Returns an id for the next call."""
         self.slot: Final = self._wheel.slot
-        """Where a call waits for its deadline, in so many seconds."""
+        """Returns the slot in which a call waits for its deadline, given its timeout in seconds."""
 
     def __len__(self) -> int:
         return len(self._wheel)
 
     def enter(self, call: Call) -> None:
-        """A call begins; sending it is the caller's."""
+        """Begin a call. Sending it is left to the caller."""
         call.callee.calls[call.call_id] = call
         call.slot[call] = None
 
     def answered(self, callee: Callee, message: Message) -> bool:
-        """A response has come. False where nobody waits for it: it is late, or was never asked for, or is none."""
+        """Hand a response to the call that waits for it.
+
+        Returns False if there is no such call, because the response is late or was never asked for, and if the message
+        is not a response.
+        """
         call_id = b"" + message.id
         call = callee.calls.get(call_id)
         if call is None or not jsonrpc.is_response(message):
@@ -102,13 +116,13 @@ class Calls:
         return True
 
     def drop(self, call: Call) -> None:
-        """Nobody waits for this call any more. Harmless when it has ended."""
+        """End a call whose answer is no longer wanted. Harmless if it has ended."""
         if call.callee.calls.pop(call.call_id, None) is not None:
             del call.slot[call]
             call.callee.settled()
 
     def lost(self, callee: Callee) -> None:
-        """The peer is gone: all that it has not answered ends."""
+        """End all calls that this peer has not answered, because it is gone."""
         calls, callee.calls = callee.calls, {}
         for call in calls.values():
             del call.slot[call]
@@ -121,7 +135,7 @@ class Calls:
 
 
 def _numbers() -> Iterator[bytes]:
-    """1, 2, 3 and so on. Put together from two parts, for to format each costs twice as much."""
+    """Yield 1, 2, 3 and so on, put together from two parts because formatting each number costs twice as much."""
     yield from (b"%d" % number for number in range(1, 100))
     lasts = [b"%02d" % number for number in range(100)]
     for number in itertools.count(1):
@@ -131,7 +145,7 @@ def _numbers() -> Iterator[bytes]:
 
 
 class _OwnCall:
-    """A call of the gateway's own: its end wakes who waits for it."""
+    """A call of the gateway's own. Its end wakes the coroutine that waits for the answer."""
 
     __slots__ = ("_answer", "call_id", "callee", "slot")
 
@@ -150,15 +164,16 @@ class _OwnCall:
         self._end(error)
 
     def _end(self, outcome: Message | RpcError) -> None:
-        """Hand it over, unless nobody waits any more."""
+        """Hand over the outcome, unless the wait was cancelled meanwhile."""
         if not self._answer.done():
             self._answer.set_result(outcome)
 
 
 async def call(calls: Calls, callee: Callee, method: str, params: object, timeout: float) -> Any:
-    """Call a method of the peer and return its decoded result. Raises `CallError`, and TypeError for ``params``.
+    """Call a method of the peer and return its decoded result. ``timeout`` is in seconds.
 
-    Cancelling it tells the peer, with `rpc.cancel`.
+    Raises `CallError` if the call fails, and what `jsonrpc.encode` raises if ``params`` cannot be encoded. Cancelling
+    the coroutine cancels the call: the peer is told so with `rpc.cancel`.
     """
     encoded = None if params is None else Raw(jsonrpc.encode(params))
     answer: asyncio.Future[Message | RpcError] = asyncio.get_running_loop().create_future()
@@ -182,7 +197,7 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
 
 
 def failed(error: RpcError) -> CallError:
-    """A call that ends with one of the gateway's own errors."""
+    """Return the `CallError` of a call that ends with one of the gateway's own errors."""
     return CallError(error.code, error.message, {"code": error.name, "temporary": error.temporary})
 
 

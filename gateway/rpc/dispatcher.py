@@ -1,4 +1,8 @@
-"""The one table of methods, and what becomes of each message: a reply, a refusal, a task, or the answer to a call."""
+"""Finds out what each message is, and runs the method that a request is for: the one table of methods.
+
+A message is a request, a notification, a batch of these, or the answer to a call of the gateway's. A plain method is
+answered at once, an ``async def`` runs as a task, and what the gateway does not have itself goes to the `Route`.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +40,10 @@ class Peer(Callee, Caller, Protocol):
     principal: Principal
     bucket: Bucket | None
     running: dict[object, Request]
-    """Its requests in flight, by id; notifications by themselves."""
+    """What is in flight for it: requests by their id, notifications by an object of their own."""
 
     def end(self, end: Disconnect) -> None:
-        """End the connection."""
+        """End the connection, for this reason."""
 
 
 class Request(Protocol):
@@ -49,32 +53,35 @@ class Request(Protocol):
         """End it, for this reason."""
 
     def abandon(self) -> None:
-        """End it: the caller is gone."""
+        """End it, because the caller is gone."""
 
 
 class Forward(Protocol):
-    """What a method with ``forwards`` returns: its request goes on to where the answer comes from."""
+    """What a method with ``forwards`` returns: it sends the method's request on, to where the answer comes from."""
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
-        """Send it on; the answer goes to the caller, and the outcome into ``tally``. Raises Refusal."""
+        """Send the request on; its answer goes to the caller, and its outcome into ``tally``.
+
+        ``request_id`` is empty for a notification. Raises Refusal if the request is not sent on.
+        """
 
 
 class Route(Protocol):
-    """The way of requests whose method the gateway does not have itself; see `gateway.nodes.routing`."""
+    """Takes the requests whose method the gateway does not have itself (`nodes.routing.Router`)."""
 
     @property
     def tally(self) -> Tally:
-        """What became of them."""
+        """What became of these requests."""
 
     def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
-        """Send one on. Raises Refusal."""
+        """Send a request on, or a notification, whose ``request_id`` is empty. Raises Refusal if that cannot be."""
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """The refusal of a call that reaches nobody, as the caller is to be told of it."""
+        """Return the refusal of a call that is not sent on, as the caller is to be told of it."""
 
 
 class Running:
-    """One ``async def`` method at work."""
+    """The task of one ``async def`` method, and the request that it runs for."""
 
     __slots__ = ("abandoned", "batch", "begun", "key", "method", "peer", "request_id", "task", "traceparent", "verdict")
 
@@ -92,19 +99,24 @@ class Running:
         """Why it is being cancelled."""
 
     def cancel(self, verdict: RpcError) -> None:
-        """Stop it; the first verdict stands."""
+        """Cancel the task, for this reason. The first verdict stands; later calls do nothing."""
         if self.task is not None and self.verdict is None:
             self.verdict = verdict
             self.task.cancel()
 
     def abandon(self) -> None:
-        """Stop it: nobody waits for it."""
+        """Cancel the task, because the caller is gone."""
         self.abandoned = self.verdict is None
         self.cancel(errors.CANCELLED)
 
 
 class Dispatcher:
-    """Answers JSON-RPC messages from one table of methods."""
+    """Answers JSON-RPC messages from one table of methods.
+
+    ``max_in_flight`` bounds what is in flight for one connection, ``max_batch`` the elements of a batch, and ``rate``
+    the messages of one connection, except for answers that a call was waiting for. ``call_timeout`` is in seconds;
+    ``clock`` returns monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -129,23 +141,23 @@ class Dispatcher:
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
         self.late_replies = 0
-        """Responses that nobody waited for."""
+        """Responses for which no call was waiting."""
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The table, by name."""
+        """The table: methods by name."""
         return self._methods
 
     def tallies(self) -> Iterable[tuple[str, Tally]]:
-        """What became of all requests: those of the table by method, all others under `ROUTED`."""
+        """Yield what became of all requests: by name for each method of the table, under `ROUTED` for all others."""
         yield from ((name, entry.tally) for name, entry in self._methods.items())
         yield ROUTED, self._route.tally
 
     def add(self, source: object, *, own: bool = False) -> None:
-        """Enter the methods that a module, an object or a function declares.
+        """Enter the methods that a module or an object declares, or a declared function itself.
 
-        ``own``: the gateway's own, which may have a reserved name. Raises ValueError for a name that is taken, or
-        reserved, and for a source without methods; TypeError for a wrong signature.
+        With ``own`` they are the gateway's own, which may have a reserved name. Raises ValueError for a name that is
+        taken or reserved, and for a source without methods; raises TypeError for a wrong signature.
         """
         found = False
         for entry in collect(source):
@@ -159,7 +171,7 @@ class Dispatcher:
             raise ValueError(f"{source!r} declares no method; see gateway.api")
 
     def permitted(self, peer: Peer) -> Iterable[Method]:
-        """The methods that this connection may call, by name."""
+        """Return the methods that this connection may call, in the order of their names."""
         return [entry for _, entry in sorted(self._methods.items()) if _may(peer, entry)]
 
     def dispatch(self, peer: Peer, data: Payload) -> None:
@@ -198,7 +210,10 @@ class Dispatcher:
         return jsonrpc.error_reply(found.id, found.error, found.detail)
 
     def _pace(self, peer: Peer) -> None:
-        """Count a message against the peer's rate. Raises Refusal over it, and ends who never heeds that."""
+        """Count a message against the peer's rate. Raises Refusal if it is exceeded.
+
+        A peer that never heeds these refusals is ended.
+        """
         if self._rate is None:
             return
         now = self._clock()
@@ -211,7 +226,7 @@ class Dispatcher:
             raise Refusal(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
 
     def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
-        """One message: the reply, or None where there is none, or none yet."""
+        """Handle one message. Returns the reply, or None if there is none, or none yet."""
         request_id = b"" + message.id
         name = message.method
         if name is NO_METHOD:
@@ -253,7 +268,7 @@ class Dispatcher:
             return failure(peer, name, request_id, error)
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
-        """Raises Refusal for a request that comes too soon, or too late."""
+        """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
         self._pace(peer)
         if self._status.phase is not _DRAINING:
             return
@@ -263,7 +278,7 @@ class Dispatcher:
             raise Refusal(errors.DRAINING)
 
     def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
-        """The peer's answer to a call of ours; what is neither a request nor an answer is refused."""
+        """Count a response for which no call was waiting. Returns the refusal of a message that is not a response."""
         if request_id and jsonrpc.may_be_id(request_id) and jsonrpc.is_response(message):
             self.late_replies += 1
             with suppress(Refusal):
@@ -285,7 +300,7 @@ class Dispatcher:
         if batch is not None:
             batch.expect()
         self._sweep.begin(running, method.timeout or self._call_timeout)
-        # Not a `finally` of the work's own: a task that is cancelled before its first step never gets there.
+        # A `finally` in the task itself would not do: one that is cancelled before its first step never gets there.
         running.task.add_done_callback(lambda task: self._finished(running, task))
 
     def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
@@ -307,7 +322,7 @@ class Dispatcher:
         peer.settled()
 
     def cancel(self, peer: Peer, request_id: bytes) -> bool:
-        """The caller cancels its request with this id. False where none is in flight."""
+        """Cancel the peer's request with this id, in JSON. Returns False if none is in flight."""
         running = peer.running.get(request_id)
         if running is None:
             return False
@@ -315,14 +330,14 @@ class Dispatcher:
         return True
 
     def lost(self, peer: Peer) -> None:
-        """The connection is over: end what runs for it, and the calls that it has not answered."""
+        """End what is in flight for a connection that is over, and the calls that it has not answered."""
         for running in list(peer.running.values()):
             running.abandon()
         self._calls.lost(peer)
 
 
 def _malformed(request_id: bytes | None) -> Invalid:
-    """A request whose id is wrong (None), or else whose parameters are."""
+    """Return what to refuse a request as: its id is wrong if ``request_id`` is None, otherwise its parameters are."""
     if request_id is None:
         return Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
     return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
@@ -340,9 +355,9 @@ _Outcome = tuple[bytes | None, str | None, Callable[[], None] | None]
 
 
 def _outcome(running: Running, task: asyncio.Task[Any]) -> _Outcome:
-    """What a finished task comes to: the reply, the outcome's name, and what is done after the reply.
+    """Return what a finished task has come to: the reply, the outcome's name, and what to do after the reply.
 
-    A request that has been sent on has neither a reply nor an outcome yet.
+    Reply and outcome are None for a request that has been sent on: they are still to come.
     """
     peer, name, request_id = running.peer, running.method.name, running.request_id
     if task.cancelled():
@@ -358,9 +373,12 @@ def _outcome(running: Running, task: asyncio.Task[Any]) -> _Outcome:
 
 
 def _returned(running: Running, result: Any) -> _Outcome:
-    """The same for a task that has returned. Raises whatever comes of a result that cannot be encoded or sent on."""
+    """Return the same for a task that has returned, rather than raised.
+
+    Raises Refusal for a request that cannot be sent on, and what `replies.success` raises.
+    """
     if running.method.forwards:
-        if running.verdict is not None:  # it is not wanted any more, though the method did not heed that
+        if running.verdict is not None:  # the method did not heed that its request is no longer wanted
             raise Refusal(running.verdict)
         result.send(running.peer, running.request_id, running.traceparent, running.batch, running.method.tally)
         return None, None, None

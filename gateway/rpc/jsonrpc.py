@@ -1,8 +1,8 @@
 """JSON-RPC 2.0 (jsonrpc.org/specification) as a pure codec: bytes in, messages out; messages in, bytes out.
 
-The envelope is decoded once. ``id``, ``params``, ``result`` and ``error`` stay `msgspec.Raw`: they are given back, or
-passed on, byte for byte. The decoder still checks all of it: a lone surrogate, a NaN or a missing bracket inside of a
-Raw is found here.
+The envelope is decoded once. ``id``, ``params``, ``result`` and ``error`` stay `msgspec.Raw`, which is given back or
+passed on byte for byte. The decoder checks what is in a Raw, too: it finds a lone surrogate, a NaN or a missing bracket
+there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Raw
 from gateway.errors import INVALID_REQUEST, PARSE_ERROR, RpcError
 
 ABSENT: Final = Raw(b"")
-"""A member that is not there. The ``id`` of a notification."""
+"""The value of a member that is not there, such as the ``id`` of a notification."""
 
 NO_METHOD: Final = "\0no method"
 """The ``method`` of a response; compare it by identity, because a request may name any text, even an empty one."""
@@ -25,11 +25,14 @@ NO_METHOD: Final = "\0no method"
 NULL: Final = Raw(b"null")
 
 MAX_DETAIL: Final = 200
-"""Characters of a decoder's own words that go into a reply: they quote what the caller has sent."""
+"""The most characters of a text that go into a reply if they quote what the peer has sent, as decoders do."""
 
 
 class Message(msgspec.Struct, gc=False):
-    """One request, notification (no ``id``) or response (no ``method``). In the order that nearly all peers write."""
+    """One request, notification (no ``id``) or response (no ``method``).
+
+    Its members have the order in which nearly all peers write them.
+    """
 
     jsonrpc: Literal["2.0"]
     id: Raw = ABSENT
@@ -38,11 +41,15 @@ class Message(msgspec.Struct, gc=False):
     result: Raw = ABSENT
     error: Raw = ABSENT
     traceparent: Raw = ABSENT
-    """Of W3C Trace Context, for a routed request; JSON-RPC does not know it."""
+    """The member of W3C Trace Context, for routed requests. It is not part of JSON-RPC."""
 
 
 class Invalid(msgspec.Struct, gc=False):
-    """What is no JSON-RPC message: the refusal that it gets, why, and the id to send it under."""
+    """Stands for a text that is not a JSON-RPC message.
+
+    ``error`` is the refusal that answers it, ``detail`` says what is wrong, and ``id`` is the one to answer under, in
+    JSON.
+    """
 
     error: RpcError
     detail: str
@@ -54,28 +61,34 @@ class _IdAlone(msgspec.Struct, gc=False):
 
 
 decode: Final = msgspec.json.Decoder(Message).decode
-"""One text message, valid UTF-8, to the message that nearly all are: a single one.
+"""Decodes a text message, valid UTF-8, that is a single JSON-RPC message, as nearly all are.
 
-Raises one of `UNDECODABLE`, for `decode_other`. The kinds of ``id`` and ``params`` are for `may_be_id` and
-`STRUCTURED`: whoever handles the message looks at their bytes anyway.
+Raises one of `UNDECODABLE` for anything else, which `decode_other` takes. The JSON types of ``id`` and ``params`` are
+not checked: the caller looks at their bytes anyway, and checks them with `may_be_id` and `STRUCTURED`.
 """
 
 UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
+"""What decoding raises: for text that is not valid, and for JSON that is nested too deeply."""
+
 STRUCTURED: Final = (ord("{"), ord("["))
-"""First bytes that ``params`` may have (the specification, section 4.2)."""
+"""The first bytes that ``params`` may have (the specification, section 4.2)."""
 
 _id_alone: Final = msgspec.json.Decoder(_IdAlone).decode
 _valid: Final = msgspec.json.Decoder(Raw).decode
 encode: Final = msgspec.json.Encoder().encode
-"""Any result to JSON, as msgspec encodes it; `msgspec.Raw` goes out as it is. Raises TypeError."""
+"""Encodes any value to JSON as msgspec does; `msgspec.Raw` goes out as it is.
+
+Raises TypeError for a type that JSON does not have, ValueError for a text that UTF-8 does not have, and RecursionError
+for a value that is nested too deeply.
+"""
 
 _BLANK: Final = b" \t\r\n"
 
 
 def decode_other(data: bytes | bytearray, error: Exception, max_batch: int) -> Invalid | list[Message | Invalid]:
-    """What is no single message, as `decode` has found with this error: a batch, or nothing valid. Never raises.
+    """Decode a text for which `decode` has raised this error: it is a batch, or not valid. Never raises.
 
-    A batch of more than ``max_batch`` elements is refused before they are looked at.
+    A batch of more than ``max_batch`` elements is refused before its elements are looked at.
     """
     if data.lstrip(_BLANK)[:1] != b"[":
         return _classify(data, error)
@@ -93,9 +106,9 @@ def decode_other(data: bytes | bytearray, error: Exception, max_batch: int) -> I
 
 @lru_cache
 def _batch(most: int) -> Callable[[bytes | bytearray], msgspec.Struct]:
-    """A decoder of an array's first ``most`` elements, which only skips the rest.
+    """Return a decoder of an array's first ``most`` elements, which only skips the rest.
 
-    A mebibyte of ``[1,1,…`` as a list would hold up everybody else for 20 ms; skipped, it takes 2.
+    A mebibyte of ``[1,1,…`` decoded as a list would hold up all other connections for 20 ms. Skipping it takes 2 ms.
     """
     fields = [(f"element{number}", Raw, ABSENT) for number in range(most)]
     return msgspec.json.Decoder(msgspec.defstruct("Batch", fields, array_like=True, gc=False)).decode
@@ -109,7 +122,7 @@ def _decode_element(data: Raw) -> Message | Invalid:
 
 
 def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
-    """Tell JSON that is no message from what is no JSON, and find the id to answer under."""
+    """Tell JSON that is not a message from text that is not JSON, and find the id to answer under."""
     if isinstance(error, RecursionError):
         return Invalid(INVALID_REQUEST, "nested too deeply")
     try:
@@ -126,23 +139,29 @@ def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
 
 
 def may_be_id(raw: bytes) -> bool:
-    """Whether this JSON value is a string, an integer or null (the specification, section 4)."""
+    """Return whether this JSON value is a string, an integer or null (the specification, section 4)."""
     first = raw[:1]
     return raw.isdigit() or first == b'"' or raw == b"null" or (first == b"-" and raw[1:].isdigit())
 
 
 def is_response(message: Message) -> bool:
-    """Whether a message without a method has exactly one of ``result`` and ``error``."""
+    """Return whether a message without a method has exactly one of ``result`` and ``error``."""
     return (message.result is ABSENT) is not (message.error is ABSENT)
 
 
 def result_reply(request_id: bytes, result: bytes) -> bytes:
-    """A reply with a result that is JSON already. Joined, for to format a megabyte costs 25 times as much."""
+    """Return a reply with a result that is JSON already.
+
+    Its parts are joined, because formatting a megabyte costs 25 times as much.
+    """
     return b"".join((b'{"jsonrpc":"2.0","id":', request_id, b',"result":', result, b"}"))
 
 
 def error_reply(request_id: bytes, error: RpcError, detail: str = "", **data: object) -> bytes:
-    """An error reply; ``detail`` goes behind the error's own sentence, ``data`` beside its name."""
+    """Return an error reply. ``detail`` is added to the error's own sentence, ``data`` to its name in the reply's data.
+
+    Raises what `encode` raises.
+    """
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (
         request_id,
         encode(
@@ -156,16 +175,16 @@ def error_reply(request_id: bytes, error: RpcError, detail: str = "", **data: ob
 
 
 def request(call_id: bytes, method: str, params: object) -> bytes:
-    """A request; ``params`` is anything that msgspec encodes to an array or an object, None for none."""
+    """Return a request. ``params`` is anything that msgspec encodes to an array or an object; None leaves it out."""
     head = b'{"jsonrpc":"2.0","id":%b,"method":%b' % (call_id, encode(method))
     return head + b"}" if params is None else b'%b,"params":%b}' % (head, encode(params))
 
 
 def notification(method: str, params: object) -> bytes:
-    """A notification; ``params`` is anything that msgspec encodes to an array or an object."""
+    """Return a notification. ``params`` is anything that msgspec encodes to an array or an object."""
     return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), encode(params))
 
 
 def batch(replies: list[bytes]) -> bytes:
-    """The replies to one batch, in one message."""
+    """Return the replies to one batch as one message."""
     return b"[" + b",".join(replies) + b"]"

@@ -4,10 +4,10 @@
     async def snapshot(peer: Peer, params: SnapshotParams) -> Snapshot:
         '''Take a picture now.'''
 
-The first argument is the connection that calls. The second, where there is one, is a `msgspec.Struct`, decoded and
-validated before the function is called, or `bytes`, the caller's JSON as it came, empty where there are no parameters.
-The result is anything that msgspec encodes, or `msgspec.Raw`, JSON that goes out as it is. The docstring and the types
-are the method's documentation in ``rpc.discover``.
+The first argument is the connection that calls. The second, if there is one, is either a `msgspec.Struct`, decoded and
+validated before the function is called, or `bytes`: the caller's JSON as it came, empty if there are no parameters. The
+result is anything that msgspec encodes; a `msgspec.Raw` is JSON that goes out as it is. The docstring and the types are
+the method's documentation in ``rpc.discover``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gateway.rpc.jsonrpc import MAX_DETAIL
 from gateway.telemetry.counts import Tally
 
 AUTHENTICATED: Final = "authenticated"
-"""The scope of a method that everybody may call who is authenticated at all."""
+"""The scope of a method that every authenticated caller may use."""
 
 CALL: Final = "call"
-"""Short for ``call:`` and the method's own name."""
+"""Short for the scope ``call:`` followed by the method's own name."""
 
 _MARK: Final = "__gateway_method__"
 _BLANK: Final = b" \t\r\n"
@@ -39,9 +39,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Refusal(Exception):
-    """Raised by a method: the request is refused with ``error``. The connection lives on, and nothing is logged.
+    """A method raises this to refuse a request with ``error``. The connection lives on, and nothing is logged.
 
-    ``detail`` goes behind the error's own sentence, ``data`` beside its name in the reply's ``data``.
+    ``detail`` is added to the error's own sentence, ``data`` to its name in the reply's ``data``.
     """
 
     def __init__(self, error: RpcError, detail: str = "", **data: object) -> None:
@@ -55,7 +55,10 @@ Result = TypeVar("Result")
 
 
 class Then(Generic[Result]):
-    """Returned by a method instead of its result: the result, and what is done after the reply has been sent."""
+    """A method returns this to have a function called right after the reply to its request has been sent.
+
+    ``after`` is called for a notification, too. In a batch it is called after the reply to the whole batch.
+    """
 
     __slots__ = ("after", "result")
 
@@ -65,11 +68,11 @@ class Then(Generic[Result]):
 
 
 class BadParams(Exception):
-    """The parameters do not fit; the text says which one, and why."""
+    """The parameters do not fit. The text says which one, and why; it is told to the caller."""
 
 
 class Spec(NamedTuple):
-    """What the decorator was told."""
+    """What the decorator was told; see `method`."""
 
     name: str
     scope: str | None
@@ -88,10 +91,10 @@ def method(
 ) -> Callable[[Function], Function]:
     """Declare a function, or a class's method, as the JSON-RPC method ``name``.
 
-    ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. Without one nobody
-    may call it. ``timeout`` is the deadline of an ``async def`` in seconds, ``limits.call_timeout`` by default.
-    ``while_draining``: also answered while the gateway shuts down. ``forwards``: it returns a
-    `dispatcher.Forward`.
+    ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. A method without a
+    scope cannot be called at all. ``timeout`` is the deadline of an ``async def`` in seconds, by default
+    ``limits.call_timeout``. A method with ``while_draining`` is answered even while the gateway shuts down. A method
+    with ``forwards`` returns a `dispatcher.Forward` instead of a result.
     """
 
     def mark(function: Function) -> Function:
@@ -103,9 +106,12 @@ def method(
 
 
 class Method:
-    """One row of the table; ``tally`` counts its requests.
+    """One row of the table of methods; ``tally`` counts its requests.
 
-    Raises TypeError where the function's signature is not one that a method may have.
+    ``decode`` makes the handler's second argument of the JSON of ``params``, or is None if the handler takes that JSON
+    as it is; it raises `BadParams`. ``params`` and ``result`` are types; ``params`` is None if there are no parameters.
+
+    Raises TypeError if the function's signature is not one that a method may have.
     """
 
     __slots__ = (
@@ -139,7 +145,10 @@ class Method:
 
 
 def collect(source: object) -> Iterator[Method]:
-    """The methods that a module, an object, or a function itself declares. Raises TypeError for a wrong signature."""
+    """Yield the methods that a module or an object declares, or a declared function itself.
+
+    Raises TypeError for a wrong signature.
+    """
     candidates: Iterable[object] = [source]
     if not hasattr(source, _MARK):
         candidates = (getattr(source, name) for name in dir(source) if not name.startswith("__"))
@@ -150,9 +159,9 @@ def collect(source: object) -> Iterator[Method]:
 
 
 def _signature(handler: Callable[..., Any]) -> tuple[Any, Any]:
-    """The types of the parameters (None: there are none) and of the result.
+    """Return the types of the parameters, None if there are none, and of the result.
 
-    Raises TypeError, and NameError for an annotation that stands for nothing at run time.
+    Raises TypeError for a wrong signature, and NameError for an annotation that is not defined at run time.
     """
     function = handler.__func__ if isinstance(handler, types.MethodType) else handler
     hints = typing.get_type_hints(function, include_extras=True)
@@ -179,7 +188,10 @@ def _signature(handler: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 def _decoder(params: Any) -> Callable[[bytes], Any] | None:
-    """From the bytes of ``params``, empty where there are none, to the second argument; None: they are the argument."""
+    """Return what makes the second argument of the JSON of ``params``, which is empty if there are none.
+
+    Returns None if the argument is that JSON itself.
+    """
     if params is bytes:
         return None
     if params is None:
@@ -192,7 +204,7 @@ def _decoder(params: Any) -> Callable[[bytes], Any] | None:
             return decoder.decode(_by_name(data, names) if data.startswith(b"[") else data or b"{}")
         except msgspec.ValidationError as error:
             raise BadParams(_which_and_why(str(error))[:MAX_DETAIL]) from None
-        except RecursionError:  # what the envelope's decoder just bore may be too much a few calls further
+        except RecursionError:  # the envelope's decoder ran a few calls higher up, with more of the stack left
             raise BadParams("nested too deeply") from None
 
     return decode
@@ -204,7 +216,7 @@ def _none(data: bytes) -> None:
 
 
 def _by_name(data: bytes, names: list[str]) -> bytes:
-    """Parameters by position to parameters by name (the specification, section 4.2)."""
+    """Turn parameters by position into parameters by name (the specification, section 4.2)."""
     values = msgspec.json.decode(data, type=list[Raw])
     if len(values) > len(names):
         raise BadParams(f"{len(values)} parameters by position, there are {len(names)}")
@@ -212,6 +224,6 @@ def _by_name(data: bytes, names: list[str]) -> bytes:
 
 
 def _which_and_why(text: str) -> str:
-    """Msgspec's ``why - at `$.path` `` as ``path: why``."""
+    """Turn msgspec's ``why - at `$.path` `` into ``path: why``."""
     match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", text, re.DOTALL)
     return f"{match[2]}: {match[1]}" if match and match[2] else text

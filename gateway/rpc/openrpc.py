@@ -1,4 +1,4 @@
-"""The table of methods as an OpenRPC 1.3 document (spec.open-rpc.org), and as a page to read. Pure."""
+"""Makes an OpenRPC 1.3 document (spec.open-rpc.org) of the table of methods, and a page for people. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.rpc.method import AUTHENTICATED, Method
 
 VERSION: Final = "1.3.2"
+"""The version of OpenRPC."""
 
 _TEMPLATE: Final = "#/components/schemas/{name}"
 _INFO: Final = {
@@ -22,23 +23,23 @@ _INFO: Final = {
 
 
 class Described(Protocol):
-    """A method of a node, in the node's own words; ``params`` is any JSON."""
+    """A method of a node, in the node's own words."""
 
     @property
     def name(self) -> str:
-        """What it is called by."""
+        """The name that it is called by."""
 
     @property
     def summary(self) -> str:
-        """A sentence."""
+        """What it does, in a sentence."""
 
     @property
     def params(self) -> bytes:
-        """Empty where nothing is known of them."""
+        """What its parameters are, as JSON; empty if the node does not say."""
 
 
 def document(methods: Iterable[Method], served: Iterable[Described] = ()) -> dict[str, Any]:
-    """The OpenRPC document of these methods, and of those that nodes serve."""
+    """Return the OpenRPC document of these methods of the gateway, and of the methods ``served`` by nodes."""
     entries = list(methods)
     types = [part for entry in entries for part in (entry.params, entry.result) if _has_schema(part)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
@@ -73,7 +74,7 @@ def _method(entry: Method, known: dict[int, dict[str, Any]], components: dict[st
 
 
 def _served(entry: Described) -> dict[str, Any]:
-    """What is known of a node's method: its parameters as it describes them, by custom in a JSON Schema."""
+    """Describe a node's method. Its parameters are in the node's own words, which by custom are a JSON Schema."""
     described: dict[str, Any] = {
         "name": entry.name,
         "summary": entry.summary,
@@ -88,7 +89,7 @@ def _served(entry: Described) -> dict[str, Any]:
 
 
 def _params(entry: Method, known: dict[int, dict[str, Any]], components: dict[str, Any]) -> list[dict[str, Any]]:
-    """A content descriptor for each field of the parameters' struct, in the order of positions."""
+    """Return a content descriptor for each field of the parameters' struct, in the order of positions."""
     if not _has_schema(entry.params):
         return []
     schema = known[id(entry.params)]
@@ -101,43 +102,53 @@ def _params(entry: Method, known: dict[int, dict[str, Any]], components: dict[st
 
 
 def markdown(methods: Iterable[Method]) -> str:
-    """The page that `docs/methods.md` is."""
+    """Return the text of `docs/methods.md`."""
+    whole = document(methods)
     lines = [
         "# Methods",
         "",
         "Made by `python -m tests.support.methods_page` from the table. `rpc.discover` says the same as OpenRPC.",
     ]
-    whole = document(methods)
     for entry in whole["methods"]:
-        lines += ["", f"## {entry['name']}", "", entry["summary"]]
-        if "description" in entry:
-            lines += ["", entry["description"]]
-        scope = "anyone authenticated" if entry["x-scope"] == AUTHENTICATED else f"scope `{entry['x-scope']}`"
-        lines += ["", f"Who: {scope}.", ""]
-        if "x-params" in entry:
-            lines += [f"Parameters: {entry['x-params']}."]
-        elif not entry["params"]:
-            lines += ["Parameters: none."]
-        else:
-            lines += ["| parameter | required | schema |", "|---|---|---|"]
-            lines += [
-                f"| `{one['name']}` | {'yes' if one['required'] else 'no'} | `{_json(one['schema'])}` |"
-                for one in entry["params"]
-            ]
-        lines += ["", f"Result: `{_json(entry['result']['schema'])}`"]
+        lines += _method_section(entry)
     lines += ["", "# Types"]
     for name, schema in sorted(whole["components"]["schemas"].items()):
-        lines += ["", f"## {name}", ""]
-        if "description" in schema:
-            lines += [schema["description"], ""]
-        lines += ["| member | required | schema |", "|---|---|---|"]
-        required = schema.get("required", ())
-        lines += [
-            f"| `{member}` | {'yes' if member in required else 'no'} | `{_json(of)}` |"
-            for member, of in schema.get("properties", {}).items()
-        ]
+        lines += _type_section(name, schema)
     return "\n".join(lines) + "\n"
 
 
+def _method_section(entry: dict[str, Any]) -> list[str]:
+    lines = ["", f"## {entry['name']}", "", entry["summary"]]
+    if "description" in entry:
+        lines += ["", entry["description"]]
+    scope = "anyone authenticated" if entry["x-scope"] == AUTHENTICATED else f"scope `{entry['x-scope']}`"
+    lines += ["", f"Who: {scope}.", ""]
+    if "x-params" in entry:
+        lines += [f"Parameters: {entry['x-params']}."]
+    elif not entry["params"]:
+        lines += ["Parameters: none."]
+    else:
+        lines += _table("parameter", ((param["name"], param["required"], param["schema"]) for param in entry["params"]))
+    return [*lines, "", f"Result: `{_json(entry['result']['schema'])}`"]
+
+
+def _type_section(name: str, schema: dict[str, Any]) -> list[str]:
+    lines = ["", f"## {name}", ""]
+    if "description" in schema:
+        lines += [schema["description"], ""]
+    required = schema.get("required", ())
+    members = schema.get("properties", {}).items()
+    return lines + _table("member", ((member, member in required, of) for member, of in members))
+
+
+def _table(what: str, rows: Iterable[tuple[str, bool, Any]]) -> list[str]:
+    """Return the lines of a table. A row has a name, whether that is required, and its JSON Schema."""
+    head = [f"| {what} | required | schema |", "|---|---|---|"]
+    return head + [
+        f"| `{name}` | {'yes' if required else 'no'} | `{_json(schema)}` |" for name, required, schema in rows
+    ]
+
+
 def _json(value: object) -> str:
+    """Return JSON that may stand in a cell of a table."""
     return msgspec.json.encode(value).decode().replace("|", "\\|")
