@@ -183,13 +183,6 @@ class Sweep(Generic[Waiter]):
         if entry is not None:
             del entry[0][waiter]
 
-    def take_all(self) -> list[Waiter]:
-        """Cancel all deadlines, and return their waiters."""
-        waiters = list(self._due)
-        for waiter in waiters:
-            self.done(waiter)
-        return waiters
-
     def _over(self, waiter: Waiter) -> None:
         due = self._due.pop(waiter)[1]
         left = due - asyncio.get_running_loop().time()
