@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -21,7 +20,7 @@ from jwt.exceptions import InvalidTokenError, PyJWTError
 
 from gateway.auth.credentials import Credential, CredentialError
 from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
-from gateway.config import ConfigError, Jwt
+from gateway.config import ConfigError, Jwt, read_file
 from gateway.names import is_peer_name
 
 MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -162,16 +161,13 @@ def load(config: Jwt) -> Jwts:
     return Jwts(keys, config.issuer, config.audience)
 
 
-def _content(path: str, key: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(path, key, f"cannot be read: {error.strerror}", "the path of a readable file") from None
+def _read(path: str, key: str) -> bytes:
+    return read_file(path, key, "the path of a readable file")
 
 
 def _secret(path: str, algorithms: tuple[str, ...]) -> Key:
     key = "auth.jwt.secret_file"
-    secret = _content(path, key).rstrip(b"\r\n")  # editors and `echo` end a file with a newline
+    secret = _read(path, key).rstrip(b"\r\n")  # editors and `echo` end a file with a newline
     if secret.startswith(b"-----BEGIN "):
         raise ConfigError(path, key, "holds a PEM file", "a secret, of random bytes")
     longest = max(algorithms, key=MIN_SECRET.__getitem__)
@@ -184,7 +180,7 @@ def _secret(path: str, algorithms: tuple[str, ...]) -> Key:
 def _public_key(path: str, algorithms: tuple[str, ...]) -> Key:
     key = "auth.jwt.public_key_file"
     try:
-        public = load_pem_public_key(_content(path, key))
+        public = load_pem_public_key(_read(path, key))
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(path, key, "holds no public key", "a PEM file that begins with BEGIN PUBLIC KEY") from None
     fitting = _fitting(public, algorithms)
@@ -217,7 +213,7 @@ def _key_set(path: str, algorithms: tuple[str, ...]) -> list[Key]:
     """Read a JSON Web Key Set (RFC 7517 section 5), without the keys that fit none of the algorithms."""
     at = "auth.jwt.jwks_file"
     try:
-        members = json.loads(_content(path, at))["keys"]
+        members = json.loads(_read(path, at))["keys"]
         if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -25,7 +25,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from gateway.auth.credentials import Credential, CredentialError
 from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
-from gateway.config import ConfigError
+from gateway.config import ConfigError, read_file
 from gateway.names import MAX_NAME, is_peer_name
 from gateway.timestamps import rfc3339_seconds
 
@@ -140,11 +140,9 @@ def revoke(path: str, name: str) -> None:
 
 
 def _parsed(path: str, named_by: str) -> Mapping[str, object]:
+    content = read_file(path, named_by, "the path of a readable TOML file of tokens")
     try:
-        return tomli.loads(Path(path).read_bytes().decode())
-    except OSError as error:
-        wrong = f"cannot be read: {error.strerror}"
-        raise ConfigError(path, named_by, wrong, "the path of a readable TOML file of tokens") from None
+        return tomli.loads(content.decode())
     except tomli.TOMLDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(path, where, error.msg, "TOML, with a [[token]] for each") from None

@@ -133,13 +133,21 @@ def _from_flags(flags: Mapping[str, object]) -> Values:
     return values
 
 
-def _read(path: str, named_by: str) -> dict[str, object]:
-    """Read a TOML file. `named_by` is the setting that an error names if it cannot be read."""
+def read_file(path: str, named_by: str, right: str) -> bytes:
+    """Return what is in a file that the configuration names, in the setting `named_by`.
+
+    Raises `ConfigError` if it cannot be read, which says that `right` would be right.
+    """
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         wrong = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-        raise ConfigError(path, named_by, wrong, "the path of a readable TOML file") from None
+        raise ConfigError(path, named_by, wrong, right) from None
+
+
+def _read(path: str, named_by: str) -> dict[str, object]:
+    """Read a TOML file. `named_by` is the setting that an error names if it cannot be read."""
+    content = read_file(path, named_by, "the path of a readable TOML file")
     try:
         return tomli.loads(content.decode())
     except UnicodeDecodeError as error:
