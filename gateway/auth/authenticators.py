@@ -7,7 +7,7 @@ from gateway.auth.credentials import ANYBODY, Authenticator, Credential
 from gateway.config import Auth
 
 
-class Everybody:
+class AllowAny:
     """Mode none as a `credentials.Authenticator`: every peer is anonymous, and has every scope."""
 
     asks = False
@@ -30,4 +30,4 @@ def load(auth: Auth) -> Authenticator:
         return tokens.Tokens(tokens.load(auth.tokens_file))
     if auth.mode == "jwt":
         return jwts.load(auth.jwt)
-    return Everybody()
+    return AllowAny()

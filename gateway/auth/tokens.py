@@ -130,10 +130,10 @@ def revoke(path: str, name: str) -> None:
         if index:
             tokens[index - 1].value.body.extend(comments)
         else:
-            place = next(number for number, (key, _) in enumerate(document.body) if key is not None)
+            first = next(number for number, (key, _) in enumerate(document.body) if key is not None)
             if not tokens:
                 del document["token"]
-            document.body[place:place] = comments
+            document.body[first:first] = comments
 
 
 # Reading
