@@ -1,4 +1,4 @@
-"""What a module with methods of your own imports. These names stay while the rest of the package may move.
+"""The names that a module with methods of your own imports. They are stable; the rest of the package may change.
 
 A method is a function with a decorator::
 
@@ -18,11 +18,11 @@ A method is a function with a decorator::
 `Connection`            the first argument of every method: the caller, with `conn_id`, `remote`, `principal`,
                         `notify()` and `call()`
 `Refusal`               raise it to answer a request with an error; the connection lives on, nothing is logged
-`BadParams`             raise it to answer with -32602 what the types of the parameters cannot express
+`BadParams`             raise it to answer -32602 if parameters are wrong in a way that their types cannot express
 `errors`                the module with the gateway's own errors, such as `errors.CONFLICT`, for `Refusal`
 `RpcError`              an error of your own for `Refusal`: its code, name, message, and whether it is temporary
 `CallError`             raised by `Connection.call()` if the client answers with an error, or not at all
-`Then`                  return it to have a function called right after the reply was sent
+`Then`                  return it to have a function called right after the reply has been sent
 ======================  ==========================================================================================
 
 docs/methods-howto.md shows how they are used.

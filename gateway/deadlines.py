@@ -1,8 +1,9 @@
 """Many deadlines on one timer.
 
-A timer for each costs much where nearly everybody is done in time. All who wait in one `Deadlines` have the same
-time, so the oldest is always the next one, and a dictionary does. A `Wheel`, and a `Sweep` on one, look at deadlines of
-many lengths, ten times a second.
+Nearly every deadline is cancelled before it expires, so a timer for each would be expensive. All deadlines in a
+`Deadlines` have the same length: the oldest one always expires next, and a dictionary keeps them in order. A `Wheel`
+has deadlines of any length, rounded up to the next tenth of a second. A `Sweep` is a wheel that also remembers where
+each waiter is.
 """
 
 from __future__ import annotations
@@ -13,94 +14,95 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 TICK: Final = 0.1
-"""Seconds between two looks of a `Wheel`."""
+"""Seconds between two slots of a `Wheel`."""
 
 FAR: Final = 600.0
-"""Seconds that a `Sweep` looks ahead: who waits for longer gets a new slot then, so that a wheel has so many ticks."""
+"""Seconds. A `Sweep` splits longer waits into waits of at most this length, which bounds the slots of its wheel."""
 
-Waiting = TypeVar("Waiting", bound=Hashable)
+Waiter = TypeVar("Waiter", bound=Hashable)
 
 
-class Deadlines(Generic[Waiting]):
-    """Calls ``expired(who)`` for everybody who is not done ``timeout`` seconds after the beginning.
+class Deadlines(Generic[Waiter]):
+    """Calls ``expired(waiter)`` for each waiter that is not done ``timeout`` seconds after its beginning.
 
-    Times are the event loop's, so a jump of the clock moves none of them.
+    Times are those of the event loop, so a jump of the system clock does not move a deadline.
     """
 
     __slots__ = ("_due", "_expired", "_loop", "_timeout", "_timer")
 
-    def __init__(self, timeout: float, expired: Callable[[Waiting], None]) -> None:
+    def __init__(self, timeout: float, expired: Callable[[Waiter], None]) -> None:
         self._timeout = timeout
         self._expired = expired
-        self._due: dict[Waiting, float] = {}
+        self._due: dict[Waiter, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._due)
 
-    def begin(self, who: Waiting) -> None:
-        """Start the time of ``who``. Harmless while it runs."""
-        if who in self._due:
+    def begin(self, waiter: Waiter) -> None:
+        """Start the deadline of a waiter. Does nothing if it is running already."""
+        if waiter in self._due:
             return
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        due = self._due[who] = loop.time() + self._timeout
+        due = self._due[waiter] = loop.time() + self._timeout
         if self._timer is None:
-            self._timer = loop.call_at(due, self._sweep)
+            self._timer = loop.call_at(due, self._expire_due)
 
-    def done(self, who: Waiting) -> None:
-        """Stop the time of ``who``. Harmless when it does not run."""
-        self._due.pop(who, None)
+    def done(self, waiter: Waiter) -> None:
+        """Cancel the deadline of a waiter. Does nothing if it is not running."""
+        self._due.pop(waiter, None)
 
-    def left(self, who: Waiting) -> float:
-        """Seconds that ``who`` has left; all of them where the time does not run."""
-        due = self._due.get(who)
+    def left(self, waiter: Waiter) -> float:
+        """Return the seconds that a waiter has left: the whole timeout if its deadline is not running."""
+        due = self._due.get(waiter)
         if due is None or self._loop is None:
             return self._timeout
         return max(0.0, due - self._loop.time())
 
-    def oldest(self) -> Waiting:
-        """Who has waited longest. Raises StopIteration where nobody waits."""
+    def oldest(self) -> Waiter:
+        """Return the waiter that began first. Raises StopIteration if there is none."""
         return next(iter(self._due))
 
-    def take_all(self) -> list[Waiting]:
-        """Stop the time of everybody, and tell who they were."""
-        waiting = list(self._due)
+    def take_all(self) -> list[Waiter]:
+        """Cancel all deadlines, and return their waiters."""
+        waiters = list(self._due)
         self._due.clear()
-        return waiting
+        return waiters
 
-    def _sweep(self) -> None:
+    def _expire_due(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
         try:
             while self._due:
-                who, due = next(iter(self._due.items()))
+                waiter, due = next(iter(self._due.items()))
                 if due > now:
                     break
-                del self._due[who]
-                self._expired(who)
-        finally:  # one that fails does not stop the others' time
+                del self._due[waiter]
+                self._expired(waiter)
+        finally:  # an exception must not stop the other deadlines
             if self._due and self._timer is None:
-                self._timer = loop.call_at(next(iter(self._due.values())), self._sweep)
+                self._timer = loop.call_at(next(iter(self._due.values())), self._expire_due)
 
 
-class Wheel(Generic[Waiting]):
-    """Deadlines of different lengths, to the next tenth of a second, on one timer.
+class Wheel(Generic[Waiter]):
+    """Calls ``expired(waiter)`` for each waiter that is still in its slot when the time of the slot has come.
 
-    Who is to wait enters ``slot(timeout)``, and is done by leaving it: one dictionary entry each, however many wait.
-    `Sweep` remembers who is where.
+    Deadlines may have different lengths, and are rounded up to the next tenth of a second. A waiter enters the
+    dictionary that `slot` returns, with the value None, and leaves it when it is done. So a deadline costs one
+    dictionary entry, however many there are.
     """
 
     __slots__ = ("_expired", "_last", "_loop", "_order", "_ticks", "_timer")
 
-    def __init__(self, expired: Callable[[Waiting], None]) -> None:
+    def __init__(self, expired: Callable[[Waiter], None]) -> None:
         self._expired = expired
-        self._last: tuple[float, float, dict[Waiting, None]] = 0.0, 0.0, {}
-        """The timeout and the slot that were last asked for, and till when they go together."""
-        self._ticks: dict[int, dict[Waiting, None]] = {}
+        self._last: tuple[float, float, dict[Waiter, None]] = 0.0, 0.0, {}
+        """The timeout of the latest call of `slot`, the time until which its slot is right for it, and the slot."""
+        self._ticks: dict[int, dict[Waiter, None]] = {}
         self._order: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,16 +110,13 @@ class Wheel(Generic[Waiting]):
     def __len__(self) -> int:
         return sum(map(len, self._ticks.values()))
 
-    def slot(self, timeout: float) -> dict[Waiting, None]:
-        """Where to wait: ``expired(who)`` is called in ``timeout`` seconds for all who are still there.
-
-        It is to be entered at once.
-        """
+    def slot(self, timeout: float) -> dict[Waiter, None]:
+        """Return the slot for a deadline in ``timeout`` seconds. Enter it at once: it is dropped after its time."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         now = loop.time()
-        asked, until, slot = self._last  # most ask for the same
+        asked, until, slot = self._last  # most callers ask for the same timeout
         if timeout == asked and now < until:
             return slot
         tick = int((now + timeout) / TICK) + 1
@@ -143,55 +142,51 @@ class Wheel(Generic[Waiting]):
             while self._order and self._order[0] * TICK <= now:
                 tick = self._order[0]
                 slot = self._ticks[tick]
-                while slot:  # one that expires may let others be done
-                    who = next(iter(slot))
-                    del slot[who]
-                    self._expired(who)
+                while slot:  # a waiter that expires may end the wait of others
+                    waiter = next(iter(slot))
+                    del slot[waiter]
+                    self._expired(waiter)
                 heapq.heappop(self._order)
                 del self._ticks[tick]
-        finally:  # one that fails does not stop the others' time
+        finally:  # an exception must not stop the other deadlines
             self._arm(loop)
 
 
-class Sweep(Generic[Waiting]):
-    """A `Wheel` that knows who is where, and till when: for any length of time."""
+class Sweep(Generic[Waiter]):
+    """Calls ``expired(waiter)`` for each waiter that is not done in time; each has a timeout of its own, of any length.
+
+    Deadlines are rounded up to the next tenth of a second.
+    """
 
     __slots__ = ("_due", "_expired", "_wheel")
 
-    def __init__(self, expired: Callable[[Waiting], None]) -> None:
+    def __init__(self, expired: Callable[[Waiter], None]) -> None:
         self._expired = expired
         self._wheel = Wheel(self._over)
-        self._due: dict[Waiting, tuple[dict[Waiting, None], float]] = {}
+        self._due: dict[Waiter, tuple[dict[Waiter, None], float]] = {}
 
     def __len__(self) -> int:
         return len(self._due)
 
-    def begin(self, who: Waiting, timeout: float) -> None:
-        """Call ``expired(who)`` in ``timeout`` seconds. For each once at a time."""
-        self._enter(who, asyncio.get_running_loop().time() + timeout, timeout)
+    def begin(self, waiter: Waiter, timeout: float) -> None:
+        """Start a deadline of ``timeout`` seconds for a waiter, which must not have one already."""
+        self._enter(waiter, asyncio.get_running_loop().time() + timeout, timeout)
 
-    def _enter(self, who: Waiting, due: float, left: float) -> None:
+    def _enter(self, waiter: Waiter, due: float, left: float) -> None:
         slot = self._wheel.slot(min(left, FAR))
-        slot[who] = None
-        self._due[who] = slot, due
+        slot[waiter] = None
+        self._due[waiter] = slot, due
 
-    def done(self, who: Waiting) -> None:
-        """Forget ``who``. Harmless for who does not wait."""
-        entry = self._due.pop(who, None)
+    def done(self, waiter: Waiter) -> None:
+        """Cancel the deadline of a waiter. Does nothing if it has none."""
+        entry = self._due.pop(waiter, None)
         if entry is not None:
-            del entry[0][who]
+            del entry[0][waiter]
 
-    def take_all(self) -> list[Waiting]:
-        """Forget everybody, and tell who they were."""
-        waiting = list(self._due)
-        for who in waiting:
-            self.done(who)
-        return waiting
-
-    def _over(self, who: Waiting) -> None:
-        due = self._due.pop(who)[1]
+    def _over(self, waiter: Waiter) -> None:
+        due = self._due.pop(waiter)[1]
         left = due - asyncio.get_running_loop().time()
         if left > 0:
-            self._enter(who, due, left)
+            self._enter(waiter, due, left)
         else:
-            self._expired(who)
+            self._expired(waiter)

@@ -1,7 +1,6 @@
-"""Every code that the gateway puts on the wire or in the log, once.
+"""Every error code and close code that the gateway puts on the wire or in the log, each defined once.
 
-Two different things are named here. An :class:`RpcError` refuses one request and the connection lives on; a
-:class:`Disconnect` ends the connection. What each is issued for stands beside it.
+There are two kinds. An `RpcError` refuses one request, and the connection lives on. A `Disconnect` ends the connection.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from typing import Final, NamedTuple
 
 
 class RpcError(NamedTuple):
-    """A refusal of one request: JSON-RPC 2.0, section 5.1.
+    """Refuses one request (JSON-RPC 2.0, section 5.1).
 
-    ``code`` and ``name`` are fixed by the contract; ``message`` is the sentence for a person; ``temporary`` tells a
-    client whether the same request may succeed later.
+    ``code`` and ``name`` are fixed by the contract. ``message`` is a sentence for people. ``temporary`` tells a client
+    whether the same request may succeed later.
     """
 
     code: int
@@ -64,11 +63,12 @@ RETRY_FULL_MS: Final = 1000
 
 
 class Disconnect(NamedTuple):
-    """The end of a connection.
+    """Ends a connection, and says why.
 
-    ``code`` is the close code (RFC 6455 section 7.4; 4000 to 4499: reconnect, 4500 to 4999: do not until something
-    changed), ``cause`` the word in log, metrics and history, ``reason`` the text of the close frame (at most 123
-    bytes of UTF-8). ``frame`` is false where no close frame is sent, because it could not arrive.
+    ``code`` is the close code (RFC 6455 section 7.4). After 4000 to 4499 a client may reconnect; after 4500 to 4999 it
+    should not until something has changed. ``cause`` is the word in the log, the metrics and the history. ``reason`` is
+    the text of the close frame, at most 123 bytes of UTF-8. ``frame`` is false if no close frame is sent, because it
+    could not arrive.
     """
 
     code: int
@@ -118,18 +118,18 @@ DISCONNECTS: Final[tuple[Disconnect, ...]] = (
 )
 
 NO_STATUS: Final = 1005
-"""The close code that stands for a close frame without one (RFC 6455 section 7.4.1); never sent."""
+"""The close code that stands for a close frame without a code (RFC 6455 section 7.4.1). It is never sent."""
 
 _WIRE_CODES: Final = frozenset(range(1000, 1015)) - {1004, 1005, 1006}
 
 
 def may_be_on_the_wire(code: int) -> bool:
-    """Whether a peer may send this close code: RFC 6455 section 7.4 and the registry that it founds."""
+    """Whether a peer may send this close code (RFC 6455 section 7.4, and the IANA registry that it establishes)."""
     return code in _WIRE_CODES or 3000 <= code <= 4999
 
 
 def disconnect_for(code: int) -> Disconnect:
-    """The end that a parser's close code stands for; anything unforeseen is an internal failure."""
+    """Return the end that a parser's close code stands for. Any other code is an internal failure."""
     return _BY_PARSER_CODE.get(code, INTERNAL_FAILURE)
 
 

@@ -1,4 +1,4 @@
-"""Counters, rates and back-offs, which the callers enforce. Pure: time comes in as a callable or a number."""
+"""Counters, rates and back-offs, for callers that enforce them. Pure: time comes in as a callable or a number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 PATIENCE: Final = 10
-"""How many bursts of requests may be refused, beyond those that are served, before a peer counts as flooding."""
+"""How many bursts of requests may be refused, less the requests served meanwhile, before a peer counts as flooding."""
 
 FREE_FAILURES: Final = 10
 """How many wrong credentials an address may bring before it has to wait."""
@@ -17,14 +17,14 @@ LONGEST_WAIT: Final = 60.0
 """Seconds that an address waits after another wrong credential. Each wait is twice the last one, up to the longest."""
 
 _ROUNDING: Final = 1e-6
-"""Seconds. Times are floating-point numbers, and a peer that waits exactly as long as it was told must be served."""
+"""Tokens. A peer that waits exactly as long as it was told must be served, although floats are inexact."""
 
 FORGET: Final = 600.0
 """Seconds after its last wrong credential until an address has a clean record again."""
 
 
 def address_key(remote: str) -> str:
-    """Return what limits count as one address: an IPv4 address or an IPv6 /64, or an empty string for a Unix socket.
+    """Return what the limits count as one address: an IPv4 address, an IPv6 /64, or "" for a Unix socket.
 
     ``remote`` is ``addr:port`` or ``[addr]:port``. An IPv6 host may use every address of its /64 (RFC 6177 section 2).
     """
@@ -63,7 +63,10 @@ class Counts:
 
 
 class Rate:
-    """A rate limit that many `Bucket`s share: ``per_second``, and up to ``burst`` at once; 0: as many as a second's."""
+    """A rate limit that many `Bucket`s share: ``per_second`` requests a second, and up to ``burst`` at once.
+
+    If ``burst`` is 0, it is as many as ``per_second``. It is at least one.
+    """
 
     __slots__ = ("burst", "per_second", "tolerated")
 
@@ -77,8 +80,8 @@ class Rate:
 class Bucket:
     """A token bucket that also counts refusals. It starts full.
 
-    A request that is served cancels out one that was refused, so a peer that waits as it is told never reaches the
-    bound of refusals: it is served at least every second time.
+    Each request that is served cancels out one that was refused. So a peer that waits as it is told never counts as
+    flooding, because at least every second of its requests is served.
     """
 
     __slots__ = ("_at", "_left", "_rate", "_refused")
@@ -90,7 +93,7 @@ class Bucket:
         self._refused = 0
 
     def take(self, now: float) -> float:
-        """Take a token at ``now``. Returns 0.0 if there was one, otherwise the seconds until there will be."""
+        """Take a token at ``now``, in seconds. Returns 0.0 if there was one, otherwise the seconds until there is."""
         rate = self._rate
         left = self._left + (now - self._at) * rate.per_second
         self._at = now
@@ -107,14 +110,14 @@ class Bucket:
 
     @property
     def ignored(self) -> bool:
-        """Whether so many requests were refused that the peer seems to ignore the limit."""
+        """Whether so many requests have been refused that the peer seems to ignore the limit."""
         return self._refused > self._rate.tolerated
 
 
 class Failures:
-    """Counts wrong credentials by address, and makes an address wait that brings too many.
+    """Counts wrong credentials by address, and makes an address wait if it brings too many.
 
-    It remembers at most ``max_keys`` addresses. To make room it forgets the one whose last failure is the oldest.
+    At most ``max_keys`` addresses are remembered. To make room, the one whose last failure is the oldest is forgotten.
     """
 
     __slots__ = ("_clock", "_keys", "_max_keys")
@@ -125,7 +128,7 @@ class Failures:
         self._keys: dict[str, tuple[int, float]] = {}  # how many, and the time of the last one
 
     def wait(self, key: str) -> float:
-        """Return the seconds until the next credential of this address is looked at, 0.0 for at once."""
+        """Return the seconds until another credential of this address may be verified: 0.0 if it may be at once."""
         known = self._keys.get(key)
         if known is None:
             return 0.0
@@ -153,8 +156,8 @@ def _wait_after(count: int) -> float:
 class Sampler:
     """Decides which of many similar lines reach the log: the first ``burst`` of each key in ``window`` seconds.
 
-    It counts the lines that it leaves out, and gives the count with the next line of the same key. It remembers at most
-    ``max_keys`` keys and forgets the oldest to make room, so many addresses cannot make it grow.
+    It counts the lines that it leaves out, and returns the count with the next line of the same key. At most
+    ``max_keys`` keys are remembered, and the oldest is forgotten to make room, so many addresses cannot make it grow.
     """
 
     __slots__ = ("_burst", "_clock", "_keys", "_max_keys", "_window")
@@ -167,7 +170,7 @@ class Sampler:
         self._keys: dict[str, _Tally] = {}
 
     def admit(self, key: str) -> int | None:
-        """Count one occurrence. Returns None to leave it out, otherwise how many were left out since the last line."""
+        """Count a line. Returns None if it is to be left out, otherwise how many were left out since the last line."""
         now = self._clock()
         tally = self._keys.get(key)
         if tally is None:

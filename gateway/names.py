@@ -1,7 +1,7 @@
-"""Names: which ones are well formed, which ones the gateway keeps for itself, and which ones a pattern matches. Pure.
+"""Names: which are well formed, which the gateway reserves for itself, and which a pattern matches. Pure.
 
-Methods and topics have dotted names. A pattern is a dotted name in which ``*`` stands for one part, and a last ``>``
-for the rest, at least one part. Principals and nodes have names for people, which may be any text on one line.
+Methods and topics have dotted names. A pattern is a dotted name in which ``*`` stands for one part, and a final ``>``
+for one or more parts. Principals and nodes have names for people, which may be any text on one line.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ import re
 from typing import Final
 
 OWN: Final = "gateway."
-"""The beginning of the gateway's own topics."""
+"""What the names of the gateway's own topics begin with."""
 
 RESERVED: Final = (OWN, "rpc.", "connection.", "node.", "event.")
-"""The beginnings of the gateway's own methods and topics. No peer may serve or publish a name that begins so."""
+"""What the names of the gateway's own methods and topics begin with. No peer may serve or publish such a name."""
 
 MAX_NAME: Final = 200
-"""The most characters of a name or a pattern."""
+"""The greatest length of a name or a pattern, in characters."""
 
 _PART: Final = r"[^\s.*>:]+"
 PATTERN: Final = rf"(?:(?:{_PART}|\*)\.)*(?:{_PART}|\*|>)"
-"""The grammar of a pattern as a regular expression. It does not bound the length."""
+"""The grammar of a pattern, as a regular expression. It does not limit the length."""
 
 _DOTTED: Final = re.compile(rf"{_PART}(?:\.{_PART})*")
 _PATTERN: Final = re.compile(PATTERN)
 
 
 def is_dotted_name(text: str) -> bool:
-    """Whether a method or a topic may have this name: no wildcards, at most `MAX_NAME` characters."""
+    """Whether a method or a topic may have this name. It has no wildcards, and at most `MAX_NAME` characters."""
     return len(text) <= MAX_NAME and text.isprintable() and _DOTTED.fullmatch(text) is not None
 
 
 def is_pattern(text: str) -> bool:
-    """Whether this is a dotted name or a pattern of dotted names, of at most `MAX_NAME` characters."""
+    """Whether the text is a dotted name, or a pattern of dotted names, of at most `MAX_NAME` characters."""
     return len(text) <= MAX_NAME and text.isprintable() and _PATTERN.fullmatch(text) is not None
 
 
 def is_peer_name(text: str) -> bool:
     """Whether a principal or a node may have this name.
 
-    It has 1 to `MAX_NAME` printable characters, and no blanks at its ends.
+    It has 1 to `MAX_NAME` printable characters, and no whitespace at either end.
     """
     return 0 < len(text) <= MAX_NAME and text.isprintable() and text == text.strip()
 
@@ -47,8 +47,7 @@ def is_peer_name(text: str) -> bool:
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern matches a name.
 
-    The name may itself be a pattern. Then this says whether the first pattern matches every name that the second one
-    matches.
+    The name may itself be a pattern. The result is then whether ``pattern`` matches every name that ``name`` matches.
     """
     parts = name.split(".")
     wanted = pattern.split(".")

@@ -1,4 +1,4 @@
-"""What the process is doing as a whole: one value that readiness, the upgrade and the dispatcher look at. Pure."""
+"""What the process as a whole is doing: the phase that readiness, admission and the dispatcher look at. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Phase(enum.StrEnum):
-    """A process moves down this list, once."""
+    """The phases of a process, in order. It never goes back to an earlier one."""
 
     STARTING = "starting"
     READY = "ready"
@@ -15,9 +15,9 @@ class Phase(enum.StrEnum):
 
 
 class Status:
-    """The phase of the process, its name, and since when it runs.
+    """Holds the phase of the process, its name, and the time of its start.
 
-    ``instance`` is the same for the life of the process; ``clock`` gives monotonic seconds.
+    ``instance`` names the process, and never changes. ``clock`` returns monotonic seconds.
     """
 
     __slots__ = ("_clock", "_started", "instance", "phase")
@@ -34,10 +34,10 @@ class Status:
         return self._clock() - self._started
 
     def ready(self) -> None:
-        """Accept connections; does nothing once draining has begun."""
+        """Enter the phase in which connections are accepted. Does nothing once draining has begun."""
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
 
     def drain(self) -> None:
-        """Refuse all that is new, from now on. May be called twice."""
+        """Enter the phase in which everything new is refused. May be called twice."""
         self.phase = Phase.DRAINING

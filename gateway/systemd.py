@@ -1,8 +1,8 @@
-"""What systemd gives a service and wants from it: notifications, the watchdog, inherited sockets.
+"""What systemd gives a service and expects from it: inherited sockets, notifications and the watchdog.
 
 The protocols are plain environment variables and datagrams, so no library is needed. Sources: sd_notify(3),
 sd_watchdog_enabled(3) and sd_listen_fds(3) of systemd 252. Outside systemd the variables are missing, and
-then all of this does nothing.
+nothing in this module has an effect.
 """
 
 import logging
@@ -30,19 +30,19 @@ class Timer(Protocol):
 
 
 CallLater = Callable[[float, Callable[[], None]], Timer]
-"""`loop.call_later`, or a stand-in for it: seconds from now, what to call."""
+"""`loop.call_later`, or a stand-in for it. Its arguments are the seconds from now, and the function to call."""
 
 
 class Notifier:
     """Tells the service manager how the service is doing (sd_notify(3)).
 
     `environ` is read once: `NOTIFY_SOCKET` is an absolute path, or `@name` in the abstract namespace. Without
-    it every method does nothing. `monotonic_ns` is CLOCK_MONOTONIC in nanoseconds, the clock systemd compares
-    with.
+    it every method does nothing. `monotonic_ns` is CLOCK_MONOTONIC in nanoseconds, the clock that systemd
+    compares with.
 
-    No method blocks or raises. The first notification that cannot be delivered is logged, and then none until
-    one gets through again. A lost change of state goes out with the next notification, the next ping at the
-    latest: without its READY=1 systemd would end the service. All methods may be called any number of times.
+    No method blocks or raises. A notification that cannot be delivered is logged, but not again until one has got
+    through. The latest change of state is repeated with the next notification if it was lost, because without its
+    READY=1 systemd would end the service. All methods may be called any number of times.
     """
 
     def __init__(self, environ: Mapping[str, str], monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -59,7 +59,7 @@ class Notifier:
             return
         raw = os.fsencode(name)
         self._address = b"\0" + raw[1:] if raw.startswith(b"@") else raw
-        # Opened now and kept: a ping must still go out on the day the file descriptors are used up.
+        # Opened now and kept, because a ping must still go out when no file descriptor is left.
         try:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         except OSError as error:
@@ -71,23 +71,23 @@ class Notifier:
         return self._socket is not None
 
     def ready(self) -> None:
-        """Start-up, or the reload that `reloading` announced, is over."""
+        """Tell that the start, or the reload that `reloading` announced, is over."""
         self._change("READY=1")
 
     def reloading(self) -> None:
-        """The configuration is being reloaded; `ready` must follow, also when the reload failed."""
+        """Tell that the configuration is being reloaded. `ready` must follow, even if the reload fails."""
         self._change(f"RELOADING=1\nMONOTONIC_USEC={self._monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The drain has begun."""
+        """Tell that the drain has begun."""
         self._change("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """Show `text` in `systemctl status`. Line breaks become spaces: a line is an assignment."""
+        """Show `text` in `systemctl status`. Line breaks become spaces, because each line is an assignment."""
         self._send("STATUS=" + " ".join(text.splitlines()))
 
     def ping(self) -> None:
-        """Keep the watchdog quiet for another interval."""
+        """Keep the watchdog from acting for another interval."""
         self._send("WATCHDOG=1")
 
     def close(self) -> None:
@@ -123,10 +123,10 @@ class Notifier:
 
 
 def watchdog_interval(environ: Mapping[str, str], getpid: Callable[[], int] = os.getpid) -> float | None:
-    """Seconds after which systemd takes a silent service for dead, None where there is no watchdog.
+    """Return the seconds after which systemd takes a silent service for dead, or None if there is no watchdog.
 
-    That is `WATCHDOG_USEC` (microseconds), if `WATCHDOG_PID` is not set or is this process. A value that is
-    not a number raises ValueError (sd_watchdog_enabled(3)).
+    They come from `WATCHDOG_USEC` (microseconds), which counts if `WATCHDOG_PID` is not set or is this process.
+    Raises ValueError if either is not a number, or if the interval is out of range (sd_watchdog_enabled(3)).
     """
     if "WATCHDOG_USEC" not in environ:
         return None
@@ -141,9 +141,9 @@ def watchdog_interval(environ: Mapping[str, str], getpid: Callable[[], int] = os
 class Watchdog:
     """Pings the service manager at half the watchdog's interval, from a timer of the event loop.
 
-    Each ping arms the next, so a loop that no longer turns pings no more, and systemd ends the service. No
-    thread and no task of its own: they could outlive what they vouch for. Without a watchdog in `environ`
-    nothing happens; a malformed one is logged as a warning and counts as none.
+    Each ping schedules the next, so an event loop that is stuck sends no more pings, and systemd ends the service.
+    There is no thread and no task, because they could outlive the loop that they vouch for. Without a watchdog in
+    `environ` nothing happens. A malformed one is logged as a warning, and counts as none.
     """
 
     def __init__(
@@ -166,15 +166,15 @@ class Watchdog:
             )
             interval = None
         self.period: Final = None if interval is None else interval / 2
-        """Seconds from ping to ping, None where there is no watchdog."""
+        """Seconds from ping to ping, or None if there is no watchdog."""
 
     def start(self) -> None:
-        """Ping now, and then once a period. Does nothing if it is running already."""
+        """Ping now, and then once a period. Does nothing if the pings have begun already."""
         if self._timer is None and self.period is not None:
             self._ping(self.period)
 
     def stop(self) -> None:
-        """Ping no more. May be called twice, and before `start`; `start` begins again."""
+        """Stop the pings. May be called twice, and before `start`. `start` begins them again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -185,15 +185,15 @@ class Watchdog:
 
 
 def listen_fds(environ: MutableMapping[str, str], getpid: Callable[[], int] = os.getpid) -> list[socket.socket]:
-    """The listening sockets that systemd opened for this process, in the order of the socket units.
+    """Return the listening sockets that systemd opened for this process, in the order of the socket units.
 
-    Empty where there are none: `LISTEN_FDS` or `LISTEN_PID` is missing, or `LISTEN_PID` is another process.
-    The sockets are non-blocking, are not inherited by child processes, and belong to the caller.
+    The list is empty if `LISTEN_FDS` or `LISTEN_PID` is missing, or if `LISTEN_PID` is another process. The sockets
+    are non-blocking, are not inherited by child processes, and belong to the caller.
 
-    `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` are removed from `environ` in every case, so a second call
-    finds nothing and a child cannot take them for its own. Raises ValueError, with all sockets closed, if a
-    variable is malformed or a descriptor is not a listening TCP (IPv4, IPv6) or Unix stream socket. Source:
-    sd_listen_fds(3).
+    `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` are always removed from `environ`, so a second call finds
+    nothing, and a child process cannot take them for its own. Raises ValueError if a variable is malformed, or if a
+    descriptor is not a listening TCP (IPv4, IPv6) or Unix stream socket; those before it are then closed.
+    Source: sd_listen_fds(3).
     """
     given: dict[str, str] = {}
     for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):

@@ -1,12 +1,13 @@
-"""Text that others have written, made fit to be shown. Pure."""
+"""Makes text from outside fit to be shown. Pure."""
 
 from __future__ import annotations
 
 
 def plain(text: str) -> str:
-    r"""Escape what is not printable, such as ``\x1b`` and ``\n``: it must neither break the line nor drive a terminal.
+    r"""Escape characters that are not printable, such as ``\x1b`` and ``\n``.
 
-    Backslashes of the text itself stay as they are, so the escaping cannot be undone.
+    The text can then neither break a line nor control a terminal. Its own backslashes stay as they are, so the escaping
+    cannot be undone.
     """
     if text.isprintable():
         return text

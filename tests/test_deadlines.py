@@ -416,37 +416,6 @@ def test_a_loop_that_was_busy_sweeps_all_that_is_late(clock: Clock) -> None:
     assert late == list(range(50))
 
 
-def test_everybody_can_be_taken_out(clock: Clock) -> None:
-    late: list[str] = []
-    sweep = Sweep(late.append)
-    for number, name in enumerate("abcd"):
-        sweep.begin(name, 3.0 - number / 2)
-    sweep.done("b")
-    assert sweep.take_all() == ["a", "c", "d"], "in the order in which they began"
-    assert (sweep.take_all(), len(sweep)) == ([], 0)
-    sweep.done("a")
-    sweep.begin("c", 5.0)
-    clock.turn(4.0)
-    assert late == []
-    clock.turn(1.0 + TICK)
-    assert (late, clock.timers) == (["c"], 0)
-
-
-def test_one_that_expires_may_take_everybody_out(clock: Clock) -> None:
-    late: list[str] = []
-    taken: list[str] = []
-
-    def expired(who: str) -> None:
-        late.append(who)
-        taken.extend(sweep.take_all())
-
-    sweep = Sweep(expired)
-    for name, timeout in {"a": 1.0, "b": 1.0, "c": 1.5}.items():
-        sweep.begin(name, timeout)
-    clock.turn(10.0)
-    assert (late, taken, len(sweep), clock.timers) == (["a"], ["b", "c"], 0, 0)
-
-
 def test_one_that_fails_does_not_stop_the_sweep(clock: Clock) -> None:
     late: list[str] = []
     sweep = Sweep(fails_on("a", late))

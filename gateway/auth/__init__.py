@@ -1,1 +1,1 @@
-"""Who somebody is, and what they may do: credentials, scopes, and how they are verified."""
+"""Who a peer is, and what it may do: credentials, how they are verified, and scopes."""

@@ -1,4 +1,4 @@
-"""Who verifies credentials: one authenticator for each mode of `[auth]`."""
+"""Chooses the authenticator for the mode of `[auth]`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from gateway.auth.credentials import ANYBODY, Authenticator, Credential
 from gateway.config import Auth
 
 
-class Everybody:
-    """Mode none: whoever comes is anonymous, with every scope, whatever the credential."""
+class AllowAny:
+    """Mode none as a `credentials.Authenticator`: every peer is anonymous, and has every scope."""
 
     asks = False
 
     def verify(self, token: str, now: float) -> Credential:
-        """Never raises."""
+        """Return `ANYBODY`, whatever the token is. Never raises."""
         return ANYBODY
 
     def renewed(self, credential: Credential) -> Credential:
-        """It stands."""
+        """Return the credential as it is."""
         return credential
 
 
 def load(auth: Auth) -> Authenticator:
-    """The authenticator of the configured mode; reads its files, and may be called again to read them anew.
+    """Make the authenticator of the configured mode. Reads its files, so call it again after they have changed.
 
-    Raises `config.ConfigError` where a file cannot be used.
+    Raises `config.ConfigError` if a file cannot be used.
     """
     if auth.mode == "token":
         return tokens.Tokens(tokens.load(auth.tokens_file))
     if auth.mode == "jwt":
         return jwts.load(auth.jwt)
-    return Everybody()
+    return AllowAny()

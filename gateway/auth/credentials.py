@@ -1,4 +1,4 @@
-"""What a valid credential gives, what is raised for one that is not valid, and what tells them apart."""
+"""What a valid credential gives, the error for one that is not valid, and the interface of what verifies them. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gateway.timestamps import rfc3339_seconds
 
 
 class Credential(NamedTuple):
-    """A credential that was valid. ``voucher`` is what vouches for it: a token's digest, or the fingerprint of a key.
+    """What a valid credential gives: a principal. The secret itself is kept nowhere.
 
-    The credential itself is kept nowhere.
+    ``voucher`` identifies what vouches for the credential: the digest of a token, or the fingerprint of a key.
     """
 
     principal: Principal
@@ -24,11 +24,11 @@ ANYBODY: Final = Credential(ANONYMOUS, b"")
 """The credential of every connection in mode none."""
 
 NO_CREDENTIAL: Final = Credential(NOBODY, b"")
-"""What stands for the credential of a connection that has not brought one yet."""
+"""Stands for the credential of a connection that has not brought one yet."""
 
 
 class PrincipalInfo(msgspec.Struct, rename="camel"):
-    """Who a connection belongs to; ``expires_at`` is RFC 3339 in UTC, null for never."""
+    """The principal of a connection. ``expires_at`` is RFC 3339 in UTC, or null for never."""
 
     name: str
     role: str
@@ -37,7 +37,7 @@ class PrincipalInfo(msgspec.Struct, rename="camel"):
 
 
 def described(principal: Principal) -> PrincipalInfo:
-    """A principal as clients see it."""
+    """Describe a principal in the way that clients see it."""
     expires_at = None if principal.expires_at is None else rfc3339_seconds(principal.expires_at)
     return PrincipalInfo(principal.name, principal.role, principal.scopes, expires_at)
 
@@ -57,4 +57,4 @@ class Authenticator(Protocol):
         """Return what a valid credential gives. ``now`` is in seconds since the epoch. Raises CredentialError."""
 
     def renewed(self, credential: Credential) -> Credential | None:
-        """Return the credential as this authenticator's tokens or keys have it, None if they no longer vouch for it."""
+        """Return a credential as it is under this authenticator's tokens or keys, or None if none vouches for it."""

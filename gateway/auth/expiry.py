@@ -1,7 +1,7 @@
 """Credentials that expire while their connection is open: the peer is warned, then the connection ends with 4004.
 
-A credential expires at a moment of the wall clock. It becomes a wait when the connection adopts the credential, so a
-clock that jumps later ends no connection.
+A credential expires at a moment of the wall clock. The time until then is measured once, when the connection adopts the
+credential, so a later jump of the clock does not end a connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.timestamps import rfc3339_seconds
 
 
 class Holder(Hashable, Protocol):
-    """What this module needs of an open connection."""
+    """The holder of a credential: what this module needs of an open connection."""
 
     principal: Principal
 
@@ -30,7 +30,10 @@ class Holder(Hashable, Protocol):
 
 
 class Expiries:
-    """The connections whose credential expires. They are warned ``notice`` seconds before; 0: they are not warned."""
+    """Watches the connections whose credentials expire. ``wall`` returns seconds since the epoch.
+
+    They are warned ``notice`` seconds before; if that is 0, they are not warned.
+    """
 
     def __init__(self, notice: float, wall: Callable[[], float] = time.time) -> None:
         self._notice = notice
@@ -39,7 +42,7 @@ class Expiries:
         self._ends: Sweep[Holder] = Sweep(_expired)
 
     def watch(self, holder: Holder) -> None:
-        """Watch a connection that has adopted a credential. Call it again when the connection adopts another one."""
+        """Watch a connection that has adopted a credential. Call this again when it adopts another one."""
         self.forget(holder)
         expires_at = holder.principal.expires_at
         if expires_at is None:

@@ -1,6 +1,6 @@
 """Mode jwt: JSON Web Tokens (RFC 7519), verified by PyJWT with keys from a file, as RFC 8725 advises.
 
-Only algorithms of the configuration are used, whatever the token says, and each key only with algorithms of its kind.
+Whatever a token says, only the configured algorithms are used, and each key only with the algorithms for its kind.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -21,25 +20,24 @@ from jwt.exceptions import InvalidTokenError, PyJWTError
 
 from gateway.auth.credentials import Credential, CredentialError
 from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
-from gateway.config import ConfigError, Jwt
+from gateway.config import ConfigError, Jwt, read_file
 from gateway.names import is_peer_name
 
 MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
-"""The least bytes of a secret for each algorithm: as many as its hash has (RFC 7518 section 3.2)."""
+"""The smallest secret for each algorithm, in bytes: as long as its hash (RFC 7518 section 3.2)."""
 
 MIN_RSA_BITS: Final = 2048
-"""The least bits of an RSA key (RFC 7518 section 3.3)."""
+"""The smallest RSA key, in bits (RFC 7518 section 3.3)."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _NEEDED: Final = ["exp", "sub", "role"]
 
-
 REMEMBERED: Final = 4096
-"""How many valid tokens are remembered: a reconnect then costs a digest instead of a signature."""
+"""How many valid tokens are remembered, so that a reconnect costs a digest instead of a signature."""
 
 
 class Key(NamedTuple):
-    """A key, the algorithms that it is used with, its ``kid`` if it has one, and its fingerprint."""
+    """A key, the algorithms that it may be used with, its ``kid`` if it has one, and its fingerprint."""
 
     key: Any
     algorithms: list[str]
@@ -60,7 +58,10 @@ class Jwts:
         self._verified: dict[bytes, Credential] = {}
 
     def verify(self, token: str, now: float) -> Credential:
-        """Return what a valid JWT gives. Raises CredentialError. Claims count only after the signature is verified."""
+        """Return what a valid JWT gives. Raises CredentialError if it is not valid.
+
+        No claim is believed before the signature is verified.
+        """
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)
         if known is not None and (known.principal.expires_at or 0.0) > now:
@@ -90,8 +91,11 @@ class Jwts:
         raise CredentialError(why)
 
     def _claims(self, token: str, key: Key) -> Mapping[str, Any]:
-        """Verify and decode a JWT. Raises CredentialError, and InvalidSignatureError if another key has signed it."""
-        # The times are compared here, with the gateway's own clock.
+        """Verify the signature of a JWT, and return its claims.
+
+        Raises InvalidSignatureError if another key has signed it, and CredentialError if it is not valid.
+        """
+        # PyJWT does not compare the times, because `_principal` does so with the time that the caller gives.
         options: Any = {"require": _NEEDED, "verify_exp": False, "verify_nbf": False, "verify_iat": False}
         try:
             return jwt.decode(
@@ -113,7 +117,7 @@ class Jwts:
             raise CredentialError("the JWT is malformed") from None
 
     def renewed(self, credential: Credential) -> Credential | None:
-        """Return the credential as long as its key is still there, otherwise None."""
+        """Return the credential as it is, or None if its key is gone."""
         return credential if credential.voucher in self._fingerprints else None
 
 
@@ -132,12 +136,12 @@ def _principal(claims: Mapping[str, Any], now: float) -> Principal:
         return Principal(name, role, ROLE_SCOPES[role], expires)
     if not isinstance(scope, str):
         raise CredentialError("the JWT's scope is no string")
-    # The claim is shared with others (RFC 8693 section 4.2): "openid" and the like give nothing here.
+    # Other services share this claim (RFC 8693 section 4.2), so a scope of theirs, such as "openid", gives nothing.
     return Principal(name, role, tuple(filter(is_scope, scope.split())), expires)
 
 
 def _number(claims: Mapping[str, Any], name: str) -> float | None:
-    """A NumericDate (RFC 7519 section 2)."""
+    """Return a claim that is a NumericDate (RFC 7519 section 2), or None if there is none. Raises CredentialError."""
     value = claims.get(name)
     if value is None:
         return None
@@ -157,16 +161,13 @@ def load(config: Jwt) -> Jwts:
     return Jwts(keys, config.issuer, config.audience)
 
 
-def _content(path: str, key: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(path, key, f"cannot be read: {error.strerror}", "the path of a readable file") from None
+def _read(path: str, key: str) -> bytes:
+    return read_file(path, key, "the path of a readable file")
 
 
 def _secret(path: str, algorithms: tuple[str, ...]) -> Key:
     key = "auth.jwt.secret_file"
-    secret = _content(path, key).rstrip(b"\r\n")  # as an editor or `echo` leaves it
+    secret = _read(path, key).rstrip(b"\r\n")  # editors and `echo` end a file with a newline
     if secret.startswith(b"-----BEGIN "):
         raise ConfigError(path, key, "holds a PEM file", "a secret, of random bytes")
     longest = max(algorithms, key=MIN_SECRET.__getitem__)
@@ -179,7 +180,7 @@ def _secret(path: str, algorithms: tuple[str, ...]) -> Key:
 def _public_key(path: str, algorithms: tuple[str, ...]) -> Key:
     key = "auth.jwt.public_key_file"
     try:
-        public = load_pem_public_key(_content(path, key))
+        public = load_pem_public_key(_read(path, key))
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(path, key, "holds no public key", "a PEM file that begins with BEGIN PUBLIC KEY") from None
     fitting = _fitting(public, algorithms)
@@ -190,7 +191,7 @@ def _public_key(path: str, algorithms: tuple[str, ...]) -> Key:
 
 
 def _fitting(key: object, algorithms: tuple[str, ...]) -> list[str]:
-    """Return those of the algorithms that fit a public key or a secret."""
+    """Return the algorithms that fit a public key or a secret."""
     if isinstance(key, RSAPublicKey):
         return [name for name in algorithms if name.startswith("RS") and key.key_size >= MIN_RSA_BITS]
     if isinstance(key, EllipticCurvePublicKey):
@@ -209,10 +210,10 @@ def _fingerprint(key: Any) -> bytes:
 
 
 def _key_set(path: str, algorithms: tuple[str, ...]) -> list[Key]:
-    """Read a JSON Web Key Set (RFC 7517 section 5). Keys that fit none of the algorithms are left out."""
+    """Read a JSON Web Key Set (RFC 7517 section 5), without the keys that fit none of the algorithms."""
     at = "auth.jwt.jwks_file"
     try:
-        members = json.loads(_content(path, at))["keys"]
+        members = json.loads(_read(path, at))["keys"]
         if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):

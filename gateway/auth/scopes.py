@@ -1,7 +1,7 @@
-"""What a principal may do: scopes, and the roles that have some of their own. Pure.
+"""What a principal may do: scopes, and the scopes that each role has by default. Pure.
 
 A scope is ``admin``, or a verb and a pattern of names, such as ``call:camera.*``; see `gateway.names`. ``*`` alone
-stands for every scope. What no scope allows is refused.
+stands for every scope. Whatever no scope allows is refused.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ EVERYTHING: Final = "*"
 """The scope that covers all others. Only mode none gives it."""
 
 ANY_CALL: Final = "call:"
-"""The scope of a caller that may call any method at all. Every ``call:`` scope covers it."""
+"""The scope of a caller that may call at least one method. Every ``call:`` scope covers it."""
 
 ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
     "operator": ("admin", "call:>", "subscribe:>", "publish:>"),
     "node": ("serve:>", "publish:>", "subscribe:>"),
     "ui": ("call:>", "subscribe:>"),
 }
-"""The scopes of each role, for a credential that names none itself."""
-
+"""The scopes of each role, for a credential that does not name its scopes."""
 
 _SCOPE: Final = re.compile(f"(?:call|serve|subscribe|publish):{PATTERN}")
 
@@ -40,23 +39,23 @@ class Principal:
     scopes: tuple[str, ...]
     expires_at: float | None = None
     _known: dict[str, bool] = field(init=False, repr=False, compare=False)
-    """Answers that are known: each routed call asks, mostly the same. Principals with the same scopes share them."""
+    """Remembered answers of `allows`, shared by all principals with the same scopes. Each routed call asks for one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_known", _known_of(self.scopes))
 
     def allows(self, scope: str) -> bool:
-        """Whether one of the scopes covers the concrete ``scope``, such as ``call:camera.snapshot`` or ``admin``.
+        """Whether the principal has a scope that covers ``scope``, such as ``call:camera.snapshot`` or ``admin``.
 
-        No pattern reaches the gateway's own names: no principal may serve or publish them, and only an admin may
-        subscribe to its topics.
+        The gateway's own names are an exception: no principal may serve or publish them, and its topics need the scope
+        ``admin``.
         """
         known = self._known.get(scope)
         return self._find_out(scope) if known is None else known
 
     def _find_out(self, scope: str) -> bool:
         allowed = _allow(self.scopes, scope)
-        if len(scope) <= _LONGEST and len(self._known) < _MOST:  # a caller may ask for any text
+        if len(scope) <= _LONGEST and len(self._known) < _MOST:  # callers may ask for any text
             self._known[scope] = allowed
         return allowed
 
@@ -77,10 +76,10 @@ def _known_of(scopes: tuple[str, ...]) -> dict[str, bool]:
 
 
 _LONGEST: Final = 256
-"""The most characters of a scope whose answer is remembered."""
+"""The greatest length of a scope whose answer is remembered, in characters."""
 
 _MOST: Final = 1000
-"""The most answers that are remembered for one set of scopes."""
+"""How many answers are remembered for one set of scopes."""
 
 NOBODY: Final = Principal("", "", ())
 """The principal of a connection that has not authenticated."""
@@ -90,14 +89,14 @@ ANONYMOUS: Final = Principal("anonymous", "operator", (EVERYTHING,))
 
 
 def is_scope(text: str) -> bool:
-    """Whether ``text`` is a scope that a credential may have: ``admin``, or a verb and a pattern."""
+    """Whether a credential may have this scope: ``admin``, or a verb and a pattern."""
     return text == ADMIN or (text.isprintable() and _SCOPE.fullmatch(text) is not None)
 
 
 def covers(held: str, wanted: str) -> bool:
-    """Whether a held scope covers a wanted one.
+    """Whether the scope ``held`` covers the scope ``wanted``.
 
-    Both may have a pattern. The wanted one may also be a verb without a name, such as `ANY_CALL`.
+    Both may have a pattern. ``wanted`` may also be a verb without a name, such as `ANY_CALL`.
     """
     if held in (EVERYTHING, wanted):
         return True

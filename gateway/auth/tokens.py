@@ -1,6 +1,6 @@
-"""Mode token: the file of tokens, read by the gateway and written by `python -m gateway token`.
+"""Mode token: the file of tokens, which the gateway reads and `python -m gateway token` writes.
 
-The file holds digests only. A token has 256 random bits, so a plain SHA-256 cannot be reversed and needs neither salt
+The file has only digests. A token has 256 random bits, so its plain SHA-256 cannot be reversed, and needs neither salt
 nor stretching. Digests are compared in constant time.
 """
 
@@ -25,12 +25,12 @@ from tomlkit.exceptions import TOMLKitError
 
 from gateway.auth.credentials import Credential, CredentialError
 from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
-from gateway.config import ConfigError
+from gateway.config import ConfigError, read_file
 from gateway.names import MAX_NAME, is_peer_name
 from gateway.timestamps import rfc3339_seconds
 
 TOKEN_BYTES: Final = 32
-"""Random bytes in a token."""
+"""How many random bytes a token has."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NO_DIGEST: Final = b"0" * 64
@@ -38,7 +38,7 @@ _SCOPES: Final = 'an array of "admin", and of "call:", "serve:", "subscribe:" or
 
 
 class Entry(NamedTuple):
-    """One ``[[token]]``: whose it is, what that principal may do, and the hexadecimal SHA-256 of the token."""
+    """One ``[[token]]``: its owner, with what that principal may do, and the hexadecimal SHA-256 of the token."""
 
     principal: Principal
     sha256: str
@@ -53,7 +53,7 @@ class Tokens:
         self._by_digest = {entry.sha256: Credential(entry.principal, entry.sha256.encode()) for entry in entries}
 
     def verify(self, token: str, now: float) -> Credential:
-        """Return what the file has of a token. Raises CredentialError if it is not in the file, or has expired."""
+        """Return what a token gives. Raises CredentialError if the file does not have it, or if it has expired."""
         digest = digest_of(token)
         credential = self._by_digest.get(digest)
         known = _NO_DIGEST if credential is None else credential.voucher
@@ -65,27 +65,30 @@ class Tokens:
         return credential
 
     def renewed(self, credential: Credential) -> Credential | None:
-        """Return the principal as the file has it now. None if the token is gone or has another owner."""
+        """Return the credential as the file has it now, or None if its token is gone or has another owner."""
         found = self._by_digest.get(credential.voucher.decode())
         return found if found is not None and found.principal.name == credential.principal.name else None
 
 
 def digest_of(token: str) -> str:
-    """Return the digest that the file has of a token."""
+    """Return the digest of a token, as it is in the file: hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def load(path: str, named_by: str = "auth.tokens_file") -> list[Entry]:
-    """Read the tokens of a file. Raises `config.ConfigError`, whose text is one line with the file and the key."""
+    """Read a file of tokens. ``named_by`` is the setting that an error names if the file cannot be read.
+
+    Raises `config.ConfigError`, whose text is one line with the file and the key.
+    """
     return _entries(path, _parsed(path, named_by))
 
 
 def add(path: str, name: str, role: str, scopes: tuple[str, ...] | None, expires: datetime | None) -> str:
-    """Make a token, write its digest to the file, and return the token, which is kept nowhere.
+    """Make a token, add its digest to the file, and return the token, which is kept nowhere.
 
-    If the file does not exist, it is made so that only its owner can read it. Raises ConfigError if the file is wrong,
-    the name is taken, or the new entry would be wrong, and OSError if the file cannot be written. The file is then as
-    it was.
+    If the file does not exist, it is created so that only its owner can read it. Raises ConfigError if the file is
+    wrong, the name is taken, or the new entry would be wrong, and OSError if the file cannot be written. The file is
+    then as it was.
     """
     token = secrets.token_urlsafe(TOKEN_BYTES)
     with _edited(path) as document:
@@ -110,7 +113,7 @@ def add(path: str, name: str, role: str, scopes: tuple[str, ...] | None, expires
 
 
 def revoke(path: str, name: str) -> None:
-    """Take a token out of the file.
+    """Remove a token from the file.
 
     Raises ConfigError if the file is wrong or has no token of this name, and OSError if the file cannot be written.
     """
@@ -119,7 +122,7 @@ def revoke(path: str, name: str) -> None:
         index = next((number for number, entry in enumerate(tokens) if entry["name"] == name), None)
         if index is None:
             raise ConfigError(path, "token.name", f'no token of "{name}"', "one of those that `token list` shows")
-        # What follows its last key, up to the next [[token]], is about that one or about all, and stays.
+        # Comments between its last key and the next [[token]] are about the next one or about all tokens. They stay.
         body = tokens[index].value.body
         last = max(number for number, (key, _) in enumerate(body) if key is not None)
         comments = body[last + 1 :]
@@ -127,21 +130,19 @@ def revoke(path: str, name: str) -> None:
         if index:
             tokens[index - 1].value.body.extend(comments)
         else:
-            place = next(number for number, (key, _) in enumerate(document.body) if key is not None)
+            first = next(number for number, (key, _) in enumerate(document.body) if key is not None)
             if not tokens:
                 del document["token"]
-            document.body[place:place] = comments
+            document.body[first:first] = comments
 
 
 # Reading
 
 
 def _parsed(path: str, named_by: str) -> Mapping[str, object]:
+    content = read_file(path, named_by, "the path of a readable TOML file of tokens")
     try:
-        return tomli.loads(Path(path).read_bytes().decode())
-    except OSError as error:
-        wrong = f"cannot be read: {error.strerror}"
-        raise ConfigError(path, named_by, wrong, "the path of a readable TOML file of tokens") from None
+        return tomli.loads(content.decode())
     except tomli.TOMLDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(path, where, error.msg, "TOML, with a [[token]] for each") from None
@@ -197,7 +198,7 @@ def _is_moment(value: object) -> bool:
         return False
     try:
         rfc3339_seconds(value.timestamp())
-    except (ValueError, OverflowError):  # in UTC its year does not have four digits
+    except (ValueError, OverflowError):  # in UTC the year is not between 1 and 9999
         return False
     return True
 
@@ -217,7 +218,7 @@ _CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
     "scopes": (False, _SCOPES, _are_scopes),
     "expires": (False, "a time with its offset, such as 2027-01-01T00:00:00Z", _is_moment),
 }
-"""What each key must be: whether it is needed, what would be right, and the test."""
+"""For each key: whether it must be there, what would be right, and the test of its value."""
 
 
 # Writing
@@ -225,13 +226,14 @@ _CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
 
 @contextmanager
 def _edited(path: str) -> Iterator[tomlkit.TOMLDocument]:
-    """Give the file to be changed, comments included. It is written when the block ends, if its content is then right.
+    """Yield the file as a document to be changed, with its comments, and write it when the block ends.
 
-    The directory is locked meanwhile, so that two processes that write at once do not lose each other's token.
+    The directory is locked meanwhile, so that two processes do not lose each other's token. Raises ConfigError if the
+    file is wrong before or after the change, and OSError if it cannot be read or written. It is then as it was.
     """
     with suppress(FileNotFoundError):
-        os.stat(path)  # raises OSError for links in a circle
-    target = Path(path).resolve()  # if the name is a link, its target is replaced
+        os.stat(path)  # raises OSError if links form a circle
+    target = Path(path).resolve()  # a link stays, and its target is replaced
     directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -252,7 +254,7 @@ def _edited(path: str) -> Iterator[tomlkit.TOMLDocument]:
 
 
 def _replace(target: Path, text: str) -> None:
-    """Write a file so that a reader, even after a crash, finds the old or the new one. Mode and owner stay."""
+    """Write a file so that a reader finds the old or the new content, even after a crash. Mode and owner stay."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""The server's certificate chain and private key: loaded from PEM files, or refused with a reason."""
+"""Loads the server's certificate chain and private key from PEM files, or says why that is not possible. Pure."""
 
 import ssl
 
@@ -7,7 +7,7 @@ from gateway.text import plain
 
 
 class CertificateError(OSError):
-    """Files that do not make a TLS server, as an `OSError`, which `ssl.SSLError` is too.
+    """The files cannot be used for a TLS server. It is an `OSError`, as `ssl.SSLError` is.
 
     `key` is the setting that names the file. `wrong` says what is wrong, `right` what would be right. `str()` is one
     line: `key: wrong; right`.
@@ -30,7 +30,7 @@ def _no_passphrase() -> str:
 
 
 def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
-    """Load `server.tls_cert` and `server.tls_key` for TLS 1.2 and later. None if there is no certificate to load.
+    """Load `server.tls_cert` and `server.tls_key`, for TLS 1.2 and later. Returns None if `cert` is empty.
 
     Never asks for a passphrase. Raises `CertificateError`.
     """
@@ -64,7 +64,7 @@ def _check_readable(setting: str, file: str) -> None:
 
 
 def _check_certificate(cert: str) -> None:
-    # In a context of its own, because a server would trust what is loaded in this way.
+    # In a context of its own, because a context trusts whatever is loaded in this way.
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=cert)
     except ssl.SSLError:

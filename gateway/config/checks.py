@@ -1,4 +1,4 @@
-"""What must hold between settings, once each of them is right by itself."""
+"""Checks combinations of settings, each of which is right by itself. Pure."""
 
 from typing import NamedTuple, NoReturn
 
@@ -8,7 +8,7 @@ from gateway.config.types import ConfigError, is_loopback
 
 
 class Value(NamedTuple):
-    """A converted value, who set it, and how strongly: the higher `rank` prevails."""
+    """A converted value, and the source that set it. The source with the highest `rank` prevails."""
 
     value: object
     source: str
@@ -16,20 +16,20 @@ class Value(NamedTuple):
 
 
 Values = dict[str, Value]
-"""The values that were set, by dotted key. What was not set has its default."""
+"""The values that were set, by dotted key. A key that is missing has its default."""
 
 
 def check(config: Config, values: Values) -> None:
     """Raise `ConfigError` for the first combination of settings that cannot be used.
 
-    The error names who set it: of the keys that are involved, the one from the strongest source.
+    Of the keys that are involved, the error names one from the strongest source.
     """
     for check_one in (_check_times, _check_sizes, _check_auth, _check_tls):
         check_one(config, values)
 
 
 def _blame(values: Values, wrong: str, right: str, *keys: str) -> NoReturn:
-    """Refuse a combination of `keys`: name the strongest source, because it came last, and its first key."""
+    """Refuse a combination of `keys`. The error names the source that was applied last, and the first key from it."""
     key = max((key for key in keys if key in values), key=lambda key: values[key].rank, default=keys[0])
     source = values[key].source if key in values else "default"
     raise ConfigError(source, key, wrong, right) from None
@@ -104,7 +104,7 @@ def _check_jwt(jwt: Jwt, values: Values) -> None:
         _blame(values, wrong, right, *(given or ["auth.mode"]))
     symmetric = [name for name in jwt.algorithms if name.startswith("HS")]
     if symmetric and jwt.public_key_file:
-        # Else the public key could be taken for the secret (RFC 8725 section 2.1).
+        # Otherwise the public key could be used as the secret (RFC 8725 section 2.1).
         wrong = f"{symmetric[0]} needs a secret, and auth.jwt.public_key_file is set"
         _blame(values, wrong, "an algorithm of that key, such as RS256", "auth.jwt.algorithms")
     if len(symmetric) < len(jwt.algorithms) and jwt.secret_file:

@@ -42,13 +42,14 @@ from gateway.config.types import (
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[server]`: where the gateway listens, and the deadlines of a connection's beginning and end.
 
-    If `unix_socket` is set, it is listened on instead of `host` and `port`. `port` 0 takes a free one. `tls_cert` (with
-    its chain) and `tls_key` are PEM files; both are set or neither is.
+    If `unix_socket` is set, the gateway listens there instead of on `host` and `port`. `port` 0 takes a free port.
+    `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is.
 
-    `handshake_timeout` covers TCP accept, TLS, the request head and the 101 in one budget. `receive_timeout` is the
-    longest time without a complete message or a control frame. `close_timeout` is how long a peer may take to answer a
-    close frame. `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: they are not waited for.
-    `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
+    `handshake_timeout` is one budget from TCP accept, through TLS and the request head, to the 101, and to the
+    credential of a peer that brings it in a message. `receive_timeout` is the longest time without a complete message
+    or a control frame. `close_timeout` is how long a peer may take to answer a close frame. `drain_timeout` is how long
+    calls in flight may go on after SIGTERM; 0: the gateway does not wait for them. `keepalive_timeout` is how long an
+    HTTP connection may stay idle between two requests.
 
     If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
     empty, the origin that `Host` names is allowed. `trusted_proxies` are the peers whose X-Forwarded-For or Forwarded
@@ -73,9 +74,9 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[heartbeat]`: a peer that is silent for `interval` seconds gets a ping.
+    """`[heartbeat]`: a peer from which nothing has come for `interval` seconds gets a ping.
 
-    It is taken for dead if it sends no byte for `timeout` seconds more.
+    It is taken for dead if it sends no byte within `timeout` seconds after that.
     """
 
     interval: Seconds = 30.0
@@ -87,16 +88,16 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `max_connections_per_address` and `max_connections_per_principal` 0: no limit. An IPv6 address counts as its /64.
     `max_unauthenticated` bounds the connections that have not brought their credential yet, and
-    `max_unauthenticated_per_address` those of one address.
+    `max_unauthenticated_per_address` such connections of one address.
 
     `max_message_bytes` is inclusive. `max_in_flight` counts the requests of a connection, `max_node_in_flight` the
     calls that a node has not answered, `max_batch` the elements of one batch. `call_timeout` is the deadline of a
-    routed call, `max_call_timeout` the longest one that a caller may ask for. A connection is cut if its outbox stays
+    call, `max_call_timeout` the longest deadline that a caller may ask for. A connection is cut if its outbox stays
     over `max_outbox_bytes` for `outbox_timeout`; 0: at once.
 
-    `rate` is requests per second and connection; 0: no limit. `burst` is how many may come at once; 0: as many as
-    `rate` allows in a second, and at least one. `control_rate` is pings, pongs and empty fragments per second and
-    connection, and ten times as many at once; 0: no limit.
+    `rate` is the requests per second of one connection; 0: no limit. `burst` is how many may come at once; 0: as many
+    as `rate` allows in a second, and at least one. `control_rate` is the pings, pongs and empty fragments per second of
+    one connection, and ten times as many may come at once; 0: no limit.
     """
 
     max_connections: Count = 10_000
@@ -118,7 +119,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[auth.jwt]`: how a JWT is verified (RFC 7519): with the keys of one of three files.
+    """`[auth.jwt]`: how a JWT (RFC 7519) is verified. Exactly one of the three files has the keys.
 
     If `issuer` or `audience` is set, the JWT must have that claim with this value.
     """
@@ -132,10 +133,10 @@ class Jwt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[auth]`: who may connect. Mode none makes every peer an operator, so it is for loopback.
+    """`[auth]`: who may connect. Mode none makes every peer an operator, so it is meant for loopback.
 
-    `allow_insecure` lets mode none listen anywhere. `tokens_file` is the TOML file of mode token. A connection is
-    warned `expiry_notice` seconds before its credential expires; 0: it is not.
+    `allow_insecure` lets mode none listen on any address. `tokens_file` is the TOML file of mode token. A connection is
+    warned `expiry_notice` seconds before its credential expires; 0: it is not warned.
     """
 
     mode: AuthMode = "none"
@@ -146,11 +147,11 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[events]`: how much of each topic is kept for subscribers that come back.
+    """`[events]`: which messages are kept for subscribers that come back, and how many topics there may be.
 
-    At most `history_count` messages of a topic are kept, none longer than `history_age` seconds, and `history_bytes` of
-    all topics. If any of the three is 0, there is no history. `conflate` names topics of which only the latest unsent
-    value is delivered, and may have patterns.
+    At most `history_count` messages of each topic are kept, each for `history_age` seconds at most, and at most
+    `history_bytes` of all topics together. If any of the three is 0, there is no history. `conflate` names topics, or
+    patterns of them, of which a subscriber gets only the latest of the messages that could not be sent yet.
     """
 
     history_count: CountOrZero = 100
@@ -161,14 +162,14 @@ class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[log]`: the lowest level that is written, and the format: one JSON object per line, or text for a terminal."""
+    """`[log]`: the lowest level that is logged, and the format: one JSON object per line, or text for a terminal."""
 
     level: LogLevel = "info"
     format: LogFormat = "json"
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[cluster]`: has no keys yet."""
+    """`[cluster]`: this section has no keys yet."""
 
 
 class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -178,7 +179,7 @@ class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Methods(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[methods]`: `modules` are imported at start, because of the methods that they define."""
+    """`[methods]`: `modules` are imported at the start, and the methods that they define are served."""
 
     modules: tuple[ModuleName, ...] = ()
 
@@ -202,7 +203,7 @@ KeyPath = tuple[str, ...]
 
 
 class Key(NamedTuple):
-    """One key as its Struct declares it. If the key is an array, the members are those of its items."""
+    """One key as its Struct declares it. If the key is an array, all but `array` is about its items."""
 
     plain: Any  # the type alone, so that a wrong type and a wrong value are told apart
     bounded: Any  # the type with its bounds
@@ -220,7 +221,7 @@ def _key(declared: Any) -> Key:
 
 
 def _schema(struct: type[Struct], at: KeyPath = ()) -> Iterator[tuple[KeyPath, Key | tuple[str, ...]]]:
-    """Yield each key below `struct`, and each table with the names in it."""
+    """Yield the path of each table and key of `struct`: a table with the names in it, a key with its `Key`."""
     fields = msgspec.structs.fields(struct)
     yield at, tuple(field.name for field in fields)
     for field in fields:
@@ -232,7 +233,7 @@ def _schema(struct: type[Struct], at: KeyPath = ()) -> Iterator[tuple[KeyPath, K
 
 
 KEYS: Final = {path: entry for path, entry in _schema(Config) if isinstance(entry, Key)}
-"""All keys."""
+"""All keys, by path."""
 
 TABLES: Final = {path: entry for path, entry in _schema(Config) if not isinstance(entry, Key)}
-"""All tables, each with the names in it. The empty path is the whole file."""
+"""All tables by path, each with the names in it. The empty path is the whole file."""

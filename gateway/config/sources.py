@@ -1,6 +1,6 @@
 """Where the settings come from: defaults, then a TOML file, then the environment, then flags.
 
-Each source is converted by itself, so that an error can name it.
+Each source is converted by itself, so that an error can name the source. Pure.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from gateway.config.types import ConfigError, literal
 
 _ENV_PREFIX = "GATEWAY_"
 _FILE_VARIABLE = "GATEWAY_CONFIG"
-# The second one is raised if a variable that must be a number or a fixed word has bytes that are not UTF-8.
+# UnicodeEncodeError is raised if a variable that must be a number or a fixed word has bytes that are not UTF-8.
 _CONVERT_ERRORS = (msgspec.ValidationError, UnicodeEncodeError)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")  # TOML 1.0: all other keys are quoted
 
@@ -48,7 +48,7 @@ def _table_of(names: tuple[str, ...]) -> str:
 
 
 def _alternatives(path: KeyPath) -> str:
-    """Say what an unknown key may have been meant to be."""
+    """Say which key an unknown one may have been meant to be, or which keys there are."""
     depth = next(n for n in range(len(path) - 1, -1, -1) if path[:n] in TABLES)
     names, unknown = TABLES[path[:depth]], path[depth].lower()
     elsewhere = [_dotted(known) for known in KEYS if known[-1] == unknown and known[:-1] != path[:depth]]
@@ -74,10 +74,10 @@ def _convert_item(key: Key, value: object, text: bool, source: str, name: str) -
 
 
 def _convert(path: KeyPath, value: object, text: bool, source: str) -> object:
-    """Return `value` as the key at `path` wants it. `text`: it is written as in an environment variable."""
+    """Convert `value` to the type of the key at `path`. `text`: it is written as in an environment variable."""
     name = _dotted(path)
     if path in TABLES:
-        # The value is not shown: under [auth] it may be a credential in the wrong place.
+        # The value is not shown, because under [auth] it may be a credential in the wrong place.
         wrong = f"expected table, got {type(value).__name__}"
         raise ConfigError(source, name, wrong, _table_of(TABLES[path]))
     if path not in KEYS:
@@ -111,7 +111,7 @@ def _from_environ(environ: Mapping[str, str]) -> Values:
     values = {}
     for variable in sorted(environ):
         name = variable.removeprefix(_ENV_PREFIX)
-        # Without a double underscore it is no key: GATEWAY_URL is the client's, others may be any program's.
+        # Without a double underscore it is not a key: GATEWAY_URL is the client's, others may be any program's.
         if name == variable or "__" not in name:
             continue
         path = tuple((name.lower() if name == name.upper() else name).split("__"))
@@ -133,13 +133,21 @@ def _from_flags(flags: Mapping[str, object]) -> Values:
     return values
 
 
-def _read(path: str, named_by: str) -> dict[str, object]:
-    """Read a TOML file; `named_by` is the setting to look at when it cannot be read."""
+def read_file(path: str, named_by: str, right: str) -> bytes:
+    """Return what is in a file that the configuration names, in the setting `named_by`.
+
+    Raises `ConfigError` if it cannot be read, which says that `right` would be right.
+    """
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         wrong = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-        raise ConfigError(path, named_by, wrong, "the path of a readable TOML file") from None
+        raise ConfigError(path, named_by, wrong, right) from None
+
+
+def _read(path: str, named_by: str) -> dict[str, object]:
+    """Read a TOML file. `named_by` is the setting that an error names if it cannot be read."""
+    content = read_file(path, named_by, "the path of a readable TOML file")
     try:
         return tomli.loads(content.decode())
     except UnicodeDecodeError as error:
@@ -150,7 +158,7 @@ def _read(path: str, named_by: str) -> dict[str, object]:
         where = f"line {error.lineno}, column {error.colno}"
         right = 'TOML, such as port = 8765 or host = "127.0.0.1"'
         raise ConfigError(path, where, error.msg, right) from None
-    except (ValueError, RecursionError):  # tomli: an integer of over 4300 digits, arrays nested over 400 deep
+    except (ValueError, RecursionError):  # tomli: an integer of over 4300 digits, or arrays nested over 400 deep
         wrong = "an integer too long or arrays nested too deep"
         raise ConfigError(path, named_by, wrong, "a TOML file such as conf/gateway.toml") from None
 
@@ -177,30 +185,30 @@ def _build(values: Values) -> Config:
 
 
 def parse(data: Mapping[str, object], source: str = "configuration") -> Config:
-    """Check `data`, tables as a TOML parser returns them, and fill in the defaults.
+    """Check `data`, which has tables as a TOML parser returns them, and fill in the defaults.
 
-    Arrays may be lists or tuples, and numbers of seconds may be ints. `source` is what an error names. Reads
-    the files of `server.tls_cert` and `server.tls_key` if they are set. Raises `ConfigError`.
+    Arrays may be lists or tuples, and numbers of seconds may be ints. Errors name `source`. The files of
+    `server.tls_cert` and `server.tls_key` are read if they are set. Raises `ConfigError`.
     """
     return _build(_from_tables(data, source))
 
 
 def load(path: str | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Config:
-    """Read the configuration: flags over environment over file over defaults. May be called again, to reload.
+    """Read the configuration. Flags override the environment, which overrides the file, which overrides the defaults.
 
-    The file is `path`, else the one that `GATEWAY_CONFIG` names, else none. A variable is
-    `GATEWAY_SECTION__KEY` (`GATEWAY_AUTH__JWT__ISSUER`), the items of an array separated by commas; one
-    without a double underscore is left alone. `flags` has dotted keys, as in `{"server.port": 9000}`; None is
-    "not given", and text is converted as in a variable. Each value is checked where it was set, even if another
-    source overrides it. Raises `ConfigError`.
+    The file is `path`, otherwise the one that `GATEWAY_CONFIG` names; without either there is none. The variable of a
+    key is `GATEWAY_SECTION__KEY`, as in `GATEWAY_AUTH__JWT__ISSUER`, and commas separate the items of an array. A
+    variable without a double underscore is ignored. `flags` has dotted keys, as in `{"server.port": 9000}`. A flag that
+    is None was not given, and a string is converted like a variable. Each value is checked, even if another source
+    overrides it. May be called again, to reload. Raises `ConfigError`.
     """
     return _build(_collect(path, environ, flags))
 
 
 def source_of(key: str, path: str | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> str:
-    """Say what set `key`, for an error that shows only in use, such as a port that is taken.
+    """Say which source set `key`, for an error that appears only in use, such as a port that is taken.
 
-    Takes the arguments of `load`, and returns what `ConfigError.source` would be, or "default" if no source sets it.
+    Takes the arguments of `load`. Returns what `ConfigError.source` would be, or "default" if no source sets the key.
     Raises `ConfigError`.
     """
     given = _collect(path, environ, flags).get(key)

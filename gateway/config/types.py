@@ -1,4 +1,4 @@
-"""The types of the settings, each with what would be right, and the error for a value that is not. Pure."""
+"""The types of the settings, each with a text that says what is right, and the error for a wrong value. Pure."""
 
 import ipaddress
 import json
@@ -27,8 +27,8 @@ class ConfigError(Exception):
     """A configuration that cannot be used; `str()` is one line: `source: key: wrong; right`.
 
     `source` is a file's path, `environment variable NAME`, or `flag --name`. `key` is the dotted key path. If a file is
-    not TOML, it is the line and column, and if a file cannot be read, the setting that names the file. `wrong` says
-    what is wrong, `right` what would be right.
+    not TOML, `key` is the line and column; if a file cannot be read, it is the setting that names the file. `wrong`
+    says what is wrong, `right` what would be right.
     """
 
     def __init__(self, source: str, key: str, wrong: str, right: str) -> None:
@@ -39,12 +39,12 @@ class ConfigError(Exception):
         self.right = right
 
     def __str__(self) -> str:
-        # File names, keys and values come from outside.
+        # Escaped, because file names, keys and values come from outside.
         return plain(f"{self.source}: {self.key}: {self.wrong}; {self.right}")
 
 
 def literal(value: object) -> str:
-    """Write a value as TOML would, and cut it if it is long."""
+    """Write a value as in TOML, and cut it if it is long."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -57,9 +57,9 @@ def literal(value: object) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether `host`, a name or an address, can be reached from this machine only.
+    """Whether `host`, a name or an address, can be reached only from this machine.
 
-    True for 127.0.0.0/8, ::1 and `localhost` (RFC 6761 section 6.3). Any other name is False, unresolved.
+    That is true for 127.0.0.0/8, ::1 and `localhost` (RFC 6761 section 6.3). No name is resolved.
     """
     if host.lower() == "localhost":
         return True
@@ -86,14 +86,14 @@ def _is_listen_host(text: str) -> bool:
 
 
 def _is_host(text: str) -> bool:
-    """Take what a `Host` header has before the port, in lower case (RFC 9110 section 7.2)."""
+    """Whether this is what a `Host` header has before the port, in lower case (RFC 9110 section 7.2)."""
     if text.startswith("[") and text.endswith("]"):
         return ":" in text and "%" not in text and _is_address(text[1:-1]) and text == text.lower()
     return _is_name(text) and text == text.lower()
 
 
 def _is_origin(text: str) -> bool:
-    """Take what a browser sends: lower case, no path, no port that the scheme implies (RFC 6454 6.2)."""
+    """Whether a browser sends such an origin: lower case, no path, no default port (RFC 6454 section 6.2)."""
     match = _ORIGIN.fullmatch(text)
     if match is None:
         return False
@@ -136,8 +136,8 @@ def _text(right: str, check: Callable[[str], bool]) -> Meta:
     return Meta(description=right, extra={"check": check})
 
 
-# What would be right is part of the type: `description` is the end of the error line. Every number has both
-# bounds, which is also what refuses nan and inf.
+# `description` says what would be right, and is the end of the error line. Every number has both bounds, which also
+# refuse nan and inf.
 Switch = Annotated[bool, Meta(description="true or false")]
 Seconds = Annotated[float, Meta(gt=0, le=_YEAR, description=f"a number of seconds above 0, at most {_YEAR}")]
 SecondsOrZero = Annotated[float, Meta(ge=0, le=_YEAR, description=f"a number of seconds from 0 to {_YEAR}")]

@@ -1,7 +1,7 @@
-"""Whose connection it is, behind reverse proxies: X-Forwarded-For and Forwarded, from right to left. Pure.
+"""Finds a client's address behind reverse proxies, in X-Forwarded-For or Forwarded. Pure.
 
-Each proxy adds at the right the address that it was called from. What stands left of the first address that is not a
-trusted proxy's was written by a stranger, and counts for nothing.
+Each proxy adds the address of its own peer at the right. So the header is read from right to left, up to the first
+address that is not a trusted proxy's. Everything left of that was written by a stranger, and is ignored.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from typing import Final
 
 UNIX: Final = "unix"
-"""The ``remote`` of who comes by a Unix socket, and the entry of `server.trusted_proxies` that trusts them."""
+"""The ``remote`` of every peer on a Unix socket, and the entry of `server.trusted_proxies` that trusts them."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def format_address(address: object) -> str:
-    """A socket address as the log has it; anything but an IP address and port is ``unix``."""
+    """Format a socket address for the log, as ``addr:port`` or ``[addr]:port``. Without a port it is ``unix``."""
     if not isinstance(address, tuple) or len(address) < 2:
         return UNIX
     host, port = address[:2]
@@ -29,9 +29,10 @@ _VALUE: Final = re.compile(r'"[^"]*"|[^\s"]*')
 
 
 def forwarded_for(element: str) -> str | None:
-    """The address in one element of Forwarded (RFC 7239 section 4); None where there is none, or it is malformed.
+    """Return the address in one element of Forwarded (RFC 7239 section 4), or None if it has none or is malformed.
 
-    Elements are told apart by commas alone: a quote that a stranger has left open must not swallow what follows.
+    The caller splits the header at every comma, even within quotes: a quote that a stranger has left open must not
+    swallow the elements after it.
     """
     address = None
     for pair in element.split(";"):
@@ -44,7 +45,7 @@ def forwarded_for(element: str) -> str | None:
 
 
 class Proxies:
-    """The trusted ones; ``entries`` as in `server.trusted_proxies`."""
+    """The proxies that are trusted. ``entries`` are those of `server.trusted_proxies`."""
 
     __slots__ = ("_networks", "_unix")
 
@@ -57,17 +58,17 @@ class Proxies:
         return self._unix or bool(self._networks)
 
     def trusts(self, remote: str) -> bool:
-        """Whether the word of this peer is believed; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``."""
+        """Whether this peer is a trusted proxy. ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``."""
         if remote == UNIX:
             return self._unix
         hop = _hop(remote)
-        return hop is not None and self._knows(hop[0])
+        return hop is not None and self._is_trusted(hop[0])
 
     def client(self, remote: str, hops: Iterable[str | None]) -> str:
-        """The client's address, as `remote` has it, with port 0 where no proxy told the port.
+        """Return the client's address, in the form of ``remote``, with port 0 if the proxy did not write the port.
 
-        ``remote`` is the trusted peer, ``hops`` the addresses that the header has, from left to right; an entry that is
-        no address, such as ``unknown``, ends the search at the proxy that has written it.
+        ``remote`` is the trusted peer, and ``hops`` are the addresses in the header, from left to right. An entry that
+        is not an address, such as ``unknown``, ends the search at the proxy that has written it.
         """
         for text in reversed(list(hops)):
             hop = _hop(text or "")
@@ -75,16 +76,19 @@ class Proxies:
                 break
             address, port = hop
             remote = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-            if not self._knows(address):
+            if not self._is_trusted(address):
                 break
         return remote
 
-    def _knows(self, address: _Address) -> bool:
+    def _is_trusted(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
 
 
 def _hop(text: str) -> tuple[_Address, int] | None:
-    """``192.0.2.1``, ``192.0.2.1:47011``, ``2001:db8::1`` and ``[2001:db8::1]:47011`` (RFC 7239 section 6)."""
+    """Parse an address with or without a port (RFC 7239 section 6). Returns None if it is neither.
+
+    It may be ``192.0.2.1``, ``192.0.2.1:47011``, ``2001:db8::1`` or ``[2001:db8::1]:47011``. Without a port it is 0.
+    """
     text = text.strip()
     port = "0"
     if text.startswith("["):

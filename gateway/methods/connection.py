@@ -1,4 +1,4 @@
-"""`connection.*`: who is connected, who was, and ending a connection."""
+"""`connection.*`: lists open and ended connections, and ends a connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Limit = Annotated[int, Meta(ge=1, le=200)]
 
 
 class ListParams(msgspec.Struct, forbid_unknown_fields=True):
-    """``after`` is the ``next`` of the page before; ``role`` leaves out all others."""
+    """``after`` is the ``next`` of the previous page. With ``role`` only the connections of that role are listed."""
 
     limit: Limit = 100
     after: str = ""
@@ -30,27 +30,27 @@ class ListParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConnectionParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """Which connection."""
+    """Names one connection."""
 
     conn_id: str
 
 
 class CloseParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """``reason`` goes into the close frame, 123 bytes of it at most."""
+    """Names the connection to close. ``reason`` is put into the close frame, and cut to 123 bytes."""
 
     conn_id: str
     reason: str = ""
 
 
 class HistoryParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """``connId``: only that one."""
+    """With ``connId`` only that connection is listed. ``limit`` is how many are, at most."""
 
     limit: Annotated[int, Meta(ge=1, le=HISTORY)] = 100
     conn_id: str | None = None
 
 
 class ConnectionInfo(msgspec.Struct, rename="camel"):
-    """One connection that is open. Times are RFC 3339, in UTC; bytes are those on the wire."""
+    """One open connection. Times are RFC 3339 in UTC. Bytes are those on the wire."""
 
     conn_id: str
     name: str
@@ -67,14 +67,14 @@ class ConnectionInfo(msgspec.Struct, rename="camel"):
 
 
 class Page(msgspec.Struct):
-    """``next`` is null on the last page."""
+    """One page of open connections. ``next`` is null on the last page."""
 
     connections: list[ConnectionInfo]
     next: str | None
 
 
 class ClosedInfo(msgspec.Struct, rename="camel"):
-    """One connection that is over: ``cause`` and ``code`` say why, ``duration`` is seconds."""
+    """One connection that has ended. ``cause`` and ``code`` say why. ``duration`` is in seconds."""
 
     conn_id: str
     name: str
@@ -93,28 +93,28 @@ class ClosedInfo(msgspec.Struct, rename="camel"):
 
 
 class History(msgspec.Struct):
-    """The newest first."""
+    """Connections that have ended, the newest first."""
 
     connections: list[ClosedInfo]
 
 
 class Closed(msgspec.Struct):
-    """The answer of `connection.close`."""
+    """The result of `connection.close`."""
 
     closed: bool = True
 
 
 class ConnectionMethods:
-    """The methods, over one registry."""
+    """The methods of `connection.*`, for one registry of connections."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     @method("connection.list", scope=ADMIN)
     def list(self, peer: Connection, params: ListParams) -> Page:
-        """List the open connections, in the order of their connIds, a page at a time.
+        """List the open connections, a page at a time, in the order of their connIds.
 
-        A connection that opens or ends between two pages changes nothing for the others.
+        If a connection opens or ends between two pages, each other connection is still listed once.
         """
         after, role = params.after, params.role
         ids = [conn_id for conn_id in self._connections if conn_id > after]
@@ -127,12 +127,12 @@ class ConnectionMethods:
 
     @method("connection.get", scope=ADMIN)
     def get(self, peer: Connection, params: ConnectionParams) -> ConnectionInfo:
-        """Tell about one open connection."""
+        """Return one open connection."""
         return _info(self._find(params.conn_id))
 
     @method("connection.close", scope=ADMIN)
     def close(self, peer: Connection, params: CloseParams) -> Closed:
-        """Close a connection, with 4501: its client does not come back by itself."""
+        """Close a connection with 4501, after which its client does not reconnect by itself."""
         end = errors.CLOSED_BY_OPERATOR
         ending = partial(self._find(params.conn_id).end, end._replace(reason=cut(params.reason) or end.reason))
         asyncio.get_running_loop().call_soon(ending)  # after this reply, if the connection is the caller's own
@@ -140,7 +140,7 @@ class ConnectionMethods:
 
     @method("connection.history", scope=ADMIN)
     def history(self, peer: Connection, params: HistoryParams) -> History:
-        """Tell why connections have ended: the last thousand, the newest first."""
+        """List the connections that have ended, and why. The last thousand are kept; the newest come first."""
         found: list[ClosedInfo] = []
         for closed in reversed(self._connections.history):
             if params.conn_id is None or closed.conn_id == params.conn_id:

@@ -1,4 +1,4 @@
-"""`event.*`: publishing, and subscribing to topics."""
+"""`event.*`: publishes messages, and subscribes to topics."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 
 
 class Since(msgspec.Struct, forbid_unknown_fields=True):
-    """The last message of a topic that the subscriber has had."""
+    """The position of the last message of a topic that the subscriber has received."""
 
     epoch: str
     offset: Annotated[int, Meta(ge=0)]
 
 
 class SubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
-    """Topics, and patterns of them: `a.*` one part, `a.>` the rest. ``since``: what was missed is to come first."""
+    """``topics`` may have the wildcards `*` and `>`. ``since`` says after which message of a topic some were missed."""
 
     topics: Patterns
     since: dict[str, Since] = {}
 
 
 class TopicState(msgspec.Struct, omit_defaults=True):
-    """Where a topic is. ``recovered``: whether all that was missed since the given position follows."""
+    """The position of a topic. ``recovered`` is whether all messages since the position in ``since`` follow."""
 
     epoch: str
     offset: int
@@ -40,48 +40,48 @@ class TopicState(msgspec.Struct, omit_defaults=True):
 
 
 class Subscribed(msgspec.Struct):
-    """Every topic that the subscriptions meet now."""
+    """All topics that the subscriptions match now, by name."""
 
     topics: dict[str, TopicState]
 
 
 class UnsubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
-    """As they were subscribed to."""
+    """Names topics and patterns, as in the subscription."""
 
     topics: Patterns
 
 
 class Subscriptions(msgspec.Struct):
-    """What the connection has subscribed to."""
+    """The topics and patterns to which the connection is subscribed."""
 
     topics: list[str]
 
 
 class PublishParams(msgspec.Struct, forbid_unknown_fields=True):
-    """``data`` is any JSON, and reaches the subscribers byte for byte."""
+    """A message. ``data`` is any JSON, and reaches the subscribers byte for byte."""
 
     topic: str
     data: Raw
 
 
 class Published(msgspec.Struct):
-    """Where the message is."""
+    """The position of the message in its topic."""
 
     offset: int
     epoch: str
 
 
 class EventMethods:
-    """The methods."""
+    """The methods of `event.*`."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
 
     @method("event.subscribe", scope=AUTHENTICATED)
     def subscribe(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
-        """Subscribe to topics and patterns; needs the scope `subscribe:` for each.
+        """Subscribe to topics and patterns. Needs the scope `subscribe:` for each.
 
-        This reply comes first, then what was missed, then what is new.
+        The reply comes first, then the missed messages, then new ones.
         """
         for number, pattern in enumerate(params.topics):
             if not is_pattern(pattern):
@@ -101,12 +101,12 @@ class EventMethods:
 
     @method("event.unsubscribe", scope=AUTHENTICATED)
     def unsubscribe(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
-        """Take subscriptions away; returns what is left."""
+        """End subscriptions, and return those that are left."""
         return Subscriptions(self._events.unsubscribe(peer, params.topics))
 
     @method("event.publish", scope=AUTHENTICATED)
     def publish(self, peer: Connection, params: PublishParams) -> Published:
-        """Publish a message; needs the scope `publish:` for the topic."""
+        """Publish a message. Needs the scope `publish:` for the topic."""
         if not is_dotted_name(params.topic):
             raise BadParams(f"topic: must be at most {MAX_NAME} characters, parts with dots between, without * and >")
         if not peer.principal.allows(f"publish:{params.topic}"):

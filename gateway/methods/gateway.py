@@ -1,4 +1,4 @@
-"""`gateway.*`: the gateway itself."""
+"""`gateway.*`: the gateway itself, and the welcome of each connection."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gateway.status import Status
 from gateway.websocket import frames
 
 PROTOCOL: Final = 1
-"""The version of the contract, as `gateway.welcome` tells it."""
+"""The version of the protocol, as it is in `gateway.welcome`."""
 
 
 class ServerInfo(msgspec.Struct, rename="camel"):
-    """Which gateway this is; ``instance`` is new with every start."""
+    """Which gateway this is. ``instance`` is different after every start."""
 
     name: str
     version: str
@@ -35,7 +35,7 @@ class ServerInfo(msgspec.Struct, rename="camel"):
 
 
 class Heartbeat(msgspec.Struct, rename="camel"):
-    """Seconds; see `heartbeat` in the configuration."""
+    """Two durations in seconds, as in the section `heartbeat` of the configuration."""
 
     interval: float
     timeout: float
@@ -43,14 +43,14 @@ class Heartbeat(msgspec.Struct, rename="camel"):
 
 @lru_cache(maxsize=1024)
 def _encoded(principal: Principal) -> bytes:
-    """A principal in the welcome. Most connections are opened by somebody who was there before."""
+    """Encode a principal for the welcome. Remembered, because most peers have been connected before."""
     return jsonrpc.encode(None if principal is NOBODY else described(principal))
 
 
 class Limits(msgspec.Struct, rename="camel"):
-    """What one connection may use; times in milliseconds, ``rate`` in requests a second, 0 for any number.
+    """What one connection may use. Times are in milliseconds.
 
-    ``burst`` requests may come at once.
+    ``rate`` is in requests a second, and ``burst`` requests may come at once. If both are 0, there is no limit.
     """
 
     max_message_bytes: int
@@ -64,14 +64,14 @@ class Limits(msgspec.Struct, rename="camel"):
 
 
 class Counts(msgspec.Struct, rename="camel"):
-    """Connections, now and since the start."""
+    """How many connections there are now, and how many there have been since the start."""
 
     connections: int
     connections_total: int
 
 
 class Info(msgspec.Struct, rename="camel"):
-    """The answer of `gateway.info`; ``uptime`` is seconds."""
+    """The result of `gateway.info`. ``uptime`` is in seconds."""
 
     server: ServerInfo
     protocol: int
@@ -82,7 +82,7 @@ class Info(msgspec.Struct, rename="camel"):
 
 
 class GatewayMethods:
-    """The methods, and the welcome, which tells much of the same."""
+    """The methods of `gateway.*`, and the welcome, which has much of the same content."""
 
     def __init__(self, config: Config, status: Status, connections: Connections, admission: Admission) -> None:
         self._admission = admission
@@ -105,34 +105,37 @@ class GatewayMethods:
 
     @method("gateway.authenticate", scope=AUTHENTICATED)
     def authenticate(self, peer: Connection, params: AuthenticateParams) -> PrincipalInfo:
-        """Take a new credential of the same principal, at any time; returns the principal.
+        """Take a new credential of the same principal, at any time, and return the principal.
 
-        Calls and subscriptions stay. Where a credential is owed, it is the first message. A wrong one leaves an open
-        connection as it was.
+        Calls and subscriptions stay. If the connection has not brought a credential yet, this is its first message. A
+        wrong credential leaves an open connection as it was.
         """
         self._admission.refresh(peer, params.token)
         return described(peer.principal)
 
     @method("gateway.ping", scope=AUTHENTICATED, while_draining=True)
     def ping(self, peer: Connection, params: bytes) -> Raw:
-        """Return the parameters, unchanged; null if there are none."""
+        """Return the parameters unchanged, or null if there are none."""
         return Raw(params or b"null")
 
     @method("gateway.info", scope=AUTHENTICATED)
     def info(self, peer: Connection) -> Info:
-        """Tell version, instance, uptime, counts and limits of the gateway."""
+        """Return version, instance, uptime, counts and limits of the gateway."""
         counts = Counts(len(self._connections), self._connections.opened_total)
         uptime = round(self._status.uptime, 3)
         return Info(self._server, PROTOCOL, uptime, self._heartbeat, self._limits, counts)
 
     def welcome(self, connection: Connection) -> bytes:
-        """The first frame on a connection."""
+        """Return the first frame that a connection is sent."""
         head, middle, tail = self._welcome
         principal = _encoded(connection.principal)
         return frames.text_frame(head + connection.conn_id.encode() + middle + principal + tail)
 
     def _welcome_around(self, conn_id: str, principal: str) -> tuple[bytes, bytes, bytes]:
-        """The welcome before, between and after connId and principal: all else is the same for every connection."""
+        """Return the parts of the welcome before, between and after ``conn_id`` and ``principal``.
+
+        Only these two differ from connection to connection.
+        """
         text = jsonrpc.notification(
             "gateway.welcome",
             {

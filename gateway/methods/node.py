@@ -1,7 +1,8 @@
-"""`node.*`: connections that serve methods, and calls to one of them."""
+"""`node.*`: registers connections as nodes, which serve methods, and calls a method of one node."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Any
 
 import msgspec
@@ -19,7 +20,7 @@ from gateway.timestamps import rfc3339
 
 
 class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
-    """A method that a node serves. ``params`` is any JSON that describes them, a JSON Schema by custom."""
+    """A method that a node serves. ``params`` describes its parameters in any JSON, by custom a JSON Schema."""
 
     name: str
     summary: Annotated[str, Meta(max_length=2000)] = ""
@@ -27,9 +28,9 @@ class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
-    """``name`` is the principal's, and may be left out, where credentials are needed.
+    """What a node serves. If credentials are needed, ``name`` is the principal's, and may be left out.
 
-    ``context``: each call is to have a member ``context`` with the caller's name and the time that is left.
+    With ``context`` each call has a member ``context`` with the caller's name and the time that is left.
     """
 
     methods: Annotated[list[MethodSpec], Meta(min_length=1, max_length=MAX_METHODS)]
@@ -38,20 +39,20 @@ class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
-    """Without ``methods``: all of them."""
+    """Names the methods to serve no more. Without ``methods`` it is all of them."""
 
     methods: list[str] | None = None
 
 
 class Registration(msgspec.Struct):
-    """What a node serves now."""
+    """What a connection serves now, and under which name."""
 
     name: str | None
     methods: list[str]
 
 
 class NodeParams(msgspec.Struct, forbid_unknown_fields=True):
-    """Which node."""
+    """Names one node."""
 
     name: str
 
@@ -65,7 +66,7 @@ class NodeMethod(msgspec.Struct, omit_defaults=True):
 
 
 class NodeInfo(msgspec.Struct, rename="camel"):
-    """One node; ``since`` is RFC 3339 in UTC, ``inFlight`` the calls that it has not answered."""
+    """One node. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered."""
 
     name: str
     conn_id: str
@@ -76,13 +77,13 @@ class NodeInfo(msgspec.Struct, rename="camel"):
 
 
 class NodeList(msgspec.Struct):
-    """All nodes, by name."""
+    """All nodes, in the order of their names."""
 
     nodes: list[NodeInfo]
 
 
 class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """``params`` is passed on as it is; ``timeoutMs`` is `limits.call_timeout` where it is left out."""
+    """``params`` is passed on byte for byte. ``timeoutMs`` is `limits.call_timeout` if it is left out."""
 
     node: str
     method: str
@@ -91,12 +92,15 @@ class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class NodeMethods:
-    """The methods, over one registry. ``own`` are the names that the gateway serves itself.
+    """The methods of `node.*`, for one registry of nodes. ``own`` has the names of the gateway's own methods.
 
-    ``named``: a node has its principal's name, for everybody has a credential.
+    ``named`` is whether every peer has a credential; a node then has its principal's name. ``max_call_timeout`` is in
+    seconds.
     """
 
-    def __init__(self, nodes: Nodes, router: Router, own: Any, *, named: bool, max_call_timeout: float) -> None:
+    def __init__(
+        self, nodes: Nodes, router: Router, own: Container[str], *, named: bool, max_call_timeout: float
+    ) -> None:
         self._nodes = nodes
         self._router = router
         self._own = own
@@ -105,15 +109,15 @@ class NodeMethods:
 
     @method("node.register", scope=AUTHENTICATED)
     def register(self, peer: Connection, params: RegisterParams) -> Registration:
-        """Serve methods from now on, beside those that this connection serves already.
+        """Serve methods from now on, in addition to those that this connection serves already.
 
-        Needs the scope `serve:` for each. A node of the same name on another connection is replaced: that one is
-        closed with 4502.
+        Needs the scope `serve:` for each. If another connection is the node of this name, it is replaced and closed
+        with 4502.
         """
         name = self._name(peer, params.name)
         served = [self._served(peer, number, spec) for number, spec in enumerate(params.methods)]
         known = peer.node.methods if peer.node is not None else {}
-        if len(known.keys() | {one.name for one in served}) > MAX_METHODS:
+        if len(known.keys() | {entry.name for entry in served}) > MAX_METHODS:
             raise BadParams(f"methods: a node has {MAX_METHODS} at most")
         replaced = self._nodes.register(peer, name, served, params.context)
         if replaced is not None:
@@ -146,19 +150,19 @@ class NodeMethods:
 
     @method("node.unregister", scope=AUTHENTICATED)
     def unregister(self, peer: Connection, params: UnregisterParams) -> Registration:
-        """Serve these methods no more; returns what is left. Calls in flight may still be answered."""
+        """Serve these methods no more, and return those that are left. Calls in flight may still be answered."""
         node = peer.node
         self._nodes.unregister(peer, params.methods)
         return _registration(peer, None if node is None else node.name)
 
     @method("node.list", scope=ANY_CALL)
     def list(self, peer: Connection) -> NodeList:
-        """List the nodes, with what they serve."""
+        """List the nodes, with the methods that they serve."""
         return NodeList([_info(node) for node in self._nodes.all()])
 
     @method("node.get", scope=ANY_CALL)
     def get(self, peer: Connection, params: NodeParams) -> NodeInfo:
-        """Tell about one node."""
+        """Return one node."""
         node = self._nodes.named(params.name)
         if node is None:
             raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
@@ -166,7 +170,7 @@ class NodeMethods:
 
     @method("node.call", scope=AUTHENTICATED, forwards=True)
     def call(self, peer: Connection, params: CallParams) -> Any:
-        """Call a method of one node; returns the node's result, unchanged. Needs the scope `call:` for the method."""
+        """Call a method of one node, and return its result unchanged. Needs the scope `call:` for the method."""
         data = b"" if params.params is UNSET else bytes(params.params)
         if data and data[0] not in jsonrpc.STRUCTURED:
             raise BadParams("params: must be an array or an object")

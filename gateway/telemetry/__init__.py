@@ -1,1 +1,1 @@
-"""What can be seen from outside: the log, the metrics, and traces."""
+"""What operators see of the gateway: the log, the metrics, and traces."""

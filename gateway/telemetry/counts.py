@@ -1,4 +1,4 @@
-"""What is counted while the gateway works, and costs next to nothing there: a scrape of the metrics reads it. Pure."""
+"""Counters that cost next to nothing on the hot path. A scrape of the metrics reads them. Pure."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from typing import Final, Protocol
 from gateway.errors import INTERNAL_ERROR
 
 OK: Final = "ok"
-"""The outcome of a request that was answered with a result; of a notification that was carried out, or sent on."""
+"""The outcome of a request that was answered with a result, and of a notification that was carried out or sent on."""
 
 NODE_ERROR: Final = "error"
-"""The outcome of a request that a node has answered with an error of its own."""
+"""The outcome of a request that a node answered with an error."""
 
 CALLER_LOST: Final = "caller_lost"
-"""The outcome of a request whose caller has gone before its end."""
+"""The outcome of a request whose caller was gone before it was answered."""
 
 ROUTED: Final = "routed"
-"""The label of all methods that the gateway does not have itself: callers invent as many names as they like."""
+"""The label of every method that the gateway does not have itself, because callers may invent any number of names."""
 
 BOUNDS: Final = (0.0001, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of the buckets of durations, in seconds, each inclusive; behind the last one there is one more."""
+"""The inclusive upper bounds of the buckets of durations, in seconds. One more bucket is for anything longer."""
 
 SAMPLE: Final = 32
-"""Of so many requests that are answered at once one is timed: to read the clock would cost as much as they do."""
+"""One of this many requests that are answered at once is timed, because reading the clock costs as much as they do."""
 
 
 class Tally:
-    """What became of the requests of one method, and how long they took.
+    """Counts the outcomes of one method's requests, and how long they took.
 
-    A request ends by one of the calls below, or, where it is answered at once, by ``untimed -= 1`` while there are
-    any left: it is then taken to have lasted as long as the last that was timed. ``outcomes`` are told of from the
-    start, beside `OK` and that of a defect; all others are as soon as there is one.
+    Each request ends with one of `at_once`, `ended` and `count`. A request that is answered at once ends with
+    ``untimed -= 1`` instead if `untimed` is above 0. It is then taken to have lasted as long as the last one that was
+    timed.
+
+    `OK`, the outcome of a defect and ``outcomes`` are reported from the start, each other outcome once it has occurred.
     """
 
     __slots__ = ("_bucket", "_buckets", "_granted", "_last", "_ok", "_outcomes", "_seconds", "untimed")
@@ -47,10 +49,10 @@ class Tally:
         self._last, self._bucket = 0.0, 0
         self._granted = 0
         self.untimed = 0
-        """How many more need no timing; 0: the next does."""
+        """How many more requests that are answered at once need not be timed."""
 
     def at_once(self, seconds: float) -> None:
-        """One that was answered at once has been timed."""
+        """Count a request that was answered at once, and was timed."""
         untimed = self._granted - self.untimed
         self._buckets[self._bucket] += untimed
         self._seconds += untimed * self._last + seconds
@@ -60,7 +62,7 @@ class Tally:
         self.untimed = self._granted = SAMPLE - 1
 
     def ended(self, outcome: str, seconds: float) -> None:
-        """One has ended that took its time."""
+        """Count a request that was not answered at once."""
         if outcome is OK:  # nearly always
             self._ok += 1
         else:
@@ -69,17 +71,20 @@ class Tally:
         self._seconds += seconds
 
     def count(self, outcome: str) -> None:
-        """One is over that has no duration: it was refused, or nobody waits for its end."""
+        """Count a request without a duration: it was refused, it failed at once, or it was a notification sent on."""
         self._outcomes[outcome] += 1
 
     def outcomes(self) -> Counter[str]:
-        """How many there have been of each outcome."""
+        """Return how many requests had each outcome."""
         outcomes = self._outcomes.copy()
         outcomes[OK] += self._ok + self._granted - self.untimed
         return outcomes
 
     def durations(self) -> tuple[Iterator[int], float]:
-        """How many took no longer than each of `BOUNDS`, at the end how many there were at all; and their sum."""
+        """Return the cumulative counts of the buckets, and the sum of all durations in seconds.
+
+        There is a count for each of `BOUNDS`, of the requests that took no longer, and at the end that of all requests.
+        """
         untimed = self._granted - self.untimed
         buckets = self._buckets.copy()
         buckets[self._bucket] += untimed
@@ -87,27 +92,27 @@ class Tally:
 
 
 class Wire(Protocol):
-    """What a connection counts itself."""
+    """What a connection counts by itself."""
 
     @property
     def messages_in(self) -> int:
-        """Messages that have come."""
+        """Messages received."""
 
     @property
     def messages_out(self) -> int:
-        """Messages that were sent."""
+        """Messages sent."""
 
     @property
     def bytes_in(self) -> int:
-        """Bytes that have come."""
+        """Bytes received."""
 
     @property
     def bytes_out(self) -> int:
-        """Bytes of what was sent."""
+        """Bytes sent."""
 
 
 class Traffic:
-    """Messages and bytes of many connections; bytes are those on the wire."""
+    """Adds up the messages and bytes of many connections. Bytes are those on the wire."""
 
     __slots__ = ("bytes_in", "bytes_out", "messages_in", "messages_out")
 
@@ -118,7 +123,7 @@ class Traffic:
         self.bytes_out = 0
 
     def add(self, wire: Wire) -> None:
-        """Add those of one connection, or of many."""
+        """Add the counts of one connection, or those of another `Traffic`."""
         self.messages_in += wire.messages_in
         self.messages_out += wire.messages_out
         self.bytes_in += wire.bytes_in
@@ -126,10 +131,10 @@ class Traffic:
 
 
 class Census:
-    """What all connections come to.
+    """The totals of all connections.
 
-    ``roles`` has the number of the open ones by role, ``outbox_bytes`` what waits for them to read it; ``traffic`` is
-    that of those that are over, too.
+    ``roles`` counts the open connections by role. ``outbox_bytes`` is what waits for their peers to read it.
+    ``traffic`` includes the connections that have ended.
     """
 
     __slots__ = ("outbox_bytes", "roles", "traffic")

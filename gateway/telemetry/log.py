@@ -1,12 +1,12 @@
-"""The log: one event a line, written by a thread, so that a stalled reader never blocks the event loop.
+"""The log: one event a line, written by a thread, so that a stalled reader of the log never blocks the event loop.
 
-Callers use the standard library alone. An event is a name and its fields:
+Callers use only `logging` of the standard library. An event is a name and its fields:
 
     logger = logging.getLogger("gateway.connections.connection")
     logger.info("connection opened", extra={"event": "connection.opened", "connId": conn_id})
 
-A record becomes a line in the thread that logs it, so the fields are those of the moment. The line then waits
-in a queue that is bounded in bytes. What is lost is counted, and one line `log.lost` reports it.
+A record becomes a line in the thread that logs it, so its fields are as they were at that moment. The line then
+waits in a queue that is bounded in bytes. Lost lines are counted, and a line `log.lost` reports them.
 """
 
 import logging
@@ -26,19 +26,19 @@ from gateway import config
 from gateway.text import plain
 
 QUEUE_BYTES = 8 * 1024 * 1024
-"""The most that may wait for the writer, in bytes of finished lines: about 30,000 of a usual length."""
+"""How much may wait for the writer, in bytes of finished lines: about 30,000 lines of the usual length."""
 
 BATCH_LINES = 256
-"""The most lines that go into one write: some 64 KiB, the capacity of a pipe."""
+"""How many lines may go into one write: about 64 KiB, the capacity of a pipe."""
 
 PAUSE = 0.02
-"""Seconds between two writes. Lines that come meanwhile share one: a wake-up costs more than a line."""
+"""Seconds between two writes. Lines that come meanwhile share one write: waking the thread costs more than a line."""
 
 RETRY = 1.0
 """Seconds from a failed write to the next attempt."""
 
 CLOSE_TIMEOUT = 0.5
-"""Seconds for the last lines, when the process exits or another descriptor takes over."""
+"""Seconds in which the last lines may be written when the process exits, or when another descriptor takes over."""
 
 _LEVELS = {
     logging.DEBUG: "debug",
@@ -58,11 +58,11 @@ _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
 
 
 class JsonFormatter(MsgspecFormatter):
-    """One JSON object: `time`, `level`, `logger`, `event`, `message`, then the event's fields as given.
+    """Formats a record as one JSON object: `time`, `level`, `logger`, `event`, `message`, then the event's own fields.
 
-    `time` is RFC 3339 in UTC with milliseconds. A record without an event, as other libraries make them, has
-    the event `log`. A traceback is one string, the field `traceback`. What is no JSON value becomes text. A
-    field with the name of one of the first five gets an underscore after its name.
+    `time` is RFC 3339 in UTC with milliseconds. A record without an event, such as another library's, has the
+    event `log`. A traceback is one string, in the field `traceback`. A value that JSON cannot express becomes
+    text. A field with the name of one of the first five gets an underscore after its name.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class JsonFormatter(MsgspecFormatter):
         self._time = _Clock("%Y-%m-%dT%H:%M:%S", time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line without its end. No field breaks the line. Never raises."""
+        """Return the line without its newline. It is one line, whatever the fields have. Never raises."""
         head = {
             "time": self._time(record.created) + "Z",
             "level": _level(record),
@@ -86,7 +86,7 @@ class JsonFormatter(MsgspecFormatter):
             line = head | {f"{name}_" if name in head else name: value for name, value in fields.items()}
         try:
             text = self.jsonify_log_record(line)
-        except Exception:  # from a value's own __str__, or for what JSON or UTF-8 cannot hold
+        except Exception:  # a value's own __str__ has failed, or JSON or UTF-8 cannot express a value
             text = ""
         if not text or "\n" in text:  # msgspec.Raw goes out as it is, line breaks included
             text = self.jsonify_log_record({_text(name): _encodable(value) for name, value in line.items()})
@@ -94,9 +94,9 @@ class JsonFormatter(MsgspecFormatter):
 
 
 class TextFormatter(logging.Formatter):
-    """For a terminal: local time, level, event, fields as `name=value`, message; a traceback below.
+    """Formats a record for a terminal: local time, level, event, fields as `name=value`, message; then the traceback.
 
-    Whatever a terminal would not show as a character is escaped, so that no peer's text can steer it.
+    Characters that are not printable are escaped, so that no peer's text can control the terminal.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class TextFormatter(logging.Formatter):
         self._time = _Clock("%H:%M:%S", time.localtime)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line without its end. Only a traceback adds lines, indented. Never raises."""
+        """Return the line without its newline. Only a traceback adds lines, which are indented. Never raises."""
         event = record.__dict__.get("event")
         fields = _fields(record) if event else {"logger": record.name} | _fields(record)
         parts = [self._time(record.created), _SHORT_LEVELS[_level(record)], plain(_text(event or "log"))]
@@ -116,12 +116,12 @@ class TextFormatter(logging.Formatter):
 
 
 class _Clock:
-    """Text of a moment with milliseconds; the date and the seconds are laid out once a second."""
+    """Formats a moment with milliseconds. The part before the milliseconds is made only once a second."""
 
     def __init__(self, layout: str, calendar: Callable[[float], time.struct_time]) -> None:
         self._layout = layout
         self._calendar = calendar
-        self._last = (-1, "", "")  # one tuple: threads that log at the same time see all of it or nothing
+        self._last = (-1, "", "")  # one tuple, because several threads may log at the same time
 
     def __call__(self, created: float) -> str:
         moment = int(created * 1000)
@@ -135,13 +135,13 @@ class _Clock:
 
 
 def _level(record: logging.LogRecord) -> str:
-    """Return the level's name; a level between two is the lower one."""
+    """Return the name of the level. A level between two named ones has the name of the lower one."""
     name = _LEVELS.get(record.levelno)
     return name or _LEVELS[max((level for level in _LEVELS if level <= record.levelno), default=logging.DEBUG)]
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return the message. If its arguments do not fit it, they follow it."""
+    """Return the message. If its arguments do not fit into it, they follow it."""
     try:
         return record.getMessage()
     except Exception:
@@ -149,7 +149,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return what the caller gave as `extra`, without the event."""
+    """Return the fields that the caller gave as `extra`, without the event."""
     return {name: value for name, value in record.__dict__.items() if name not in _NOT_FIELDS}
 
 
@@ -158,7 +158,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _text(value: object) -> str:
-    """Return `value` as text that UTF-8 can hold. Never raises."""
+    """Return `value` as text that UTF-8 can express. Never raises."""
     try:
         return str(value).encode(errors="backslashreplace").decode()
     except Exception:
@@ -166,7 +166,7 @@ def _text(value: object) -> str:
 
 
 def _encodable(value: object) -> object:
-    """Return `value` if it is JSON on one line, else its text."""
+    """Return `value` if it can be one line of JSON, otherwise its text."""
     try:
         if b"\n" not in msgspec.json.encode(value, enc_hook=_text):
             return value
@@ -176,7 +176,7 @@ def _encodable(value: object) -> object:
 
 
 def _shown(value: object) -> str:
-    """Return a field's value for the text format: JSON, but without quotes if it is a word that needs none."""
+    """Return a field's value for the text format. It is JSON, but a word that needs no quotes has none."""
     value = _encodable(value)
     if isinstance(value, str) and value and not any(c in ' "=' for c in value):
         return plain(value)
@@ -184,34 +184,34 @@ def _shown(value: object) -> str:
 
 
 class LogWriter:
-    """Writes lines to a file descriptor, in order and whole, from a thread of its own.
+    """Writes whole lines to a file descriptor, in order, from a thread of its own.
 
     The descriptor may be a file, a pipe, a socket or a terminal, blocking or not. It is not closed, and must
-    stay open until `close` has returned True. The thread is a daemon: a stuck descriptor never holds up the
+    stay open until `close` has returned True. The thread is a daemon, so a stuck descriptor never delays the
     exit of the process.
 
-    A line is lost if the queue has no room for it or its write fails. From then on all lines are lost until
-    the queue is drained and writing works. So there is one gap, and one line that reports it in its place.
+    A line is lost if the queue has no room for it, or if its write fails. From then on every line is lost, until
+    the queue is empty and writing works again. So there is one gap, and one line in its place that reports it.
 
     Args:
         fd: The file descriptor.
-        report: Makes the line, with its end, which says how many lines were lost. Called in the thread. It
-            may be replaced at any time.
+        report: Makes the line that says how many lines were lost, with its newline. It is called in the
+            thread, and may be replaced at any time.
     """
 
     def __init__(self, fd: int, report: Callable[[int], bytes]) -> None:
         self.fd = fd
         self.report = report
         self.lost = 0
-        """Lines lost in all."""
+        """How many lines have been lost."""
         # Reentrant, because a finalizer or a signal handler may log while its thread is inside `write`.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: list[bytes] = []
-        self._queued = 0  # bytes, those in the present write included
-        self._gap = 0  # lines lost and not yet reported
-        self._reporting = 0  # lines told of by the report that is in the present write
-        self._rest = b""  # of a line that a failed write left unfinished
+        self._queued = 0  # bytes, including those of the present write
+        self._gap = 0  # lines lost, and not reported yet
+        self._reporting = 0  # lost lines that a report in the present write tells of
+        self._rest = b""  # the part of a line that a failed write left unwritten
         self._failing = False  # the last write failed
         self._sleeping = False  # the thread waits for a line, and for nothing else
         self._closing = False
@@ -224,7 +224,7 @@ class LogWriter:
         return self._closing
 
     def write(self, line: bytes) -> None:
-        """Queue a line, which includes its end. Never waits for the descriptor. From any thread."""
+        """Queue a line, which includes its newline. Never waits for the descriptor. May be called from any thread."""
         with self._lock:
             queued = self._queued + len(line)
             if self._gap or self._closing or queued > QUEUE_BYTES:
@@ -236,7 +236,7 @@ class LogWriter:
                 self._wake()
 
     def drop(self, lines: int = 1) -> None:
-        """Count lines as lost. From any thread."""
+        """Count lines as lost. May be called from any thread."""
         with self._lock:
             self.lost += lines
             if not self._closing:
@@ -245,7 +245,7 @@ class LogWriter:
                     self._wake()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until each line so far is written or lost; blocks the caller, `timeout` seconds at most.
+        """Block until each line so far is written or lost, for at most `timeout` seconds.
 
         Returns:
             False if lines still wait.
@@ -257,10 +257,10 @@ class LogWriter:
             )
 
     def close(self, timeout: float) -> bool:
-        """Take no more lines and wait for the last ones, `timeout` seconds at most. May be called again.
+        """Take no more lines, and wait for the last ones, for at most `timeout` seconds. May be called again.
 
         Returns:
-            False if lines still wait. They are written when the descriptor takes them, if the process lives.
+            False if lines still wait. They are written once the descriptor takes them, if the process still runs.
         """
         with self._lock:
             self._closing = True
@@ -287,7 +287,10 @@ class LogWriter:
             self.drop()
 
     def _next(self) -> list[bytes] | None:
-        """Wait for lines, and take some; with none left, the report of a gap. None: closed, and all done."""
+        """Wait for lines, and take at most `BATCH_LINES` of them, or the report of a gap if there are none.
+
+        Returns None if the writer is closed and everything is written.
+        """
         with self._lock:
             while not (self._queue or self._gap or self._rest or self._closing):
                 self._sleeping = True
@@ -306,7 +309,7 @@ class LogWriter:
             return batch
 
     def _settle(self, batch: list[bytes], written: int) -> None:
-        """Note that the first `written` lines of the batch are out. After an error the queue is lost too."""
+        """Note that the first `written` lines of the batch are written. After an error the whole queue is lost too."""
         self._queued -= sum(map(len, batch))
         unwritten = len(batch) - written
         self._failing = bool(unwritten or self._rest)
@@ -320,7 +323,10 @@ class LogWriter:
         self._changed.notify_all()
 
     def _write(self, batch: list[bytes]) -> int:
-        """Write lines, return how many are out. A line begun counts: the next write goes on with its rest."""
+        """Write lines, and return how many are written.
+
+        A line of which only a part is written counts as well, because the next write begins with its rest.
+        """
         lines = [self._rest, *batch]
         data = b"".join(lines)
         missing = len(data) - self._send(data)
@@ -330,7 +336,7 @@ class LogWriter:
         return len(lines) - 1
 
     def _send(self, data: bytes) -> int:
-        """Write `data`, however long it takes; return how many bytes went out before an error, if any."""
+        """Write `data`, however long it takes. Returns how many bytes were written, which are fewer after an error."""
         view = memoryview(data)
         while view:
             try:
@@ -345,7 +351,7 @@ class LogWriter:
 
 
 class LogHandler(logging.Handler):
-    """Hands each record's line to a writer. `logging.shutdown`, run at exit, closes both."""
+    """Hands the line of each record to a writer. `logging.shutdown`, which runs at exit, closes both."""
 
     def __init__(self, writer: LogWriter) -> None:
         super().__init__()
@@ -359,19 +365,19 @@ class LogHandler(logging.Handler):
             self.writer.drop()
 
     def close(self) -> None:
-        """Write what waits, for `CLOSE_TIMEOUT` seconds at most. May be called again."""
+        """Write the lines that wait, within `CLOSE_TIMEOUT` seconds. May be called again."""
         self.writer.close(CLOSE_TIMEOUT)
         super().close()
 
 
 def configure(settings: config.Log, fd: int = 1) -> LogWriter:
-    """Send the records of all loggers to `fd`. May be called again: a reload changes level and format so.
+    """Send the records of all loggers to `fd`. May be called again, to change the level and the format.
 
-    If the descriptor is the same, the writer of the call before goes on: nothing is lost, nothing waits, and
-    `lost` counts on. For another descriptor there is a new writer, and the earlier one is closed.
+    If the descriptor is the same, the writer stays: nothing is lost, nothing waits, and `lost` goes on counting.
+    If it is another one, there is a new writer, and the earlier one is closed.
 
     Args:
-        settings: `level` is the lowest that is logged; `format` is `json` or `text`.
+        settings: `level` is the lowest level that is logged; `format` is `json` or `text`.
         fd: Where the lines go; see `LogWriter`.
     """
     _tune()
@@ -393,7 +399,7 @@ def configure(settings: config.Log, fd: int = 1) -> LogWriter:
 
 
 def _tune() -> None:
-    """Have no record look up what no line shows (Python's logging HOWTO, "Optimization")."""
+    """Keep `logging` from looking up what no line shows (Python's logging HOWTO, "Optimization")."""
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     if sys.version_info >= (3, 12):

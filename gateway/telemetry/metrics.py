@@ -1,7 +1,7 @@
-"""What `GET /metrics` tells, in Prometheus' text format, by prometheus-client.
+"""Writes `GET /metrics` in Prometheus' text format, with prometheus-client.
 
-Nothing but the event loop's lag is measured here. Whatever does the work has numbers of its own
-(`gateway.telemetry.counts`), and a scrape reads them.
+Only the lag of the event loop is measured here. All other numbers belong to the objects that do the work (see
+`telemetry.counts`), and a scrape reads them there.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ Label = TypeVar("Label", bound=str)
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_1_0_0
 
 EVERY: Final = 1.0
-"""Seconds between two looks at the event loop's lag."""
+"""Seconds between two measurements of the event loop's lag."""
 
-LOOKS: Final = 15
-"""So many of them are remembered: a scrape every 15 s misses none."""
+REMEMBERED: Final = 15
+"""How many measurements are remembered: a scrape every 15 s misses none."""
 
 _LE: Final = (*map(str, BOUNDS), "+Inf")
 
 
 class Metrics(Generic[Label]):
-    """The numbers of one gateway.
+    """Collects the numbers of one gateway.
 
-    ``roles`` are those that a connection may have; ``census`` counts the connections, ``opened`` tells how many there
-    have been; ``disconnects`` are ends by cause, ``failures`` handshakes that came to nothing, by stage; ``tallies``
-    what became of requests, by method; ``gauges`` and ``counters`` give a number each, by the name without its prefix.
+    ``roles`` are the roles that a connection may have. ``census`` counts the connections, and ``opened`` returns how
+    many have been opened since the start. ``disconnects`` counts the ends of connections by cause, and ``failures`` the
+    handshakes that failed, by stage. ``tallies`` returns the counts of requests, by method. ``gauges`` and ``counters``
+    have a help text and a function for each name, which is written without its prefix ``gateway_``.
     """
 
     def __init__(
@@ -62,7 +63,10 @@ class Metrics(Generic[Label]):
         self._counters = counters
 
     async def text(self) -> bytes:
-        """All of them, as they are now. With very many connections it lets others have their turn in between."""
+        """Return the metrics as they are now.
+
+        The event loop gets to run other callbacks while very many connections are counted.
+        """
         census = await self._census()
         return exposition.generate_latest(
             _Families([*self._of_connections(census), *self._of_requests(), *self._own()])
@@ -107,7 +111,7 @@ class Metrics(Generic[Label]):
 
 
 class _Families(Collector):
-    """One scrape's, for prometheus-client."""
+    """The metrics of one scrape, as prometheus-client wants them."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -124,30 +128,30 @@ def _counter(name: str, what: str, label: str, values: Mapping[Label, int]) -> C
 
 
 class LoopLag:
-    """How late the event loop comes to what is due: looked at every `EVERY` seconds, from ``start()`` to ``stop()``."""
+    """Measures how late the event loop runs a timer: every `EVERY` seconds, from `start` to `stop`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lags: deque[float] = deque([0.0], maxlen=LOOKS)
+        self._lags: deque[float] = deque([0.0], maxlen=REMEMBERED)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def seconds(self) -> float:
-        """The worst of the last `LOOKS` looks."""
+        """The greatest of the last `REMEMBERED` lags, in seconds."""
         return max(self._lags)
 
     def start(self) -> None:
-        """Look at the running loop from now on. Once."""
+        """Begin to measure the running event loop. Call it once."""
         self._due = self._clock() + EVERY
-        self._timer = asyncio.get_running_loop().call_later(EVERY, self._look)
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._measure)
 
     def stop(self) -> None:
-        """Look no more. May be called twice, or before the start."""
+        """Stop measuring. May be called twice, or before `start`."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         self._lags.append(max(0.0, self._clock() - self._due))
         self.start()

@@ -1,9 +1,9 @@
-"""OpenTelemetry, where the extra `otel` is installed and `[tracing]` is on: a span for each routed call.
+"""OpenTelemetry: a span for each routed call, if the extra `otel` is installed and `tracing.enabled` is set.
 
-Only `app.load_tracing` imports this module; it raises ImportError where the extra is not installed.
+Only `app.load_tracing` imports this module. The import raises ImportError if the extra is not installed.
 
-The caller's ``traceparent`` (W3C Trace Context) is a member of the request beside ``params``; the node gets that of the
-gateway's span. Without tracing it is passed on as it came.
+The caller's ``traceparent`` (W3C Trace Context) is a member of the request, beside ``params``. The node gets the
+``traceparent`` of the gateway's span. Without tracing it gets the caller's, as it came.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ SERVICE: Final = "aisopod-gateway"
 
 
 class Tracing:
-    """A `routing.Tracing`. ``provider`` is the SDK's, or a test's."""
+    """Traces calls, as a `nodes.routing.Tracing`. ``provider`` is the SDK's, or a test's."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer(SERVICE)
 
     def begin(self, method: str, node: str, caller: str, traceparent: bytes) -> tuple[TracedCall, msgspec.Raw]:
-        """A span under the caller's, and the ``traceparent`` for the node, in JSON.
+        """Begin a span under the caller's, and return it with the ``traceparent`` for the node, in JSON.
 
-        ``traceparent`` is JSON as it came, or empty; one that is none begins a trace of its own.
+        ``traceparent`` is the caller's JSON as it came. If it is empty or invalid, the span begins a new trace.
         """
         try:
             carrier = {"traceparent": msgspec.json.decode(traceparent, type=str)} if traceparent else {}
@@ -45,7 +45,7 @@ class Tracing:
 
 
 class TracedCall:
-    """A `routing.Span`."""
+    """The span of one call, as a `nodes.routing.Span`."""
 
     __slots__ = ("_span",)
 
@@ -53,7 +53,7 @@ class TracedCall:
         self._span = span
 
     def finish(self, outcome: str) -> None:
-        """The call is over; everything but ``ok`` is an error of the span. Once."""
+        """End the span. Any outcome but ``ok`` makes it an error. Call it once."""
         self._span.set_attribute("gateway.outcome", outcome)
         if outcome != "ok":
             self._span.set_status(Status(StatusCode.ERROR, outcome))
@@ -61,7 +61,7 @@ class TracedCall:
 
 
 def exporting() -> Tracing:
-    """Spans go to an OTLP collector, by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and its like)."""
+    """Make a tracing that sends its spans to an OTLP collector, as OpenTelemetry's own OTEL_ variables say."""
     provider = SdkProvider(resource=Resource.create({"service.name": SERVICE}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider)

@@ -6,7 +6,7 @@ import jwt
 import pytest
 
 from gateway.auth import authenticators, tokens
-from gateway.auth.authenticators import Everybody
+from gateway.auth.authenticators import AllowAny
 from gateway.auth.credentials import ANYBODY, CredentialError
 from gateway.auth.jwts import Jwts
 from gateway.auth.scopes import Principal
@@ -23,7 +23,7 @@ def settings(**table: object) -> Auth:
 @pytest.mark.parametrize("token", ["", "anything", "\ud83d", "x" * 100_000])
 def test_in_mode_none_everybody_is_an_operator_with_every_scope(token: str) -> None:
     authenticator = authenticators.load(settings())
-    assert isinstance(authenticator, Everybody)
+    assert isinstance(authenticator, AllowAny)
     assert not authenticator.asks
     credential = authenticator.verify(token, NOW)
     assert credential.principal == Principal("anonymous", "operator", ("*",), None)
@@ -77,7 +77,7 @@ def test_a_file_that_is_not_there_names_its_setting(
 
 
 def test_files_of_another_mode_are_not_read() -> None:
-    assert isinstance(authenticators.load(settings(tokens_file="/nowhere", jwt={"jwks_file": "/nowhere"})), Everybody)
+    assert isinstance(authenticators.load(settings(tokens_file="/nowhere", jwt={"jwks_file": "/nowhere"})), AllowAny)
 
 
 def test_what_one_mode_let_in_another_does_not_renew(tmp_path: Path) -> None:

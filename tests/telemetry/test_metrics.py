@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import __version__, errors
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
-from gateway.telemetry.metrics import EVERY, LOOKS, LoopLag, Metrics
+from gateway.telemetry.metrics import EVERY, REMEMBERED, LoopLag, Metrics
 from tests.support.fleet import ended, request
 from tests.support.patience import START, WAIT
 from tests.support.peers import RawPeer
@@ -207,7 +207,7 @@ async def test_the_lag_is_the_worst_of_the_last_looks() -> None:
             now += EVERY + late
             timers.turn()
         assert lag.seconds == 0.5
-        for _ in range(LOOKS):
+        for _ in range(REMEMBERED):
             now += EVERY - 0.001  # a timer may also be a little early
             timers.turn()
         assert lag.seconds == 0.0
