@@ -28,7 +28,8 @@ from gateway.rpc.dispatcher import Request
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.link import Closings, Link
 from gateway.websocket.outbox import Cork
-from gateway.websocket.reader import Receiver, Turns
+from gateway.websocket.owner import Receiver
+from gateway.websocket.turns import Turns
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from aiohttp.http import HttpProcessingError
 from gateway.deadlines import Deadlines
 from gateway.handshake.proxies import format_address
 from gateway.handshake.rejections import Rejections, Stage
-from gateway.websocket.reader import RequestProtocol
+from gateway.websocket.opening import RequestProtocol
 
 logger = logging.getLogger(__name__)
 

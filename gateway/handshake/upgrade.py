@@ -13,7 +13,7 @@ from yarl import URL
 from gateway.config import Server, is_loopback
 from gateway.handshake.proxies import Proxies, format_address, forwarded_for
 from gateway.handshake.rejections import Stage
-from gateway.websocket.reader import RequestProtocol
+from gateway.websocket.opening import RequestProtocol
 
 RETRY_AFTER: Final = 5
 """Seconds that a client is asked to wait where the gateway is full, starting or draining."""

@@ -1,36 +1,30 @@
-"""One WebSocket on aiohttp: `web.WebSocketResponse` with a bounded outbox, a short way in, and a named end.
+"""One WebSocket, from its 101 to its one end: aiohttp's `web.WebSocketResponse`, with a way in and out of our own.
 
-aiohttp's handshake, `heartbeat`, `receive_timeout` and `receive()` stay. A message is handed over while it is parsed
-(`reader`), frames leave by the cork (`outbox`), and one state is changed in one place: the first end wins and carries
-its cause. With `reader` this is the only code that leans on aiohttp's insides;
-`tests/websocket/test_aiohttp_insides.py` fails on the day that one of them changes.
+aiohttp's heartbeat timers and `receive()` are used. A message is handed over while it is parsed (`reader`), frames
+leave by the cork (`outbox`), and one method changes the state. The first end wins and carries its cause.
+
+This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import binascii
-import hashlib
-from collections import deque
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
-from aiohttp import ClientConnectionResetError, WSMessage, WSMsgType, hdrs, web
+from aiohttp import WSMessage, WSMsgType, hdrs, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.compression_utils import ZLibBackend
-from aiohttp.http import ws_ext_gen, ws_ext_parse
 from aiohttp.http_websocket import WebSocketError
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import errors
 from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
-from gateway.limits import Bucket, Rate
+from gateway.limits import Bucket
+from gateway.websocket import opening, writer
+from gateway.websocket.deflate import DEFLATE_FROM, deflate, negotiate
 from gateway.websocket.frames import (
     BINARY,
-    CLOSE,
-    NOTHING_WRITTEN,
     PONG,
     RSV1,
     SHORT_TEXT,
@@ -43,101 +37,14 @@ from gateway.websocket.frames import (
     frame,
     text_frame,
 )
-from gateway.websocket.outbox import CORK_BYTES, Cork, Outbox
-from gateway.websocket.reader import HasEndpoint, Inbox, Reader, RequestProtocol, Turns
-
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_SWITCHING: Final = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
-)
-
-DEFLATE_FROM: Final = 1024
-"""Payload bytes from which a negotiated permessage-deflate is used; below it costs more than it saves."""
+from gateway.websocket.heartbeat import SECOND_LOOK, Heartbeat
+from gateway.websocket.outbox import CORK_BYTES, Cork
+from gateway.websocket.owner import NO_OWNER, Owner, Regime
+from gateway.websocket.reader import Inbox, Reader
+from gateway.websocket.turns import Turns
 
 _, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
-_SECOND_LOOK: Final = 0.02
 _HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
-_DEFLATE_TRAILING: Final = b"\x00\x00\xff\xff"
-_NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
-_NO_HEADERS_PROXY: Final = CIMultiDictProxy(_NO_HEADERS)
-_NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
-
-
-class Owner(HasEndpoint, Protocol):
-    """The connection that a link works for. Nothing here may block.
-
-    Each call says which link speaks: a connection may have got another one meanwhile.
-    """
-
-    def on_open(self, link: Link) -> None:
-        """The 101 is written; frames may be sent. Called once, before the first message.
-
-        If it raises, or a call of the endpoint does, `on_defect` is called, and the link ends with 1011.
-        """
-
-    def on_defect(self, error: BaseException) -> None:
-        """A message could not be handled, because of a defect of ours."""
-
-    @property
-    def past(self) -> Written:
-        """What was written to the transport of its link past the outbox, and is not counted there yet."""
-
-    def on_blocked(self, link: Link) -> None:
-        """Nothing may be written past it: the peer does not read, or the end has begun. May be called again."""
-
-    def on_drained(self, link: Link) -> None:
-        """The peer has read so much that frames leave at once again. Called when they did not before."""
-
-    def on_ending(self, link: Link) -> None:
-        """It is no longer open. Called once, in the next event-loop iteration."""
-
-    def on_closed(self, link: Link, end: Disconnect) -> None:
-        """The transport is gone. Called once, the last of all calls."""
-
-
-class Regime(Protocol):
-    """The limits that one link lives under; times in seconds, sizes in bytes."""
-
-    @property
-    def heartbeat_interval(self) -> float:
-        """Silence after which the peer is pinged."""
-
-    @property
-    def heartbeat_timeout(self) -> float:
-        """Silence after the ping that means death."""
-
-    @property
-    def receive_timeout(self) -> float:
-        """Time without a complete message or a control frame."""
-
-    @property
-    def close_timeout(self) -> float:
-        """Time for the peer to answer a close frame, and for the outbox to leave."""
-
-    @property
-    def max_message_bytes(self) -> int:
-        """Inclusive."""
-
-    @property
-    def max_outbox_bytes(self) -> int:
-        """Over it for ``outbox_timeout``, or over twice of it at once: cut."""
-
-    @property
-    def outbox_timeout(self) -> float:
-        """See ``max_outbox_bytes``."""
-
-    @property
-    def control_rate(self) -> Rate | None:
-        """Pings, pongs and empty fragments; None: any number."""
-
-    @property
-    def compression(self) -> bool:
-        """Whether permessage-deflate may be negotiated."""
-
-    @property
-    def turns(self) -> Turns:
-        """What all with an allowance may take of a loop pass."""
 
 
 class Closings(Deadlines["Link"]):
@@ -149,11 +56,11 @@ class Closings(Deadlines["Link"]):
         super().__init__(close_timeout, Link.abort)
 
 
-class Link(Outbox, web.WebSocketResponse):
-    """One WebSocket, of the server's side, with a bounded outbox and a named end.
+class Link(Heartbeat):
+    """One WebSocket of the server's side, with a bounded outbox and a named end.
 
-    ``await prepare(request)``, then ``await run()`` until it is over, both once. Everything else is a plain call and
-    may be made at any time, before the opening and after the end as well: then it does nothing.
+    Call ``await prepare(request)`` and then ``await run()``, which returns when it is over; both once. Everything else
+    is a plain call and may be made at any time. Before the opening and after the end it does nothing.
     """
 
     # Past 30 attributes an instance has a dictionary of its own (1.5 KB); some that the base class sets are here too.
@@ -165,55 +72,32 @@ class Link(Outbox, web.WebSocketResponse):
         "_controls",
         "_decode_text",
         "_deflater",
-        "_drained_at_ping",
         "_headers",
-        "_heartbeat",
         "_inbox",
-        "_last_taken",
         "_max_msg_size",
         "_over",
-        "_pinged_at",
-        "_pong_heartbeat",
         "_protocols",
         "_receive_timeout",
-        "_regime",
         "_timeout",
         "_writer_limit",
         "allowance",
         "bytes_in",
         "ended",
         "last_message",
-        "last_read",
         "messages_in",
         "owner",
     )
 
-    def __init__(self, owner: Owner, cork: Cork, regime: Regime, closings: Closings) -> None:
-        web.WebSocketResponse.__init__(
-            self,
-            timeout=regime.close_timeout,
-            receive_timeout=regime.receive_timeout,
-            heartbeat=regime.heartbeat_interval,
-            autoclose=False,
-            compress=regime.compression,
-            decode_text=False,
-        )
-        Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout)
-        # When to look after a ping. aiohttp fixes it at half of the heartbeat, and takes it for the deadline as well.
-        self._pong_heartbeat = min(regime.heartbeat_timeout, regime.heartbeat_interval)
+    def __init__(self, owner: Owner[Link], cork: Cork, regime: Regime, closings: Closings) -> None:
+        super().__init__(cork, regime)
         self.owner = owner
-        self._regime = regime
         self._deflater: WebSocketWriter | None = None
         self._closings = closings
         self._over: asyncio.Future[None] | None = None
-        self._pinged_at = 0.0
-        self._drained_at_ping = 0
-        self._last_taken = -1.0
         self._controls: Bucket | None = None
         self.allowance: int | None = None
-        """Bytes that are still accepted from the peer; None: any number."""
+        """Bytes that are still accepted from the peer; None for any number."""
         self.ended: Disconnect | None = None
-        self.last_read = 0.0
         self.last_message = 0.0
         self.messages_in = 0
         self.bytes_in = 0
@@ -231,34 +115,24 @@ class Link(Outbox, web.WebSocketResponse):
         handler = cast(Any, request.protocol)
         if handler.transport is None:
             raise ConnectionResetError("Connection lost")
-        extension = self._negotiate(request, handler)
-        head = _SWITCHING % (_accept(request.headers[hdrs.SEC_WEBSOCKET_KEY]), extension)
-        writer = request.writer
-        writer.output_size += len(head)  # so that aiohttp never writes an error page into the stream
+        extension = b""
+        if self._regime.compression:
+            self._deflater, extension = negotiate(request, handler)
+        self._compress = self._deflater.compress if self._deflater else 0
+        head = opening.switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], extension)
+        stream = request.writer
+        stream.output_size += len(head)  # so that aiohttp never writes an error page into the stream
         self._req = request
-        self._payload_writer = writer
+        self._payload_writer = stream
         self.loop = self._loop = asyncio.get_running_loop()
         self.transport = handler.transport
         self.flow = handler
         self._open(request, handler, head)
-        return writer
-
-    def _negotiate(self, request: web.BaseRequest, handler: Any) -> bytes:
-        """RFC 7692 section 5: the 101's extension header, empty without compression."""
-        compress, notakeover = 0, False
-        if self._regime.compression:
-            offered = ",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_EXTENSIONS, []))
-            compress, notakeover = ws_ext_parse(offered, isserver=True)
-        self._compress = compress
-        if not compress:
-            return b""
-        self._deflater = WebSocketWriter(handler, handler.transport, compress=compress, notakeover=notakeover)
-        accepted = ws_ext_gen(compress=compress, isserver=True, server_notakeover=notakeover)
-        return f"{hdrs.SEC_WEBSOCKET_EXTENSIONS}: {accepted}\r\n".encode()
+        return stream
 
     def _open(self, request: web.BaseRequest, handler: Any, head: bytes) -> None:
         """Messages may arrive inside ``take_over``, so all else comes before it."""
-        self._writer = cast(WebSocketWriter, _Writer(self))
+        self._writer = cast(WebSocketWriter, writer.Writer(self))
         self.last_read = self.last_message = self.loop.time()
         self._reset_heartbeat()
         self._inbox = Inbox(self, self._regime.max_message_bytes)
@@ -268,25 +142,17 @@ class Link(Outbox, web.WebSocketResponse):
         self._move(_OPEN)
         self.put_control(head)
         self._bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
-        self._slim(request, handler)
+        opening.slim(request, handler)
+        self._headers = opening.NO_HEADERS
         try:
             self.owner.on_open(self)
         except Exception as error:
             self.fail(error)
         self.flush()
         self._bytes_out = max(0, self._bytes_out)  # the peer may be gone already, and nothing was written
-        if isinstance(handler, RequestProtocol):
+        if isinstance(handler, opening.RequestProtocol):
             handler.upgraded()
         parser.take_over(handler)
-
-    def _slim(self, request: Any, handler: Any) -> None:
-        """Let go of what only the handshake needed."""
-        request._message = None
-        request._headers = _NO_HEADERS_PROXY
-        request._cache = {}
-        handler._parser = None
-        handler._messages = _NO_MESSAGES
-        self._headers = _NO_HEADERS
 
     # The life
 
@@ -309,7 +175,7 @@ class Link(Outbox, web.WebSocketResponse):
                     # Messages do not pass through receive(): believe the time of the last one. And after a pass that
                     # took long, look again when what is there has been read.
                     suspected = left <= 0
-                    patience = max(left, _SECOND_LOOK)
+                    patience = max(left, SECOND_LOOK)
                     continue
                 if message.type in _HELD_BACK:
                     await self._catch_up(message)
@@ -338,8 +204,7 @@ class Link(Outbox, web.WebSocketResponse):
         if not self.pump():
             self._inbox.hold()
             return
-        if self.drained > self._drained_at_ping:
-            self._last_taken = self.loop.time()
+        self._outbox_emptied()
         self.stalled = False
         self.owner.on_drained(self)
         if self._parser is not None and not self.stalled:
@@ -387,8 +252,7 @@ class Link(Outbox, web.WebSocketResponse):
     def stall(self) -> None:
         """The peer does not read: read no more of it until it does."""
         self.stalled = True
-        # The kernel takes no more: from now on what it takes is a sign of life.
-        self._drained_at_ping = max(self._drained_at_ping, self.drained)
+        self._count_from_here()
         self._inbox.hold()
         if self._parser is not None:
             cast(Reader, self._parser).pause()
@@ -407,7 +271,7 @@ class Link(Outbox, web.WebSocketResponse):
     @property
     def handshake_left(self) -> float | None:
         """Seconds that are left of the handshake's time, while ``on_open`` runs; None where nobody counts them."""
-        return self.flow.time_left() if isinstance(self.flow, RequestProtocol) else None
+        return self.flow.time_left() if isinstance(self.flow, opening.RequestProtocol) else None
 
     def send_text(self, payload: Payload) -> None:
         """Send one text message, compressed where that was negotiated and is worth it."""
@@ -419,7 +283,7 @@ class Link(Outbox, web.WebSocketResponse):
         elif self._deflater is None or size < DEFLATE_FROM:
             data = text_frame(payload)
         else:
-            data = frame(TEXT, _deflate(self._deflater, payload), RSV1)
+            data = frame(TEXT, deflate(self._deflater, payload), RSV1)
         corked = self.corked
         if corked is None:
             self.put(data)
@@ -428,44 +292,6 @@ class Link(Outbox, web.WebSocketResponse):
         self.corked_bytes += size
         if self.corked_bytes > CORK_BYTES:
             self.flush()
-
-    # The heartbeat is aiohttp's own, but for two things: a byte from the peer is noted when it is read instead of by a
-    # callback for each read, and nobody is called dead while it is this side that does not read.
-
-    def _send_heartbeat(self) -> None:
-        self._heartbeat_when = max(self._heartbeat_when, self.last_read + self._regime.heartbeat_interval)
-        now = self.loop.time()
-        if now >= self._heartbeat_when:
-            self._pinged_at = now
-            self._drained_at_ping = self.drained
-        super()._send_heartbeat()
-
-    def _pong_not_received(self) -> None:
-        # After a blocked pass some loops run timers before they read: judge when what is there has been read.
-        self._pong_response_cb = self.loop.call_later(_SECOND_LOOK, self._judge_life)
-
-    def _judge_life(self) -> None:
-        self._pong_response_cb = None
-        if self.state is not _OPEN:
-            return
-        now = self.loop.time()
-        deadline = self._pinged_at + self._regime.heartbeat_timeout
-        if self.last_read >= self._pinged_at:
-            alive_at = self.last_read
-        elif now < deadline:
-            look = min(now + self._regime.heartbeat_interval, deadline + _SECOND_LOOK)
-            self._pong_response_cb = self.loop.call_at(look, self._judge_life)
-            return
-        elif self._last_taken >= self._pinged_at or (self.stalled and self.drained > self._drained_at_ping):
-            alive_at = now
-        else:
-            self.end(errors.HEARTBEAT_TIMEOUT)
-            return
-        self._heartbeat_when = alive_at + self._regime.heartbeat_interval
-        self._heartbeat_cb = self.loop.call_at(self._heartbeat_when, self._send_heartbeat)
-
-    def _handle_ping_pong_exception(self, exc: BaseException) -> None:
-        """A ping could not be written: the transport is closing, and its end is on the way."""
 
     # The end
 
@@ -559,12 +385,12 @@ class Link(Outbox, web.WebSocketResponse):
         self._close_code = end.code
         self.discard()
         self._set_closed()
-        self._writer = _SPENT_WRITER
+        self._writer = writer.SPENT
         self._parser = None
         self._inbox.wake()
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
-        owner, self.owner = self.owner, _NOBODY
+        owner, self.owner = self.owner, NO_OWNER
         owner.on_closed(self, end)
 
     def _move(self, state: State) -> None:
@@ -580,64 +406,3 @@ class Link(Outbox, web.WebSocketResponse):
         elif state is not _OPEN:
             self._cancel_heartbeat()
             self._closings.begin(self)
-
-
-class _Writer:
-    """What aiohttp's own calls write to: its heartbeat, and ``ping``, ``pong``, ``send_str`` and their like."""
-
-    __slots__ = ("_link",)
-
-    def __init__(self, link: Link | None) -> None:
-        self._link = link
-
-    async def send_frame(self, message: bytes, opcode: int, compress: int | None = None) -> None:
-        """Send one frame; a data frame waits while the peer does not read. Raises ConnectionError when it is over."""
-        link = self._link
-        if link is None or link.state is not _OPEN:
-            raise ClientConnectionResetError("Cannot write to closing transport")
-        if opcode >= CLOSE:
-            link.put_control(frame(opcode, message))
-            return
-        link.send_frame_bytes(frame(opcode, message))
-        if link.flow.writing_paused:
-            await cast(Any, link.flow)._drain_helper()
-
-    @property
-    def transport(self) -> asyncio.Transport | None:
-        """The transport, while there is one."""
-        return None if self._link is None else self._link.transport
-
-
-class _Nobody:
-    """The owner of a link that is over, and its endpoint."""
-
-    past = NOTHING_WRITTEN
-
-    @property
-    def endpoint(self) -> _Nobody:
-        return self
-
-    def text(self, connection: object, data: Payload) -> None: ...
-    def binary(self, connection: object, data: Payload) -> None: ...
-    def on_open(self, link: Link) -> None: ...
-    def on_defect(self, error: BaseException) -> None: ...
-    def on_blocked(self, link: Link) -> None: ...
-    def on_drained(self, link: Link) -> None: ...
-    def on_ending(self, link: Link) -> None: ...
-    def on_closed(self, link: Link, end: Disconnect) -> None: ...
-
-
-_SPENT_WRITER: Final = cast(WebSocketWriter, _Writer(None))
-_NOBODY: Final = _Nobody()
-
-
-def _accept(key: str) -> bytes:
-    """RFC 6455 section 4.2.2."""
-    return binascii.b2a_base64(hashlib.sha1(key.strip().encode() + _GUID).digest(), newline=False)
-
-
-def _deflate(writer: WebSocketWriter, payload: Payload) -> bytes:
-    """RFC 7692 section 7.2.1, with the compressor that aiohttp negotiated."""
-    compressor = writer._get_compressor(None)
-    mode = ZLibBackend.Z_FULL_FLUSH if writer.notakeover else ZLibBackend.Z_SYNC_FLUSH
-    return (compressor.compress_sync(payload) + compressor.flush(mode)).removesuffix(_DEFLATE_TRAILING)

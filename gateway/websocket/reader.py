@@ -1,15 +1,12 @@
-"""The way in: aiohttp's frame parser, in slices, short of its queue, and with the checks that it leaves out.
+"""The way in: aiohttp's frame parser, in slices, past its queue, and with the checks that it leaves out.
 
-With `link`, whose other half it is, this is the only code that leans on aiohttp's insides (tried against 3.14.5).
+This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
@@ -20,35 +17,16 @@ from aiohttp.streams import EofStream
 from gateway.errors import FLOOD
 from gateway.websocket.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
 from gateway.websocket.outbox import Cork
+from gateway.websocket.owner import HasEndpoint
+from gateway.websocket.turns import Turns
 
 SLICE: Final = 32 * 1024
 """Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""
-
-PASS: Final = 0.005
-"""Seconds of one loop pass in which what comes from all who may not send much yet is parsed."""
 
 _OPEN, _CLOSING, _CLOSED = State.OPEN, State.CLOSING, State.CLOSED
 _PROBES: Final = frozenset({PING, PONG})
 _FED: Final = (False, b"")
 _GO_ON: Final = WSMessage(WSMsgType.CONTINUATION, b"", "")
-
-
-class Receiver(Protocol):
-    """What stands behind a connection, and knows what its messages mean. Nothing here may block."""
-
-    def text(self, connection: Any, data: Payload) -> None:
-        """One whole text message, valid UTF-8."""
-
-    def binary(self, connection: Any, data: Payload) -> None:
-        """One whole binary message."""
-
-
-class HasEndpoint(Protocol):
-    """The connection whose messages are read. Its endpoint gets them without a call of its own in between."""
-
-    @property
-    def endpoint(self) -> Receiver:
-        """Who they are for. It may change at any time."""
 
 
 class Sink(Protocol):
@@ -165,54 +143,6 @@ class Inbox(WebSocketDataQueue):
     def feed_eof(self) -> None:
         """From aiohttp's ``connection_lost``, by way of the parser."""
         self._sink.on_lost()
-
-
-class Turns:
-    """What all who may not send much yet may take together of one loop pass; who comes later waits for the next one.
-
-    One of them costs little, but of those anybody can open very many. One for each event loop.
-    """
-
-    __slots__ = ("_armed", "_clock", "_left", "_waiting")
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._left = PASS
-        self._armed = False
-        self._waiting: deque[Reader] = deque()
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left of this pass."""
-        return self._left <= 0
-
-    def wait(self, reader: Reader, loop: asyncio.AbstractEventLoop) -> None:
-        """Let ``reader`` go on when it is its turn."""
-        self._waiting.append(reader)
-        self._arm(loop)
-
-    @contextmanager
-    def timed(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Take the time that something takes from this pass."""
-        begin = self._clock()
-        try:
-            yield
-        finally:
-            self._left -= self._clock() - begin
-            self._arm(loop)
-
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._armed:
-            self._armed = True
-            loop.call_soon(self._next, loop)
-
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The next pass."""
-        self._armed = False
-        self._left = PASS
-        while self._waiting and not self.over:
-            with self.timed(loop):
-                self._waiting.popleft().go_on()
 
 
 class Reader(WebSocketReader):
@@ -417,35 +347,3 @@ class Reader(WebSocketReader):
             if self._fragmented:
                 raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a new message inside a fragmented one")
             self._fragmented = not fin
-
-
-class RequestProtocol(web.RequestHandler):
-    """aiohttp's RequestHandler with a word at the first bytes of a request. It hears no frames: see `Reader`."""
-
-    __slots__ = ()
-
-    remote: str
-    """Where the peer is, as the log has it."""
-
-    # The slot behind aiohttp's property of this name: each write looks at it twice.
-    writing_paused = cast(Any, web.RequestHandler)._paused
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes of a request."""
-        if self.request_bytes(data):
-            super().data_received(data)
-
-    def never_connected(self) -> None:
-        """Let go of aiohttp's parser, which refers back. For one that ``connection_made`` was never called on."""
-        self._parser = None
-
-    def time_left(self) -> float | None:
-        """Seconds of the handshake's time that are left; None where nobody counts them. For subclasses."""
-        return None
-
-    def upgraded(self) -> None:
-        """The 101 is written: from now on the bytes are frames. For subclasses."""
-
-    def request_bytes(self, data: bytes) -> bool:
-        """Bytes of a request have come: whether they are to be looked at. For subclasses."""
-        return True

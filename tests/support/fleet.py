@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from tests.support.certs import authority
 from tests.support.patience import WAIT
-from tests.support.peers import RawPeer
+from tests.support.peers import Frame, RawPeer
 from tests.support.process import Config, EventLoopName, GatewayProcess, Line
 from tests.support.serving import run_on
 
@@ -112,6 +112,19 @@ async def ended(where: GatewayProcess, peer: RawPeer, cause: str, code: int, tim
 async def request(peer: RawPeer, method: str, **params: object) -> None:
     """Send a request with the id 1."""
     await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+
+
+def is_late(got: Frame) -> bool:
+    """Whether a frame is the reply of test.late."""
+    return got.payload.startswith(b'{"jsonrpc":"2.0","id":1,')
+
+
+async def repeat(peer: RawPeer, data: bytes, every: float) -> None:
+    """Send the same bytes again and again, until the gateway has gone."""
+    with suppress(OSError):
+        while True:
+            await peer.send_raw(data)
+            await asyncio.sleep(every)
 
 
 def forget_peak(where: GatewayProcess) -> int:

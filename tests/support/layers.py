@@ -93,8 +93,11 @@ PURE: Final = frozenset(
 IMPURE: Final = frozenset({"aiohttp", "asyncio", "time", "uvloop"})
 # aiohttp is known where connections come in, to the link and the connection, and to what is assembled of them.
 MAY_KNOW_AIOHTTP: Final = frozenset({ENTRY, "commands", "terminal", ASSEMBLY, "handshake", "connections", "websocket"})
-# The two halves of a link: the only modules that may touch aiohttp's private names.
-INSIDERS: Final = frozenset({"gateway.websocket.link", "gateway.websocket.reader"})
+# What a link is made of, and nothing else may touch aiohttp's private names: its life, its heartbeat, the way in, the
+# protocol of the request that it begins with, outgoing compression, and what aiohttp's own calls write to.
+INSIDERS: Final = frozenset(
+    f"gateway.websocket.{module}" for module in ("deflate", "heartbeat", "link", "opening", "reader", "writer")
+)
 # Documented as public, in spite of the underscore: os._exit, a named tuple's methods, logging._srcfile (its HOWTO).
 PUBLIC: Final = frozenset({"_asdict", "_exit", "_field_defaults", "_fields", "_make", "_replace", "_srcfile"})
 

@@ -24,7 +24,7 @@ from aiohttp.test_utils import make_mocked_request
 from gateway.handshake.listener import READ_BYTES
 from tests.support.peers import Opcode, frame
 
-INSIDES = "look at gateway/websocket.py and gateway/reader.py before this release of aiohttp is used"
+INSIDES = "look at the modules that tests/support/layers.py calls INSIDERS before this release of aiohttp is used"
 
 SIGNATURES: Mapping[type, Mapping[str, tuple[str, ...]]] = {
     web.WebSocketResponse: {

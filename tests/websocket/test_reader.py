@@ -16,149 +16,23 @@ from aiohttp import web
 from aiohttp.http_websocket import WebSocketError
 
 from gateway.connections.connection import Connection
-from gateway.websocket.frames import BINARY, TEXT, Payload, State
-from gateway.websocket.outbox import Cork
-from gateway.websocket.reader import PASS, SLICE, Inbox, Reader, RequestProtocol, Turns
+from gateway.websocket.frames import BINARY, TEXT, State
+from gateway.websocket.opening import RequestProtocol
+from gateway.websocket.reader import SLICE
 from tests.support.fleet import Gateways, Other, in_process, started, until
 from tests.support.patience import START
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
 from tests.support.serving import Script, echo, serving
+from tests.support.sinks import LIMIT, Pausable, Sink, reader_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("reader")]
 
 ANSWERS = 30
 """How many answers another peer gets during a flood."""
-LIMIT = 1 << 20
 
 
 # The parser's other half, without a socket
-
-
-class Pausable(asyncio.Transport):
-    """A transport that is paused and resumed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reading = True
-        self.protocol: object = None
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Note it."""
-        self.protocol = protocol
-
-    def get_extra_info(self, name: str, default: object = None) -> object:
-        """There is no socket."""
-        return default
-
-    def close(self) -> None:
-        """Not noted."""
-
-    def pause_reading(self) -> None:
-        """Note it."""
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        """Note it."""
-        self.reading = True
-
-    def is_reading(self) -> bool:
-        """Whether it is not paused."""
-        return self.reading
-
-    def is_closing(self) -> bool:
-        """Never."""
-        return False
-
-
-class Sink:
-    """A WebSocket that notes what is read for it. Implements `gateway.websocket.reader.Sink`."""
-
-    def __init__(self) -> None:
-        self.state = State.OPEN
-        self.loop = asyncio.get_running_loop()
-        self.transport: asyncio.Transport = Pausable()
-        self.corked: list[bytes] | None = None
-        self.stalled = False
-        self.cork = Cork()
-        self.last_read = 0.0
-        self.last_message = 0.0
-        self.messages_in = 0
-        self.bytes_in = 0
-        self.allowance: int | None = None
-        self.turns = Turns()
-        self.controls: int | None = None
-        """How many pings, pongs and empty fragments may come; None: any number."""
-        self.seen: list[tuple[object, ...]] = []
-        self.failure: BaseException | None = None
-        self.raises: Exception | None = None
-
-    def _see(self, *what: object) -> None:
-        self.seen.append(what)
-        if self.raises is not None:
-            raise self.raises
-
-    def flush(self) -> None:
-        """Nothing is ever corked here."""
-
-    @property
-    def endpoint(self) -> "Sink":
-        """It is its own owner's endpoint."""
-        return self
-
-    @property
-    def owner(self) -> "Sink":
-        """It is its own owner."""
-        return self
-
-    def text(self, connection: object, data: Payload) -> None:
-        """Note it."""
-        self._see(TEXT, data)
-
-    def binary(self, connection: object, data: Payload) -> None:
-        """Nothing comes here without on_message()."""
-
-    def on_message(self, opcode: int, data: Payload) -> None:
-        """Note it."""
-        self.messages_in += 1
-        self._see(opcode, data)
-
-    def on_control(self) -> bool:
-        """Count one."""
-        if self.controls is None:
-            return True
-        self.controls -= 1
-        return self.controls >= 0
-
-    def on_ping(self, payload: bytes) -> None:
-        """Note it."""
-        self._see("ping", payload)
-
-    def full(self) -> None:
-        """Note it."""
-        self._see("full")
-
-    def on_peer_close(self, code: int, reason: str) -> None:
-        """Note it; from then on the socket is closing."""
-        self.state = State.FLUSHING
-        self._see("close", code, reason)
-
-    def on_peer_eof(self) -> None:
-        """Note it."""
-        self._see("eof")
-
-    def on_lost(self) -> None:
-        """Note it."""
-        self.state = State.CLOSED
-
-    def fail(self, error: BaseException) -> None:
-        """Note it; from then on nothing is awaited but the peer's close frame."""
-        self.state = State.CLOSING
-        self.failure = error
-
-
-def reader_of(sink: Sink, limit: int = LIMIT) -> Reader:
-    return Reader(sink, Inbox(sink, limit), limit, False)
 
 
 ONE_OF_EACH = (
@@ -323,118 +197,6 @@ async def test_last_message_is_moved_by_messages_and_control_frames_alone() -> N
         reader_of(sink).feed_data(data)
         assert sink.last_read > 0
         assert (sink.last_message == sink.last_read) is moves, data
-
-
-# Who owes a credential
-
-
-class Stranger(Sink):
-    """One who may not send much yet, and each of whose messages takes three fifths of a pass."""
-
-    def __init__(self, clock: "Clock", turns: Turns) -> None:
-        super().__init__()
-        self.allowance = 2 * SLICE
-        self.turns = turns
-        self.clock = clock
-        self.knows = b""
-        """The message after which it may send as much as anybody."""
-        self.reader = reader_of(self)
-
-    def text(self, connection: object, data: Payload) -> None:
-        """Note it; time passes."""
-        super().text(connection, data)
-        self.clock.now += PASS * 0.6
-        if data == self.knows:
-            self.allowance = None
-
-    def say(self, *texts: bytes) -> None:
-        """One read with these messages."""
-        self.reader.feed_data(b"".join(frame(Opcode.TEXT, text) for text in texts))
-
-    @property
-    def texts(self) -> list[object]:
-        """What it has said that was understood."""
-        return [data for _, data in self.seen]
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def strangers(count: int) -> list[Stranger]:
-    """So many on one loop."""
-    clock = Clock()
-    turns = Turns(clock)
-    return [Stranger(clock, turns) for _ in range(count)]
-
-
-def said(peers: list[Stranger]) -> str:
-    """How many messages of each were understood."""
-    return "".join(str(len(peer.texts)) for peer in peers)
-
-
-async def test_who_owes_a_credential_waits_for_the_next_pass_when_the_others_have_used_this_one() -> None:
-    peers = strangers(7)
-    for peer in peers:
-        peer.say(b"[]")
-    assert said(peers) == "1100000"
-    assert [peer.transport.is_reading() for peer in peers] == [True] * 2 + [False] * 5
-    await asyncio.sleep(0)
-    assert said(peers) == "1111000"
-    await asyncio.sleep(0)
-    assert said(peers) == "1111110"
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert said(peers) == "1111111"
-    assert all(peer.transport.is_reading() for peer in peers)
-    peers[0].say(b"[]")
-    assert said(peers) == "2111111", "a pass in which nobody waits is a whole one"
-
-
-async def test_who_has_a_credential_never_waits_for_those_who_owe_one() -> None:
-    *peers, other = strangers(3)
-    other.allowance = None
-    for peer in peers:
-        peer.say(b"[]")
-    other.say(b"[]", b"[]", b"[]")
-    assert said([other]) == "3"
-
-
-async def test_nothing_is_lost_of_a_read_that_has_waited() -> None:
-    *others, peer = strangers(3)
-    for other in others:
-        other.say(b"[]")
-    peer.knows = b"[1]"
-    large = b"[%b]" % (b" " * 20_000)
-    peer.say(b"[1]", large, large, b"[4]")
-    peer.say(b"[5]")  # as TLS delivers, though nobody reads
-    await until(lambda: len(peer.texts) == 5, "something is missing")
-    assert peer.texts == [b"[1]", large, large, b"[4]", b"[5]"]
-    assert peer.transport.is_reading()
-
-
-async def test_a_read_that_is_more_than_may_be_sent_is_not_kept() -> None:
-    *others, peer = strangers(3)
-    for other in others:
-        other.say(b"[]")
-    peer.say(b" " * (2 * SLICE))
-    assert isinstance(peer.failure, WebSocketError) and peer.failure.code == 1009
-    assert peer.transport.is_reading()
-
-
-async def test_who_has_gone_while_it_waited_is_passed_over() -> None:
-    peers = strangers(4)
-    for peer in peers:
-        peer.say(b"[]")
-    peers[2].state = State.CLOSED
-    await asyncio.sleep(0)
-    assert said(peers) == "1101"
 
 
 # Through sockets

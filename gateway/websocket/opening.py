@@ -1,0 +1,78 @@
+"""From the request to the frames: the protocol of a request, the head of the 101, and what is not needed after it.
+
+This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from collections import deque
+from typing import Any, Final, cast
+
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SWITCHING: Final = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
+)
+NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
+"""The headers of every link, which are not to be changed."""
+
+_NO_HEADERS_PROXY: Final = CIMultiDictProxy(NO_HEADERS)
+_NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
+
+
+class RequestProtocol(web.RequestHandler):
+    """aiohttp's RequestHandler, with a say in what becomes of a request's bytes.
+
+    It gets no bytes after the upgrade: see `reader.Reader.take_over`.
+    """
+
+    __slots__ = ()
+
+    remote: str
+    """The peer's address, as the log has it."""
+
+    # The slot behind aiohttp's property of this name: each write reads it twice.
+    writing_paused = cast(Any, web.RequestHandler)._paused
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes of a request on, unless `request_bytes` says otherwise."""
+        if self.request_bytes(data):
+            super().data_received(data)
+
+    def never_connected(self) -> None:
+        """Let go of aiohttp's parser, which refers back. For a protocol that never had ``connection_made`` called."""
+        self._parser = None
+
+    def time_left(self) -> float | None:
+        """Return the seconds that the handshake may still take, or None if it has no deadline. For subclasses."""
+        return None
+
+    def upgraded(self) -> None:
+        """Note that the 101 is written: from now on the bytes are frames. For subclasses."""
+
+    def request_bytes(self, data: bytes) -> bool:
+        """Return whether these bytes of a request are to be parsed. For subclasses."""
+        return True
+
+
+def switching(key: str, extension: bytes) -> bytes:
+    """Return the head of the 101 that answers ``Sec-WebSocket-Key: key`` (RFC 6455 section 4.2.2).
+
+    ``extension`` is a whole header line with its CRLF, or empty.
+    """
+    accept = binascii.b2a_base64(hashlib.sha1(key.strip().encode() + _GUID).digest(), newline=False)
+    return _SWITCHING % (accept, extension)
+
+
+def slim(request: Any, handler: Any) -> None:
+    """Let a request and its protocol go of what only the handshake needed."""
+    request._message = None
+    request._headers = _NO_HEADERS_PROXY
+    request._cache = {}
+    handler._parser = None
+    handler._messages = _NO_MESSAGES
