@@ -243,7 +243,12 @@ class Listener:
             handshake.drop = partial(_cancel, task)
             self.handshakes.accepted(handshake)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._served, sock))
+
+    def _served(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # before it had begun: nothing in it has closed the socket
+            sock.close()
 
     async def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
         """Hand the socket to aiohttp, through TLS where that is on; returns when the connection is made."""

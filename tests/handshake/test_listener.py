@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -16,10 +17,11 @@ import pytest
 import pytest_asyncio
 
 from tests.support.certs import Authority
-from tests.support.fleet import sockets_back
+from tests.support.fleet import in_process, sockets_back
 from tests.support.patience import SLACK, START, TICK, WAIT
 from tests.support.peers import Opcode, RawPeer, Response, Target
 from tests.support.process import EventLoopName, GatewayProcess, StartGateway
+from tests.support.serving import Script, serving
 
 LIMIT = 2.0
 """The handshake timeout of most gateways in this file, in seconds."""
@@ -474,3 +476,23 @@ async def test_unix_socket_of_a_process_that_died(gateway: StartGateway, tmp_pat
     await gateway(config)
     with await RawPeer.open(Target(unix=tmp_path / "gateway.sock")) as peer:
         await peer.welcome()
+
+
+async def test_one_that_has_to_go_before_its_task_has_begun_is_closed() -> None:
+    """Three are accepted in one go where there is room for one handshake: two go, and their sockets with them."""
+
+    async def scenario(tls: bool) -> None:
+        async with serving(Script(), tls=tls, most=1) as where:
+            with contextlib.ExitStack() as stack:
+                address = (where.host, where.port)
+                sockets = [stack.enter_context(socket.create_connection(address)) for _ in range(3)]
+                for sock in sockets:
+                    sock.setblocking(False)
+                loop = asyncio.get_running_loop()
+                async with asyncio.timeout(WAIT):
+                    ends = [await loop.sock_recv(sock, 1) for sock in sockets[:2]]
+                assert ends == [b"", b""]
+                with pytest.raises(BlockingIOError):
+                    sockets[2].recv(1)
+
+    await in_process(scenario)

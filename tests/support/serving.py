@@ -120,9 +120,9 @@ def echo(connection: Connection, data: bytes) -> None:
 
 @asynccontextmanager
 async def serving(
-    script: Script, config: Mapping[str, Mapping[str, object]] | None = None, *, tls: bool = False
+    script: Script, config: Mapping[str, Mapping[str, object]] | None = None, *, tls: bool = False, most: int = 10_000
 ) -> AsyncIterator[Target]:
-    """Serve `/ws` with this endpoint on a free port; `config` as for GatewayProcess."""
+    """Serve `/ws` with this endpoint on a free port; `config` as for GatewayProcess; ``most`` handshakes."""
     settings = parse(config or {})
     regime = Regime(settings)
 
@@ -140,7 +140,7 @@ async def serving(
         context = tls_context(str(files.cert), str(files.key)) if files else None
     timeout = settings.server.handshake_timeout
     rejections = Rejections()
-    handshakes = Handshakes(timeout, rejections)
+    handshakes = Handshakes(timeout, rejections, most)
     listener = Listener(
         runner.server,
         handler_args=handler_args(settings),
