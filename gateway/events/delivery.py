@@ -153,6 +153,8 @@ class Subscriber:
 
     def review(self) -> None:
         """Step aside if what is sent has to wait now, otherwise step back in line. May be called at any time."""
+        if self._recipient.subscriber is not self:
+            return  # a reply may end its hold after the connection is lost, and nothing would take it out again
         if self._holds or self._recipient.stalled or not self._recipient.is_open:
             self._aside.add(self)
         else:

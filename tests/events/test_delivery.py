@@ -1,5 +1,7 @@
 """Delivery: past the outboxes or by them, what is counted, and the latest message of conflated topics."""
 
+import weakref
+
 import pytest
 
 from gateway.events.delivery import AT_ONCE
@@ -100,6 +102,21 @@ def test_so_many_are_written_to_in_one_go_and_no_more(count: int, past: bool) ->
     events.publish("a", b"0")
     assert {ear.sent for ear in ears} == {0 if past else 1}
     assert {len(ear.frames) for ear in ears} == {1}
+
+
+def test_who_is_lost_while_its_reply_is_awaited_is_forgotten() -> None:
+    """A batch may end after its connection: then a task of a user's ends the hold of a subscriber that is no more."""
+    here, ear, other = hall(), Ear(), Ear()
+    _, release = here.events.subscribe(ear, ["a"], {})
+    gone = weakref.ref(ear.subscriber)
+    here.events.lost(ear)
+    ear.is_open = False
+    release()
+    del release
+    assert gone() is None, "a table still holds it"
+    join(here.events, other, "a")
+    here.events.publish("a", b"0")
+    assert (other.sent, len(other.frames)) == (0, 1), "nobody stands aside"
 
 
 # Conflation, without sockets
