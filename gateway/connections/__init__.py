@@ -1,1 +1,1 @@
-"""Who is here: identity, the current link, and how connections leave."""
+"""The connections: what belongs to each of them, its current link, and how they leave."""

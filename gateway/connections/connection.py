@@ -1,7 +1,7 @@
-"""One connection: its identity, its link, its counts and its two lines in the log.
+"""One connection: its connId and its principal, its link, its counts, and its two lines in the log.
 
-The connection has the connId, a principal, and all that is in flight; its link, one WebSocket, may change. What a link
-says counts only as long as it is the connection's own.
+A connection also has everything that is in flight. Its link, one WebSocket, may change. What a link says counts only
+while it is the connection's own.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from gateway.websocket.turns import Turns
 logger = logging.getLogger(__name__)
 
 CONTROL_SECONDS: Final = 10
-"""How many seconds' worth of `limits.control_rate` may come at once."""
+"""How many seconds' worth of `limits.control_rate` a peer may send at once."""
 
 
 class Regime:
-    """What every connection of a process lives under, taken from the configuration once; see `websocket.Regime`.
+    """The limits of all links of a process, taken from the configuration once. Implements `websocket.owner.Regime`.
 
-    With it what they share: the cork, the turns of those that owe a credential, and the deadlines of those that are
-    closing.
+    It also has what the links share: the cork, the turns of those that owe a credential, and the deadlines of those
+    that are closing.
     """
 
     __slots__ = (
@@ -76,29 +76,36 @@ class Regime:
 
 
 class Endpoint(Receiver, Protocol):
-    """What stands behind a connection from its opening to its end, and knows what its messages mean."""
+    """What handles a connection from its opening to its end, and knows what its messages mean.
+
+    If ``opened``, ``text`` or ``binary`` raises, the link ends with 1011.
+    """
 
     @property
     def calls(self) -> Calls:
-        """The calls that the gateway has sent."""
+        """The calls that the gateway has sent to its connections."""
 
     def opened(self, connection: Connection) -> None:
-        """The connection is open: register it, welcome it."""
+        """Register and welcome a connection, which is open now. Called once."""
 
     def release(self, connection: Connection) -> None:
-        """Nothing more comes from the connection: end all that others expect of it. Called once, before ``closed``."""
+        """End everything that others expect of a connection, because nothing more comes from it.
+
+        Called once, before ``closed``.
+        """
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
-        """The connection is over. Called once, the last of all calls."""
+        """Forget a connection that is over. Called once, the last of all calls."""
 
 
 class Connection:
-    """One peer. ``serve(request)`` lives as long as the connection's first link; everything else is a plain call.
+    """One peer. ``serve(request)`` lives as long as the connection's first link. All else but ``call`` is plain.
 
-    ``conn_id`` is UUID4 text; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``; ``opened_at`` is seconds since
-    the epoch. ``running`` are its requests in flight, ``calls`` those that the gateway has sent it, both by id.
-    ``node`` is its registration, ``subscriber`` what it has subscribed to, ``bucket`` its share of `limits.rate`.
-    ``quiet``: its end is not logged, for it is one of very many.
+    ``conn_id`` is the text of a UUID4. ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``. ``opened_at`` is in
+    seconds since the epoch. ``running`` has the peer's requests in flight, by ``request_id``; a notification has a key
+    of its own. ``calls`` has the calls to the peer, by ``call_id``. ``node`` is its registration, ``subscriber`` its
+    subscriptions, and ``bucket`` its share of `limits.rate`. The end of a ``quiet`` connection is not logged, because
+    very many end at once.
     """
 
     __slots__ = (
@@ -140,16 +147,16 @@ class Connection:
         self.attach(Link(self, regime.cork, regime, regime.closings))
 
     def attach(self, link: Link) -> None:
-        """Take ``link`` as the connection's own: what is sent leaves by it, and only what it says counts."""
+        """Make ``link`` the connection's own: what is sent leaves by it, and only what it says counts."""
         link.owner = self
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
-        """Sends one JSON text; does nothing unless the connection is open."""
+        """Sends one JSON text. It does nothing unless the connection is open."""
 
     async def serve(self, request: web.Request) -> Link:
-        """Upgrade ``request`` and return when the link that this begins with is over. Once.
+        """Upgrade ``request``, and return when the connection's first link is over. Called once.
 
-        Returns that link, whichever the connection has by then: aiohttp closes what it is given.
+        Returns that link, even if the connection has another one by then: aiohttp closes what it is given.
         """
         link = self.link
         try:
@@ -161,16 +168,19 @@ class Connection:
 
     @property
     def send_frame(self) -> Callable[[bytes], None]:
-        """Sends one frame made by `gateway.websocket.frames.text_frame`: the same one can go to many connections."""
+        """Sends one frame made by `websocket.frames.text_frame`. The same frame can go to many connections."""
         return self.link.send_frame_bytes
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Writes past the outbox, where nothing waits in it. What is written so is to be told to `count`."""
+        """Writes one frame past the outbox, in which nothing may wait.
+
+        The subscriber counts what is written so in its ``past``, and tells `count` when it goes.
+        """
         return self.link.transport.write
 
     def count(self, messages: int, octets: int) -> None:
-        """Count what was written past the outbox, once its subscriber is no more."""
+        """Count what was written past the outbox, when the subscriber no longer does."""
         self.link.count(messages, octets)
 
     def notify(self, method: str, params: object) -> None:
@@ -178,9 +188,9 @@ class Connection:
         self.send(jsonrpc.notification(method, params))
 
     async def call(self, method: str, params: object = None, timeout: float = 30.0) -> Any:
-        """Call a method of the client and return its decoded result; ``timeout`` is seconds.
+        """Call a method of the client, and return its decoded result. ``timeout`` is in seconds.
 
-        Raises `calls.CallError` with the client's error, or `timeout` or `node_lost`. Cancelling it cancels the call.
+        Raises `rpc.calls.CallError` with the client's error, `timeout` or `node_lost`. Cancelling it cancels the call.
         """
         if not self.is_open:
             raise failed(errors.NODE_LOST)
@@ -188,42 +198,42 @@ class Connection:
 
     @property
     def max_held_bytes(self) -> int:
-        """How much of events may wait behind a reply that is still to come."""
+        """Bytes of events that may wait for a reply which has to leave before them."""
         return 2 * self.link.outbox_bound
 
     @property
     def stalled(self) -> bool:
-        """Whether the peer does not read at the moment."""
+        """Whether the peer does not read now."""
         return self.link.stalled
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open, and not on its way out."""
+        """Whether the connection is open, and not on its way out."""
         return self.link.state is State.OPEN
 
     @property
     def in_flight(self) -> int:
-        """Requests of the peer that are not answered yet, and calls that it has not answered."""
+        """How many requests of the peer, and calls to it, are not answered yet."""
         return len(self.running) + len(self.calls)
 
     @property
     def messages_in(self) -> int:
-        """Messages that have come."""
+        """How many messages have come."""
         return self.link.messages_in
 
     @property
     def messages_out(self) -> int:
-        """Messages that were sent."""
+        """How many messages were sent."""
         return self.link.messages_out
 
     @property
     def bytes_in(self) -> int:
-        """Bytes that have come."""
+        """How many bytes have come."""
         return self.link.bytes_in
 
     @property
     def bytes_out(self) -> int:
-        """Bytes of what was sent."""
+        """How many bytes were sent, as frames."""
         return self.link.bytes_out
 
     @property
@@ -233,11 +243,11 @@ class Connection:
 
     @property
     def handshake_left(self) -> float | None:
-        """Seconds that are left of the handshake's time; None if nobody counts them. For `Endpoint.opened`."""
+        """Seconds that the handshake may still take; None if it has no deadline. For `Endpoint.opened`."""
         return self.link.handshake_left
 
     def restrict(self, octets: int) -> None:
-        """Accept so many bytes more of the peer until ``enter``."""
+        """Accept no more than so many bytes from the peer until ``enter``."""
         self.link.allowance = octets
 
     @property
@@ -251,23 +261,23 @@ class Connection:
         return round(self.link.loop.time() - self._opened, 3)
 
     def adopt(self, credential: Credential) -> None:
-        """Take a credential in place of the one before, with all that is open as it is."""
+        """Take another credential. What is open stays as it is."""
         self.credential = credential
         self.principal = credential.principal
 
     def enter(self, endpoint: Endpoint) -> None:
-        """The credential that was owed has been adopted: the connection is open, and ``endpoint`` stands behind it."""
+        """Go on with ``endpoint`` and without an allowance, after the credential that was owed has been adopted."""
         self.endpoint = endpoint
         self.link.allowance = None
         self._log_opened()
 
     def settled(self) -> None:
-        """A request is no longer in flight: one who is leaving may go."""
+        """Note that a request is no longer in flight. If the connection is leaving, this may be its end."""
         if self.leaving and not self.in_flight:
             self.link.end(errors.SHUTDOWN)
 
     def end(self, end: Disconnect) -> None:
-        """End the connection, for the reason given. The first end wins, later ones do nothing."""
+        """End the connection, for the reason given. The first end wins, and later ones do nothing."""
         self.link.end(end)
 
     def abort(self) -> None:
@@ -305,7 +315,7 @@ class Connection:
         )
 
     def on_defect(self, error: BaseException) -> None:
-        """Our own mistake: all of it in the log, nothing of it on the wire."""
+        """Log a defect of ours with its traceback. Nothing of it goes out on the wire."""
         logger.error(
             "a message could not be handled",
             exc_info=error,
@@ -314,26 +324,26 @@ class Connection:
 
     @property
     def past(self) -> Written:
-        """What the subscriber has had written past the outbox."""
+        """What was written past the outbox for the subscriber."""
         return NOTHING_WRITTEN if self.subscriber is None else self.subscriber.past
 
     def on_blocked(self, link: Link) -> None:
-        """Events have to wait in the outbox, or are not wanted any more."""
+        """Let events wait in the outbox, or drop them if the end has begun."""
         if link is self.link and self.subscriber is not None:
             self.subscriber.review()
 
     def on_drained(self, link: Link) -> None:
-        """The peer has read what waited for it."""
+        """Let events go past the outbox again, because the peer has read what waited for it."""
         if link is self.link and self.subscriber is not None:
             self.subscriber.drained()
 
     def on_ending(self, link: Link) -> None:
-        """A close frame was sent, or the transport is going. For the connection's own link that is its end, too."""
+        """Release the connection, if its own link is no longer open."""
         if link is self.link:
             self._release()
 
     def on_closed(self, link: Link, end: Disconnect) -> None:
-        """Release, unless that is done, then log, whatever the release does."""
+        """Release the connection, tell the endpoint, and log. Each step is done even if the one before raises."""
         if link is not self.link:
             return
         try:
@@ -375,7 +385,7 @@ _entropy = bytearray()
 
 
 def new_id() -> str:
-    """A UUID of version 4 (RFC 9562 section 5.4) as text. The kernel is asked once for 256 of them."""
+    """Return a UUID of version 4 (RFC 9562 section 5.4) as text. The kernel is asked once for 256 of them."""
     if not _entropy:
         _entropy.extend(os.urandom(16 * 256))
     digits = _entropy[-16:].hex()

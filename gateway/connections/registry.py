@@ -21,13 +21,13 @@ from gateway.telemetry.counts import Census, Traffic
 logger = logging.getLogger(__name__)
 
 LEAVE_WITHIN: Final = 1.0
-"""Seconds over which idle connections are closed when the gateway drains, so that their reconnects spread."""
+"""Seconds over which a drain closes idle connections, so that they do not all reconnect at once."""
 
 RECONNECT_MS: Final = (500, 10_000)
-"""From and to: what ``reconnectAfterMs`` is drawn from."""
+"""The least and the most that ``reconnectAfterMs`` may be; it is random."""
 
 HISTORY: Final = 1000
-"""Ended connections that are remembered."""
+"""How many ended connections are remembered."""
 
 _CHUNK: Final = 200
 _COUNTED: Final = 500
@@ -35,7 +35,10 @@ _CUT_GRACE: Final = 0.2
 
 
 class Closed(NamedTuple):
-    """What is kept of a connection that is over; ``closed_at`` is seconds since the epoch, ``duration`` seconds."""
+    """What is kept of a connection that is over.
+
+    ``closed_at`` is in seconds since the epoch, ``duration`` in seconds, and the rest is as the connection had it.
+    """
 
     conn_id: str
     principal: Principal
@@ -50,18 +53,17 @@ class Closed(NamedTuple):
 
 
 class Connections(dict[str, Connection]):
-    """connId → Connection, of those that are open; ``history`` has the last that are over, the newest at its end.
+    """The open connections, by connId. Only :meth:`add` and :meth:`remove` change this dictionary.
 
-    ``owing`` are those that are still to bring their credential, and are in neither.
-
-    A dictionary to look at; only :meth:`add`, :meth:`remove` and :meth:`drain` change it.
+    ``history`` has the last connections that are over, the newest at its end. ``owing`` are the connections that are
+    still to bring their credential, and are in neither.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.opened_total = 0
         self.disconnects: Counter[str] = Counter(dict.fromkeys((end.cause for end in errors.DISCONNECTS), 0))
-        """Connections that have ended, by cause; those too that never came so far as to be registered."""
+        """How many connections have ended, by cause, including those that were never registered."""
         self.history: deque[Closed] = deque(maxlen=HISTORY)
         self.owing: set[Connection] = set()
         self._traffic = Traffic()
@@ -73,33 +75,36 @@ class Connections(dict[str, Connection]):
         self.opened_total += 1
 
     def remove(self, connection: Connection, end: Disconnect) -> None:
-        """Move a connection that is over to the history; one that is not registered is no error."""
+        """Move a connection that is over to the history. It is no error if it is not registered."""
         if self.pop(connection.conn_id, None) is not None:
             self.remember(connection, end)
-        self._look_whether_empty()
+        self._check_empty()
 
     def owe(self, connection: Connection) -> None:
         """Register a connection that is to bring its credential."""
         self.owing.add(connection)
 
     def owe_no_more(self, connection: Connection) -> None:
-        """It has brought its credential, or is over; one that is not registered is no error."""
+        """Drop a connection that has brought its credential, or is over. It is no error if it does not owe."""
         self.owing.discard(connection)
-        self._look_whether_empty()
+        self._check_empty()
 
-    def _look_whether_empty(self) -> None:
+    def _check_empty(self) -> None:
         if self._empty is not None and not self and not self.owing:
             self._empty.set()
 
     def remember(self, connection: Connection, end: Disconnect) -> None:
-        """Count a connection that is over, and put it into the history, unless it is one of very many."""
+        """Count a connection that is over, and put it into the history unless it is ``quiet``."""
         self.disconnects[end.cause] += 1
         self._traffic.add(connection)
         if not connection.quiet:
             self.history.append(_closed(connection, end))
 
     async def census(self) -> Census:
-        """Count all, over several loop passes. Traffic never falls: who leaves meanwhile is counted as it left."""
+        """Count all connections, over several event-loop iterations.
+
+        The traffic never falls: a connection that leaves meanwhile is counted as it left.
+        """
         census = Census()
         census.traffic.add(self._traffic)
         for chunk in _chunks(list(self.values()), _COUNTED):
@@ -111,24 +116,24 @@ class Connections(dict[str, Connection]):
         return census
 
     async def drain(self, drain_timeout: float, close_timeout: float) -> None:
-        """End all connections with 1001 and return when they are gone, whatever the peers do. Once.
+        """End all connections with 1001, and return when they are gone, whatever the peers do. Called once.
 
-        Takes ``drain_timeout`` + ``close_timeout`` + 0.5 seconds at most.
+        It takes ``drain_timeout`` + ``close_timeout`` + 0.5 seconds at most.
         """
         self._empty = asyncio.Event()
-        self._look_whether_empty()
+        self._check_empty()
         deadline = asyncio.get_running_loop().time() + drain_timeout
-        # 0. Those without a credential have nothing to finish.
+        # 0. The connections that owe a credential have nothing to finish.
         await _each(self.owing, lambda connection: connection.end(errors.SHUTDOWN))
-        # 1. Tell: everybody hears it before the first is closed.
+        # 1. Tell: all hear it before the first is closed.
         await _each(self.values(), lambda connection: _announce(connection, deadline))
         # 2. Let go: the idle within a second, the busy when their last call is answered.
-        await _each(self.values(), lambda connection: connection.leave_in(_moment(connection, deadline)))
+        await _each(self.values(), lambda connection: connection.leave_in(_delay(deadline)))
         await self._gone_by(deadline)
-        # 3. Close those that are still busy.
+        # 3. Close the connections that are still busy.
         await _each(self.values(), lambda connection: connection.end(errors.SHUTDOWN))
         await self._gone_by(asyncio.get_running_loop().time() + close_timeout)
-        # 4. Cut those that do not answer.
+        # 4. Cut the connections that do not answer.
         left = [*self.values(), *self.owing]
         if left:
             logger.warning(
@@ -147,7 +152,7 @@ class Connections(dict[str, Connection]):
 
 
 async def _each(connections: Iterable[Connection], act: Callable[[Connection], None]) -> None:
-    """Act on all, over several event-loop iterations: none of them may hold up the others for long."""
+    """Act on all, over several event-loop iterations, so that nothing else waits for long."""
     for chunk in _chunks(list(connections), _CHUNK):
         for connection in chunk:
             act(connection)
@@ -177,7 +182,7 @@ def _announce(connection: Connection, deadline: float) -> None:
     )
 
 
-def _moment(connection: Connection, deadline: float) -> float:
+def _delay(deadline: float) -> float:
     left = max(0.0, deadline - asyncio.get_running_loop().time())
     return random.uniform(0.0, min(LEAVE_WITHIN, left))
 

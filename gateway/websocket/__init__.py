@@ -1,1 +1,1 @@
-"""One WebSocket: bytes in, bytes out, and one named end. The only place with what is private to aiohttp."""
+"""One WebSocket: bytes in, bytes out, and one named end. Only this wing touches what is private to aiohttp."""

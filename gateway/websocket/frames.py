@@ -1,4 +1,4 @@
-"""What goes on the wire (RFC 6455 section 5.2), and the states of a connection. Pure."""
+"""The frames on the wire (RFC 6455 section 5.2), and the states of a link. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 Payload = bytes | bytearray
-"""What a frame holds; the parser unmasks what comes into a bytearray, which nobody changes afterwards."""
+"""The contents of a frame. The parser unmasks what comes into a bytearray, which is not changed afterwards."""
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -27,7 +27,7 @@ SHORT_TEXT: Final = tuple(bytes((0x80 | TEXT, length)) for length in range(126))
 
 
 class Written(NamedTuple):
-    """Messages, and the bytes of their frames."""
+    """How many messages were written, and the bytes of their frames."""
 
     messages: int
     octets: int
@@ -37,19 +37,19 @@ NOTHING_WRITTEN: Final = Written(0, 0)
 
 
 class State(enum.IntEnum):
-    """Where a WebSocket is in its life. It only ever moves down this list."""
+    """The stage of a link's life. It only ever moves down this list."""
 
     OPENING = 0
     OPEN = 1
     CLOSING = 2
-    """A close frame is sent; the peer's is awaited, all else that arrives is ignored."""
+    """A close frame is sent, and the peer's is awaited. Everything else that arrives is ignored."""
     FLUSHING = 3
-    """The transport is closing: what is in the outbox still leaves, nothing is read any more."""
+    """The transport is closing. What it holds still leaves, unless it was aborted, and nothing is read any more."""
     CLOSED = 4
 
 
 def text_frame(payload: Payload) -> bytes:
-    """A whole unmasked, uncompressed text frame."""
+    """Return a whole unmasked, uncompressed text frame."""
     length = len(payload)
     if length < 126:
         return SHORT_TEXT[length] + payload
@@ -57,7 +57,7 @@ def text_frame(payload: Payload) -> bytes:
 
 
 def frame(opcode: int, payload: Payload, rsv: int = 0) -> bytes:
-    """A whole unmasked frame with FIN set; ``rsv`` is or-ed into its first byte."""
+    """Return a whole unmasked frame with FIN set; ``rsv`` is or-ed into its first byte."""
     length = len(payload)
     first = 0x80 | rsv | opcode
     if length < 126:
@@ -68,10 +68,10 @@ def frame(opcode: int, payload: Payload, rsv: int = 0) -> bytes:
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:
-    """A close frame; ``code`` None is one without a body, and ``reason`` is cut to what fits (section 5.5)."""
+    """Return a close frame. Without a ``code`` it has no body; ``reason`` is cut to what fits (section 5.5)."""
     return frame(CLOSE, b"" if code is None else _pack_code(code) + cut(reason).encode())
 
 
 def cut(reason: str) -> str:
-    """The longest beginning of ``reason`` that fits a close frame: 123 bytes of UTF-8."""
+    """Return the longest beginning of ``reason`` that fits a close frame: 123 bytes of UTF-8."""
     return reason.encode("utf-8", "replace")[:_REASON_BYTES].decode("utf-8", "ignore")

@@ -48,7 +48,10 @@ _HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
 
 
 class Closings(Deadlines["Link"]):
-    """The links that wait for their peer to close, or for their outbox to leave: ``close_timeout`` each."""
+    """The links that wait for their peer to close, or for their outbox to leave.
+
+    After ``close_timeout`` seconds a link is aborted.
+    """
 
     __slots__ = ()
 
@@ -63,7 +66,7 @@ class Link(Heartbeat):
     is a plain call and may be made at any time. Before the opening and after the end it does nothing.
     """
 
-    # Past 30 attributes an instance has a dictionary of its own (1.5 KB); some that the base class sets are here too.
+    # With more than 30 attributes an instance has a dictionary of its own (1.5 KB): some of aiohttp's are slots, too.
     __slots__ = (
         "_autoclose",
         "_autoping",
@@ -105,10 +108,10 @@ class Link(Heartbeat):
     # The opening
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """Upgrade: write the 101, open, and start reading. Raises ConnectionResetError where the peer has left.
+        """Write the 101, open the link, and start reading. Raises ConnectionResetError if the peer has left.
 
-        The request must have been admitted by `handshake.upgrade`. The 101 leaves together with what the owner says
-        first. aiohttp's own way there, by a response with headers and signals, costs a third of a connect.
+        The request must have been admitted by `handshake.upgrade`. The 101 leaves together with the owner's first
+        frames. aiohttp's own 101, a response with headers and signals, would cost a third of a connect.
         """
         if self._payload_writer is not None:
             return self._payload_writer
@@ -131,7 +134,7 @@ class Link(Heartbeat):
         return stream
 
     def _open(self, request: web.BaseRequest, handler: Any, head: bytes) -> None:
-        """Messages may arrive inside ``take_over``, so all else comes before it."""
+        """Open the link. Messages may arrive inside of ``take_over``, so everything else comes before it."""
         self._writer = cast(WebSocketWriter, writer.Writer(self))
         self.last_read = self.last_message = self.loop.time()
         self._reset_heartbeat()
@@ -141,7 +144,7 @@ class Link(Heartbeat):
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
         self.put_control(head)
-        self._bytes_out = -len(head)  # it leaves with the first frames, but is HTTP
+        self._bytes_out = -len(head)  # the head leaves with the first frames, but is HTTP
         opening.slim(request, handler)
         self._headers = opening.NO_HEADERS
         try:
@@ -157,10 +160,10 @@ class Link(Heartbeat):
     # The life
 
     async def run(self) -> None:
-        """Return when the transport is gone. Cancelling it aborts the connection.
+        """Return when the transport is gone. Cancelling it aborts the link.
 
-        Messages are handed over by the reader; here arrive only the receive timeout, and what was held back because the
-        peer does not read its replies, each after a drain.
+        The reader hands messages over. Only two things are handled here: the receive timeout, and the messages that
+        were held back because the peer does not read its replies, each of them after a drain.
         """
         patience = self._regime.receive_timeout
         suspected = False
@@ -172,8 +175,8 @@ class Link(Heartbeat):
                     left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
                     if left <= 0 and suspected:
                         self.end(errors.RECEIVE_TIMEOUT)
-                    # Messages do not pass through receive(): believe the time of the last one. And after a pass that
-                    # took long, look again when what is there has been read.
+                    # Messages do not pass through receive(), so the time of the last one counts. After a busy
+                    # iteration look again, when what has come has been read.
                     suspected = left <= 0
                     patience = max(left, SECOND_LOOK)
                     continue
@@ -184,7 +187,7 @@ class Link(Heartbeat):
             self.abort()
             raise
         finally:
-            # Break the cycle between the two, so that both are freed now and not by the collector some day.
+            # Break the cycle of link and inbox, so that both are freed now and not by the garbage collector.
             self._reader = None
             if self.state is _CLOSED:
                 del self._inbox
@@ -211,7 +214,7 @@ class Link(Heartbeat):
             cast(Reader, self._parser).go_on()
 
     async def _drained(self) -> bool:
-        """Wait until all that was kept is written; False where the transport is on its way out."""
+        """Wait until all that was kept is written. Returns False if the transport is closing or gone."""
         while not self.pump():
             if self.transport.is_closing():
                 return False
@@ -222,7 +225,7 @@ class Link(Heartbeat):
         return True
 
     def on_message(self, opcode: int, data: Payload) -> None:
-        """From the reader: one whole message, while the connection is open."""
+        """Take one whole message from the reader, while the link is open."""
         self.messages_in += 1
         owner = self.owner
         if opcode == BINARY:
@@ -237,7 +240,7 @@ class Link(Heartbeat):
         owner.endpoint.text(owner, data)
 
     def on_control(self) -> bool:
-        """From the reader: a frame that is no message; False where there are too many."""
+        """Count a frame that is no message. Returns False if there are too many."""
         rate = self._regime.control_rate
         if rate is None:
             return True
@@ -246,11 +249,11 @@ class Link(Heartbeat):
         return not self._controls.take(self.last_read)
 
     def on_ping(self, payload: bytes) -> None:
-        """From the reader: answered at once, whatever the owner is busy with."""
+        """Answer a ping at once, whatever the owner is busy with."""
         self.put_control(frame(PONG, payload))
 
     def stall(self) -> None:
-        """The peer does not read: read no more of it until it does."""
+        """Read no more from the peer until it reads."""
         self.stalled = True
         self._count_from_here()
         self._inbox.hold()
@@ -265,16 +268,16 @@ class Link(Heartbeat):
 
     @property
     def turns(self) -> Turns:
-        """Whose time the reader takes as long as there is an allowance."""
+        """The time that the reader shares with others while there is an allowance."""
         return self._regime.turns
 
     @property
     def handshake_left(self) -> float | None:
-        """Seconds that are left of the handshake's time, while ``on_open`` runs; None where nobody counts them."""
+        """Seconds that the handshake may still take, while ``on_open`` runs; None if it has no deadline."""
         return self.flow.time_left() if isinstance(self.flow, opening.RequestProtocol) else None
 
     def send_text(self, payload: Payload) -> None:
-        """Send one text message, compressed where that was negotiated and is worth it."""
+        """Send one text message, compressed if that was negotiated and is worth it."""
         if self.state is not _OPEN:
             return
         size = len(payload)
@@ -288,7 +291,7 @@ class Link(Heartbeat):
         if corked is None:
             self.put(data)
             return
-        corked.append(data)  # as put() does, but for the head, and for what compression saves
+        corked.append(data)  # as put() does, but without the head, and what compression saves
         self.corked_bytes += size
         if self.corked_bytes > CORK_BYTES:
             self.flush()
@@ -296,7 +299,7 @@ class Link(Heartbeat):
     # The end
 
     def end(self, end: Disconnect) -> None:
-        """End the connection, for the reason given. The first end wins, later ones do nothing."""
+        """End the link, for the reason given. The first end wins, and later ones do nothing."""
         if self.state is not _OPEN:
             return
         self.ended = end
@@ -309,16 +312,16 @@ class Link(Heartbeat):
             self.transport.abort()
 
     def fail(self, error: BaseException) -> None:
-        """From the reader: end the connection because of what the parser, or the owner, raised.
+        """End the link because of what the parser, or the owner, has raised.
 
-        The stream is out of step after it, so the peer's close frame is not awaited: this side is shut, and what still
-        comes is dropped until the peer shuts its own (a closed socket with unread data would be reset, and the reset
-        would overtake the close frame).
+        The stream is out of step then, so the peer's close frame is not awaited. This side is shut, and what still
+        comes is dropped until the peer shuts its own. A closed socket with unread data would be reset, and the reset
+        would overtake the close frame.
         """
         if isinstance(error, WebSocketError):
             error.__traceback__ = None  # the parser keeps the error, and the traceback would keep the parser
             end = errors.disconnect_for(error.code)
-            # Behind a colon aiohttp has bytes of the peer's.
+            # After a colon aiohttp quotes bytes of the peer's.
             reason = cut(str(error).partition(":")[0])
             self.end(end._replace(reason=reason) if end is errors.PROTOCOL_ERROR else end)
         else:
@@ -330,7 +333,7 @@ class Link(Heartbeat):
         self.pump(everything=True)
         if transport.can_write_eof():
             transport.write_eof()
-        else:  # TLS has no half-close: its own farewell takes the place
+        else:  # TLS has no half-close, so its own closing takes the place
             self._move(_FLUSHING)
             transport.close()
 
@@ -342,9 +345,9 @@ class Link(Heartbeat):
             self.transport.abort()
 
     async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
-        """Aiohttp's own call: close with any code and wait for the end, ``close_timeout`` at most.
+        """Close with any code, as aiohttp's own call does, and wait for the end: ``close_timeout`` at most.
 
-        Returns whether this call was the one that closed. The cause in the log is `closed_by_operator`.
+        Returns whether this call has closed the link. The cause in the log is `closed_by_operator`.
         """
         if self.state is not _OPEN:
             return False
@@ -354,7 +357,7 @@ class Link(Heartbeat):
         return True
 
     def on_peer_close(self, code: int, reason: str) -> None:
-        """From the reader: answer with the peer's own code, or with 1002 where that may not be on the wire."""
+        """Answer the peer's close frame with its own code, or with 1002 if that may not be on the wire."""
         if self.state is _OPEN:
             if code and not errors.may_be_on_the_wire(code):
                 self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
@@ -370,14 +373,14 @@ class Link(Heartbeat):
             self.transport.close()
 
     def on_peer_eof(self) -> None:
-        """From the reader: a FIN. The transport closes itself, but would wait for its flush without limit."""
+        """Note the peer's FIN. The transport closes itself, but would wait for its flush without limit."""
         if self.state is _OPEN:
             self.ended = errors.TRANSPORT_LOST
         if self.state is not _CLOSED:
             self._move(_FLUSHING)
 
     def on_lost(self) -> None:
-        """From the reader: the transport is gone. Every connection ends here, once."""
+        """Note that the transport is gone. Every link ends here, once."""
         if self.state is _CLOSED:
             return
         self._move(_CLOSED)
@@ -394,7 +397,7 @@ class Link(Heartbeat):
         owner.on_closed(self, end)
 
     def _move(self, state: State) -> None:
-        """Change the state; each one that waits for the peer has the close timeout."""
+        """Change the state. Each state that waits for the peer has the close timeout."""
         was_open = self.state is _OPEN
         self.state = state
         if was_open:

@@ -1,8 +1,8 @@
-"""The way out: the frames on their way to one peer, corked for one loop pass, then written, or kept.
+"""The way out: frames to one peer are corked for one event-loop iteration, and then written or kept.
 
-What is kept, and what is in the transport's write buffer, is the outbox. It has a bound, and a peer that stays over it
-is cut: no peer makes the gateway grow, and none is waited for by another. The transport gets no more than fills it to
-its high-water mark, for under TLS it hides what it holds beyond that from `get_write_buffer_size()`.
+The outbox is what is kept and what is in the transport's write buffer. It has a bound, and a peer that stays over it is
+cut. So no peer makes the gateway grow, and no peer waits for another. The transport gets no more than fills it to its
+high-water mark, because under TLS it hides what it holds beyond that from `get_write_buffer_size()`.
 """
 
 from __future__ import annotations
@@ -17,82 +17,83 @@ from gateway.errors import Disconnect
 from gateway.websocket.frames import State, Written
 
 CORK_BYTES: Final = 64 * 1024
-"""Corked bytes that are written at once, without waiting for the end of the loop pass."""
+"""If more bytes than these are corked, they are written without waiting for the end of the iteration."""
 
 CORK_FLUSHES: Final = 256
-"""Connections that are written to in one go."""
+"""How many outboxes are flushed in one go at most."""
 
 ALONE: Final = 16
-"""How many reads are taken to be alone in their loop pass after one was seen to be."""
+"""After a read that was alone in its event-loop iteration, how many more are taken to be alone in theirs."""
 
 _LOOKS: Final = 20
-"""How often an outbox over its bound is looked at within its timeout."""
+"""How often an outbox over its bound is checked within its timeout."""
 
 _OPEN: Final = State.OPEN
 
 
 class Corked(Protocol):
-    """Whose frames wait."""
+    """An outbox whose frames wait."""
 
     def flush(self) -> None:
-        """Write them, now. Harmless at any time."""
+        """Write its frames now. Harmless at any time."""
 
 
 class Cork:
-    """Lets the frames of one loop pass leave together, one ``transport.write`` a socket. One for each event loop.
+    """Lets the frames of one event-loop iteration leave together, in one ``transport.write`` for each socket.
 
-    A read's replies leave at its end, and what it has sent to other peers at the end of the pass, for the reads of many
-    may go to one peer. But where reads come one in a pass, that leaves at the read's end too: the loop's way to a
-    callback costs as much as a message.
+    There is one cork for each event loop. The replies to a read leave at its end. What the read sends to other peers
+    leaves at the end of the iteration, because other reads may send to the same peers. But if reads come one in an
+    iteration, that leaves at the end of the read too: a callback of the event loop costs as much as a message.
     """
 
-    __slots__ = ("_alone", "_corked", "_passed", "due", "reading", "reads")
+    __slots__ = ("_alone", "_corked", "_made_way", "due", "reading", "reads")
 
     def __init__(self) -> None:
         self._corked: list[Outbox] = []
-        self._passed = False
+        self._made_way = False
         self._alone = 0
         self.reading: Corked | None = None
-        """The outbox whose peer has sent what is being handled: its frames wait for the end of the read."""
+        """The outbox of the peer whose read is being handled. Its frames wait for the end of the read."""
         self.reads = 0
-        """How many there have been since something was corked for the end of a pass, or at the end of a read."""
+        """How many reads there were since the last flush at the end of an iteration or of a read."""
         self.due = False
         """Whether `end_read` is to be called at the end of this read."""
 
     def make_way(self) -> bool:
-        """Write all that is corked; returns whether one frame may now be written past the outboxes.
+        """Write all that is corked, and return whether one frame may now be written past the outboxes.
 
-        It may once in each loop pass: the frames behind it are corked, and leave in one write.
+        That is so once in each event-loop iteration: the frames after it are corked, and leave in one write. If it is
+        not so, or if very many outboxes are corked, this writes nothing.
         """
-        if self._passed or len(self._corked) > CORK_FLUSHES:
+        if self._made_way or len(self._corked) > CORK_FLUSHES:
             return False
-        self._passed = True
-        asyncio.get_running_loop().call_soon(self._next_pass)
+        self._made_way = True
+        asyncio.get_running_loop().call_soon(self._next_iteration)
         if self.reading is not None:
             self.reading.flush()
         self._flush()
         return True
 
-    def _next_pass(self) -> None:
-        self._passed = False
+    def _next_iteration(self) -> None:
+        self._made_way = False
 
     def add(self, outbox: Outbox) -> None:
-        """Flush ``outbox`` at the end of this loop pass, or read. Adding it twice is harmless."""
+        """Flush ``outbox`` at the end of this iteration, or of this read. Adding it twice is harmless."""
         if not self._corked:
             if self._alone and self.reading is not None:
                 self.due = True
             else:
-                outbox.loop.call_soon(self._end_pass)
+                outbox.loop.call_soon(self._end_iteration)
         self._corked.append(outbox)
 
     def end_read(self) -> None:
-        """Flush what a read has corked that is taken to be alone in its pass."""
+        """Flush what was corked by a read that is taken to be alone in its iteration."""
         self.due = False
         self._alone -= 1
         self.reads = 0
         self._flush()
 
-    def _end_pass(self) -> None:
+    def _end_iteration(self) -> None:
         self._alone = ALONE if self.reads == 1 else 0
         self.reads = 0
         self._flush()
@@ -101,7 +102,7 @@ class Cork:
         corked = self._corked
         if len(corked) <= CORK_FLUSHES:
             self._corked = []
-        else:  # a message to very many: others have their turn in between
+        else:  # a message to very many: let others have their turn in between
             self._corked = corked[CORK_FLUSHES:]
             corked = corked[:CORK_FLUSHES]
             corked[0].loop.call_soon(self._flush)
@@ -110,15 +111,15 @@ class Cork:
 
 
 class Flow(Protocol):
-    """The transport's protocol, as far as it knows of flow control (asyncio's ``pause_writing``)."""
+    """The transport's protocol, for its flow control (asyncio's ``pause_writing``)."""
 
     @property
     def writing_paused(self) -> bool:
-        """Whether the write buffer is over its high-water mark, and not yet under its low one."""
+        """Whether the write buffer was over its high-water mark, and is not yet under its low one."""
 
 
 class Outbox(abc.ABC):
-    """The sending half of a connection. Every call is plain, and does nothing unless the connection is open."""
+    """The sending half of a link. Every call is plain. Nothing is written to a transport that is closing."""
 
     __slots__ = (
         "_bytes_out",
@@ -160,7 +161,7 @@ class Outbox(abc.ABC):
 
     @property
     def messages_out(self) -> int:
-        """Messages that were sent, in all."""
+        """How many messages were sent, in all."""
         return self._messages_out + len(self.corked or ()) + self.past.messages
 
     @property
@@ -169,22 +170,22 @@ class Outbox(abc.ABC):
         return self._bytes_out + self.past.octets
 
     def count(self, messages: int, octets: int) -> None:
-        """Count frames that were written past this outbox, once they are in `past` no more."""
+        """Count frames that were written past this outbox, as soon as `past` no longer has them."""
         self._messages_out += messages
         self._bytes_out += octets
 
     def send_frame_bytes(self, data: bytes) -> None:
-        """Send one whole data frame, as `gateway.websocket.frames.text_frame` makes it."""
+        """Send one whole data frame, as `frames.text_frame` makes it. It does nothing unless the link is open."""
         if self.state is _OPEN:
             self.put(data)
 
     def put_control(self, data: bytes) -> None:
         """Cork what is no message: a whole control frame, or the head of the 101."""
-        self._messages_out -= 1  # for all that is corked counts as messages when it leaves
+        self._messages_out -= 1  # because all that is corked counts as messages when it leaves
         self.put(data)
 
     def put(self, data: bytes) -> None:
-        """Cork one whole data frame. While a read is being handled its end flushes, else the loop pass's end does."""
+        """Cork one whole data frame. If it replies to a read it leaves at the end of that, otherwise as `Cork` says."""
         if self.corked is None:
             self.corked = [data]
             if self.cork.reading is not self:
@@ -196,7 +197,7 @@ class Outbox(abc.ABC):
             self.flush()
 
     def flush(self) -> None:
-        """Write what is corked, now. Harmless at any time."""
+        """Write what is corked now. Harmless at any time."""
         corked = self.corked
         if corked is None:
             return
@@ -218,16 +219,20 @@ class Outbox(abc.ABC):
         self.full()
 
     def full(self) -> None:
-        """The transport takes no more: from its protocol's ``pause_writing``, so within any write to it."""
+        """Check the bound and stall, because the transport takes no more.
+
+        Its protocol's ``pause_writing`` calls this, and so within any write to it.
+        """
         if self.state is _OPEN:
             self._check()
         if not self.stalled:
             self.stall()
 
     def pump(self, *, everything: bool = False) -> bool:
-        """Write what was kept, as far as the transport takes it without pausing; returns whether nothing is left.
+        """Write what was kept, as far as the transport takes it without pausing.
 
-        ``everything``: whatever the transport says. For the last moment before it is closed.
+        Returns whether nothing is left and the transport takes more. ``everything`` writes all, whether the transport
+        pauses or not, and is for the last moment before it is closed.
         """
         kept = self._kept
         while kept and (everything or not self.flow.writing_paused) and not self.transport.is_closing():
@@ -248,11 +253,11 @@ class Outbox(abc.ABC):
 
     @property
     def drained(self) -> int:
-        """Bytes that the kernel has taken, in all: while it grows the peer's machine is alive."""
+        """Bytes that the kernel has taken, in all. While this grows the peer's machine is alive."""
         return self.bytes_out - self._kept_bytes - self.transport.get_write_buffer_size()
 
     def _check(self) -> None:
-        """Cut a peer whose outbox is over its bound for too long, or over twice the bound at once."""
+        """Cut a peer whose outbox has been over its bound for too long, or is over twice the bound."""
         size = self.transport.get_write_buffer_size() + self._kept_bytes
         if size <= self.outbox_bound:
             self._over_since = 0.0
@@ -270,7 +275,7 @@ class Outbox(abc.ABC):
             self._check()
 
     def discard(self) -> None:
-        """Forget what has not left, and stop looking: the transport is gone. May be called twice."""
+        """Forget what has not left, and stop checking, because the transport is gone. May be called twice."""
         self._messages_out += len(self.corked or ())
         self.corked = self._kept = None
         self._kept_bytes = 0
@@ -281,12 +286,12 @@ class Outbox(abc.ABC):
     @property
     @abc.abstractmethod
     def past(self) -> Written:
-        """What was written past this outbox and is not counted here. For the class that knows who writes so."""
+        """What was written past this outbox, and is not counted here yet. For the class that knows the writers."""
 
     @abc.abstractmethod
     def end(self, end: Disconnect) -> None:
-        """End the connection. For the class that owns the connection's life."""
+        """End the link, for this reason. For the class that has the link's life."""
 
     @abc.abstractmethod
     def stall(self) -> None:
-        """The peer does not read: read no more of it until it does. For the class that reads."""
+        """Read no more from the peer until it reads. For the class that reads."""

@@ -21,7 +21,10 @@ from gateway.websocket.owner import HasEndpoint
 from gateway.websocket.turns import Turns
 
 SLICE: Final = 32 * 1024
-"""Bytes parsed in one go. What a read brings beyond it waits for the next loop pass: no peer starves another."""
+"""Bytes parsed in one go. The rest of a longer read waits for the next event-loop iteration.
+
+So no peer starves another.
+"""
 
 _OPEN, _CLOSING, _CLOSED = State.OPEN, State.CLOSING, State.CLOSED
 _PROBES: Final = frozenset({PING, PONG})
@@ -30,7 +33,7 @@ _GO_ON: Final = WSMessage(WSMsgType.CONTINUATION, b"", "")
 
 
 class Sink(Protocol):
-    """The link that is read for."""
+    """The link that a reader works for."""
 
     state: State
     loop: asyncio.AbstractEventLoop
@@ -46,44 +49,45 @@ class Sink(Protocol):
 
     @property
     def turns(self) -> Turns:
-        """Whose time it takes as long as it has an allowance."""
+        """The time that the reader shares with others while there is an allowance."""
 
     @property
     def owner(self) -> HasEndpoint:
-        """Who is told."""
+        """The connection whose endpoint gets the messages."""
 
     def flush(self) -> None:
         """Write what the messages of a read have corked."""
 
     def on_message(self, opcode: int, data: Payload) -> None:
-        """One whole message. What it raises arrives in `fail`."""
+        """Take one whole message. What this raises arrives in `fail`."""
 
     def on_control(self) -> bool:
-        """A ping, a pong or an empty fragment; False where there are too many."""
+        """Count a ping, a pong or a fragment that counts. Returns False if there are too many."""
 
     def on_ping(self, payload: bytes) -> None:
-        """A ping, to be answered."""
+        """Answer a ping."""
 
     def full(self) -> None:
-        """The transport takes no more."""
+        """Note that the transport takes no more."""
 
     def on_peer_close(self, code: int, reason: str) -> None:
-        """The peer's close frame; code 0 where it has none."""
+        """Handle the peer's close frame; ``code`` is 0 if it has none."""
 
     def on_peer_eof(self) -> None:
-        """The peer's FIN."""
+        """Note the peer's FIN."""
 
     def on_lost(self) -> None:
-        """The transport is gone."""
+        """Note that the transport is gone."""
 
     def fail(self, error: BaseException) -> None:
-        """The stream cannot be parsed any further, or a message could not be handled."""
+        """End, because the stream cannot be parsed any further or a message could not be handled."""
 
 
 class Inbox(WebSocketDataQueue):
-    """What ``receive()`` waits on, and where aiohttp's parser puts what it has assembled.
+    """The queue of a link: ``receive()`` waits on it, and aiohttp's parser puts what it has assembled into it.
 
-    The base class's own fields stay unset: nothing is queued here but what is held back.
+    What is assembled goes on to the link at once. Only what is held back, because the peer does not read, is queued.
+    The base class's own fields stay unset.
     """
 
     __slots__ = ("_held", "_max_message_bytes", "_sink", "_wake")
@@ -100,7 +104,7 @@ class Inbox(WebSocketDataQueue):
         return bool(self._held)
 
     def hold(self, message: WSMessage = _GO_ON) -> None:
-        """Hold a message back for ``receive()``; without one, only wake it."""
+        """Hold a message back for ``receive()``. Without a message, only wake it."""
         if self._held is None:
             self._held = deque()
         self._held.append(message)
@@ -112,7 +116,7 @@ class Inbox(WebSocketDataQueue):
             self._wake.set_result(None)
 
     async def read(self) -> WSMessage:
-        """The next message that was held back; raises EofStream when the transport is gone."""
+        """Return the next message that was held back. Raises EofStream when the transport is gone."""
         while not self._held:
             self._held = None
             if self._sink.state is _CLOSED:
@@ -125,11 +129,11 @@ class Inbox(WebSocketDataQueue):
         return self._held.popleft()
 
     def feed_data(self, data: Any, size: int) -> None:
-        """From the parser: a message of several frames, a compressed one, or a close frame."""
+        """Take from the parser a close frame, or a message that has not gone the short way of `Reader`."""
         sink = self._sink
         if data[0] is WSMsgType.CLOSE:
             sink.on_peer_close(data[1], data[2])
-        elif size > self._max_message_bytes:  # of a compressed message aiohttp lets a byte more pass
+        elif size > self._max_message_bytes:  # aiohttp lets a compressed message have a byte more
             sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
         elif sink.stalled:
             self.hold(data)
@@ -137,18 +141,18 @@ class Inbox(WebSocketDataQueue):
             sink.on_message(int(data[0]), data[1])
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
-        """From the parser: the stream is out of step."""
+        """Pass on what the parser has raised, or what was raised inside of it."""
         self._sink.fail(exc)
 
     def feed_eof(self) -> None:
-        """From aiohttp's ``connection_lost``, by way of the parser."""
+        """Note the end of the transport: aiohttp's ``connection_lost`` calls this, by way of the parser."""
         self._sink.on_lost()
 
 
 class Reader(WebSocketReader):
-    """Hands messages over while it parses; ``max_message_bytes`` is inclusive. Once: ``take_over``.
+    """Hands messages over while it parses. ``max_message_bytes`` is inclusive; ``take_over`` is called once.
 
-    Flow control: a read larger than a slice, and a peer that does not read its replies, pause the transport.
+    Reading is paused while a read larger than a slice is parsed, and while the peer does not read its replies.
     """
 
     __slots__ = ("_at", "_backlog", "_fragmented", "_handler", "_inbox", "_paused", "_scheduled", "_sink")
@@ -166,10 +170,11 @@ class Reader(WebSocketReader):
         self._at = 0
 
     def take_over(self, handler: web.RequestHandler) -> None:
-        """Be the transport's protocol from now on, and begin with what aiohttp has read beyond the request.
+        """Become the transport's protocol, and begin with what aiohttp has read beyond the request.
 
-        aiohttp's own, ``handler``, stays what knows of the transport's end and of its write buffer. As the protocol it
-        would hand on each read by two calls, and drop all that a bare runner reads while it shuts down.
+        aiohttp's own protocol, ``handler``, still hears of the transport's end and of its write buffer. If it stayed
+        the protocol, it would pass each read on by two calls, and drop all that a bare runner reads while it shuts
+        down.
         """
         self._handler = handler
         if handler.transport is not None:
@@ -180,7 +185,7 @@ class Reader(WebSocketReader):
     # The transport's protocol (asyncio.Protocol)
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
-        """One read of the socket."""
+        """Take one read of the socket."""
         sink = self._sink
         sink.last_read = sink.loop.time()
         sink.bytes_in += len(data)
@@ -190,35 +195,35 @@ class Reader(WebSocketReader):
             self._take_in_turn(data)
 
     def eof_received(self) -> None:
-        """A FIN; asyncio closes the transport after it."""
+        """Note the peer's FIN. asyncio closes the transport after it."""
         self._sink.on_peer_eof()
 
     def pause_writing(self) -> None:
-        """From the transport, within a write that takes its buffer over the high-water mark."""
+        """Note that the write buffer is over its high-water mark. The transport calls this within a write."""
         self._handler.pause_writing()
         self._sink.full()
 
     def resume_writing(self) -> None:
-        """The write buffer is under its low-water mark."""
+        """Note that the write buffer is under its low-water mark."""
         self._handler.resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The transport is gone."""
+        """Note that the transport is gone."""
         self._handler.connection_lost(exc)
 
-    # From there to the parser
+    # From the protocol to the parser
 
     def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
-        """From ``set_parser``: what came with the request, or after it."""
+        """Take what aiohttp has read beyond the request: its ``set_parser`` calls this."""
         self.data_received(data)
         return _FED
 
     def _take_in_turn(self, data: bytes | bytearray | memoryview) -> None:
-        """A read that is large, or comes while nothing is to be read, or from a peer that may not send much yet."""
+        """Take a read that is large, or comes while reading is paused, or comes from a peer with an allowance."""
         sink = self._sink
         if sink.allowance is None:
             self._take(data)
-        elif sink.turns.over and not self._paused and len(data) <= sink.allowance:  # else kept it would be too much
+        elif sink.turns.over and not self._paused and len(data) <= sink.allowance:  # a longer one is refused, not kept
             self.pause()
             self._take(data)
             self._again(sink)
@@ -244,7 +249,7 @@ class Reader(WebSocketReader):
             self._sink.transport.pause_reading()
 
     def go_on(self) -> None:
-        """Parse one slice of what is left of a read; with nothing left, read again. Harmless at any time."""
+        """Parse one slice of what is left of a read, or read again if nothing is left. Harmless at any time."""
         self._scheduled = False
         sink = self._sink
         if sink.stalled or sink.state is _CLOSED:
@@ -294,14 +299,17 @@ class Reader(WebSocketReader):
             cork.end_read()
 
     def _ahead(self, sink: Sink, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-        """What is left of a read once a peer that may not send much yet has had it parsed: none of it is kept."""
+        """Parse a read up to its last slice, as long as the peer has an allowance, and return the rest.
+
+        Nothing of the read is kept: the rest is empty if the allowance does not suffice.
+        """
         while sink.allowance is not None and sink.state is not _CLOSED and not self._paused and len(data) > SLICE:
             self._parse(data[:SLICE])
             data = data[SLICE:]
         return data if sink.allowance is None or sink.allowance >= 0 else b""
 
     def _allowed(self, sink: Sink, size: int) -> bool:
-        """Whether so many bytes more are accepted of a peer that may not send much yet. The parser would keep them."""
+        """Take so many bytes from the allowance, or fail and return False. The parser would keep them."""
         left = sink.allowance = (sink.allowance or 0) - size
         if left >= 0:
             return True
@@ -310,16 +318,16 @@ class Reader(WebSocketReader):
         return False
 
     def _handle_frame(self, fin: bool, opcode: int, payload: bytes | bytearray, compressed: int) -> None:
-        """One frame. aiohttp unmasks into a bytearray; bytes are what came without a mask (RFC 6455 section 5.1)."""
+        """Handle one frame. aiohttp unmasks into a bytearray; bytes came without a mask (RFC 6455 section 5.1)."""
         sink = self._sink
         if sink.state is not _OPEN and (sink.state is not _CLOSING or opcode != CLOSE):
-            return  # nothing behind a close frame is acted upon
+            return  # what comes after a close frame is ignored
         if payload.__class__ is bytes:
             raise WebSocketError(WSCloseCode.PROTOCOL_ERROR, "a client's frame must be masked")
         if opcode == TEXT and fin and not compressed and not self._fragmented:
             if sink.stalled:
                 self._inbox.hold(WSMessage(WSMsgType.TEXT, bytes(payload), ""))
-            elif payload.isascii():  # short of on_message(), for nearly all are
+            elif payload.isascii():  # not by on_message(), because nearly all are
                 sink.messages_in += 1
                 owner = sink.owner
                 text = owner.endpoint.text
@@ -333,14 +341,17 @@ class Reader(WebSocketReader):
             if opcode == PING:
                 sink.on_ping(bytes(payload))
         else:
-            # Before the credential every fragment counts: 64 KiB can be very many.
+            # While there is an allowance every fragment counts: 64 KiB can be very many.
             if not (fin or (payload and sink.allowance is None) or sink.on_control()):
                 raise WebSocketError(FLOOD.code, FLOOD.reason)
             self._check_fragments(fin, opcode)
             WebSocketReader._handle_frame(self, fin, opcode, payload, compressed)
 
     def _check_fragments(self, fin: bool, opcode: int) -> None:
-        """RFC 6455 section 5.4; aiohttp sees a new message inside a fragmented one only where that has had a byte."""
+        """Refuse a new message inside a fragmented one (RFC 6455 section 5.4).
+
+        aiohttp only does so if the fragmented one has had a byte.
+        """
         if opcode == CONTINUATION:
             self._fragmented = self._fragmented and not fin
         elif opcode in (TEXT, BINARY):

@@ -1,4 +1,4 @@
-"""How peers that may not send much yet share the event loop's time."""
+"""How the peers with an allowance, which owe their credential, share the event loop's time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-PASS: Final = 0.005
-"""Seconds of one event-loop iteration for parsing what comes from all peers with an allowance, together."""
+SHARE: Final = 0.005
+"""Seconds of one event-loop iteration for what comes from all peers with an allowance, together."""
 
 
 class Resumable(Protocol):
@@ -31,7 +31,7 @@ class Turns:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._left = PASS
+        self._left = SHARE
         self._armed = False
         self._waiting: deque[Resumable] = deque()
 
@@ -63,7 +63,7 @@ class Turns:
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next iteration with those that wait, in the order in which they came."""
         self._armed = False
-        self._left = PASS
+        self._left = SHARE
         while self._waiting and not self.over:
             with self.timed(loop):
                 self._waiting.popleft().go_on()

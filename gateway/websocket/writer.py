@@ -16,7 +16,7 @@ from gateway.websocket.outbox import Outbox
 
 
 class Writer:
-    """Takes the place of aiohttp's WebSocketWriter, and leads to an outbox. None for one that is over."""
+    """Takes the place of aiohttp's WebSocketWriter, and leads to an outbox, which is None when the link is over."""
 
     __slots__ = ("_outbox",)
 

@@ -6,14 +6,14 @@ from aiohttp.http_websocket import WebSocketError
 
 from gateway.websocket.frames import Payload, State
 from gateway.websocket.reader import SLICE
-from gateway.websocket.turns import PASS, Turns
+from gateway.websocket.turns import SHARE, Turns
 from tests.support.fleet import until
 from tests.support.peers import Opcode, frame
 from tests.support.sinks import Sink, reader_of
 
 
 class Stranger(Sink):
-    """One who may not send much yet, and each of whose messages takes three fifths of a pass."""
+    """One who may not send much yet, and each of whose messages takes three fifths of their time."""
 
     def __init__(self, clock: "Clock", turns: Turns) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Stranger(Sink):
     def text(self, connection: object, data: Payload) -> None:
         """Note it; time passes."""
         super().text(connection, data)
-        self.clock.now += PASS * 0.6
+        self.clock.now += SHARE * 0.6
         if data == self.knows:
             self.allowance = None
 
