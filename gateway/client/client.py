@@ -270,11 +270,11 @@ class Client:
 
     def received(self, link: Link, message: Incoming) -> None:
         """Give a message to whoever it is for. What cannot be read is logged."""
-        identity = bytes(message.id)
+        message_id = bytes(message.id)
         if message.method is jsonrpc.NO_METHOD:
-            if not link.pending.answered(identity, message.result, message.error) and identity == b"null":
+            if not link.pending.answered(message_id, message.result, message.error) and message_id == b"null":
                 logger.warning("the gateway could not read a request: %s", bytes(message.error).decode())
-        elif identity:
+        elif message_id:
             self._serving.begin(link, message)
         else:
             try:

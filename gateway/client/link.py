@@ -93,10 +93,10 @@ class Link:
         self, method: str, params: Raw | None, *, on_reply: OnReply | None = None, progress: Progress | None = None
     ) -> Any:
         """Send a request and return its result. Raises `CallError`. Cancelling the task cancels the request too."""
-        identity = b"%d" % next(self._ids)
+        request_id = b"%d" % next(self._ids)
         pending = Pending(on_reply, progress)
-        self.require_size(data := jsonrpc.request(identity, method, params))
-        (result,) = await self._exchange(data, {identity: pending})
+        self.require_size(data := jsonrpc.request(request_id, method, params))
+        (result,) = await self._exchange(data, {request_id: pending})
         if isinstance(result, BaseException):
             raise result
         return result
@@ -107,7 +107,7 @@ class Link:
         Raises `CallError` if the message cannot be sent at all.
         """
         pending = {b"%d" % next(self._ids): Pending() for _ in requests}
-        parts = [jsonrpc.request(identity, *request) for identity, request in zip(pending, requests, strict=True)]
+        parts = [jsonrpc.request(request_id, *request) for request_id, request in zip(pending, requests, strict=True)]
         self.require_size(data := jsonrpc.batch(parts))
         most = self.limit("maxBatch", len(parts))
         if len(parts) > most:
@@ -116,15 +116,15 @@ class Link:
 
     async def _exchange(self, data: bytes, requests: dict[bytes, Pending]) -> list[Any]:
         """Send the message and wait for all answers. If this is cancelled, so are the requests, at the gateway too."""
-        for identity, pending in requests.items():
-            self.pending.enter(identity, pending)
+        for request_id, pending in requests.items():
+            self.pending.enter(request_id, pending)
         try:
             await self.send(data)
             return await asyncio.gather(*(pending.answer for pending in requests.values()), return_exceptions=True)
         finally:
-            for identity, pending in requests.items():
-                if self.pending.drop(identity) and self._end is None:
-                    self.post(jsonrpc.notification("rpc.cancel", {"id": int(identity)}))
+            for request_id, pending in requests.items():
+                if self.pending.drop(request_id) and self._end is None:
+                    self.post(jsonrpc.notification("rpc.cancel", {"id": int(request_id)}))
                 pending.forget()
 
     async def send(self, data: bytes) -> None:

@@ -67,17 +67,17 @@ class PendingTable:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def enter(self, identity: bytes, pending: Pending) -> None:
+    def enter(self, request_id: bytes, pending: Pending) -> None:
         """Add a request that is about to be sent."""
-        self._pending[identity] = pending
+        self._pending[request_id] = pending
 
-    def drop(self, identity: bytes) -> bool:
+    def drop(self, request_id: bytes) -> bool:
         """Remove a request. False if it is not there: it was answered, or the link is lost."""
-        return self._pending.pop(identity, None) is not None
+        return self._pending.pop(request_id, None) is not None
 
-    def answered(self, identity: bytes, result: Raw, error: Raw) -> bool:
+    def answered(self, request_id: bytes, result: Raw, error: Raw) -> bool:
         """Give a response to its request. False if there is no such request, because it was cancelled."""
-        pending = self._pending.pop(identity, None)
+        pending = self._pending.pop(request_id, None)
         if pending is None:
             return False
         if bytes(error):
@@ -86,9 +86,9 @@ class PendingTable:
             pending.succeed(result)
         return True
 
-    def progress(self, identity: bytes, value: Any) -> None:
+    def progress(self, request_id: bytes, value: Any) -> None:
         """Give a value that a node reports to its request. Does nothing if there is none, or it wants no progress."""
-        pending = self._pending.get(identity)
+        pending = self._pending.get(request_id)
         if pending is not None and pending.progress is not None:
             pending.progress(value)
 

@@ -31,14 +31,14 @@ class _Context(msgspec.Struct, rename="camel"):
 class ServedCall:
     """A call that is being served.
 
-    ``method`` is its method. ``caller`` is the caller's name, or empty if the gateway itself calls. ``identity`` is the
+    ``method`` is its method. ``caller`` is the caller's name, or empty if the gateway itself calls. ``call_id`` is the
     request's id as JSON, or empty for a notification.
     """
 
     def __init__(self, link: Link, message: Incoming, context: _Context) -> None:
         self._link = link
         self._until = None if context.time_left_ms is None else time.monotonic() + context.time_left_ms / 1000
-        self.identity: Final = bytes(message.id)
+        self.call_id: Final = bytes(message.id)
         self.method: Final = message.method
         self.caller: Final = context.caller
 
@@ -53,9 +53,9 @@ class ServedCall:
         Raises `ConnectionLost` if the link is lost; TypeError for a value that JSON does not hold; ValueError for text
         that is not Unicode, or if the message is larger than the gateway takes.
         """
-        if not self.identity:
+        if not self.call_id:
             return
-        data = jsonrpc.notification("rpc.progress", {"id": Raw(self.identity), "value": value})
+        data = jsonrpc.notification("rpc.progress", {"id": Raw(self.call_id), "value": value})
         if not self._link.check_size(data):
             raise ValueError(f"progress of {len(data)} bytes is more than the gateway takes")
         await self._link.send(data)
@@ -109,20 +109,20 @@ class Serving:
 
     def begin(self, link: Link, message: Incoming) -> None:
         """Begin to serve a request or a notification, or refuse it."""
-        identity = bytes(message.id)
+        call_id = bytes(message.id)
         method = self._methods.get(message.method)
         if method is None:
-            _refuse(link, identity, failure(METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL]))
+            _refuse(link, call_id, failure(METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL]))
             return
         if len(self._running) >= self._max_calls:
             detail = f"{self._max_calls} calls are running"
-            _refuse(link, identity, failure(OVERLOADED, detail, retryAfterMs=RETRY_BUSY_MS, outcome=NOT_DELIVERED))
+            _refuse(link, call_id, failure(OVERLOADED, detail, retryAfterMs=RETRY_BUSY_MS, outcome=NOT_DELIVERED))
             return
         try:
             params = msgspec.json.decode(message.params) if bytes(message.params) else None
             context = msgspec.json.decode(message.context, type=_Context) if bytes(message.context) else _Context()
         except jsonrpc.UNDECODABLE as error:  # valid JSON with too large a number, or nested too deeply
-            _refuse(link, identity, failure(INVALID_PARAMS, str(error)))
+            _refuse(link, call_id, failure(INVALID_PARAMS, str(error)))
             return
         call = ServedCall(link, message, context)
         task = asyncio.create_task(self._serve(link, method, params, call))
@@ -131,11 +131,11 @@ class Serving:
 
     async def _serve(self, link: Link, method: Method, params: Any, call: ServedCall) -> None:
         reply = await _reply(method, params, call)
-        if not call.identity:
+        if not call.call_id:
             return
         if not link.check_size(reply):
             logger.error("the answer of %s has %d bytes: more than the gateway takes", method.name, len(reply))
-            reply = _error(call.identity, failure(INTERNAL_ERROR, "the answer is larger than the gateway takes"))
+            reply = _error(call.call_id, failure(INTERNAL_ERROR, "the answer is larger than the gateway takes"))
         try:
             await link.send(reply)
         except ConnectionLost:
@@ -143,9 +143,9 @@ class Serving:
 
     def cancel(self, params: Raw) -> None:
         """Cancel the call that these params of `rpc.cancel` name. Raises msgspec.DecodeError."""
-        identity = bytes(msgspec.json.decode(params, type=dict[str, Raw]).get("id", b""))
+        call_id = bytes(msgspec.json.decode(params, type=dict[str, Raw]).get("id", b""))
         for task, call in self._running.items():
-            if call.identity == identity:
+            if call.call_id == call_id:
                 task.cancel()
                 return
 
@@ -163,15 +163,15 @@ async def _reply(method: Method, params: Any, call: ServedCall) -> bytes:
         result = method.function(params, call)
         if inspect.isawaitable(result):
             result = await _awaited(result)
-        return jsonrpc.result_reply(call.identity, jsonrpc.encode(result))
+        return jsonrpc.result_reply(call.call_id, jsonrpc.encode(result))
     except CallError as error:
         try:
-            return _error(call.identity, error)
+            return _error(call.call_id, error)
         except TypeError:
             logger.exception("the error's data of %s cannot be encoded", method.name)
     except Exception:
         logger.exception("the method %s has failed", method.name)
-    return _error(call.identity, failure(INTERNAL_ERROR, method.name))
+    return _error(call.call_id, failure(INTERNAL_ERROR, method.name))
 
 
 async def _awaited(result: Awaitable[Any]) -> Any:
@@ -185,12 +185,12 @@ async def _awaited(result: Awaitable[Any]) -> Any:
         raise RuntimeError("what it waited for was cancelled") from error
 
 
-def _refuse(link: Link, identity: bytes, error: CallError) -> None:
-    if identity:
-        link.post(_error(identity, error))
+def _refuse(link: Link, call_id: bytes, error: CallError) -> None:
+    if call_id:
+        link.post(_error(call_id, error))
 
 
-def _error(identity: bytes, error: CallError) -> bytes:
+def _error(call_id: bytes, error: CallError) -> bytes:
     data = {} if error.data is None else {"data": error.data}
     encoded = jsonrpc.encode({"code": error.code, "message": error.message} | data)
-    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (identity, encoded)
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (call_id, encoded)

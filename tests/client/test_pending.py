@@ -59,8 +59,8 @@ async def test_progress_goes_to_its_request_alone() -> None:
     table, values = PendingTable(), list[Any]()
     table.enter(b"1", Pending(progress=values.append))
     table.enter(b"2", Pending())
-    for identity in (b"1", b"2", b"3", b"1"):
-        table.progress(identity, identity)
+    for request_id in (b"1", b"2", b"3", b"1"):
+        table.progress(request_id, request_id)
     assert values == [b"1", b"1"]
     table.fail_all(lambda: ConnectionLost(End(LOST), UNKNOWN))
 
