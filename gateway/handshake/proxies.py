@@ -1,7 +1,7 @@
-"""Whose connection it is, behind reverse proxies: X-Forwarded-For and Forwarded, from right to left. Pure.
+"""The client's address behind reverse proxies: X-Forwarded-For and Forwarded, from right to left. Pure.
 
 Each proxy adds at the right the address that it was called from. What stands left of the first address that is not a
-trusted proxy's was written by a stranger, and counts for nothing.
+trusted proxy's was written by a stranger, and is ignored.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from typing import Final
 
 UNIX: Final = "unix"
-"""The ``remote`` of who comes by a Unix socket, and the entry of `server.trusted_proxies` that trusts them."""
+"""The ``remote`` of a peer on a Unix socket, and the entry of `server.trusted_proxies` that trusts such peers."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def format_address(address: object) -> str:
-    """A socket address as the log has it; anything but an IP address and port is ``unix``."""
+    """Return a socket address as the log has it. Anything but an IP address and a port is ``unix``."""
     if not isinstance(address, tuple) or len(address) < 2:
         return UNIX
     host, port = address[:2]
@@ -29,9 +29,10 @@ _VALUE: Final = re.compile(r'"[^"]*"|[^\s"]*')
 
 
 def forwarded_for(element: str) -> str | None:
-    """The address in one element of Forwarded (RFC 7239 section 4); None where there is none, or it is malformed.
+    """Return the address in one element of Forwarded (RFC 7239 section 4).
 
-    Elements are told apart by commas alone: a quote that a stranger has left open must not swallow what follows.
+    Returns None if it has no address or is malformed. Commas alone separate elements: a quote that a stranger has left
+    open must not swallow what follows.
     """
     address = None
     for pair in element.split(";"):
@@ -44,7 +45,7 @@ def forwarded_for(element: str) -> str | None:
 
 
 class Proxies:
-    """The trusted ones; ``entries`` as in `server.trusted_proxies`."""
+    """The trusted proxies; ``entries`` are those of `server.trusted_proxies`."""
 
     __slots__ = ("_networks", "_unix")
 
@@ -57,17 +58,17 @@ class Proxies:
         return self._unix or bool(self._networks)
 
     def trusts(self, remote: str) -> bool:
-        """Whether the word of this peer is believed; ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``."""
+        """Return whether this peer is a trusted proxy. ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``."""
         if remote == UNIX:
             return self._unix
         hop = _hop(remote)
         return hop is not None and self._knows(hop[0])
 
     def client(self, remote: str, hops: Iterable[str | None]) -> str:
-        """The client's address, as `remote` has it, with port 0 where no proxy told the port.
+        """Return the client's address in the form of ``remote``, with port 0 if no proxy has told the port.
 
-        ``remote`` is the trusted peer, ``hops`` the addresses that the header has, from left to right; an entry that is
-        no address, such as ``unknown``, ends the search at the proxy that has written it.
+        ``remote`` is the trusted peer, and ``hops`` are the addresses in the header, from left to right. An entry that
+        is no address, such as ``unknown``, ends the search at the proxy that has written it.
         """
         for text in reversed(list(hops)):
             hop = _hop(text or "")
@@ -84,7 +85,10 @@ class Proxies:
 
 
 def _hop(text: str) -> tuple[_Address, int] | None:
-    """``192.0.2.1``, ``192.0.2.1:47011``, ``2001:db8::1`` and ``[2001:db8::1]:47011`` (RFC 7239 section 6)."""
+    """Return address and port of an entry, or None if it has another form (RFC 7239 section 6).
+
+    The forms are ``192.0.2.1``, ``192.0.2.1:47011``, ``2001:db8::1`` and ``[2001:db8::1]:47011``.
+    """
     text = text.strip()
     port = "0"
     if text.startswith("["):
