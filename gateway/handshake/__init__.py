@@ -1,1 +1,1 @@
-"""From TCP accept to an admitted connection."""
+"""From the TCP accept to an admitted connection."""

@@ -1,6 +1,6 @@
-"""Who comes in, how many of them, and until when: credentials and the bounds on connections.
+"""Which connections come in, how many of them, and until when: credentials, and the bounds on connections.
 
-`upgrade.Gatekeeper` has looked at the request before; what a principal may do is `auth.scopes`.
+`upgrade.Gatekeeper` checks the request before. What a principal may do is in `auth.scopes`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 _CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisopod-gateway", error="invalid_token"'}
 _SLICE: Final = 200
-"""Connections that a reload looks at in one loop pass."""
+"""How many connections a reload checks in one event-loop iteration."""
 
 
 class Admission:
-    """The bounds, and the credentials. Every call but ``renew`` is plain; none may be made twice for the same event.
+    """The bounds and the credentials. Every call but ``renew`` is plain, and each is made once for an event.
 
-    ``rescoped`` is told of each open connection that has taken another credential.
+    ``rescoped`` is called with each open connection that has taken another credential.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Admission:
     # At the upgrade
 
     def at_upgrade(self, authorization: Sequence[str], remote: str, opened: int) -> Credential:
-        """The credential of a request, or `NO_CREDENTIAL` where it is to follow. Raises RefusedError.
+        """Return the credential of a request, or `NO_CREDENTIAL` if it is to follow. Raises RefusedError.
 
-        ``authorization`` are the headers of that name; ``opened`` is how many connections are open now.
+        ``authorization`` has the headers of that name; ``opened`` is how many connections are open now.
 
-        Nothing may await between this call and `owes` or `entered`, which count the connection: else several that come
-        at once would all find the room that there is for one.
+        Nothing may await between this call and `owes` or `entered`, which count the connection. Otherwise several
+        requests at once would all find the room that there is for one.
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")
@@ -104,7 +104,10 @@ class Admission:
     # By a message
 
     def refresh(self, connection: Connection, token: str) -> None:
-        """`gateway.authenticate` of an open connection. Raises Refusal, and the credential before stays."""
+        """Handle `gateway.authenticate` of an open connection.
+
+        Raises Refusal if the connection is to keep the credential that it has.
+        """
         credential = self.by_message(connection, token)
         if self._authenticator.asks:
             connection.adopt(credential)
@@ -113,7 +116,10 @@ class Admission:
             self.authenticated(connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
-        """The credential of `gateway.authenticate`, for whom owes one, or to refresh. Raises Refusal."""
+        """Return the credential of a `gateway.authenticate`. Raises Refusal.
+
+        The connection owes a credential, or refreshes the one that it has.
+        """
         if not self._authenticator.asks:
             return ANYBODY
         address = address_key(connection.remote)
@@ -150,21 +156,21 @@ class Admission:
     # The life of a connection
 
     def owes(self, connection: Connection) -> None:
-        """It is open but for its credential."""
+        """Count a connection that is open, and owes its credential."""
         address = address_key(connection.remote)
         self._of_address.enter(address)
         self._owing.enter(address)
         self._owing_in_all += 1
 
     def owes_no_more(self, connection: Connection) -> None:
-        """It has brought its credential, or is over."""
+        """Stop counting a connection as owing: it has brought its credential, or is over."""
         address = address_key(connection.remote)
         self._of_address.leave(address)
         self._owing.leave(address)
         self._owing_in_all -= 1
 
     def entered(self, connection: Connection) -> None:
-        """It is open, under the credential that it has."""
+        """Count a connection that is open, with the credential that it has."""
         if self._limits.max_connections_per_address:
             self._of_address.enter(address_key(connection.remote))
         if self._authenticator.asks:
@@ -172,7 +178,7 @@ class Admission:
             self._expiries.watch(connection)
 
     def authenticated(self, connection: Connection) -> None:
-        """Log that it has brought a credential in a message."""
+        """Log that a connection has brought a credential in a message."""
         principal = connection.principal
         logger.info(
             "%s authenticated",
@@ -187,7 +193,7 @@ class Admission:
         )
 
     def left(self, connection: Connection) -> None:
-        """It was open, and is over."""
+        """Stop counting a connection that has entered, and is over."""
         if self._limits.max_connections_per_address:
             self._of_address.leave(address_key(connection.remote))
         if self._authenticator.asks:
@@ -195,9 +201,10 @@ class Admission:
             self._expiries.forget(connection)
 
     async def renew(self, authenticator: Authenticator, connections: Iterable[Connection]) -> int:
-        """Tokens or keys have been read anew: end those whose credential is gone, and tell how many these were.
+        """Ask ``authenticator``, whose tokens or keys have just been read, about each open connection's credential.
 
-        One whose credential has other scopes now, or expires at another time, lives under the new ones at once.
+        A connection whose credential is gone is ended. If it now has other scopes, or expires at another time, the
+        connection gets the new ones at once. Returns how many connections were ended.
         """
         self._authenticator = authenticator
         revoked = 0

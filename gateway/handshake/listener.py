@@ -1,6 +1,6 @@
 """Where connections come in: sockets, TLS, an accept loop of our own, and one deadline for the whole handshake.
 
-asyncio's own server cannot bound TLS and the request head in one budget, does not name a peer that never got through,
+asyncio's own server has no common deadline for TLS and the request head, does not name a peer that never got through,
 and logs a traceback for every accept that finds no file descriptor.
 """
 
@@ -28,14 +28,17 @@ from gateway.websocket.opening import RequestProtocol
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
-"""Connections that the kernel queues for one socket; it takes no more than net.core.somaxconn."""
+"""How many connections the kernel queues for one socket, up to net.core.somaxconn."""
 
 READ_BYTES: Final = 64 * 1024
-"""What the standard library's loop reads at once. Its own 256 KiB is over malloc's threshold: every read of a few bytes
-would map, shrink and unmap memory, three system calls more."""
+"""Bytes that the standard library's event loop reads at once.
+
+Its own 256 KiB is over malloc's threshold: every read of a few bytes would map, shrink and unmap memory, which is three
+system calls more.
+"""
 
 MAX_HEAD: Final = 32 * 1024
-"""Bytes of a whole request head. aiohttp bounds each of its lines, and how many there are: together a megabyte."""
+"""Bytes of a whole request head at most. aiohttp bounds its lines and their number, which allows a megabyte."""
 
 HEAD_END: Final = b"\r\n\r\n"
 _ACCEPTS: Final = 64
@@ -50,7 +53,7 @@ _HEAD_TOO_LARGE: Final = (
 
 
 class Handshake:
-    """One peer between its accept and its 101; ``drop`` is what ends it when the deadline passes."""
+    """One peer between its accept and its 101. ``drop`` is called to end it, such as when the deadline passes."""
 
     __slots__ = ("drop", "remote", "stage")
 
@@ -61,13 +64,13 @@ class Handshake:
 
 
 def _nothing() -> None:
-    """A handshake that is not under way yet."""
+    """Do nothing: the handshake is not under way yet, or no longer."""
 
 
 class Handshakes(Deadlines[Handshake]):
-    """The peers that are in their handshake. Who is late is logged, with the stage, and dropped.
+    """The handshakes that are under way. One that is late is logged, with its stage, and dropped.
 
-    Where ``most`` are under way, the one that has been longest goes for each that comes.
+    If ``most`` are under way, the oldest one makes room for each that begins.
     """
 
     __slots__ = ("_most", "_rejections")
@@ -78,7 +81,7 @@ class Handshakes(Deadlines[Handshake]):
         self._most = most
 
     def accepted(self, handshake: Handshake) -> None:
-        """The time of one that was just accepted begins."""
+        """Begin the time of a peer that was just accepted."""
         if len(self) >= self._most:
             oldest = self.oldest()
             self.done(oldest)
@@ -87,7 +90,7 @@ class Handshakes(Deadlines[Handshake]):
         self.begin(handshake)
 
     def drop_all(self) -> None:
-        """End all that are under way; for the end of the process."""
+        """Drop all that are under way, at the end of the process."""
         for handshake in self.take_all():
             handshake.drop()
 
@@ -97,7 +100,7 @@ class Handshakes(Deadlines[Handshake]):
 
 
 class HandshakeProtocol(RequestProtocol):
-    """An HTTP connection whose every request head has the handshake deadline."""
+    """An HTTP connection, each of whose request heads has the handshake deadline."""
 
     __slots__ = ("_cut_short", "_handshake", "_handshakes", "_head_bytes", "_rejections", "remote")
 
@@ -111,18 +114,21 @@ class HandshakeProtocol(RequestProtocol):
         self._rejections = listener.rejections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """TCP, and TLS where there is any, are through."""
+        """Begin with the request: TCP is through, and TLS if it is on."""
         super().connection_made(transport)
-        if hasattr(transport, "max_size"):  # the standard library's; see READ_BYTES
+        if hasattr(transport, "max_size"):  # a transport of the standard library; see READ_BYTES
             transport.max_size = READ_BYTES
         handshake = self._handshake
         if handshake is not None:
             handshake.stage = "request"
-            # Not every loop's transports are asyncio.Transport by inheritance; all can abort.
+            # Not every event loop's transports inherit from asyncio.Transport, but all can abort.
             handshake.drop = cast(asyncio.Transport, transport).abort
 
     def request_bytes(self, data: bytes) -> bool:
-        """On a kept-alive connection a fresh deadline begins with the next request; a head over the bound ends here."""
+        """Return whether to parse these bytes, which they are unless the head is over its bound: that ends here.
+
+        On a kept-alive connection a fresh deadline begins with the next request.
+        """
         if self._handshake is None:
             return True
         self._handshakes.begin(self._handshake)
@@ -138,17 +144,17 @@ class HandshakeProtocol(RequestProtocol):
         return False
 
     def time_left(self) -> float | None:
-        """Seconds of the handshake's time that are left."""
+        """Return the seconds that the handshake may still take, or None after the upgrade."""
         return None if self._handshake is None else self._handshakes.left(self._handshake)
 
     def upgraded(self) -> None:
-        """The deadline is met, for good: it never ends an open connection."""
+        """Note that the deadline is met, for good: it never ends an open connection."""
         if self._handshake is not None:
             self._handshakes.done(self._handshake)
             self._handshake = None
 
     def response_begins(self) -> None:
-        """The deadline of this request is met."""
+        """Note that this request has met its deadline."""
         self._head_bytes = 0
         if self._handshake is not None:
             self._handshakes.done(self._handshake)
@@ -156,7 +162,7 @@ class HandshakeProtocol(RequestProtocol):
                 self._handshakes.begin(self._handshake)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The transport is gone."""
+        """Note that the transport is gone."""
         if self._handshake is not None:
             self._handshakes.done(self._handshake)
         super().connection_lost(exc)
@@ -168,7 +174,7 @@ class HandshakeProtocol(RequestProtocol):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Aiohttp logs a traceback for a request that it cannot parse; that is the peer's mistake, not ours."""
+        """Answer a request that cannot be parsed, without aiohttp's traceback in the log: it is the peer's mistake."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         exc.__traceback__ = None  # aiohttp keeps the error, and its frames would keep the connection
@@ -181,15 +187,16 @@ class HandshakeProtocol(RequestProtocol):
 
 
 async def response_begins(request: web.Request, response: web.StreamResponse) -> None:
-    """For `app.on_response_prepare`: tell the connection's deadline."""
+    """Tell the connection that its request has met its deadline. For `app.on_response_prepare`."""
     if isinstance(request.protocol, HandshakeProtocol):
         request.protocol.response_begins()
 
 
 class Listener:
-    """Accepts on listening sockets, and serves what comes in with an aiohttp server.
+    """Accepts connections on listening sockets, and has an aiohttp server serve them.
 
-    ``start`` once; ``stop`` may be called twice. ``context`` may be changed at any time, for those who come later.
+    ``start`` is called once, ``stop`` may be called twice. ``context`` may be changed at any time: later connections
+    use the new one.
     """
 
     def __init__(
@@ -215,13 +222,13 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, sockets: list[socket.socket]) -> None:
-        """Accept on these sockets: listening, non-blocking."""
+        """Accept on these sockets, which are listening and do not block."""
         self._sockets = sockets
         for listening in sockets:
             self.loop.add_reader(listening, self._accept, listening)
 
     def stop(self) -> None:
-        """Accept no more; the sockets stay as they are."""
+        """Accept no more. The sockets stay open."""
         for listening in self._sockets:
             if listening in self._paused:
                 self._paused.pop(listening).cancel()
@@ -251,9 +258,9 @@ class Listener:
             sock.close()
 
     async def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
-        """Hand the socket to aiohttp, through TLS where that is on; returns when the connection is made."""
+        """Hand the socket to aiohttp, through TLS if that is on. Returns when the connection is made."""
         context = self.context
-        # asyncio's own limit for TLS stands behind the handshake's, which comes first and is logged.
+        # asyncio's own limit for TLS comes after the handshake's, which is logged.
         timeout = None if context is None else self._timeout + 1.0
         protocol = HandshakeProtocol(self._server, handshake, self)
         try:
@@ -268,15 +275,15 @@ class Listener:
             if handshake.stage == "tls" and not isinstance(error, asyncio.CancelledError):
                 self.rejections.rejected(handshake.remote, f"TLS: {_reason(error)}", "tls", status=0)
             self.handshakes.done(handshake)
-            # Else the error's frames would keep the TLS machinery, a quarter of a megabyte, for the garbage collector.
+            # Otherwise the error's frames would keep the TLS machinery, a quarter of a megabyte, until a collection.
             protocol.never_connected()
             handshake.drop = _nothing
             error.__traceback__ = error.__context__ = None
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """Out of file descriptors: what is open lives on, and the queue is looked at again in a moment.
+        """Accept nothing for a moment, because there are no file descriptors. What is open lives on.
 
-        A level-triggered loop would spin, and log, until a descriptor is free.
+        Otherwise the event loop, which is level-triggered, would spin and log until a descriptor is free.
         """
         if error.errno not in _EXHAUSTED:
             logger.error("accept failed: %s", error, extra={"event": "server.accept_failed"})
@@ -306,9 +313,9 @@ def _reason(error: BaseException) -> str:
 
 
 def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
-    """Listening, non-blocking sockets: the Unix socket where one is named, else every address of ``host``.
+    """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``host``.
 
-    Raises OSError where an address is taken, not this machine's, or not permitted.
+    Raises OSError if an address is taken, not this machine's, or not permitted.
     """
     if unix_socket:
         return [_bind_unix(unix_socket)]
@@ -322,7 +329,7 @@ def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # Where port 0 takes a free one, the host's other addresses get the same.
+            # If port 0 takes a free one, the host's other addresses get the same.
             taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
             sock.bind((address[0], taken, *address[2:]))
             sock.setblocking(False)
@@ -335,7 +342,7 @@ def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """A Unix socket for its owner and group. One that nobody listens on any more is replaced."""
+    """Return a Unix socket for its owner and group. A file that no process listens on any more is replaced."""
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -369,7 +376,7 @@ def _remove_stale(path: str) -> None:
 
 
 def address_of(sock: socket.socket) -> str:
-    """A listening socket's address as the log has it; ``unix:`` and the path for a Unix socket."""
+    """Return a listening socket's address as the log has it: ``unix:`` and the path for a Unix socket."""
     if sock.family == socket.AF_UNIX:
         return f"unix:{sock.getsockname()}"
     return format_address(sock.getsockname())

@@ -1,4 +1,4 @@
-"""Where a connection waits that owes its credential: one message, 64 KiB, and what is left of the handshake's time."""
+"""A connection that owes its credential: it has one message, 64 KiB, and what is left of the handshake's time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from gateway.rpc.method import BadParams, Method, Refusal
 from gateway.websocket.frames import Payload, cut
 
 MAX_FIRST_MESSAGE: Final = 64 * 1024
-"""Bytes of the message that brings the credential."""
+"""Bytes of the message that brings the credential, at most."""
 
 _FRAMING: Final = 1024
-"""Bytes beside that message: its header, and a ping or two."""
+"""Bytes that may come besides: the message's header, and a ping or two."""
 
 _ENDS: Final = {
     errors.UNAUTHENTICATED: errors.CLOSED_UNAUTHENTICATED,
     errors.RATE_LIMITED: errors.FLOOD,
     errors.OVERLOADED: errors.FLOOD,
 }
-"""What each refusal of a first message ends the connection with."""
+"""How each refusal of a first message ends the connection."""
 
 
 class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,10 +42,11 @@ class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Preauth:
-    """The `connection.Endpoint` of those who owe their credential; ``inside`` is that of those who have brought it.
+    """The `connections.connection.Endpoint` of the connections that owe their credential.
 
-    ``authenticate`` is the method of that name, ``welcome`` makes the first frame, ``entered`` is told of everybody who
-    may go on.
+    ``inside`` is the endpoint of a connection that has brought it, and ``entered`` is called with each of them.
+    ``timeout`` is the handshake's whole time in seconds. A connection has what is left of it, or all of it if its
+    handshake had no deadline. ``authenticate`` is the method of that name, and ``welcome`` makes the first frame.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Preauth:
         self._told: set[Connection] = set()
 
     def opened(self, connection: Connection) -> None:
-        """Welcome it, with no principal; what is left of the handshake's time runs on."""
+        """Welcome a connection, which has no principal yet. The handshake's time runs on."""
         left = connection.handshake_left
         self._admission.owes(connection)
         self._connections.owe(connection)
@@ -82,7 +83,7 @@ class Preauth:
         connection.send_frame(self._welcome(connection))
 
     def text(self, connection: Connection, data: Payload) -> None:
-        """The one message: `gateway.authenticate`, or the end."""
+        """Take the one message: if it is not a right `gateway.authenticate`, the connection ends."""
         if len(data) > MAX_FIRST_MESSAGE:
             self._refuse(connection, errors.MESSAGE_TOO_BIG, "the first message is too big")
             return
@@ -103,7 +104,7 @@ class Preauth:
             connection.send(jsonrpc.result_reply(request_id, jsonrpc.encode(described(connection.principal))))
 
     def _token(self, message: Message | None) -> str:
-        """The token in the first message. Raises Refusal, in words of our own: they go into the log."""
+        """Return the token in the first message. Raises Refusal in words of our own, because they go into the log."""
         if message is None or message.method != self._authenticate.name:
             raise Refusal(errors.UNAUTHENTICATED, f"the first message must be {self._authenticate.name}")
         try:
@@ -115,15 +116,15 @@ class Preauth:
         return params.token
 
     def binary(self, connection: Connection, data: Payload) -> None:
-        """Text frames only."""
+        """End the connection, because only text frames are taken."""
         self._refuse(connection, errors.UNSUPPORTED_DATA, "a binary message")
 
     def release(self, connection: Connection) -> None:
-        """Its time does not matter any more: it is on its way out."""
+        """Stop the time of a connection that is on its way out."""
         self._waiting.done(connection)
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
-        """It leaves without having entered."""
+        """Forget a connection that is over and has not entered."""
         self._leave(connection)
         if connection not in self._told:
             self._tell(connection, end, end.cause)
@@ -141,7 +142,10 @@ class Preauth:
         connection.end(end)
 
     def _tell(self, connection: Connection, end: Disconnect, why: str) -> None:
-        """One verdict on what is logged: this line, that of its end, and its place in the history, or none of them."""
+        """Count the rejection, and log it or not.
+
+        That is one verdict for three things: this line, the line of the connection's end, and its entry in the history.
+        """
         self._told.add(connection)
         connection.quiet = not self._rejections.rejected(
             connection.remote, why, "authenticate", connId=connection.conn_id, code=end.code, cause=end.cause
@@ -156,7 +160,10 @@ class Preauth:
 
 
 def _decoded(data: Payload) -> tuple[Message | None, bytes]:
-    """A message, where it is a single one, and the id to answer under; empty for a notification."""
+    """Return a message and the ``request_id`` to answer under, which is empty for a notification.
+
+    The message is None if it is not a single one that can be decoded.
+    """
     try:
         message = jsonrpc.decode(data)
     except jsonrpc.UNDECODABLE:

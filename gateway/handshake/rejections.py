@@ -1,4 +1,4 @@
-"""Handshakes that came to nothing: all counted, and logged so that a flood of them does not flood the log."""
+"""Handshakes that came to nothing: all are counted, and logged so that a flood of them does not flood the log."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ logger = logging.getLogger(__name__)
 
 REJECTIONS: Final = (20, 10.0)
 TIMEOUTS: Final = (100, 10.0)
-"""How many of one address are logged in how many seconds; the rest is counted."""
+"""How many of one address are logged, and in how many seconds. The rest is counted."""
 
 Stage = Literal["tls", "request", "authenticate"]
 """Where a handshake ended: before the request, at it, or at the credential."""
-
 
 _STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
 
 class Rejections:
-    """Each call counts; it logs, and returns True, unless there were many of that address lately.
+    """Counts each call. It is logged, and returns True, unless there were many from that address lately.
 
     ``failures`` has the counts since the start, by stage.
     """
@@ -34,7 +33,7 @@ class Rejections:
         self._late = Sampler(time.monotonic, *TIMEOUTS)
 
     def rejected(self, remote: str, reason: str, stage: Stage, **fields: object) -> bool:
-        """The gateway has refused; ``fields`` are further ones of the log line, such as the HTTP status."""
+        """Count a peer that the gateway has refused. ``fields`` go into the log line, such as the HTTP status."""
         self.failures[stage] += 1
         left_out = self._rejected.admit(address_key(remote))
         if left_out is None:
@@ -44,7 +43,7 @@ class Rejections:
         return True
 
     def late(self, remote: str, stage: Stage, timeout: float, **fields: object) -> bool:
-        """The deadline has passed; ``timeout`` is the whole of it, in seconds."""
+        """Count a peer whose deadline has passed. ``timeout`` is the handshake's whole time in seconds."""
         self.failures[stage] += 1
         left_out = self._late.admit(address_key(remote))
         if left_out is None:

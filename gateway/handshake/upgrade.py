@@ -1,4 +1,4 @@
-"""Who may upgrade: what a request for `/ws` must look like, and the answer where it does not."""
+"""What a request for `/ws` must look like to upgrade, and the answer if it does not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.handshake.rejections import Stage
 from gateway.websocket.opening import RequestProtocol
 
 RETRY_AFTER: Final = 5
-"""Seconds that a client is asked to wait where the gateway is full, starting or draining."""
+"""Seconds that a client is asked to wait if the gateway is full, starting or draining."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")
@@ -28,11 +28,12 @@ _UPGRADE_HEADERS: Final[dict[str, str]] = {
 
 
 class RefusedError(Exception):
-    """A request that may not upgrade: the HTTP status of its answer, the text that says why, and headers of it.
+    """A request may not upgrade. It has the HTTP status of the answer, the text that says why, and further headers.
 
-    ``stage`` is what it counts under.
+    ``stage`` is the stage that the rejection counts under.
 
-    Not a `web.HTTPException`: aiohttp keeps those, with the frames that raised them, for the garbage collector.
+    This is not a `web.HTTPException`, because aiohttp keeps those, with the frames that raised them, until a garbage
+    collection.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Gatekeeper:
         _check_upgrade(request)
 
     def remote_of(self, request: web.Request) -> str:
-        """Where a request comes from; of one that a trusted proxy has passed on, where the proxy says so.
+        """Return where a request comes from. If a trusted proxy has passed it on, that is where the proxy says.
 
-        X-Forwarded-For goes before Forwarded, which a proxy that adds to the one passes on as a stranger wrote it.
+        X-Forwarded-For is preferred to Forwarded: a proxy that adds to the first passes the second on as a stranger
+        wrote it.
         """
         remote = remote_of(request)
         if not self._proxies or not self._proxies.trusts(remote):
@@ -77,7 +79,7 @@ class Gatekeeper:
         return self._proxies.client(remote, map(forwarded_for, elements))
 
     def check_host(self, request: web.Request) -> str:
-        """The one Host that a request has, if it is served here. Raises RefusedError."""
+        """Return the one Host that a request has. Raises RefusedError unless it is served here."""
         hosts = request.headers.getall(hdrs.HOST, [])
         if len(hosts) != 1 or not hosts[0]:
             raise RefusedError(400, "exactly one Host header is needed (RFC 9112 section 3.2)")
@@ -91,16 +93,16 @@ class Gatekeeper:
         return hosts[0]
 
     def _check_origin(self, request: web.Request, host: str) -> None:
-        """A browser says where a page comes from. No Origin is fine: that is not a browser."""
+        """Refuse pages of other origins. A request without an Origin is no browser's, and is fine."""
         origins = request.headers.getall(hdrs.ORIGIN, [])
         if not origins or (len(origins) == 1 and origins[0].lower() in self._allowed_origins):
             return
-        if len(origins) > 1 or not _same_place(origins[0], host):
+        if len(origins) > 1 or not _is_same_origin(origins[0], host):
             raise RefusedError(403, "this origin is not allowed; see server.allowed_origins")
 
 
 def remote_of(request: web.Request) -> str:
-    """Where a request comes from: ``addr:port``, ``[addr]:port`` or ``unix``."""
+    """Return where a request comes from: ``addr:port``, ``[addr]:port`` or ``unix``."""
     if isinstance(request.protocol, RequestProtocol):
         return request.protocol.remote
     transport = request.transport
@@ -108,7 +110,7 @@ def remote_of(request: web.Request) -> str:
 
 
 def _check_upgrade(request: web.Request) -> None:
-    """RFC 6455 section 4.2.1."""
+    """Check what RFC 6455 section 4.2.1 demands of a request. Raises RefusedError."""
     headers = request.headers
     if not _has_token(headers, hdrs.UPGRADE, "websocket"):
         raise _upgrade_required("this is a WebSocket endpoint")
@@ -128,22 +130,22 @@ def _upgrade_required(why: str) -> RefusedError:
 
 
 def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:
-    """Whether a header that is a list has this token, in any case; mostly it is all that there is."""
+    """Return whether a header that is a list has this token, in any case. Mostly it has nothing else."""
     value = headers.get(name, "").lower()
     return value == token or token in (part.strip() for part in value.split(","))
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, lower case, without its port; IPv6 stays in brackets."""
+    """Return the name in a Host header, in lower case and without its port. An IPv6 address stays in brackets."""
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"
     return host.partition(":")[0].lower()
 
 
-def _same_place(origin: str, host: str) -> bool:
-    """Whether an origin has the host and the port that the Host header has (RFC 6454 section 5).
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Return whether an origin has the host and the port of the Host header (RFC 6454 section 5).
 
-    A port left out is the origin's scheme's in both: a proxy may have taken TLS off before this server.
+    In both a port that is left out is the default of the origin's scheme, because a proxy may have taken TLS off.
     """
     try:
         theirs = URL(origin)
@@ -154,6 +156,6 @@ def _same_place(origin: str, host: str) -> bool:
 
 
 def _is_unix(request: web.Request) -> bool:
-    """A Unix socket has no address that a page could be made to believe in."""
+    """Return whether a request comes by a Unix socket, which no host name can lead a page to."""
     sock = None if request.transport is None else request.transport.get_extra_info("socket")
     return sock is not None and sock.family == socket.AF_UNIX
