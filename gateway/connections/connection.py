@@ -356,9 +356,14 @@ class Connection:
                     self._log_closed(end)
 
     def _release(self) -> None:
-        if not self._released:
-            self._released = True
+        if self._released:
+            return
+        self._released = True
+        try:
             self.endpoint.release(self)
+        except BaseException:  # a defect: what it has left undone is tried again when the connection is closed
+            self._released = False
+            raise
 
     def _log_closed(self, end: Disconnect) -> None:
         logger.info(

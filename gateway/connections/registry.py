@@ -123,8 +123,9 @@ class Connections(dict[str, Connection]):
         self._empty = asyncio.Event()
         self._check_empty()
         deadline = asyncio.get_running_loop().time() + drain_timeout
-        # 0. The connections that owe a credential have nothing to finish.
-        await _each(self.owing, lambda connection: connection.end(errors.SHUTDOWN))
+        # 0. The connections that owe a credential have nothing to finish. All at once, so that none comes in meanwhile.
+        for connection in list(self.owing):
+            connection.end(errors.SHUTDOWN)
         # 1. Tell: all hear it before the first is closed.
         await _each(self.values(), lambda connection: _announce(connection, deadline))
         # 2. Let go: the idle within a second, the busy when their last call is answered.

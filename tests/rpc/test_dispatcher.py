@@ -14,7 +14,7 @@ from msgspec import Raw
 from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
-from gateway.app import CONNECTIONS, STATUS
+from gateway.app import CONNECTIONS, GATEWAY, STATUS
 from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.errors import RpcError
 from gateway.methods.rpc import RpcMethods
@@ -28,6 +28,7 @@ from gateway.rpc.replies import Batch
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from tests.support import sample_methods
+from tests.support.fleet import until
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer
 from tests.support.process import GatewayProcess, StartFailed, StartGateway
@@ -904,6 +905,20 @@ async def test_a_lost_peer_has_nothing_running(bench: Bench) -> None:
     assert sorted(bench.works.ended) == ["a", "b", "c"]
     assert (bench.peer.running, len(other.running)) == ({}, 1)
     bench.dispatcher.lost(bench.peer)
+
+
+async def test_what_was_abandoned_is_counted_so_however_the_caller_has_left(aiohttp_client: AiohttpClient) -> None:
+    polite = await serve(aiohttp_client, [sample_methods])
+    rude = await connect(polite.client)
+    tally = polite.client.app[GATEWAY].dispatcher.methods["wait"].tally
+    for caller in (polite, rude):
+        await caller.send(request("wait"))
+        await caller.ask(request("gateway.ping", id=2))
+    rude.connection.abort()
+    await polite.ws.close()
+    await until(lambda: not polite.client.app[CONNECTIONS], "they are still there")
+    await passes()
+    assert (tally.outcomes()["caller_lost"], tally.outcomes()["cancelled"]) == (2, 0)
 
 
 async def test_a_lost_peer_has_nothing_running_that_has_not_begun(bench: Bench) -> None:
