@@ -77,9 +77,10 @@ async def test_a_refresh_keeps_the_connection_and_its_calls(tmp_path: Path) -> N
             await peer.send_json({"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": "slow"}})
             assert (await peer.recv_json())["error"]["code"] == -32800
             assert await gains(where, before) == {}
+            await peer.leave()
+            await ended(where, peer, "client_close", 1000)
             assert len(where.events("connection.authenticated", connId=conn, principal="op")) == 1
             assert len(where.events("connection.opened", connId=conn)) == 1
-            await peer.leave()
 
 
 async def test_requests_behind_a_refresh_have_the_new_scopes_at_once(tmp_path: Path) -> None:

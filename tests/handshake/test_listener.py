@@ -217,7 +217,9 @@ async def test_h4_slow_work_before_the_101(limited: GatewayProcess) -> None:
     await slow_handler(limited)
     # Whether its handler was cancelled or finds nobody there: it ends quietly, and nothing was opened.
     await limited.wait_event("slow.ended")
-    await asyncio.sleep(0.1)
+    with await RawPeer.open(limited) as last:
+        await last.leave()
+    await limited.wait_event("connection.closed", remote=last.local)
     assert len(limited.events("connection.opened")) == len(limited.events("connection.closed"))
     limited.assert_no_defects()
 

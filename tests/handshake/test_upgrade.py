@@ -278,6 +278,7 @@ async def test_repeated_refusals_are_sampled(served: GatewayProcess) -> None:
             return peer.local
 
     names = {await knock() for _ in range(200)}
+    await served.wait_event("handshake.rejected", where=lambda line: line["remote"] in names)
     lines = [line for line in served.events("handshake.rejected") if line["remote"] in names]
     assert 1 <= len(lines) <= 20
 

@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from tests.support.certs import authority
-from tests.support.patience import WAIT
+from tests.support.patience import TICK, WAIT
 from tests.support.peers import Frame, RawPeer
 from tests.support.process import Config, EventLoopName, GatewayProcess, Line
 from tests.support.serving import run_on
@@ -103,8 +104,13 @@ async def until(condition: Callable[[], bool], complaint: str, timeout: float = 
 
 async def ended(where: GatewayProcess, peer: RawPeer, cause: str, code: int, timeout: float = WAIT) -> Line:
     """Return the line about the end of this peer's connection: the only one, with this cause and code."""
-    line = await where.wait_event("connection.closed", timeout=timeout, remote=peer.local)
-    assert len(where.events("connection.closed", remote=peer.local)) == 1
+
+    def its_own(line: Line) -> bool:
+        """Whether it is not that of an earlier peer whose port the kernel has given out again."""
+        return datetime.fromisoformat(line["time"]).timestamp() >= peer.since - TICK
+
+    line = await where.wait_event("connection.closed", timeout=timeout, where=its_own, remote=peer.local)
+    assert len(list(filter(its_own, where.events("connection.closed", remote=peer.local)))) == 1
     assert (line["cause"], line["code"]) == (cause, code), line
     return line
 

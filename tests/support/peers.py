@@ -178,6 +178,8 @@ class RawPeer:
     where: Reachable
     local: str
     """Its own address as the gateway's log names it in `remote`."""
+    since: float = field(default_factory=time.time)
+    """When it connected, in seconds since the epoch."""
     close_code: int | None = None
     """The code of the gateway's close frame once one has come in; 1005 if the frame had none."""
     close_reason: str = ""

@@ -202,7 +202,7 @@ async def test_when_one_gateway_drains_its_clients_move_to_the_other(tmp_path: P
             # The one still listens, for nobody has answered its close frame, and refuses: nginx asks the other.
             for _ in moving:
                 await assert_served_by(staying, where, stack)
-            assert leaving.events("handshake.rejected", status=503, remote=f"{FIRST}:0")
+            await leaving.wait_event("handshake.rejected", status=503, remote=f"{FIRST}:0")
             await asyncio.gather(*(peer.leave() for peer in moving))
             assert await leaving.wait() == 0
             # Nobody listens there any more.

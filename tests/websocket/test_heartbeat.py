@@ -335,13 +335,13 @@ async def test_defaults_are_30_and_10_seconds(caplog: pytest.LogCaptureFixture) 
         script = Script()
         async with serving(script) as target:
             with await RawPeer.open(target) as peer:
-                ws = script.connections[0].link
-                begin = ws.last_read
+                link = script.connections[0].link
+                begin = link.last_read
                 await loop.move_to(begin + 29.8)
-                assert ws.messages_out == ws.outbox_bytes == 0
-                sent = ws.bytes_out
+                assert link.messages_out == link.outbox_bytes == 0
+                sent = link.bytes_out
                 await loop.move_to(begin + 30)
-                assert ws.bytes_out == sent + len(PING), "no ping"
+                assert link.bytes_out == sent + len(PING), "no ping"
                 await loop.move_to(begin + 39.8)
                 assert not script.ends
                 await loop.move_to(begin + 40)
