@@ -46,10 +46,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is.
 
     `handshake_timeout` is one budget from TCP accept, through TLS and the request head, to the 101, and to the
-    credential of a peer that brings it in a message. `receive_timeout` is the longest time without a complete message
-    or a control frame. `close_timeout` is how long a peer may take to answer a close frame. `drain_timeout` is how long
-    calls in flight may go on after SIGTERM; 0: the gateway does not wait for them. `keepalive_timeout` is how long an
-    HTTP connection may stay idle between two requests.
+    credential of a peer that brings it in a message. `receive_timeout` is the longest time without a complete message,
+    a control frame or 16 KiB of a message. `close_timeout` is how long a peer may take to answer a close frame.
+    `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: the gateway does not wait for them.
+    `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
 
     If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
     empty, the origin that `Host` names is allowed. `trusted_proxies` are the peers whose X-Forwarded-For or Forwarded

@@ -208,6 +208,7 @@ class Link(Heartbeat):
             self._inbox.hold()
             return
         self._outbox_emptied()
+        self.last_message = self.loop.time()  # until now nothing was read, so nothing could come
         self.stalled = False
         self.owner.on_drained(self)
         if self._parser is not None and not self.stalled:

@@ -81,7 +81,7 @@ class Regime(Protocol):
 
     @property
     def receive_timeout(self) -> float:
-        """How long a peer may send neither a complete message nor a control frame."""
+        """How long a peer may send no complete message, no control frame and no 16 KiB of a message."""
 
     @property
     def close_timeout(self) -> float:
