@@ -104,14 +104,18 @@ class Server:
         runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
         await runner.setup()
         assert runner.server is not None
-        timeout, rejections = self._config.server.handshake_timeout, self._gateway.rejections
+        rejections = self._gateway.rejections
         self._listener = Listener(
             runner.server,
             handler_args=handler_args(self._config),
-            handshakes=Handshakes(timeout, rejections, self._config.limits.max_connections),
+            handshakes=Handshakes(
+                self._config.server.handshake_timeout,
+                rejections,
+                self._config.limits.max_connections,
+                self._gateway.standstill,
+            ),
             rejections=rejections,
             context=context,
-            timeout=timeout,
         )
         return runner
 

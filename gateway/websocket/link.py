@@ -173,6 +173,8 @@ class Link(Heartbeat):
                     message = await self.receive(patience)
                 except TimeoutError:
                     left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
+                    if left <= 0:
+                        left = self._standstill.left()
                     if left <= 0 and suspected:
                         self.end(errors.RECEIVE_TIMEOUT)
                     # Messages do not pass through receive(), so the time of the last one counts. After a busy

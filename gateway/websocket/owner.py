@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol, TypeVar
 
+from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.limits import Rate
 from gateway.websocket.frames import NOTHING_WRITTEN, Payload, Written
@@ -110,6 +111,10 @@ class Regime(Protocol):
     @property
     def turns(self) -> Turns:
         """The event loop's time for all peers with an allowance."""
+
+    @property
+    def standstill(self) -> Standstill:
+        """What says whether the process itself has stood still."""
 
 
 class _NoOwner:

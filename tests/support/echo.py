@@ -102,7 +102,6 @@ async def serve(host: str, port: int, config: Config) -> None:
         handshakes=handshakes,
         rejections=rejections,
         context=None,
-        timeout=timeout,
     )
     sockets = bind(host, port, "")
     listener.start(sockets)
