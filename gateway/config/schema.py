@@ -33,6 +33,7 @@ from gateway.config.types import (
     Seconds,
     SecondsOrZero,
     SocketPath,
+    Subprotocol,
     Switch,
     Text,
     TopicPattern,
@@ -53,7 +54,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
     empty, the origin that `Host` names is allowed. `trusted_proxies` are the peers whose X-Forwarded-For or Forwarded
-    is believed; "unix" stands for every peer on a Unix socket.
+    is believed; "unix" stands for every peer on a Unix socket. `subprotocols` are chosen if a client offers them.
     """
 
     host: ListenHost = "127.0.0.1"
@@ -71,6 +72,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     allowed_hosts: tuple[Host, ...] = ()
     allowed_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[Proxy, ...] = ()
+    subprotocols: tuple[Subprotocol, ...] = ("jsonrpc",)
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -20,6 +20,7 @@ _SUN_PATH = 107  # sockaddr_un.sun_path without its closing zero, unix(7)
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 section 5.6.2
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[^\]]*\]|[^:/\[\]]+)(?::([1-9][0-9]{0,4}))?")
 
 
@@ -113,6 +114,10 @@ def _is_proxy(text: str) -> bool:
     return True
 
 
+def _is_token(text: str) -> bool:
+    return _TOKEN.fullmatch(text) is not None
+
+
 def _is_path(text: str) -> bool:
     try:
         return b"\0" not in os.fsencode(text)
@@ -159,6 +164,7 @@ Origin = Annotated[
     _text('scheme://host[:port] in lower case, no default port, such as "https://example.com"', _is_origin),
 ]
 Proxy = Annotated[str, _text('"unix", or an IP network with its host bits zero, such as "10.0.0.0/8"', _is_proxy)]
+Subprotocol = Annotated[str, _text('a name of letters, digits and hyphens, such as "jsonrpc"', _is_token)]
 ModuleName = Annotated[str, _text('a dotted module name, such as "mypackage.handlers"', _is_module)]
 TopicPattern = Annotated[str, _text('a topic pattern, such as "camera.state" or "sensor.*"', is_pattern)]
 EventLoop = Annotated[Literal["uvloop", "asyncio"], Meta(description='"uvloop" or "asyncio"')]

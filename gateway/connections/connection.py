@@ -58,6 +58,7 @@ class Regime:
         "outbox_timeout",
         "receive_timeout",
         "standstill",
+        "subprotocols",
         "turns",
     )
 
@@ -67,6 +68,7 @@ class Regime:
         self.receive_timeout = config.server.receive_timeout
         self.close_timeout = config.server.close_timeout
         self.compression = config.server.compression
+        self.subprotocols = frozenset(config.server.subprotocols)
         self.max_message_bytes = config.limits.max_message_bytes
         self.max_outbox_bytes = config.limits.max_outbox_bytes
         self.outbox_timeout = config.limits.outbox_timeout

@@ -122,7 +122,8 @@ class Link(Heartbeat):
         if self._regime.compression:
             self._deflater, extension = negotiate(request, handler)
         self._compress = self._deflater.compress if self._deflater else 0
-        head = opening.switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], extension)
+        protocol = opening.subprotocol(request, self._regime.subprotocols)
+        head = opening.switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], protocol, extension)
         stream = request.writer
         stream.output_size += len(head)  # so that aiohttp never writes an error page into the stream
         self._req = request

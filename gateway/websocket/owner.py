@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final, Protocol, TypeVar
 
 from gateway.deadlines import Standstill
@@ -107,6 +108,10 @@ class Regime(Protocol):
     @property
     def compression(self) -> bool:
         """Whether permessage-deflate may be negotiated."""
+
+    @property
+    def subprotocols(self) -> Container[str]:
+        """The names of subprotocols that are chosen if the peer offers them."""
 
     @property
     def turns(self) -> Turns:

@@ -179,6 +179,7 @@ def test_the_last_value_that_is_allowed(key: str, value: object) -> None:
             ["10.0.0.0/8", "192.0.2.1", "unix", "2001:db8::/32", "::1"],
             ["10.0.0.1/8", "10.0.0.0/33", "proxy.example", "", "10", "Unix", "unix:", "unix:/run/proxy.sock"],
         ),
+        ("server.subprotocols", ["jsonrpc", "v2.json-rpc"], ["", "a b", "a,b", "é", "a\n", "a:b"]),
         ("methods.modules", ["a", "a.b_c"], ["", "a.", ".a", "a-b", "a.class", "a/b.py"]),
         ("events.conflate", ["a", "a.*", "a.>", ">"], ["", "a.", "a b", "a\n", "a*", "a.>.b", "a:b", "*." * 100 + "*"]),
     ],
