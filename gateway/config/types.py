@@ -157,7 +157,9 @@ HistoryBytes = Annotated[int, _integer(0, 1024 * _GIBIBYTE)]
 Text = Annotated[str, Meta(description="a string")]
 FilePath = Annotated[str, _text("a path, or an empty string for none", _is_path)]
 SocketPath = Annotated[str, _text(f"a path of at most {_SUN_PATH} bytes, or an empty string for none", _is_socket_path)]
-ListenHost = Annotated[str, _text('one address or name, such as "127.0.0.1", "::1" or "localhost"', _is_listen_host)]
+ListenHost = Annotated[
+    str, _text('an address or name, such as "127.0.0.1", "::1" or "localhost", or an array of them', _is_listen_host)
+]
 Host = Annotated[str, _text('a name in lower case without scheme and port, such as "example.com" or "[::1]"', _is_host)]
 Origin = Annotated[
     str,

@@ -313,33 +313,46 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
-    """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``host``.
+def bind(hosts: tuple[str, ...], port: int, unix_socket: str) -> list[socket.socket]:
+    """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``hosts``.
 
-    Raises OSError if an address is taken, not this machine's, or not permitted.
+    Raises OSError if an address is taken, not this machine's, or not permitted. Its ``filename`` is the host.
     """
     if unix_socket:
         return [_bind_unix(unix_socket)]
     sockets: list[socket.socket] = []
     try:
-        for family, kind, proto, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            sock = socket.socket(family, kind, proto)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # If port 0 takes a free one, the host's other addresses get the same.
-            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
-            sock.bind((address[0], taken, *address[2:]))
-            sock.setblocking(False)
-            sock.listen(BACKLOG)
+        for host in hosts:
+            try:
+                _bind_host(host, port, sockets)
+            except OSError as error:
+                error.filename = host
+                raise
     except OSError:
         for sock in sockets:
             sock.close()
         raise
     return sockets
+
+
+def _bind_host(host: str, port: int, sockets: list[socket.socket]) -> None:
+    """Add a socket for each address of a host, unless there is one already: two hosts may have an address in common."""
+    bound = {sock.getsockname()[0] for sock in sockets}
+    for family, kind, proto, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        if address[0] in bound:
+            continue
+        # If port 0 takes a free one, all other addresses get the same.
+        taken = sockets[0].getsockname()[1] if sockets else port
+        sock = socket.socket(family, kind, proto)
+        sockets.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address[0], taken, *address[2:]))
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
 
 
 def _bind_unix(path: str) -> socket.socket:

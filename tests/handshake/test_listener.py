@@ -121,6 +121,21 @@ async def test_e8_a_gateway_that_was_stopped_goes_on_with_tls() -> None:
     await asyncio.gather(scenario("uvloop"), scenario("asyncio"))
 
 
+async def test_several_addresses_have_one_port() -> None:
+    """Loopback names alone are served if all of them are loopback, and any name if one of them is not."""
+    both = {"server": {"host": ["127.0.0.1", "::1", "localhost"]}}
+    mixed = {"server": {"host": ["0.0.0.0", "::1"]}, "auth": {"allow_insecure": True}}
+    for config, first, status in ((both, "127.0.0.1", 421), (mixed, "0.0.0.0", 101)):
+        async with GatewayProcess(config) as process:
+            assert process.listeners == [f"{first}:{process.port}", f"[::1]:{process.port}"]
+            for host in ("127.0.0.1", "::1"):
+                with await RawPeer.open(Target(process.port, host)) as peer:
+                    await peer.welcome()
+                with await RawPeer.connect(Target(process.port, host)) as peer:
+                    await peer.send_raw(peer.upgrade_head(headers={"Host": "gateway.example"}))
+                    assert (await peer.read_response()).status == status
+
+
 async def half_a_head(process: GatewayProcess) -> None:
     begin = time.monotonic()
     with await RawPeer.connect(process) as peer:

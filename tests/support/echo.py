@@ -103,7 +103,7 @@ async def serve(host: str, port: int, config: Config) -> None:
         rejections=rejections,
         context=None,
     )
-    sockets = bind(host, port, "")
+    sockets = bind((host,), port, "")
     listener.start(sockets)
     print("listening on", address_of(sockets[0]), flush=True)
     await stop.wait()

@@ -158,7 +158,7 @@ async def serving(
         rejections=rejections,
         context=context,
     )
-    sockets = bind("127.0.0.1", 0, "")
+    sockets = bind(("127.0.0.1",), 0, "")
     listener.start(sockets)
     try:
         yield Target(sockets[0].getsockname()[1], tls=authority().client_context() if tls else None)
