@@ -98,6 +98,7 @@ class Gateway:
     def __init__(self, config: Config, status: Status, connections: Connections) -> None:
         self._connections = connections
         self._regime = Regime(config)
+        self.standstill: Final = self._regime.standstill
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.rejections: Final = Rejections()
         self.admission: Final = Admission(config, status, authenticators.load(config.auth), self.rescoped)
@@ -122,6 +123,7 @@ class Gateway:
             self.admission,
             self.rejections,
             timeout=config.server.handshake_timeout,
+            standstill=self.standstill,
             authenticate=self.dispatcher.methods["gateway.authenticate"],
             welcome=own.welcome,
             entered=self.entered,
@@ -166,9 +168,11 @@ class Gateway:
         """Connect the stream of events, and watch the event loop. Once, before the first request."""
         await self.events.start()
         self.lag.start()
+        self.standstill.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
         """Let go of what `start` has connected. After the last connection; may be called twice."""
+        self.standstill.stop()
         self.lag.stop()
         await self.events.stop()
 

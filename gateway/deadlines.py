@@ -4,6 +4,10 @@ Nearly every deadline is cancelled before it expires, so a timer for each would 
 `Deadlines` have the same length: the oldest one always expires next, and a dictionary keeps them in order. A `Wheel`
 has deadlines of any length, rounded up to the next tenth of a second. A `Sweep` is a wheel that also remembers where
 each waiter is.
+
+A `Standstill` says whether the process itself has stood still: it was stopped, its machine was paused, or its event
+loop was busy. Nothing was read in that time, so the silence of that time is not the peers'. Whatever is about to end a
+peer for its silence asks it first: the heartbeat, the receive timeout, the outbox and the handshake.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Hashable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 TICK: Final = 0.1
 """Seconds between two slots of a `Wheel`."""
@@ -19,20 +23,104 @@ TICK: Final = 0.1
 FAR: Final = 600.0
 """Seconds. A `Sweep` splits longer waits into waits of at most this length, which bounds the slots of its wheel."""
 
+LOOK: Final = 0.5
+"""Seconds between two looks at the clock."""
+
+STILL: Final = 1.0
+"""Seconds without a look that are a standstill."""
+
 Waiter = TypeVar("Waiter", bound=Hashable)
+
+
+class Timer(Protocol):
+    """The part of `asyncio.TimerHandle` that is needed here."""
+
+    def cancel(self) -> None:
+        """Stop the timer; may be called at any time, any number of times."""
+
+
+class Loop(Protocol):
+    """The part of the event loop that is needed here."""
+
+    def time(self) -> float:
+        """Return monotonic seconds."""
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer:
+        """Call ``callback`` in ``delay`` seconds."""
+
+
+class Standstill:
+    """Grants every peer ``grace`` seconds after each standstill. One for each event loop.
+
+    ``start`` begins to look at the clock, and ``stop`` ends it. Without ``start`` no standstill is ever noticed. A
+    standstill within a grace that is shorter than the grace does not begin it again: it only does not count. Otherwise
+    a loop that is held up again and again would never end a peer that is dead.
+    """
+
+    __slots__ = ("_grace", "_loop", "_seen", "_timer", "_until")
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._loop: Loop | None = None
+        self._timer: Timer | None = None
+        self._seen = 0.0
+        self._until = float("-inf")
+
+    def start(self, loop: Loop) -> None:
+        """Look at the clock of ``loop`` from now on. Does nothing if that has begun already."""
+        if self._loop is None:
+            self._loop = loop
+            self._seen = loop.time()
+            self._timer = loop.call_later(LOOK, self._look)
+
+    def stop(self) -> None:
+        """Look no more: nothing is granted from now on. May be called twice, and before `start`."""
+        self._loop = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def left(self) -> float:
+        """Return the seconds for which no peer may be ended for its silence: 0 unless the process has stood still.
+
+        It notices a standstill that has just ended, even if the timers that ask come before the reads.
+        """
+        if self._loop is None:
+            return 0.0
+        now = self._loop.time()
+        self._notice(now)
+        return max(0.0, self._until - now)
+
+    def _look(self) -> None:
+        if self._loop is not None:
+            now = self._loop.time()
+            self._notice(now)
+            self._seen = now
+            self._timer = self._loop.call_later(LOOK, self._look)
+
+    def _notice(self, now: float) -> None:
+        stood = now - self._seen
+        if stood < STILL:
+            return
+        left = self._until - self._seen
+        # It may have run for a LOOK before it stood still, and the grace must end some day.
+        self._until = now + (left - LOOK if left > 0 and stood < self._grace else self._grace)
+        self._seen = now
 
 
 class Deadlines(Generic[Waiter]):
     """Calls ``expired(waiter)`` for each waiter that is not done ``timeout`` seconds after its beginning.
 
-    Times are those of the event loop, so a jump of the system clock does not move a deadline.
+    Times are those of the event loop, so a jump of the system clock does not move a deadline. After a standstill of the
+    process that ``standstill`` has noticed nothing expires until its grace is over.
     """
 
-    __slots__ = ("_due", "_expired", "_loop", "_timeout", "_timer")
+    __slots__ = ("_due", "_expired", "_loop", "_standstill", "_timeout", "_timer")
 
-    def __init__(self, timeout: float, expired: Callable[[Waiter], None]) -> None:
+    def __init__(self, timeout: float, expired: Callable[[Waiter], None], standstill: Standstill | None = None) -> None:
         self._timeout = timeout
         self._expired = expired
+        self._standstill = standstill
         self._due: dict[Waiter, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,6 +164,10 @@ class Deadlines(Generic[Waiter]):
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
+        grace = 0.0 if self._standstill is None else self._standstill.left()
+        if grace > 0 and self._due:
+            self._timer = loop.call_at(now + grace, self._expire_due)
+            return
         try:
             while self._due:
                 waiter, due = next(iter(self._due.items()))

@@ -104,14 +104,18 @@ class Server:
         runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
         await runner.setup()
         assert runner.server is not None
-        timeout, rejections = self._config.server.handshake_timeout, self._gateway.rejections
+        rejections = self._gateway.rejections
         self._listener = Listener(
             runner.server,
             handler_args=handler_args(self._config),
-            handshakes=Handshakes(timeout, rejections, self._config.limits.max_connections),
+            handshakes=Handshakes(
+                self._config.server.handshake_timeout,
+                rejections,
+                self._config.limits.max_connections,
+                self._gateway.standstill,
+            ),
             rejections=rejections,
             context=context,
-            timeout=timeout,
         )
         return runner
 
@@ -153,10 +157,10 @@ class Server:
     def _bind(self) -> list[socket.socket]:
         server = self._config.server
         try:
-            return bind(server.host, server.port, server.unix_socket)
+            return bind(server.hosts, server.port, server.unix_socket)
         except OSError as error:
             key = "server.unix_socket" if server.unix_socket else "server.port"
-            value = server.unix_socket or f"{server.host}:{server.port}"
+            value = server.unix_socket or f"{error.filename}:{server.port}"
             right = _RIGHT.get(error.errno or 0, "an address that this process may listen on")
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 key, right = "server.host", "an address or name of this machine"

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.deadlines import FAR, TICK, Deadlines, Sweep
+from gateway.deadlines import FAR, LOOK, STILL, TICK, Deadlines, Standstill, Sweep
 from tests.support.patience import WAIT
 
 
@@ -37,6 +37,9 @@ class Clock:
 
     def time(self) -> float:
         return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer:
+        return self.call_at(self.now + delay, callback)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(when, callback)
@@ -88,6 +91,22 @@ def test_who_is_not_done_in_time_expires(clock: Clock) -> None:
     clock.turn(10.0)
     assert late == ["a", "b"]
     assert (len(deadlines), clock.timers) == (0, 0)
+
+
+def test_after_a_standstill_nobody_expires_until_its_grace_is_over(clock: Clock) -> None:
+    late: list[str] = []
+    standstill = Standstill(10.0)
+    standstill.start(clock)
+    deadlines = Deadlines(5.0, late.append, standstill)
+    deadlines.begin("quick")
+    deadlines.begin("silent")
+    clock.turn(45.0, blocked=True)
+    assert late == []
+    deadlines.done("quick")
+    clock.turn(9.0)
+    assert late == []
+    clock.turn(1.1)
+    assert late == ["silent"]
 
 
 def test_who_is_done_does_not_expire(clock: Clock) -> None:
@@ -450,3 +469,126 @@ def test_the_timers_of_a_real_loop_do_the_same() -> None:
         return late
 
     assert asyncio.run(wait()) == ["first", "last"]
+
+
+# Standstill
+
+
+GRACE = 10.0
+
+
+class Held:
+    """An event loop that can be held up, and its one timer. Implements `gateway.deadlines.Loop`, and its Timer."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timer: tuple[float, Callable[[], None]] | None = None
+
+    def time(self) -> float:
+        """Return the test's time."""
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> "Held":
+        """Note it."""
+        self.timer = self.now + delay, callback
+        return self
+
+    def cancel(self) -> None:
+        """Forget it."""
+        self.timer = None
+
+    def run(self, seconds: float) -> None:
+        """Let time pass, with the timer in time."""
+        end = self.now + seconds
+        while self.timer is not None and self.timer[0] <= end:
+            when, callback = self.timer
+            self.now = max(self.now, when)
+            callback()
+        self.now = end
+
+    def stand(self, seconds: float) -> None:
+        """Let time pass in which no timer runs."""
+        self.now += seconds
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+def started(held: Held) -> Standstill:
+    standstill = Standstill(GRACE)
+    standstill.start(held)
+    return standstill
+
+
+def test_a_loop_that_runs_grants_nothing(held: Held) -> None:
+    standstill = started(held)
+    for _ in range(100):
+        held.run(0.7)
+        assert standstill.left() == 0.0
+
+
+def test_a_short_delay_is_no_standstill(held: Held) -> None:
+    standstill = started(held)
+    held.stand(STILL - 0.01)
+    assert standstill.left() == 0.0
+
+
+def test_who_asks_before_the_timer_learns_of_it(held: Held) -> None:
+    standstill = started(held)
+    held.run(60.0)
+    held.stand(45.0)
+    assert standstill.left() == GRACE
+    held.run(4.0)
+    assert standstill.left() == GRACE - 4
+    held.run(6.0)
+    assert standstill.left() == 0.0
+
+
+def test_the_timer_notices_it_if_nobody_asks(held: Held) -> None:
+    standstill = started(held)
+    held.stand(45.0)
+    held.run(1.0)
+    assert standstill.left() == GRACE - 1
+
+
+def test_a_standstill_as_long_as_the_grace_begins_it_again(held: Held) -> None:
+    standstill = started(held)
+    held.stand(45.0)
+    held.run(5.0)
+    held.stand(45.0)
+    assert standstill.left() == GRACE
+
+
+@pytest.mark.parametrize("runs", [0.1, 0.4, 3.0])
+def test_a_loop_that_is_held_up_again_and_again_has_an_end_of_its_grace(held: Held, runs: float) -> None:
+    """Otherwise no dead peer would ever be ended. Time in which it stands does not count."""
+    standstill = started(held)
+    held.stand(2.0)
+    standstill.left()
+    ran, stood = 0.0, 0
+    while standstill.left():
+        held.run(runs)
+        ran += runs
+        if standstill.left():
+            held.stand(2.0)
+            stood += 1
+        assert ran <= GRACE
+    assert ran >= GRACE - stood * LOOK - runs
+
+
+def test_without_a_start_and_after_a_stop_nothing_is_granted(held: Held) -> None:
+    standstill = Standstill(GRACE)
+    standstill.stop()
+    held.stand(45.0)
+    assert standstill.left() == 0.0
+    standstill.start(held)
+    standstill.start(held)
+    assert standstill.left() == 0.0
+    held.stand(45.0)
+    assert standstill.left() == GRACE
+    standstill.stop()
+    standstill.stop()
+    assert held.timer is None
+    assert standstill.left() == 0.0

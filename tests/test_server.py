@@ -636,6 +636,13 @@ def test_address_that_is_not_this_machine_s() -> None:
     assert "this machine" in found.group(1), "a free address of another machine would not be right either"
 
 
+def test_one_of_several_addresses_that_is_not_this_machine_s() -> None:
+    line = r"flag --host: server\.host: cannot listen on 192\.0\.2\.1:0: Cannot assign requested address; "
+    ended = run("--host", "127.0.0.1,192.0.2.1", "--port", "0", environ={"GATEWAY_AUTH__ALLOW_INSECURE": "true"})
+    assert ended.status == 2
+    assert re.match(line, ended.stderr), ended.stderr
+
+
 def test_unix_socket_in_use(tmp_path: Path) -> None:
     path = tmp_path / "gateway.sock"
     with socket.socket(socket.AF_UNIX) as other:

@@ -46,5 +46,6 @@ def _address(config: Config) -> str:
     server = config.server
     if server.unix_socket:
         return f"unix:{plain(server.unix_socket)}"
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"{host}:{server.port}{' with TLS' if server.tls_cert else ''}"
+    hosts = (f"[{host}]" if ":" in host else host for host in server.hosts)
+    addresses = " and ".join(f"{host}:{server.port}" for host in hosts)
+    return f"{addresses}{' with TLS' if server.tls_cert else ''}"

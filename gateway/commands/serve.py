@@ -12,7 +12,7 @@ from gateway.telemetry import log
 from gateway.terminal import statuses
 
 FLAGS: Final = {
-    "server.host": "address to listen on",
+    "server.host": "address to listen on, or several with commas",
     "server.port": "port to listen on; 0 takes a free one",
     "log.level": "debug, info, warning or error",
     "log.format": "json, or text for a terminal",

@@ -77,11 +77,11 @@ def _check_auth(config: Config, values: Values) -> None:
         _blame(values, '"token" without auth.tokens_file', right, "auth.mode")
     if auth.mode == "jwt":
         _check_jwt(auth.jwt, values)
-    exposed = not server.unix_socket and not is_loopback(server.host)
+    exposed = () if server.unix_socket else [host for host in server.hosts if not is_loopback(host)]
     if auth.mode == "none" and exposed and not auth.allow_insecure:
         _blame(
             values,
-            f'"{server.host}" is not loopback, and auth.mode "none" lets everybody in',
+            f'"{exposed[0]}" is not loopback, and auth.mode "none" lets everybody in',
             "127.0.0.1, ::1, localhost, or auth.allow_insecure = true",
             "server.host",
             "auth.mode",

@@ -5,7 +5,8 @@ constructed directly are not checked.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
+from types import UnionType
+from typing import Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -33,6 +34,7 @@ from gateway.config.types import (
     Seconds,
     SecondsOrZero,
     SocketPath,
+    Subprotocol,
     Switch,
     Text,
     TopicPattern,
@@ -42,21 +44,22 @@ from gateway.config.types import (
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[server]`: where the gateway listens, and the deadlines of a connection's beginning and end.
 
-    If `unix_socket` is set, the gateway listens there instead of on `host` and `port`. `port` 0 takes a free port.
+    `host` is one address or name, or several in an array. If `unix_socket` is set, the gateway listens there instead of
+    on `host` and `port`. `port` 0 takes a free port, the same for every address.
     `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is.
 
     `handshake_timeout` is one budget from TCP accept, through TLS and the request head, to the 101, and to the
-    credential of a peer that brings it in a message. `receive_timeout` is the longest time without a complete message
-    or a control frame. `close_timeout` is how long a peer may take to answer a close frame. `drain_timeout` is how long
-    calls in flight may go on after SIGTERM; 0: the gateway does not wait for them. `keepalive_timeout` is how long an
-    HTTP connection may stay idle between two requests.
+    credential of a peer that brings it in a message. `receive_timeout` is the longest time without a complete message,
+    a control frame or 16 KiB of a message. `close_timeout` is how long a peer may take to answer a close frame.
+    `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: the gateway does not wait for them.
+    `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
 
     If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
     empty, the origin that `Host` names is allowed. `trusted_proxies` are the peers whose X-Forwarded-For or Forwarded
-    is believed; "unix" stands for every peer on a Unix socket.
+    is believed; "unix" stands for every peer on a Unix socket. `subprotocols` are chosen if a client offers them.
     """
 
-    host: ListenHost = "127.0.0.1"
+    host: ListenHost | tuple[ListenHost, ...] = "127.0.0.1"
     port: Port = 8765
     unix_socket: SocketPath = ""
     tls_cert: FilePath = ""
@@ -71,6 +74,12 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     allowed_hosts: tuple[Host, ...] = ()
     allowed_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[Proxy, ...] = ()
+    subprotocols: tuple[Subprotocol, ...] = ("jsonrpc",)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """`host`, always as a tuple."""
+        return (self.host,) if isinstance(self.host, str) else self.host
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -203,21 +212,25 @@ KeyPath = tuple[str, ...]
 
 
 class Key(NamedTuple):
-    """One key as its Struct declares it. If the key is an array, all but `array` is about its items."""
+    """One key as its Struct declares it. If the key is an array, all but `array` and `alone` is about its items."""
 
     plain: Any  # the type alone, so that a wrong type and a wrong value are told apart
     bounded: Any  # the type with its bounds
     right: str
     check: Callable[[Any], bool] | None
     array: bool
+    alone: bool  # one item may stand for itself, without an array
 
 
 def _key(declared: Any) -> Key:
+    alone = get_origin(declared) in (Union, UnionType)
+    if alone:
+        declared = next(kind for kind in get_args(declared) if get_origin(kind) is tuple)
     array = get_origin(declared) is tuple
     item = get_args(declared)[0] if array else declared
     plain, meta = get_args(item)
     check = (meta.extra or {}).get("check")
-    return Key(str if get_origin(plain) is Literal else plain, item, meta.description, check, array)
+    return Key(str if get_origin(plain) is Literal else plain, item, meta.description, check, array, alone)
 
 
 def _schema(struct: type[Struct], at: KeyPath = ()) -> Iterator[tuple[KeyPath, Key | tuple[str, ...]]]:

@@ -73,6 +73,10 @@ def _convert_item(key: Key, value: object, text: bool, source: str, name: str) -
     return bounded
 
 
+def _is_alone(value: object, text: bool) -> bool:
+    return not isinstance(value, list | tuple) and not (text and isinstance(value, str) and "," in value)
+
+
 def _convert(path: KeyPath, value: object, text: bool, source: str) -> object:
     """Convert `value` to the type of the key at `path`. `text`: it is written as in an environment variable."""
     name = _dotted(path)
@@ -83,13 +87,15 @@ def _convert(path: KeyPath, value: object, text: bool, source: str) -> object:
     if path not in KEYS:
         raise ConfigError(source, name, "unknown key", _alternatives(path))
     key = KEYS[path]
-    if not key.array:
+    if not key.array or (key.alone and _is_alone(value, text)):
         return _convert_item(key, value, text, source, name)
     if text and isinstance(value, str):
         value = [item.strip() for item in value.split(",")] if value.strip() else []
     if not isinstance(value, list | tuple):
         wrong = f"expected array, got {_typed(value)}"
         raise ConfigError(source, name, wrong, f"an array, each item {key.right}")
+    if key.alone and not value:
+        raise ConfigError(source, name, "an empty array", key.right)
     return tuple(_convert_item(key, item, text, source, f"{name}[{n}]") for n, item in enumerate(value))
 
 

@@ -20,6 +20,7 @@ _SUN_PATH = 107  # sockaddr_un.sun_path without its closing zero, unix(7)
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 section 5.6.2
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[^\]]*\]|[^:/\[\]]+)(?::([1-9][0-9]{0,4}))?")
 
 
@@ -113,6 +114,10 @@ def _is_proxy(text: str) -> bool:
     return True
 
 
+def _is_token(text: str) -> bool:
+    return _TOKEN.fullmatch(text) is not None
+
+
 def _is_path(text: str) -> bool:
     try:
         return b"\0" not in os.fsencode(text)
@@ -152,13 +157,16 @@ HistoryBytes = Annotated[int, _integer(0, 1024 * _GIBIBYTE)]
 Text = Annotated[str, Meta(description="a string")]
 FilePath = Annotated[str, _text("a path, or an empty string for none", _is_path)]
 SocketPath = Annotated[str, _text(f"a path of at most {_SUN_PATH} bytes, or an empty string for none", _is_socket_path)]
-ListenHost = Annotated[str, _text('one address or name, such as "127.0.0.1", "::1" or "localhost"', _is_listen_host)]
+ListenHost = Annotated[
+    str, _text('an address or name, such as "127.0.0.1", "::1" or "localhost", or an array of them', _is_listen_host)
+]
 Host = Annotated[str, _text('a name in lower case without scheme and port, such as "example.com" or "[::1]"', _is_host)]
 Origin = Annotated[
     str,
     _text('scheme://host[:port] in lower case, no default port, such as "https://example.com"', _is_origin),
 ]
 Proxy = Annotated[str, _text('"unix", or an IP network with its host bits zero, such as "10.0.0.0/8"', _is_proxy)]
+Subprotocol = Annotated[str, _text('a name of letters, digits and hyphens, such as "jsonrpc"', _is_token)]
 ModuleName = Annotated[str, _text('a dotted module name, such as "mypackage.handlers"', _is_module)]
 TopicPattern = Annotated[str, _text('a topic pattern, such as "camera.state" or "sensor.*"', is_pattern)]
 EventLoop = Annotated[Literal["uvloop", "asyncio"], Meta(description='"uvloop" or "asyncio"')]

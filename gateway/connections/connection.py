@@ -18,6 +18,7 @@ from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
 from gateway.auth.scopes import NOBODY
 from gateway.config import Config
+from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.events.delivery import Subscriber
 from gateway.limits import Bucket, Rate
@@ -40,8 +41,8 @@ CONTROL_SECONDS: Final = 10
 class Regime:
     """The limits of all links of a process, taken from the configuration once. Implements `websocket.owner.Regime`.
 
-    It also has what the links share: the cork, the turns of those that owe a credential, and the deadlines of those
-    that are closing.
+    It also has what the links share: the cork, the turns of those that owe a credential, the deadlines of those that
+    are closing, and what says whether the process has stood still.
     """
 
     __slots__ = (
@@ -56,6 +57,8 @@ class Regime:
         "max_outbox_bytes",
         "outbox_timeout",
         "receive_timeout",
+        "standstill",
+        "subprotocols",
         "turns",
     )
 
@@ -65,6 +68,7 @@ class Regime:
         self.receive_timeout = config.server.receive_timeout
         self.close_timeout = config.server.close_timeout
         self.compression = config.server.compression
+        self.subprotocols = frozenset(config.server.subprotocols)
         self.max_message_bytes = config.limits.max_message_bytes
         self.max_outbox_bytes = config.limits.max_outbox_bytes
         self.outbox_timeout = config.limits.outbox_timeout
@@ -72,6 +76,7 @@ class Regime:
         self.control_rate = Rate(per_second, int(per_second * CONTROL_SECONDS)) if per_second else None
         self.cork = Cork()
         self.turns = Turns()
+        self.standstill = Standstill(self.heartbeat_timeout)
         self.closings = Closings(self.close_timeout)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from gateway.deadlines import Deadlines
+from gateway.deadlines import Deadlines, Standstill
 from gateway.handshake.proxies import format_address
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.websocket.opening import RequestProtocol
@@ -43,6 +43,7 @@ MAX_HEAD: Final = 32 * 1024
 HEAD_END: Final = b"\r\n\r\n"
 _ACCEPTS: Final = 64
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NEVER: Final = 365 * 24 * 3600.0
 _PAUSE: Final = 0.5
 _PAUSE_LOG: Final = 60.0
 
@@ -75,8 +76,10 @@ class Handshakes(Deadlines[Handshake]):
 
     __slots__ = ("_most", "_rejections")
 
-    def __init__(self, timeout: float, rejections: Rejections, most: int = 10_000) -> None:
-        super().__init__(timeout, self._late)
+    def __init__(
+        self, timeout: float, rejections: Rejections, most: int = 10_000, standstill: Standstill | None = None
+    ) -> None:
+        super().__init__(timeout, self._late, standstill)
         self._rejections = rejections
         self._most = most
 
@@ -207,7 +210,6 @@ class Listener:
         handshakes: Handshakes,
         rejections: Rejections,
         context: ssl.SSLContext | None,
-        timeout: float,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.handler_args = handler_args
@@ -215,7 +217,6 @@ class Listener:
         self.rejections = rejections
         self.context = context
         self._server = server
-        self._timeout = timeout
         self._sockets: list[socket.socket] = []
         self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
         self._paused_logged = float("-inf")
@@ -260,8 +261,8 @@ class Listener:
     async def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
         """Hand the socket to aiohttp, through TLS if that is on. Returns when the connection is made."""
         context = self.context
-        # asyncio's own limit for TLS comes after the handshake's, which is logged.
-        timeout = None if context is None else self._timeout + 1.0
+        # Not asyncio's own limit: the handshake's deadline ends TLS, is logged, and knows of standstills.
+        timeout = None if context is None else _NEVER
         protocol = HandshakeProtocol(self._server, handshake, self)
         try:
             await self.loop.connect_accepted_socket(
@@ -312,33 +313,46 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def bind(host: str, port: int, unix_socket: str) -> list[socket.socket]:
-    """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``host``.
+def bind(hosts: tuple[str, ...], port: int, unix_socket: str) -> list[socket.socket]:
+    """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``hosts``.
 
-    Raises OSError if an address is taken, not this machine's, or not permitted.
+    Raises OSError if an address is taken, not this machine's, or not permitted. Its ``filename`` is the host.
     """
     if unix_socket:
         return [_bind_unix(unix_socket)]
     sockets: list[socket.socket] = []
     try:
-        for family, kind, proto, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            sock = socket.socket(family, kind, proto)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # If port 0 takes a free one, the host's other addresses get the same.
-            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
-            sock.bind((address[0], taken, *address[2:]))
-            sock.setblocking(False)
-            sock.listen(BACKLOG)
+        for host in hosts:
+            try:
+                _bind_host(host, port, sockets)
+            except OSError as error:
+                error.filename = host
+                raise
     except OSError:
         for sock in sockets:
             sock.close()
         raise
     return sockets
+
+
+def _bind_host(host: str, port: int, sockets: list[socket.socket]) -> None:
+    """Add a socket for each address of a host, unless there is one already: two hosts may have an address in common."""
+    bound = {sock.getsockname()[0] for sock in sockets}
+    for family, kind, proto, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        if address[0] in bound:
+            continue
+        # If port 0 takes a free one, all other addresses get the same.
+        taken = sockets[0].getsockname()[1] if sockets else port
+        sock = socket.socket(family, kind, proto)
+        sockets.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address[0], taken, *address[2:]))
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
 
 
 def _bind_unix(path: str) -> socket.socket:

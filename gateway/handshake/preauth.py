@@ -11,7 +11,7 @@ from gateway import errors
 from gateway.auth.credentials import described
 from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.registry import Connections
-from gateway.deadlines import Sweep
+from gateway.deadlines import Standstill, Sweep
 from gateway.errors import Disconnect
 from gateway.handshake.admission import Admission
 from gateway.handshake.rejections import Rejections
@@ -46,7 +46,8 @@ class Preauth:
 
     ``inside`` is the endpoint of a connection that has brought it, and ``entered`` is called with each of them.
     ``timeout`` is the handshake's whole time in seconds. A connection has what is left of it, or all of it if its
-    handshake had no deadline. ``authenticate`` is the method of that name, and ``welcome`` makes the first frame.
+    handshake had no deadline, and more if ``standstill`` grants it. ``authenticate`` is the method of that name, and
+    ``welcome`` makes the first frame.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Preauth:
         rejections: Rejections,
         *,
         timeout: float,
+        standstill: Standstill,
         authenticate: Method,
         welcome: Callable[[Connection], bytes],
         entered: Callable[[Connection], None],
@@ -67,6 +69,7 @@ class Preauth:
         self._admission = admission
         self._rejections = rejections
         self._timeout = timeout
+        self._standstill = standstill
         self._authenticate = authenticate
         self._welcome = welcome
         self._entered = entered
@@ -152,6 +155,10 @@ class Preauth:
         )
 
     def _late(self, connection: Connection) -> None:
+        grace = self._standstill.left()
+        if grace > 0:
+            self._waiting.begin(connection, grace)
+            return
         self._told.add(connection)
         connection.quiet = not self._rejections.late(
             connection.remote, "authenticate", self._timeout, connId=connection.conn_id

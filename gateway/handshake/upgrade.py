@@ -52,7 +52,8 @@ class Gatekeeper:
     def __init__(self, server: Server) -> None:
         self._allowed_hosts = frozenset(server.allowed_hosts)
         self._allowed_origins = frozenset(server.allowed_origins)
-        self.loopback_only = not server.unix_socket and not server.allowed_hosts and is_loopback(server.host)
+        on_loopback = not server.unix_socket and all(map(is_loopback, server.hosts))
+        self.loopback_only = on_loopback and not server.allowed_hosts
         self._proxies = Proxies(server.trusted_proxies)
 
     def admit(self, request: web.Request) -> None:

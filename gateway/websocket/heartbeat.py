@@ -1,7 +1,8 @@
 """Whether the peer is alive: aiohttp's heartbeat, with a verdict of our own.
 
 aiohttp sets the timers and pings. Two things differ. The time of the last byte is noted when it is read, instead of by
-a callback for each read. And no peer is called dead while it is this side that does not read.
+a callback for each read. And no peer is called dead while it is this side that does not read, or after this process
+has stood still.
 
 This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
 """
@@ -51,7 +52,7 @@ class Heartbeat(Outbox, web.WebSocketResponse):
             compress=regime.compression,
             decode_text=False,
         )
-        Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout)
+        Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout, regime.standstill)
         # When to look after a ping. aiohttp sets it to half of the interval, and takes it for the deadline as well.
         self._pong_heartbeat = min(regime.heartbeat_timeout, regime.heartbeat_interval)
         self._regime = regime
@@ -85,6 +86,9 @@ class Heartbeat(Outbox, web.WebSocketResponse):
             return
         elif self._last_taken >= self._pinged_at or (self.stalled and self.drained > self._drained_at_ping):
             alive_at = now
+        elif (grace := self._standstill.left()) > 0:
+            self._pong_response_cb = self.loop.call_at(now + grace, self._judge_life)
+            return
         else:
             self.end(errors.HEARTBEAT_TIMEOUT)
             return

@@ -122,7 +122,8 @@ class Link(Heartbeat):
         if self._regime.compression:
             self._deflater, extension = negotiate(request, handler)
         self._compress = self._deflater.compress if self._deflater else 0
-        head = opening.switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], extension)
+        protocol = opening.subprotocol(request, self._regime.subprotocols)
+        head = opening.switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], protocol, extension)
         stream = request.writer
         stream.output_size += len(head)  # so that aiohttp never writes an error page into the stream
         self._req = request
@@ -173,6 +174,8 @@ class Link(Heartbeat):
                     message = await self.receive(patience)
                 except TimeoutError:
                     left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
+                    if left <= 0:
+                        left = self._standstill.left()
                     if left <= 0 and suspected:
                         self.end(errors.RECEIVE_TIMEOUT)
                     # Messages do not pass through receive(), so the time of the last one counts. After a busy
@@ -208,6 +211,7 @@ class Link(Heartbeat):
             self._inbox.hold()
             return
         self._outbox_emptied()
+        self.last_message = self.loop.time()  # until now nothing was read, so nothing could come
         self.stalled = False
         self.owner.on_drained(self)
         if self._parser is not None and not self.stalled:

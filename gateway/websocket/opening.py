@@ -8,15 +8,16 @@ from __future__ import annotations
 import binascii
 import hashlib
 from collections import deque
+from collections.abc import Container, Iterable
 from typing import Any, Final, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
+    b"Sec-WebSocket-Accept: %b\r\n%b%b\r\n"
 )
 NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
 """The headers of every link, which are not to be changed."""
@@ -60,13 +61,25 @@ class RequestProtocol(web.RequestHandler):
         return True
 
 
-def switching(key: str, extension: bytes) -> bytes:
+def subprotocol(request: web.BaseRequest, known: Container[str]) -> bytes:
+    """Choose the first subprotocol that a request offers and that is known (RFC 6455 section 4.2.2).
+
+    Returns a whole header line with its CRLF, or nothing if there is none.
+    """
+    if hdrs.SEC_WEBSOCKET_PROTOCOL not in request.headers:
+        return b""
+    offered: Iterable[str] = ",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL)).split(",")
+    chosen = next((name for name in map(str.strip, offered) if name in known), None)
+    return b"" if chosen is None else b"Sec-WebSocket-Protocol: %b\r\n" % chosen.encode()
+
+
+def switching(key: str, protocol: bytes, extension: bytes) -> bytes:
     """Return the head of the 101 that answers ``Sec-WebSocket-Key: key`` (RFC 6455 section 4.2.2).
 
-    ``extension`` is a whole header line with its CRLF, or empty.
+    ``protocol`` and ``extension`` are each a whole header line with its CRLF, or empty.
     """
     accept = binascii.b2a_base64(hashlib.sha1(key.strip().encode() + _GUID).digest(), newline=False)
-    return _SWITCHING % (accept, extension)
+    return _SWITCHING % (accept, protocol, extension)
 
 
 def slim(request: Any, handler: Any) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from gateway import errors
+from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.websocket.frames import State, Written
 
@@ -129,6 +130,7 @@ class Outbox(abc.ABC):
         "_outbox_timeout",
         "_outbox_timer",
         "_over_since",
+        "_standstill",
         "cork",
         "corked",
         "corked_bytes",
@@ -144,10 +146,11 @@ class Outbox(abc.ABC):
     transport: asyncio.Transport
     flow: Flow
 
-    def __init__(self, cork: Cork, max_outbox_bytes: int, outbox_timeout: float) -> None:
+    def __init__(self, cork: Cork, max_outbox_bytes: int, outbox_timeout: float, standstill: Standstill) -> None:
         self.cork = cork
         self.outbox_bound = max_outbox_bytes
         self._outbox_timeout = outbox_timeout
+        self._standstill = standstill
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
         self.corked_bytes = 0
@@ -264,7 +267,8 @@ class Outbox(abc.ABC):
             return
         now = self.loop.time()
         self._over_since = self._over_since or now
-        if size > 2 * self.outbox_bound or now - self._over_since >= self._outbox_timeout:
+        late = now - self._over_since >= self._outbox_timeout and not self._standstill.left()
+        if size > 2 * self.outbox_bound or late:
             self.end(errors.SLOW_CONSUMER)
         elif self._outbox_timer is None:
             self._outbox_timer = self.loop.call_later(self._outbox_timeout / _LOOKS, self._look)

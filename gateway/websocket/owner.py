@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final, Protocol, TypeVar
 
+from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.limits import Rate
 from gateway.websocket.frames import NOTHING_WRITTEN, Payload, Written
@@ -81,7 +83,7 @@ class Regime(Protocol):
 
     @property
     def receive_timeout(self) -> float:
-        """How long a peer may send neither a complete message nor a control frame."""
+        """How long a peer may send no complete message, no control frame and no 16 KiB of a message."""
 
     @property
     def close_timeout(self) -> float:
@@ -108,8 +110,16 @@ class Regime(Protocol):
         """Whether permessage-deflate may be negotiated."""
 
     @property
+    def subprotocols(self) -> Container[str]:
+        """The names of subprotocols that are chosen if the peer offers them."""
+
+    @property
     def turns(self) -> Turns:
         """The event loop's time for all peers with an allowance."""
+
+    @property
+    def standstill(self) -> Standstill:
+        """What says whether the process itself has stood still."""
 
 
 class _NoOwner:

@@ -26,6 +26,9 @@ SLICE: Final = 32 * 1024
 So no peer starves another.
 """
 
+PROGRESS: Final = 16 * 1024
+"""Bytes of an unfinished message that count for the receive timeout as much as a whole message."""
+
 _OPEN, _CLOSING, _CLOSED = State.OPEN, State.CLOSING, State.CLOSED
 _PROBES: Final = frozenset({PING, PONG})
 _FED: Final = (False, b"")
@@ -155,7 +158,19 @@ class Reader(WebSocketReader):
     Reading is paused while a read larger than a slice is parsed, and while the peer does not read its replies.
     """
 
-    __slots__ = ("_at", "_backlog", "_fragmented", "_handler", "_inbox", "_paused", "_scheduled", "_sink")
+    __slots__ = (
+        "_at",
+        "_backlog",
+        "_counted_before",
+        "_fragmented",
+        "_fragments",
+        "_handler",
+        "_inbox",
+        "_paused",
+        "_scheduled",
+        "_sink",
+        "_unfinished",
+    )
 
     _handler: Any
 
@@ -164,6 +179,9 @@ class Reader(WebSocketReader):
         self._sink = sink
         self._inbox = inbox
         self._fragmented = False
+        self._fragments: int | None = None
+        self._unfinished = 0
+        self._counted_before = 0
         self._paused = False
         self._scheduled = False
         self._backlog = b""
@@ -293,10 +311,23 @@ class Reader(WebSocketReader):
             cork.reading = None
         if sink.messages_in != before:
             sink.last_message = sink.last_read
+        else:
+            self._count_progress(sink, len(data))
         if sink.corked is not None:
             sink.flush()
         if cork.due:
             cork.end_read()
+
+    def _count_progress(self, sink: Sink, size: int) -> None:
+        """Count a read that has completed no message. What counts is payload, so empty fragments are no progress."""
+        if self._counted_before != sink.messages_in:  # another message than the last time
+            self._counted_before = sink.messages_in
+            self._unfinished = 0
+        self._unfinished += size if self._fragments is None else min(size, self._fragments)
+        self._fragments = None
+        if self._unfinished >= PROGRESS:
+            self._unfinished = 0
+            sink.last_message = sink.last_read
 
     def _ahead(self, sink: Sink, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
         """Parse a read up to its last slice, as long as the peer has an allowance, and return the rest.
@@ -345,6 +376,7 @@ class Reader(WebSocketReader):
             if not (fin or (payload and sink.allowance is None) or sink.on_control()):
                 raise WebSocketError(FLOOD.code, FLOOD.reason)
             self._check_fragments(fin, opcode)
+            self._fragments = (self._fragments or 0) + len(payload)
             WebSocketReader._handle_frame(self, fin, opcode, payload, compressed)
 
     def _check_fragments(self, fin: bool, opcode: int) -> None:

@@ -22,6 +22,11 @@ def test_without_a_file() -> None:
     assert ended == Ended(0, said, "")
 
 
+def test_several_addresses() -> None:
+    ended = run("check", "--host", "127.0.0.1,::1")
+    assert "serve would listen on 127.0.0.1:8765 and [::1]:8765, auth" in ended.stdout
+
+
 def test_the_example_is_well() -> None:
     assert run("check", "--config", "conf/gateway.toml").status == 0
 

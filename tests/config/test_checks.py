@@ -89,6 +89,15 @@ def test_a_combination_is_blamed_on_the_strongest_source(tmp_path: Path) -> None
     )
 
 
+def test_mode_none_stays_on_loopback_with_each_of_several_addresses() -> None:
+    mixed: dict[str, dict[str, object]] = {"server": {"host": ["127.0.0.1", "192.0.2.1", "::1"]}}
+    line = refusal(lambda: parse(mixed))
+    assert line.startswith('configuration: server.host: "192.0.2.1" is not loopback')
+    assert parse(mixed | {"auth": {"allow_insecure": True}}).server.hosts == ("127.0.0.1", "192.0.2.1", "::1")
+    assert parse({"server": {"host": ["127.0.0.1", "::1"]}}).server.hosts == ("127.0.0.1", "::1")
+    assert parse({}).server.hosts == ("127.0.0.1",)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", "localhost.example.com", "127.1"])
 def test_mode_none_stays_on_loopback(host: str) -> None:
     assert not is_loopback(host)

@@ -163,6 +163,7 @@ def test_source_of(tmp_path: Path) -> None:
         ("server.compression", "true", True),
         ("server.compression", "0", False),
         ("server.host", "::1", "::1"),
+        ("server.host", "127.0.0.1, ::1", ("127.0.0.1", "::1")),
         ("server.close_timeout", "3", 3.0),
         ("server.close_timeout", "2.5", 2.5),
         ("server.allowed_hosts", "a.example, [::1]", ("a.example", "[::1]")),

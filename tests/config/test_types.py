@@ -13,7 +13,7 @@ PORT = "an integer from 0 to 65535"
 COUNT = "an integer from 1 to 2147483647"
 HOST = 'a name in lower case without scheme and port, such as "example.com" or "[::1]"'
 ORIGIN = 'scheme://host[:port] in lower case, no default port, such as "https://example.com"'
-LISTEN = 'one address or name, such as "127.0.0.1", "::1" or "localhost"'
+LISTEN = 'an address or name, such as "127.0.0.1", "::1" or "localhost", or an array of them'
 
 # A file's text, and the line that it earns, behind the file's name.
 WRONG_FILES = [
@@ -46,7 +46,10 @@ WRONG_FILES = [
     ("[server]\nhost = '127.0.0.1:80'", f'server.host: "127.0.0.1:80" is not allowed; {LISTEN}'),
     ('[server]\nhost = "a\\u2028b"', f'server.host: "a\\u2028b" is not allowed; {LISTEN}'),
     (f"[server]\nhost = '{'x' * 64}'", f'server.host: "{"x" * 59}…" is not allowed; {LISTEN}'),
-    ("[server]\nhost = ['::1']", f"server.host: expected str, got array; {LISTEN}"),
+    ("[server]\nhost = 1", f"server.host: expected str, got int 1; {LISTEN}"),
+    ("[server]\nhost = []", f"server.host: an empty array; {LISTEN}"),
+    ("[server]\nhost = ['::1', '']", f'server.host[1]: "" is not allowed; {LISTEN}'),
+    ("[server]\nhost = ['::1', 1]", f"server.host[1]: expected str, got int 1; {LISTEN}"),
     (
         f"[server]\nunix_socket = '{'s' * 108}'",
         f'server.unix_socket: "{"s" * 59}…" is not allowed; a path of at most 107 bytes, or an empty string for none',
@@ -179,6 +182,7 @@ def test_the_last_value_that_is_allowed(key: str, value: object) -> None:
             ["10.0.0.0/8", "192.0.2.1", "unix", "2001:db8::/32", "::1"],
             ["10.0.0.1/8", "10.0.0.0/33", "proxy.example", "", "10", "Unix", "unix:", "unix:/run/proxy.sock"],
         ),
+        ("server.subprotocols", ["jsonrpc", "v2.json-rpc"], ["", "a b", "a,b", "é", "a\n", "a:b"]),
         ("methods.modules", ["a", "a.b_c"], ["", "a.", ".a", "a-b", "a.class", "a/b.py"]),
         ("events.conflate", ["a", "a.*", "a.>", ">"], ["", "a.", "a b", "a\n", "a*", "a.>.b", "a:b", "*." * 100 + "*"]),
     ],

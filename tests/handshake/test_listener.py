@@ -101,6 +101,41 @@ async def silent(process: GatewayProcess) -> None:
         await expect_drop(process, peer, begin, "request")
 
 
+async def test_e8_a_gateway_that_was_stopped_goes_on_with_tls() -> None:
+    """On both event loops: each has a limit of its own for TLS."""
+
+    async def scenario(loop: EventLoopName) -> None:
+        async with GatewayProcess(CONFIG, tls=True, loop=loop) as process:
+            with await RawPeer.connect(process, tls=False) as peer:
+                await asyncio.sleep(0.3)
+                process.signal(signal.SIGSTOP)
+                await asyncio.sleep(LIMIT + 1.5)  # longer than a handshake may take
+                process.signal(signal.SIGCONT)
+                await asyncio.sleep(0.3)
+                assert process.tls is not None
+                await peer.wire.start_tls(process.tls, process.host)
+                await peer.upgrade()
+                await peer.welcome()
+                assert not process.events("handshake.timeout")
+
+    await asyncio.gather(scenario("uvloop"), scenario("asyncio"))
+
+
+async def test_several_addresses_have_one_port() -> None:
+    """Loopback names alone are served if all of them are loopback, and any name if one of them is not."""
+    both = {"server": {"host": ["127.0.0.1", "::1", "localhost"]}}
+    mixed = {"server": {"host": ["0.0.0.0", "::1"]}, "auth": {"allow_insecure": True}}
+    for config, first, status in ((both, "127.0.0.1", 421), (mixed, "0.0.0.0", 101)):
+        async with GatewayProcess(config) as process:
+            assert process.listeners == [f"{first}:{process.port}", f"[::1]:{process.port}"]
+            for host in ("127.0.0.1", "::1"):
+                with await RawPeer.open(Target(process.port, host)) as peer:
+                    await peer.welcome()
+                with await RawPeer.connect(Target(process.port, host)) as peer:
+                    await peer.send_raw(peer.upgrade_head(headers={"Host": "gateway.example"}))
+                    assert (await peer.read_response()).status == status
+
+
 async def half_a_head(process: GatewayProcess) -> None:
     begin = time.monotonic()
     with await RawPeer.connect(process) as peer:

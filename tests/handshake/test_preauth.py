@@ -5,6 +5,7 @@ What becomes of a connection that is in is in test_admission.py.
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
@@ -395,6 +396,27 @@ async def assert_late(desk: Desk, peer: RawPeer) -> Line:
     assert not desk.where.events("handshake.rejected", remote=peer.local)
     assert not desk.where.events("connection.opened", remote=peer.local)
     return line
+
+
+async def test_e8_a_gateway_that_was_stopped_goes_on_with_its_handshakes(tmp_path: Path) -> None:
+    """It is stopped for longer than a handshake may take, with one in each stage. Its grace is ten seconds."""
+    async with AsyncExitStack() as stack:
+        desk = await DESKS["token"](stack, tmp_path, handshake_timeout=LIMIT)
+        owing = stack.enter_context(await entered(desk.where))
+        asking = stack.enter_context(await RawPeer.connect(desk.where))
+        head = asking.upgrade_head()
+        await asking.send_raw(head[:20])
+        await asyncio.sleep(0.3)
+        desk.where.signal(signal.SIGSTOP)
+        await asking.send_raw(head[20:])
+        await asyncio.sleep(LIMIT + 0.5)  # longer than a handshake may take
+        desk.where.signal(signal.SIGCONT)
+        await authenticate(owing, desk.right["pi"])
+        await asking.read_response()
+        await asking.welcome()
+        await authenticate(asking, desk.right["op"])
+        await asking.alive()
+        assert not desk.where.events("handshake.timeout")
 
 
 # The end without a verdict

@@ -102,9 +102,8 @@ async def serve(host: str, port: int, config: Config) -> None:
         handshakes=handshakes,
         rejections=rejections,
         context=None,
-        timeout=timeout,
     )
-    sockets = bind(host, port, "")
+    sockets = bind((host,), port, "")
     listener.start(sockets)
     print("listening on", address_of(sockets[0]), flush=True)
     await stop.wait()

@@ -175,7 +175,7 @@ class GatewayProcess:
         server = config.setdefault("server", {})
         server.setdefault("host", self.host)
         server.setdefault("port", 0)
-        self.host = server["host"]
+        self.host = server["host"] if isinstance(server["host"], str) else server["host"][0]
         if self._loop_name is not None:
             server["event_loop"] = self._loop_name
         if self._with_tls:

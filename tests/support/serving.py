@@ -120,11 +120,21 @@ def echo(connection: Connection, data: bytes) -> None:
 
 @asynccontextmanager
 async def serving(
-    script: Script, config: Mapping[str, Mapping[str, object]] | None = None, *, tls: bool = False, most: int = 10_000
+    script: Script,
+    config: Mapping[str, Mapping[str, object]] | None = None,
+    *,
+    tls: bool = False,
+    most: int = 10_000,
+    watched: bool = False,
 ) -> AsyncIterator[Target]:
-    """Serve `/ws` with this endpoint on a free port; `config` as for GatewayProcess; ``most`` handshakes."""
+    """Serve `/ws` with this endpoint on a free port; `config` as for GatewayProcess; ``most`` handshakes.
+
+    watched: a jump of the loop's clock is a standstill, as it is for a gateway.
+    """
     settings = parse(config or {})
     regime = Regime(settings)
+    if watched:
+        regime.standstill.start(asyncio.get_running_loop())
 
     async def websocket(request: web.Request) -> web.StreamResponse:
         return await Connection(remote_of(request), script, regime).serve(request)
@@ -140,20 +150,20 @@ async def serving(
         context = tls_context(str(files.cert), str(files.key)) if files else None
     timeout = settings.server.handshake_timeout
     rejections = Rejections()
-    handshakes = Handshakes(timeout, rejections, most)
+    handshakes = Handshakes(timeout, rejections, most, regime.standstill)
     listener = Listener(
         runner.server,
         handler_args=handler_args(settings),
         handshakes=handshakes,
         rejections=rejections,
         context=context,
-        timeout=timeout,
     )
-    sockets = bind("127.0.0.1", 0, "")
+    sockets = bind(("127.0.0.1",), 0, "")
     listener.start(sockets)
     try:
         yield Target(sockets[0].getsockname()[1], tls=authority().client_context() if tls else None)
     finally:
+        regime.standstill.stop()
         listener.stop()
         handshakes.drop_all()
         for connection in script.connections:

@@ -85,6 +85,21 @@ async def test_a_page_of_an_allowed_origin_brings_its_token_in_the_first_message
     assert (closed["cause"], closed["code"]) == ("client_close", 1000)
 
 
+async def test_a_page_that_offers_a_subprotocol_has_it_chosen(scene: Scene) -> None:
+    """A browser fails a WebSocket whose offer was not answered."""
+    script = """([url, offered]) => new Promise((resolve) => {
+        const socket = new WebSocket(url, offered);
+        socket.onopen = () => resolve(socket.protocol);
+        socket.onerror = () => resolve(null);
+    })"""
+    async with GatewayProcess({"server": {"allowed_origins": [scene.allowed]}}) as gateway:
+        url = gateway.url("/ws", websocket=True)
+        async with visit(scene.browser, scene.allowed) as page:
+            assert await page.evaluate(script, [url, ["graphql-ws", "jsonrpc"]]) == "jsonrpc"
+            assert await page.evaluate(script, [url, []]) == ""
+            assert await page.evaluate(script, [url, ["graphql-ws"]]) is None
+
+
 async def test_the_token_is_in_no_log_line_and_no_address(scene: Scene) -> None:
     addresses: list[str] = []
     async with visit(scene.browser, scene.allowed) as page:

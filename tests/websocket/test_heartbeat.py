@@ -325,6 +325,60 @@ async def test_l5_pong_has_arrived_and_is_not_read_yet() -> None:
     await in_process(scenario)
 
 
+async def test_e8_a_gateway_that_stood_still_for_45_seconds_cuts_nobody() -> None:
+    """20 peers that answer pings after 100 ms, and two handshakes: one has sent its request, one never will."""
+
+    async def answer(peer: RawPeer, pings: set[str]) -> None:
+        while True:
+            if (await peer.recv_frame(timeout=START)).opcode == Opcode.PING:
+                await asyncio.sleep(0.1)
+                await peer.send_frame(Opcode.PONG)
+                pings.add(peer.local)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MovableLoop)
+        script, pings = Script(), set[str]()
+        async with serving(script, watched=True) as target, AsyncExitStack() as stack:
+            peers = [stack.enter_context(await RawPeer.open(target)) for _ in range(20)]
+            asking = stack.enter_context(await RawPeer.connect(target))
+            silent = stack.enter_context(await RawPeer.connect(target))
+            await asking.send_raw(asking.upgrade_head()[:20])
+            await loop.move_to(loop.time())
+            answers = [asyncio.create_task(answer(peer, pings)) for peer in peers]
+            await asking.send_raw(asking.upgrade_head()[20:])
+            loop.ahead += 45.0
+            assert (await asking.read_response()).status == 101
+            dropped = asyncio.create_task(silent.wait_closed())
+            while not dropped.done():
+                await loop.move_to(loop.time() + 0.4)
+            assert not script.ends
+            assert pings == {peer.local for peer in peers}
+            assert len(script.connections) == 21
+            for task in answers:
+                task.cancel()
+
+    await asyncio.to_thread(run_on, "movable", scenario())
+
+
+async def test_e8_a_dead_peer_has_the_timeout_again_and_no_more() -> None:
+    """It never answers. The receive timeout is over as well."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MovableLoop)
+        script = Script()
+        async with serving(script, watched=True) as target:
+            with await RawPeer.open(target):
+                loop.ahead += 65.0
+                begin = loop.time()
+                while not script.ends:
+                    await loop.move_to(loop.time() + 0.4)
+                assert loop.time() - begin >= 10.0 - TICK
+
+    await asyncio.to_thread(run_on, "movable", scenario())
+
+
 async def test_defaults_are_30_and_10_seconds(caplog: pytest.LogCaptureFixture) -> None:
     """A silent peer is pinged after 30 seconds and gone after 40, by a clock that the test moves."""
     caplog.set_level(logging.INFO, "gateway.connections.connection")

@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 import pytest_asyncio
 
+from gateway.connections.connection import Connection
 from tests.support.fleet import FLOOD_SERVER, Gateways, ended, is_late, on_each, repeat, request, started
 from tests.support.patience import SLACK, TICK
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess
+from tests.support.serving import MovableLoop, Script, run_on, serving
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("link")]
 
@@ -119,6 +121,85 @@ async def test_p6_endless_empty_fragments(gateways: Gateways) -> None:
             flood.cancel()
 
     await on_each(gateways, scenario)
+
+
+async def test_a_mebibyte_at_16_kb_a_second_is_not_cut() -> None:
+    """It takes 64 s, by a clock that the test moves; the receive timeout is 60 s. Its bytes are all that comes."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MovableLoop)
+        script = Script()
+        async with serving(script) as target:
+            with await RawPeer.open(target) as peer:
+                message = frame(Opcode.TEXT, bytes(MIB))
+                begin = loop.time()
+                for second in range(0, 68, 4):
+                    await peer.send_raw(message[16_000 * second : 16_000 * (second + 4)])
+                    await loop.move_to(begin + second + 4)
+                assert script.messages == [bytes(MIB)]
+                assert not script.ends
+
+    await asyncio.to_thread(run_on, "movable", scenario())
+
+
+async def test_less_than_16_kib_of_a_message_are_not_enough() -> None:
+    """A byte a second is a sign of life, and leads nowhere."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MovableLoop)
+        script = Script()
+        async with serving(script) as target:
+            with await RawPeer.open(target) as peer:
+                message = frame(Opcode.TEXT, bytes(MIB))
+                begin = loop.time()
+                await peer.send_raw(message[:16_000])
+                for second in range(0, 60, 5):
+                    assert not script.ends
+                    await peer.send_raw(message[16_000 + second // 5 :][:1])
+                    await loop.move_to(begin + second + 5)
+                await loop.move_to(begin + 61)
+                assert [end.cause for end in script.ends] == ["receive_timeout"]
+
+    await asyncio.to_thread(run_on, "movable", scenario())
+
+
+async def test_time_in_which_the_gateway_does_not_read_does_not_count() -> None:
+    """A peer that takes its replies slowly is not read for 70 s, and then has the whole time to send something."""
+    count, size = 40, 60_000
+
+    def flood(connection: Connection, data: bytes) -> None:
+        for _ in range(count if data == b"flood" else 0):
+            connection.send(bytes(size))
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MovableLoop)
+        script = Script(flood, sndbuf=32768)
+        async with serving(script) as target:
+            with await RawPeer.open(target, rcvbuf=32768) as peer:
+                begin = loop.time()
+                await loop.move_to(begin + 15)
+                await peer.send_frame(Opcode.TEXT, b"{}")
+                await loop.move_to(begin + 16)
+                await loop.move_to(begin + 62)  # the reader has looked, and looks again in 13 s
+                await peer.send_frame(Opcode.TEXT, b"flood")
+                got = 0
+                for second in range(70, 140, 5):
+                    got += (await peer.recv_frame()).opcode == Opcode.TEXT
+                    await loop.move_to(begin + second)
+                assert script.connections[0].stalled
+                while got < count:
+                    got += (await peer.recv_frame()).opcode == Opcode.TEXT
+                half = frame(Opcode.TEXT, bytes(100))
+                for at, second in enumerate((145, 150, 158)):  # bytes are life for the heartbeat
+                    await peer.send_raw(half[at : at + 1])
+                    await loop.move_to(begin + second)
+                assert not script.ends
+                assert not script.connections[0].stalled
+
+    await asyncio.to_thread(run_on, "movable", scenario())
 
 
 # The close

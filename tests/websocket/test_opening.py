@@ -3,24 +3,43 @@
 import asyncio
 
 import pytest
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
-from gateway.websocket.opening import NO_HEADERS, RequestProtocol, slim, switching
+from gateway.websocket.opening import NO_HEADERS, RequestProtocol, slim, subprotocol, switching
 from tests.support.sinks import Pausable
 
 
 def test_the_101_has_the_digest_of_the_key() -> None:
     """The key and the digest of RFC 6455 section 1.3."""
-    head = switching(" dGhlIHNhbXBsZSBub25jZQ== ", b"")
+    head = switching(" dGhlIHNhbXBsZSBub25jZQ== ", b"", b"")
     assert head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
     assert b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" in head
     assert head.endswith(b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
 
 
-def test_the_101_has_one_more_line_for_an_extension() -> None:
-    head = switching("dGhlIHNhbXBsZSBub25jZQ==", b"Sec-WebSocket-Extensions: permessage-deflate\r\n")
-    assert head.endswith(b"=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+def test_the_101_has_one_more_line_for_a_subprotocol_and_for_an_extension() -> None:
+    protocol, extension = b"Sec-WebSocket-Protocol: jsonrpc\r\n", b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
+    head = switching("dGhlIHNhbXBsZSBub25jZQ==", protocol, extension)
+    assert head.endswith(b"=\r\n" + protocol + extension + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "chosen"),
+    [
+        ([], None),
+        (["jsonrpc"], "jsonrpc"),
+        (["graphql-ws, other ,jsonrpc"], "other"),
+        (["graphql-ws", "jsonrpc, other"], "jsonrpc"),
+        (["graphql-ws", "JSONRPC"], None),
+        (["", ",,"], None),
+    ],
+)
+def test_the_first_offered_subprotocol_that_is_known_is_chosen(lines: list[str], chosen: str | None) -> None:
+    headers = CIMultiDict((hdrs.SEC_WEBSOCKET_PROTOCOL, line) for line in lines)
+    line = f"Sec-WebSocket-Protocol: {chosen}\r\n".encode() if chosen else b""
+    assert subprotocol(make_mocked_request("GET", "/ws", headers), {"other", "jsonrpc"}) == line
 
 
 async def handler(request: web.BaseRequest) -> web.StreamResponse:

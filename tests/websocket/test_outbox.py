@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from gateway import errors
 from gateway.connections.connection import Connection
+from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
@@ -364,7 +365,8 @@ class Box(Outbox):
     """An outbox alone, without a WebSocket."""
 
     def __init__(self, cork: Cork) -> None:
-        super().__init__(cork, max_outbox_bytes=1000, outbox_timeout=5.0)
+        self.standstill = Standstill(10.0)
+        super().__init__(cork, max_outbox_bytes=1000, outbox_timeout=5.0, standstill=self.standstill)
         self.loop = asyncio.get_running_loop()
         self.wire = self.transport = Wire()
         self.control = self.flow = Flow()

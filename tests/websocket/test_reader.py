@@ -18,7 +18,7 @@ from aiohttp.http_websocket import WebSocketError
 from gateway.connections.connection import Connection
 from gateway.websocket.frames import BINARY, TEXT, State
 from gateway.websocket.opening import RequestProtocol
-from gateway.websocket.reader import SLICE
+from gateway.websocket.reader import PROGRESS, SLICE
 from tests.support.fleet import Gateways, Other, in_process, started, until
 from tests.support.patience import START
 from tests.support.peers import Opcode, RawPeer, frame
@@ -81,6 +81,31 @@ async def test_message_of_every_kind_of_length(size: int) -> None:
     await until(lambda: len(sink.seen) == 2, "not read")
     assert sink.seen == [(BINARY, payload), (TEXT, b"next")]
     assert type(sink.seen[0][1]) is bytes
+
+
+async def test_16_kib_of_an_unfinished_message_are_progress() -> None:
+    """In pieces of a frame as in fragments, and again with each 16 KiB; a byte less is none."""
+    whole = frame(Opcode.BINARY, bytes(4 * PROGRESS))
+    fragments = frame(Opcode.BINARY, fin=False) + 4 * frame(Opcode.CONTINUATION, bytes(PROGRESS), fin=False)
+    for stream in (whole, fragments):
+        sink = Sink()
+        reader = reader_of(sink)
+        moments = 0
+        for begin in range(0, 4 * PROGRESS - 1000, 1000):
+            sink.last_message = 0.0
+            reader.feed_data(stream[begin : begin + 1000])
+            moments += sink.last_message == sink.last_read
+        assert 2 <= moments <= 3
+        assert not sink.seen
+
+
+async def test_empty_fragments_are_no_progress() -> None:
+    sink = Sink()
+    reader = reader_of(sink)
+    reader.feed_data(frame(Opcode.TEXT, fin=False))
+    for _ in range(2 * PROGRESS // 600):
+        reader.feed_data(100 * frame(Opcode.CONTINUATION, fin=False))
+    assert sink.last_message == 0.0
 
 
 async def test_large_read_is_parsed_in_slices() -> None:
