@@ -2,7 +2,7 @@
 
 A call is an entry in two tables, the caller's and the node's, and in the one wheel for all deadlines. It has no task,
 no future and no timer of its own. It ends in exactly one way: the node answers or is lost, the deadline passes, or the
-caller cancels the call or is lost.
+caller cancels the call or is lost. An answer that is not JSON-RPC ends it, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gateway.limits import Sampler
 from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Call, Callee, Calls
+from gateway.rpc.calls import GARBLED, UNKNOWN, Call, Callee, Calls
 from gateway.rpc.dispatcher import Peer
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 NOT_DELIVERED: Final = "not_delivered"
 """The ``outcome`` that the caller is told if the node has not seen the call. It is safe to send it again."""
-
-UNKNOWN: Final = "unknown"
-"""The ``outcome`` that the caller is told if the node may have run the call."""
 
 FAILURES: Final = (20, 10.0)
 """How many failed calls of one connection are logged, and in how many seconds. The others are only counted."""
@@ -279,12 +276,15 @@ class Router:
     def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
         """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node.
 
-        A node that is lost is told nothing.
+        A node that is lost is told nothing, nor is a node that has given an answer, though not in JSON-RPC.
         """
-        if error is not errors.NODE_LOST:
+        detail = f"{call.node.name}: {call.served.name}"
+        if error is errors.INTERNAL_ERROR:
+            detail += f": {GARBLED}"
+        elif error is not errors.NODE_LOST:
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         self._log(call, reason)
-        return jsonrpc.error_reply(call.request_id, error, f"{call.node.name}: {call.served.name}", outcome=UNKNOWN)
+        return jsonrpc.error_reply(call.request_id, error, detail, outcome=UNKNOWN)
 
     def _log(self, call: RoutedCall, reason: str) -> None:
         caller = call.caller

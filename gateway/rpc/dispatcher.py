@@ -190,14 +190,15 @@ class Dispatcher:
     def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid]) -> None:
         if isinstance(found, list):
             self._dispatch_batch(peer, found)
-        else:
+        elif not self._calls.garbled(peer, found.call_id):
             peer.send(self._invalid(peer, found))
 
     def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
         batch = Batch(peer)
         for message in messages:
             if isinstance(message, Invalid):
-                batch.add(self._invalid(peer, message))
+                if not self._calls.garbled(peer, message.call_id):
+                    batch.add(self._invalid(peer, message))
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(self._handle(peer, message, batch))
         batch.done(None)
@@ -279,13 +280,13 @@ class Dispatcher:
 
     def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
         """Count a response for which no call was waiting. Returns the refusal of a message that is not a response."""
-        if request_id and jsonrpc.may_be_id(request_id) and jsonrpc.is_response(message):
+        if jsonrpc.is_response(message) and request_id and jsonrpc.may_be_id(request_id):
             self.late_replies += 1
             with suppress(Refusal):
                 self._pace(peer)
             return None
-        sendable = request_id if request_id and jsonrpc.may_be_id(request_id) else _NULL
-        return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', sendable))
+        under = jsonrpc.answerable(request_id, jsonrpc.is_answer(message))
+        return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', under))
 
     # Requests that take their time
 

@@ -291,7 +291,9 @@ class Model:
     def _object(self, raw: dict[str, str], value: dict[str, Any], burst: Burst) -> Expected:
         identity = raw.get("id")
         valid_id = identity is not None and is_id(identity)
-        invalid = _refused(INVALID_REQUEST, identity=identity if identity is not None and valid_id else _NULL)
+        # What is meant as an answer is refused under null: its id is not one of the peer's own.
+        own = identity is not None and valid_id and ("method" in raw or not {"result", "error"} & raw.keys())
+        invalid = _refused(INVALID_REQUEST, identity=identity if identity is not None and own else _NULL)
         if raw.get("jsonrpc", "")[:1] != '"' or value["jsonrpc"] != "2.0":
             return invalid
         if "method" not in raw:

@@ -124,6 +124,60 @@ async def test_a_call_ends(name: str) -> None:
         await it.logged(0 if end.outcome in ("ok", "error") else 1)
 
 
+GARBLED: Final = (
+    '{%,"error":"text"}',
+    '{%,"error":{}}',
+    '{%,"error":null}',
+    '{%,"error":[1,"a"]}',
+    '{%,"error":{"code":"1","message":"a"}}',
+    '{%,"error":{"code":1.5,"message":"a"}}',
+    '{%,"error":{"code":1}}',
+    '{%,"error":{"code":1,"message":null}}',
+    '{%,"result":1,"error":{"code":1,"message":"a"}}',
+    '{%,"result":null,"error":{"code":1,"message":"a"}}',
+    '{%,"result":1,"error":0}',
+    "{%}",
+    '{%,"params":[]}',
+    '{%,"result":1,"jsonrpc":"1.0"}',
+    '{%,"result":1,"jsonrpc":2}',
+)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_e9_an_answer_that_is_no_json_rpc_ends_its_call_at_once_and_is_not_answered(batch: bool) -> None:
+    """The deadline is far away, and the id belongs to the gateway's numbers: the node may have a call of the same."""
+    async with scene({"limits": {"call_timeout": 300.0}}) as it:
+        for text in GARBLED:
+            answer = text.replace("%", f'"jsonrpc":"2.0","id":{await it.call()}')
+            await say(it.node, f"[{answer}]" if batch else answer)
+            detail = f"{SNAP}: the answer is not JSON-RPC"
+            assert await hear(it.caller) == refused(-32603, detail, outcome="unknown"), text
+            await quiet(it.node)
+        without = f'{{"id":{await it.call()},"result":1}}'
+        await say(it.node, f"[{without}]" if batch else without)
+        assert json.loads(await hear(it.caller))["error"]["data"]["outcome"] == "unknown"
+        await quiet(it.node)
+        await it.failed("internal_error", len(GARBLED) + 1)
+        assert await it.outcomes() == {"internal_error": len(GARBLED) + 1}
+
+
+async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
+    async with scene() as it:
+        for value in ("1", "null"):
+            await say(it.node, f'{{"jsonrpc":"2.0","id":{await it.call()},"result":{value},"error":null}}')
+            assert await hear(it.caller) == accepted(value)
+        await quiet(it.node)
+        assert await it.outcomes() == {"ok": 2}
+
+
+async def test_a_garbled_answer_that_is_late_is_refused_under_no_id_of_the_nodes() -> None:
+    async with scene() as it:
+        for text in ('{"jsonrpc":"2.0","id":7,"result":1,"error":{}}', '{"id":7,"result":1}', '{"id":7,"error":null}'):
+            reply = json.loads(await ask(it.node, text))
+            assert (reply["id"], reply["error"]["code"]) == (None, -32600), text
+        await quiet(it.node)
+
+
 PROGRAM: Final = """
 import asyncio, sys
 from tests.support.peers import RawPeer, Target
@@ -479,8 +533,9 @@ async def test_payloads_pass_byte_for_byte() -> None:
 
 async def test_results_errors_and_ids_pass_byte_for_byte() -> None:
     async with scene() as it:
-        for value in (*SCALARS, '{"code":1 , "message":"\\u0041"}'):
-            for member in ("result", "error"):
+        errors = ('{"code":1 , "message":"\\u0041"}', '{"data":1e400,"message":"","code":-12345678901234567890}')
+        for member, values in (("result", (*SCALARS, *errors)), ("error", errors)):
+            for value in values:
                 identity = await it.call()
                 await say(it.node, f'{{"jsonrpc":"2.0","{member}":\t{value}\n,"id":{identity}}}')
                 assert await hear(it.caller) == f'{{"jsonrpc":"2.0","id":1,"{member}":{value}}}'

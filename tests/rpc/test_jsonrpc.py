@@ -293,12 +293,13 @@ MALFORMED = [
     # Answers to nothing that are not even answers
     ('{%,"result":1}', invalid(NO_METHOD)),
     ('{%,"error":{"code":1,"message":"a"}}', invalid(NO_METHOD)),
-    ('{%,"id":1,"result":1,"error":{"code":1,"message":"a"}}', invalid(NO_METHOD, "1")),
-    ('{%,"id":1,"result":null,"error":null}', invalid(NO_METHOD, "1")),
+    ('{%,"id":1,"result":1,"error":{"code":1,"message":"a"}}', invalid(NO_METHOD)),
+    ('{%,"id":1,"result":null,"error":null}', invalid(NO_METHOD)),
     ('{%,"id":1.5,"result":1}', invalid(NO_METHOD)),
     ('{%,"id":true,"result":1}', invalid(NO_METHOD)),
     ('{%,"id":{},"error":{"code":1,"message":"a"}}', invalid(NO_METHOD)),
-    ('{"id":1,"result":1}', invalid("…`jsonrpc`", "1")),
+    ('{"id":1,"result":1}', invalid("…`jsonrpc`")),
+    ('{"id":1,"params":[]}', invalid("…`jsonrpc`", "1")),
     # Batches
     ("[ ]", NO_BATCH),
     (" \n[]\t", NO_BATCH),
