@@ -23,7 +23,7 @@ from gateway.limits import Bucket, Rate
 from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Callee, Calls
-from gateway.rpc.jsonrpc import NO_METHOD, Invalid, Message, decode
+from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Method, Refusal, Then, collect
 from gateway.rpc.replies import Batch, Caller, failure, outcome_of, send_then, success
 from gateway.status import Phase, Status
@@ -233,7 +233,8 @@ class Dispatcher:
         if name is NO_METHOD:
             return self._response(peer, message, request_id)
         data = b"" + message.params
-        is_id = request_id.isdigit() or not request_id or jsonrpc.may_be_id(request_id)
+        # On the hot path: numbers are seen here, without a call.
+        is_id = (request_id.isdigit() and len(request_id) <= MAX_ID) or not request_id or jsonrpc.may_be_id(request_id)
         if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
             return self._invalid(peer, _malformed(request_id if is_id else None))
         method = self._methods.get(name)
@@ -340,7 +341,8 @@ class Dispatcher:
 def _malformed(request_id: bytes | None) -> Invalid:
     """Return what to refuse a request as: its id is wrong if ``request_id`` is None, otherwise its parameters are."""
     if request_id is None:
-        return Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
+        right = f'"id" must be a string, an integer or null, of at most {MAX_ID} bytes'
+        return Invalid(errors.INVALID_REQUEST, right)
     return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
 
 

@@ -81,6 +81,9 @@ not checked: the caller looks at their bytes anyway, and checks them with `may_b
 UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
 """What decoding raises: for text that is not valid, and for JSON that is nested too deeply."""
 
+MAX_ID: Final = 1024
+"""The most bytes of an id, in JSON. It is held as long as its request is in flight, and goes into each reply."""
+
 STRUCTURED: Final = (ord("{"), ord("["))
 """The first bytes that ``params`` may have (the specification, section 4.2)."""
 
@@ -157,7 +160,12 @@ def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
 
 
 def may_be_id(raw: bytes) -> bool:
-    """Return whether this JSON value is a string, an integer or null (the specification, section 4)."""
+    """Return whether this JSON value is a string, an integer or null (the specification, section 4).
+
+    It has `MAX_ID` bytes at most.
+    """
+    if len(raw) > MAX_ID:
+        return False
     first = raw[:1]
     return raw.isdigit() or first == b'"' or raw == b"null" or (first == b"-" and raw[1:].isdigit())
 
