@@ -143,7 +143,7 @@ class Gateway:
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
         )
-        yield EventMethods(self.events)
+        yield EventMethods(self.events, config.limits.max_message_bytes)
 
     def _metrics(self) -> Metrics[Stage]:
         connections = self._connections
@@ -257,6 +257,7 @@ def _router(config: Config, nodes: Nodes, calls: Calls) -> Router:
         call_timeout=limits.call_timeout,
         max_in_flight=limits.max_in_flight,
         max_node_in_flight=limits.max_node_in_flight,
+        max_message_bytes=limits.max_message_bytes,
         tracing=load_tracing() if config.tracing.enabled else None,
     )
 

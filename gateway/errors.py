@@ -33,6 +33,8 @@ NOT_FOUND: Final = RpcError(-32004, "not_found", "No such connection, node or to
 CONFLICT: Final = RpcError(-32007, "conflict", "Conflict")
 TIMEOUT: Final = RpcError(-32008, "timeout", "The call's deadline passed", temporary=True)
 OVERLOADED: Final = RpcError(-32009, "overloaded", "Too many calls in flight", temporary=True)
+TOO_LARGE: Final = OVERLOADED._replace(message="Too large", temporary=False)
+"""`OVERLOADED` for what is larger than a limit: the same request does not succeed later either."""
 NODE_LOST: Final = RpcError(-32010, "node_lost", "The node went away before it answered", temporary=True)
 DRAINING: Final = RpcError(-32011, "draining", "The gateway is shutting down", temporary=True)
 CANCELLED: Final = RpcError(-32800, "cancelled", "Cancelled")

@@ -19,6 +19,11 @@ _MESSAGE: Final = (
 )
 
 
+_EPOCH: Final = "0" * 16
+_LAST: Final = 10**18
+_TIME: Final = "2026-11-23T10:26:46.014Z"
+
+
 class Position(NamedTuple):
     """A point in a topic: right after the message with this ``offset``, in this ``epoch``.
 
@@ -57,3 +62,8 @@ class Stream(Protocol):
 def message(topic: str, position: Position, time: str, data: bytes) -> bytes:
     """Return a message as its subscribers get it: the notification `event.message`. ``time`` is RFC 3339."""
     return _MESSAGE % (jsonrpc.encode(topic), position.offset, position.epoch.encode(), time.encode(), data)
+
+
+def envelope(topic: str) -> int:
+    """Return how many bytes `message` puts around ``data``, at most: those of an offset that no topic reaches."""
+    return len(message(topic, Position(_EPOCH, _LAST), _TIME, b""))

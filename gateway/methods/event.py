@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from gateway import errors
-from gateway.cluster.stream import Position
+from gateway.cluster.stream import Position, envelope
 from gateway.connections.connection import Connection
 from gateway.events.hub import Events
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
@@ -72,10 +72,11 @@ class Published(msgspec.Struct):
 
 
 class EventMethods:
-    """The methods of `event.*`."""
+    """The methods of `event.*`. ``max_message_bytes`` bounds the messages that are made of what is published."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, max_message_bytes: int) -> None:
         self._events = events
+        self._max_message_bytes = max_message_bytes
 
     @method("event.subscribe", scope=AUTHENTICATED)
     def subscribe(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
@@ -111,5 +112,8 @@ class EventMethods:
             raise BadParams(f"topic: must be at most {MAX_NAME} characters, parts with dots between, without * and >")
         if not peer.principal.allows(f"publish:{params.topic}"):
             raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_NAME]}")
+        room = self._max_message_bytes - envelope(params.topic)
+        if len(params.data) > room:
+            raise Refusal(errors.TOO_LARGE, f"data has more than {room} bytes", outcome="not_delivered")
         position = self._events.publish(params.topic, bytes(params.data))
         return Published(position.offset, position.epoch)

@@ -2,7 +2,7 @@
 
 A call is an entry in two tables, the caller's and the node's, and in the one wheel for all deadlines. It has no task,
 no future and no timer of its own. It ends in exactly one way: the node answers or is lost, the deadline passes, or the
-caller cancels the call or is lost.
+caller cancels the call or is lost. An answer that is not JSON-RPC ends it, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gateway.limits import Sampler
 from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Call, Callee, Calls
+from gateway.rpc.calls import GARBLED, UNKNOWN, Call, Callee, Calls
 from gateway.rpc.dispatcher import Peer
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
@@ -33,8 +33,11 @@ logger = logging.getLogger(__name__)
 NOT_DELIVERED: Final = "not_delivered"
 """The ``outcome`` that the caller is told if the node has not seen the call. It is safe to send it again."""
 
-UNKNOWN: Final = "unknown"
-"""The ``outcome`` that the caller is told if the node may have run the call."""
+ENVELOPE: Final = 4096
+"""More bytes than the gateway ever puts around a payload: an id, the names of a method and a caller, and punctuation.
+
+A `traceparent` is not among them: it is the caller's, and may have any length.
+"""
 
 FAILURES: Final = (20, 10.0)
 """How many failed calls of one connection are logged, and in how many seconds. The others are only counted."""
@@ -85,10 +88,15 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
     def answered(self, message: Message) -> None:
         """Make the node's answer the caller's reply."""
         if message.error is ABSENT:
-            outcome, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', message.result, b"}")
+            value = message.result
+            outcome, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', value, b"}")
         else:
-            outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', message.error, b"}")
-        self._over(outcome, b"".join(parts))
+            value = message.error
+            outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', value, b"}")
+        if len(value) > self.router.roomy and self.router.overflows(parts):
+            self.failed(errors.TOO_LARGE)
+        else:
+            self._over(outcome, b"".join(parts))
 
     def failed(self, error: RpcError) -> None:
         """Tell the caller why there is no answer."""
@@ -146,7 +154,8 @@ class Router:
     """Sends requests on to nodes, and their answers back.
 
     ``call_timeout`` is in seconds; ``clock`` returns monotonic seconds. ``max_in_flight`` bounds what is in flight for
-    one caller, ``max_node_in_flight`` the calls that one node has not answered.
+    one caller, ``max_node_in_flight`` the calls that one node has not answered, and ``max_message_bytes`` each message
+    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it.
     """
 
     def __init__(
@@ -157,6 +166,7 @@ class Router:
         call_timeout: float,
         max_in_flight: int,
         max_node_in_flight: int,
+        max_message_bytes: int,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -166,6 +176,8 @@ class Router:
         self._call_timeout = call_timeout
         self._max_in_flight = max_in_flight
         self._max_node_in_flight = max_node_in_flight
+        self._max_message_bytes = max_message_bytes
+        self.roomy: Final = max_message_bytes - ENVELOPE
         self.tally: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
         """What became of the requests whose method the gateway does not have itself."""
         self._tracing = tracing
@@ -211,6 +223,10 @@ class Router:
         """Return the refusal of a call that no node gets."""
         return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
 
+    def overflows(self, parts: tuple[bytes | Raw, ...]) -> bool:
+        """Return whether a message of these parts is larger than a message may be."""
+        return sum(map(len, parts)) > self._max_message_bytes
+
     def _overloaded(self, detail: str) -> Refusal:
         return self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
@@ -229,7 +245,7 @@ class Router:
         """Send a request on to a node, and enter it into both tables. Its outcome goes into ``tally``.
 
         A notification, which has an empty ``request_id``, enters no table. Raises Refusal if too many requests of the
-        caller, or calls to the node, are in flight.
+        caller, or calls to the node, are in flight, and if the gateway's envelope would make the message too large.
         """
         if len(caller.running) >= self._max_in_flight:
             raise self._overloaded(f"{self._max_in_flight} requests are in flight")
@@ -241,17 +257,24 @@ class Router:
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
             span, traceparent = self._tracing.begin(*names, bytes(traceparent))
-        tail = b"}"
+        tail, roomy = b"}", self.roomy
         if node.context or traceparent is not ABSENT:
             tail = _tail(node, caller, timeout, traceparent)
+            roomy -= len(tail)
         between = b',"params":' if params else b""
         if not request_id:
-            callee.send(b"".join((b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail)))
+            parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
+            if len(params) > roomy and self.overflows(parts):
+                raise self._too_large(node, span)
+            callee.send(b"".join(parts))
             tally.count(OK)
             return
         # Read before they are called: CPython 3.11 is slow to call what is an attribute of an instance, not of a class.
         new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.send
         call_id = new_id()
+        whole = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
+        if len(params) > roomy and self.overflows(whole):
+            raise self._too_large(node, span)
         slot = slot_for(timeout)
         call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
         calls[call_id] = call  # as Calls.enter() does
@@ -259,32 +282,44 @@ class Router:
         caller.running[request_id] = call
         if batch is not None:
             batch.expect()
-        parts = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
-        send(b"".join(parts))
+        send(b"".join(whole))
+
+    def _too_large(self, node: Node, span: Span | None) -> Refusal:
+        if span is not None:
+            span.finish(errors.TOO_LARGE.name)
+        return self.refused(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
 
     # The way back
 
     def progress(self, callee: Peer, call_id: bytes, value: bytes) -> bool:
         """Pass a node's report on a call on to the caller, under the caller's id.
 
-        ``call_id`` and ``value`` are JSON. Returns False if the node has no such call of a caller's in flight.
+        ``call_id`` and ``value`` are JSON. A report that the caller's id would make too large is dropped. Returns False
+        if the node has no such call of a caller's in flight.
         """
         call = callee.calls.get(call_id)
         if not isinstance(call, RoutedCall):
             return False
         head = b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":'
-        call.caller.send(b"".join((head, call.request_id, b',"value":', value, b"}}")))
+        parts = head, call.request_id, b',"value":', value, b"}}"
+        if not self.overflows(parts):
+            call.caller.send(b"".join(parts))
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
         """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node.
 
-        A node that is lost is told nothing.
+        A node that is lost is told nothing, nor is a node that has given an answer which cannot be passed on.
         """
-        if error is not errors.NODE_LOST:
+        detail = f"{call.node.name}: {call.served.name}"
+        if error is errors.INTERNAL_ERROR:
+            detail += f": {GARBLED}"
+        elif error is errors.TOO_LARGE:
+            detail += f": the reply would have more than {self._max_message_bytes} bytes"
+        elif error is not errors.NODE_LOST:
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         self._log(call, reason)
-        return jsonrpc.error_reply(call.request_id, error, f"{call.node.name}: {call.served.name}", outcome=UNKNOWN)
+        return jsonrpc.error_reply(call.request_id, error, detail, outcome=UNKNOWN)
 
     def _log(self, call: RoutedCall, reason: str) -> None:
         caller = call.caller

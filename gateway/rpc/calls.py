@@ -1,7 +1,7 @@
 """Calls that the gateway has sent and waits for: one table for each peer, and one wheel for all deadlines.
 
 A call ends in exactly one way: the peer answers, the peer is lost, the deadline passes, or the call is dropped because
-its answer is no longer wanted.
+its answer is no longer wanted. An answer that is not JSON-RPC ends its call, too.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ import msgspec
 from msgspec import Raw
 
 from gateway.deadlines import Wheel
-from gateway.errors import NODE_LOST, TIMEOUT, RpcError
+from gateway.errors import INTERNAL_ERROR, NODE_LOST, TIMEOUT, RpcError
 from gateway.rpc import jsonrpc
-from gateway.rpc.jsonrpc import Message
+from gateway.rpc.jsonrpc import ABSENT, Message
+
+UNKNOWN: Final = "unknown"
+"""The ``outcome`` that a caller is told if the peer may have run the call."""
+
+GARBLED: Final = "the answer is not JSON-RPC"
+"""What is added to `INTERNAL_ERROR`'s own sentence if it ends a call."""
 
 
 class CallError(Exception):
     """A call that the gateway made has failed.
 
     ``code``, ``message`` and ``data`` are those of the peer's error. If the peer did not answer, they are those of the
-    gateway's own `node_lost` or `timeout`. ``code`` is 0 if the peer's answer has none, or cannot be decoded.
+    gateway's own `node_lost` or `timeout`; if the answer is not JSON-RPC, those of `internal_error`. ``code`` is 0 if
+    the answer cannot be decoded.
     """
 
     def __init__(self, code: int, message: str, data: object = None) -> None:
@@ -72,7 +79,7 @@ class Call(Hashable, Protocol):
         """Take the peer's response."""
 
     def failed(self, error: RpcError) -> None:
-        """Take the reason why there is no response."""
+        """Take the reason why there is no response. `INTERNAL_ERROR` is for an answer that is not JSON-RPC."""
 
 
 class Calls:
@@ -99,20 +106,40 @@ class Calls:
         call.slot[call] = None
 
     def answered(self, callee: Callee, message: Message) -> bool:
-        """Hand a response to the call that waits for it.
+        """Hand a message without a method to the call that waits for an answer under its id.
 
-        Returns False if there is no such call, because the response is late or was never asked for, and if the message
-        is not a response.
+        If the message is not a valid response, the call fails. Returns False if there is no such call, because the
+        answer is late or was never asked for.
         """
         call_id = b"" + message.id
         call = callee.calls.get(call_id)
-        if call is None or not jsonrpc.is_response(message):
+        if call is None:
             return False
         del callee.calls[call_id]
         del call.slot[call]
-        call.answered(message)
+        if message.error is ABSENT and message.result is not ABSENT:  # nearly always
+            call.answered(message)
+        else:
+            response = jsonrpc.response(message)
+            if response is None:
+                call.failed(INTERNAL_ERROR)
+            else:
+                call.answered(response)
         if callee.leaving:
             callee.settled()
+        return True
+
+    def garbled(self, callee: Callee, call_id: bytes) -> bool:
+        """End the call that waits for an answer under this id, because the answer is not JSON-RPC.
+
+        Returns False if there is no such call.
+        """
+        call = callee.calls.pop(call_id, None)
+        if call is None:
+            return False
+        del call.slot[call]
+        call.failed(INTERNAL_ERROR)
+        callee.settled()
         return True
 
     def drop(self, call: Call) -> None:
@@ -188,7 +215,7 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
         raise
     if isinstance(outcome, RpcError):
         raise failed(outcome)
-    if bytes(outcome.error):
+    if outcome.error is not ABSENT:
         raise _peer_error(outcome)
     try:
         return msgspec.json.decode(outcome.result)
@@ -198,12 +225,15 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
 
 def failed(error: RpcError) -> CallError:
     """Return the `CallError` of a call that ends with one of the gateway's own errors."""
-    return CallError(error.code, error.message, {"code": error.name, "temporary": error.temporary})
+    data = {"code": error.name, "temporary": error.temporary}
+    if error is INTERNAL_ERROR:
+        return CallError(error.code, f"{error.message}: {GARBLED}", {**data, "outcome": UNKNOWN})
+    return CallError(error.code, error.message, data)
 
 
 class _PeerError(msgspec.Struct):
-    code: int = 0
-    message: str = ""
+    code: int
+    message: str
     data: Any = None
 
 
@@ -211,5 +241,5 @@ def _peer_error(message: Message) -> CallError:
     try:
         error = msgspec.json.decode(message.error, type=_PeerError)
     except jsonrpc.UNDECODABLE:
-        return CallError(0, "the peer's error is not one that JSON-RPC knows")
+        return CallError(0, "the peer's error cannot be decoded")
     return CallError(error.code, error.message, error.data)

@@ -23,7 +23,7 @@ from gateway.limits import Bucket, Rate
 from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Callee, Calls
-from gateway.rpc.jsonrpc import NO_METHOD, Invalid, Message, decode
+from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Method, Refusal, Then, collect
 from gateway.rpc.replies import Batch, Caller, failure, outcome_of, send_then, success
 from gateway.status import Phase, Status
@@ -190,14 +190,15 @@ class Dispatcher:
     def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid]) -> None:
         if isinstance(found, list):
             self._dispatch_batch(peer, found)
-        else:
+        elif not self._calls.garbled(peer, found.call_id):
             peer.send(self._invalid(peer, found))
 
     def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
         batch = Batch(peer)
         for message in messages:
             if isinstance(message, Invalid):
-                batch.add(self._invalid(peer, message))
+                if not self._calls.garbled(peer, message.call_id):
+                    batch.add(self._invalid(peer, message))
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(self._handle(peer, message, batch))
         batch.done(None)
@@ -232,7 +233,8 @@ class Dispatcher:
         if name is NO_METHOD:
             return self._response(peer, message, request_id)
         data = b"" + message.params
-        is_id = request_id.isdigit() or not request_id or jsonrpc.may_be_id(request_id)
+        # On the hot path: numbers are seen here, without a call.
+        is_id = (request_id.isdigit() and len(request_id) <= MAX_ID) or not request_id or jsonrpc.may_be_id(request_id)
         if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
             return self._invalid(peer, _malformed(request_id if is_id else None))
         method = self._methods.get(name)
@@ -279,13 +281,13 @@ class Dispatcher:
 
     def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
         """Count a response for which no call was waiting. Returns the refusal of a message that is not a response."""
-        if request_id and jsonrpc.may_be_id(request_id) and jsonrpc.is_response(message):
+        if jsonrpc.is_response(message) and request_id and jsonrpc.may_be_id(request_id):
             self.late_replies += 1
             with suppress(Refusal):
                 self._pace(peer)
             return None
-        sendable = request_id if request_id and jsonrpc.may_be_id(request_id) else _NULL
-        return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', sendable))
+        under = jsonrpc.answerable(request_id, jsonrpc.is_answer(message))
+        return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', under))
 
     # Requests that take their time
 
@@ -339,7 +341,8 @@ class Dispatcher:
 def _malformed(request_id: bytes | None) -> Invalid:
     """Return what to refuse a request as: its id is wrong if ``request_id`` is None, otherwise its parameters are."""
     if request_id is None:
-        return Invalid(errors.INVALID_REQUEST, '"id" must be a string, an integer or null')
+        right = f'"id" must be a string, an integer or null, of at most {MAX_ID} bytes'
+        return Invalid(errors.INVALID_REQUEST, right)
     return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
 
 

@@ -48,16 +48,27 @@ class Invalid(msgspec.Struct, gc=False):
     """Stands for a text that is not a JSON-RPC message.
 
     ``error`` is the refusal that answers it, ``detail`` says what is wrong, and ``id`` is the one to answer under, in
-    JSON.
+    JSON. ``call_id`` is its id if it has no ``method``, and so may be meant as the answer to a call; otherwise empty.
     """
 
     error: RpcError
     detail: str
     id: bytes = b"null"
+    call_id: bytes = b""
 
 
-class _IdAlone(msgspec.Struct, gc=False):
+class _Outline(msgspec.Struct, gc=False):
     id: Raw = ABSENT
+    method: Raw = ABSENT
+    result: Raw = ABSENT
+    error: Raw = ABSENT
+
+
+class _ErrorObject(msgspec.Struct, gc=False):
+    """The error object of the specification, section 5.1."""
+
+    code: int
+    message: str
 
 
 decode: Final = msgspec.json.Decoder(Message).decode
@@ -70,10 +81,14 @@ not checked: the caller looks at their bytes anyway, and checks them with `may_b
 UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
 """What decoding raises: for text that is not valid, and for JSON that is nested too deeply."""
 
+MAX_ID: Final = 1024
+"""The most bytes of an id, in JSON. It is held as long as its request is in flight, and goes into each reply."""
+
 STRUCTURED: Final = (ord("{"), ord("["))
 """The first bytes that ``params`` may have (the specification, section 4.2)."""
 
-_id_alone: Final = msgspec.json.Decoder(_IdAlone).decode
+_outline: Final = msgspec.json.Decoder(_Outline).decode
+_error_object: Final = msgspec.json.Decoder(_ErrorObject).decode
 _valid: Final = msgspec.json.Decoder(Raw).decode
 encode: Final = msgspec.json.Encoder().encode
 """Encodes any value to JSON as msgspec does; `msgspec.Raw` goes out as it is.
@@ -131,22 +146,63 @@ def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
         return Invalid(INVALID_REQUEST, "nested too deeply")
     except msgspec.DecodeError as deeper:
         return Invalid(PARSE_ERROR, str(deeper)[:MAX_DETAIL])
+    detail = str(error)[:MAX_DETAIL]
     try:
-        raw = bytes(_id_alone(data).id)
-    except msgspec.DecodeError:
-        raw = b""
-    return Invalid(INVALID_REQUEST, str(error)[:MAX_DETAIL], raw if raw and may_be_id(raw) else b"null")
+        found = _outline(data)
+    except msgspec.DecodeError:  # not an object
+        return Invalid(INVALID_REQUEST, detail)
+    return Invalid(
+        INVALID_REQUEST,
+        detail,
+        answerable(bytes(found.id), found.method is ABSENT and is_answer(found)),
+        bytes(found.id) if found.method is ABSENT else b"",
+    )
 
 
 def may_be_id(raw: bytes) -> bool:
-    """Return whether this JSON value is a string, an integer or null (the specification, section 4)."""
+    """Return whether this JSON value is a string, an integer or null (the specification, section 4).
+
+    It has `MAX_ID` bytes at most.
+    """
+    if len(raw) > MAX_ID:
+        return False
     first = raw[:1]
     return raw.isdigit() or first == b'"' or raw == b"null" or (first == b"-" and raw[1:].isdigit())
+
+
+def is_answer(message: Message | _Outline) -> bool:
+    """Return whether a message without a method has ``result`` or ``error``, and so is meant as an answer."""
+    return message.result is not ABSENT or message.error is not ABSENT
+
+
+def answerable(raw: bytes, answer: bool) -> bytes:
+    """Return the id to refuse a message under whose own id is ``raw``, in JSON, or empty if it has none.
+
+    It is null for what is meant as an ``answer``: its id is a number of the gateway's, and the peer may have a call of
+    its own in flight under the same number.
+    """
+    return raw if raw and not answer and may_be_id(raw) else b"null"
 
 
 def is_response(message: Message) -> bool:
     """Return whether a message without a method has exactly one of ``result`` and ``error``."""
     return (message.result is ABSENT) is not (message.error is ABSENT)
+
+
+def response(message: Message) -> Message | None:
+    """Return the response that a message without a method is, or None if it is not valid.
+
+    A valid response has either ``result`` or an error object. ``"error": null`` beside ``result`` is left out.
+    """
+    if message.error is ABSENT:
+        return None if message.result is ABSENT else message
+    if message.result is not ABSENT:
+        return msgspec.structs.replace(message, error=ABSENT) if bytes(message.error) == b"null" else None
+    try:
+        _error_object(message.error)
+    except UNDECODABLE:
+        return None
+    return message
 
 
 def result_reply(request_id: bytes, result: bytes) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
+from gateway.rpc.jsonrpc import MAX_ID
 from tests.fuzz.matching import strangers
 
 PARSE_ERROR: Final = -32700
@@ -160,8 +161,8 @@ def _read_one(text: str) -> Got:
 
 
 def is_id(raw: str) -> bool:
-    """Whether a valid JSON value may be an id: a string, an integer or null (4)."""
-    return raw[0] == '"' or raw == _NULL or _INTEGER.fullmatch(raw) is not None
+    """Whether a valid JSON value may be an id: a string, an integer or null (4), not longer than the gateway takes."""
+    return len(raw.encode()) <= MAX_ID and (raw[0] == '"' or raw == _NULL or _INTEGER.fullmatch(raw) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,9 @@ class Model:
     def _object(self, raw: dict[str, str], value: dict[str, Any], burst: Burst) -> Expected:
         identity = raw.get("id")
         valid_id = identity is not None and is_id(identity)
-        invalid = _refused(INVALID_REQUEST, identity=identity if identity is not None and valid_id else _NULL)
+        # What is meant as an answer is refused under null: its id is not one of the peer's own.
+        own = identity is not None and valid_id and ("method" in raw or not {"result", "error"} & raw.keys())
+        invalid = _refused(INVALID_REQUEST, identity=identity if identity is not None and own else _NULL)
         if raw.get("jsonrpc", "")[:1] != '"' or value["jsonrpc"] != "2.0":
             return invalid
         if "method" not in raw:

@@ -1,5 +1,6 @@
 """`event.*` over WebSocket: parameters, errors, scopes, and what another credential takes away."""
 
+import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +23,24 @@ NO_TOPIC = "topic: must be at most 200 characters, parts with dots between, with
 @pytest.fixture
 async def caller(aiohttp_client: AiohttpClient) -> Caller:
     return await serve(aiohttp_client, events={"max_topics": 8})
+
+
+async def test_no_envelope_makes_an_event_larger_than_a_message_may_be(aiohttp_client: AiohttpClient) -> None:
+    """The library of each subscriber would close with 1009."""
+    bound = 4096
+    caller = await serve(aiohttp_client, limits={"max_message_bytes": bound})
+    await caller.result("event.subscribe", {"topics": ["a.b"]})
+    head, tail = '{"jsonrpc":"2.0","id":1,"method":"event.publish","params":{"topic":"a.b","data":"', '"}}'
+    whole = head + "x" * (bound - len(head) - len(tail)) + tail
+    assert len(whole) == bound
+    reply = json.loads(await caller.ask(whole))
+    assert (reply["error"]["code"], reply["error"]["data"]["outcome"]) == (-32009, "not_delivered")
+    room = int(reply["error"]["message"].split()[-2])
+    assert (await caller.call("event.publish", {"topic": "a.b", "data": "x" * (room - 1)}))["error"]["code"] == -32009
+    await caller.send(request("event.publish", {"topic": "a.b", "data": "x" * (room - 2)}))
+    got = [await caller.receive(), await caller.receive()]
+    (message,) = [text for text in got if "event.message" in text]
+    assert bound - 32 < len(message) <= bound
 
 
 # Parameters

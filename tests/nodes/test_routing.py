@@ -124,6 +124,141 @@ async def test_a_call_ends(name: str) -> None:
         await it.logged(0 if end.outcome in ("ok", "error") else 1)
 
 
+GARBLED: Final = (
+    '{%,"error":"text"}',
+    '{%,"error":{}}',
+    '{%,"error":null}',
+    '{%,"error":[1,"a"]}',
+    '{%,"error":{"code":"1","message":"a"}}',
+    '{%,"error":{"code":1.5,"message":"a"}}',
+    '{%,"error":{"code":1}}',
+    '{%,"error":{"code":1,"message":null}}',
+    '{%,"result":1,"error":{"code":1,"message":"a"}}',
+    '{%,"result":null,"error":{"code":1,"message":"a"}}',
+    '{%,"result":1,"error":0}',
+    "{%}",
+    '{%,"params":[]}',
+    '{%,"result":1,"jsonrpc":"1.0"}',
+    '{%,"result":1,"jsonrpc":2}',
+)
+
+
+MESSAGE: Final = 65536
+"""Bytes that a message may have where a test says so."""
+
+
+def overflowing(detail: str, outcome: str, id: str = "1") -> str:
+    """The refusal of what the gateway's envelope would make too large; `id` is JSON."""
+    data = f'{{"code":"overloaded","temporary":false,"outcome":"{outcome}"}}'
+    return f'{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32009,"message":"Too large: {detail}","data":{data}}}}}'
+
+
+def filled(head: str, tail: str, length: int = MESSAGE) -> str:
+    """A text of this length: head, a string of blanks, tail."""
+    return f'{head}"{" " * (length - len(head) - len(tail) - 2)}"{tail}'
+
+
+async def test_no_envelope_makes_a_call_larger_than_a_message_may_be() -> None:
+    """The node's library would close with 1009, and the call of another would be lost with it."""
+    async with scene({"limits": {"max_message_bytes": MESSAGE, "call_timeout": 300.0}}) as it:
+        detail = f"pi would get more than {MESSAGE} bytes"
+        head = '{"jsonrpc":"2.0","id":1,"method":"camera.snap","params":['
+        await say(it.caller, filled(head, "]}"))
+        assert await hear(it.node) == filled(head, "]}"), "it is as long as it was"
+        others = [await it.call(number) for number in range(2, 12)]
+        assert others[-1] > 9, "the ids of the node are longer than those of the caller now"
+        for end in ("]}", '],"traceparent":"00-a"}'):
+            text = filled(head.replace('"id":1', '"id":0'), end)
+            assert await ask(it.caller, text) == overflowing(detail, "not_delivered", "0")
+        await quiet(it.node)
+        await say(it.caller, filled(head.replace('"id":1', '"id":0'), "]}", MESSAGE - 1))
+        assert len(await hear(it.node)) == MESSAGE
+        await _answer(it, others[0])
+        assert await hear(it.caller) == accepted("[1 , 2.50]", "2")
+        assert await it.outcomes(in_flight=11) == {"overloaded": 2, "ok": 1}
+        await it.logged(0)
+
+
+async def test_no_context_makes_a_call_larger_than_a_message_may_be() -> None:
+    async with scene({"limits": {"max_message_bytes": MESSAGE}}) as it:
+        await register(it.node, "pi", "camera.snap", context=True)
+        head = '{"jsonrpc":"2.0","id":1,"method":"camera.snap","params":['
+        refusal = overflowing(f"pi would get more than {MESSAGE} bytes", "not_delivered")
+        assert await ask(it.caller, filled(head, "]}")) == refusal
+        await say(it.caller, filled(head.replace('"id":1,', ""), "]}"))
+        await quiet(it.caller)
+        await quiet(it.node)
+        assert await it.outcomes() == {"overloaded": 2}
+
+
+@pytest.mark.parametrize("member", ["result", "error"])
+async def test_no_envelope_makes_a_reply_larger_than_a_message_may_be(member: str) -> None:
+    async with scene({"limits": {"max_message_bytes": MESSAGE}}) as it:
+        long = f'"{"x" * 1022}"'
+        value = ('"result":[', "]}") if member == "result" else ('"error":{"code":1,"message":', "}}")
+        for length, fits in ((MESSAGE, False), (MESSAGE - 1023, True)):
+            await say(it.caller, f'{{"jsonrpc":"2.0","id":{long},"method":"camera.snap"}}')
+            head = f'{{"jsonrpc":"2.0","id":{await it.delivered()},{value[0]}'
+            await say(it.node, filled(head, value[1], length))
+            got = await hear(it.caller)
+            detail = f"{SNAP}: the reply would have more than {MESSAGE} bytes"
+            assert (len(got) == MESSAGE) if fits else (got == overflowing(detail, "unknown", long))
+        await quiet(it.node)
+        await it.failed("overloaded")
+        assert await it.outcomes() == {"overloaded": 1, "ok" if member == "result" else "error": 1}
+
+
+async def test_progress_that_its_envelope_makes_too_large_is_dropped_and_the_call_goes_on() -> None:
+    async with scene({"limits": {"max_message_bytes": MESSAGE}}) as it:
+        long = f'"{"x" * 1022}"'
+        await say(it.caller, f'{{"jsonrpc":"2.0","id":{long},"method":"camera.snap"}}')
+        identity = await it.delivered()
+        head = f'{{"jsonrpc":"2.0","method":"rpc.progress","params":{{"id":{identity},"value":['
+        await say(it.node, filled(head, "]}}"))
+        await quiet(it.node)
+        await quiet(it.caller)
+        await say(it.node, filled(head, "]}}", MESSAGE - 1023))
+        assert len(await hear(it.caller)) == MESSAGE
+        await _answer(it, identity)
+        assert await hear(it.caller) == accepted("[1 , 2.50]", long)
+        assert await it.outcomes() == {"ok": 1}
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_e9_an_answer_that_is_no_json_rpc_ends_its_call_at_once_and_is_not_answered(batch: bool) -> None:
+    """The deadline is far away, and the id belongs to the gateway's numbers: the node may have a call of the same."""
+    async with scene({"limits": {"call_timeout": 300.0}}) as it:
+        for text in GARBLED:
+            answer = text.replace("%", f'"jsonrpc":"2.0","id":{await it.call()}')
+            await say(it.node, f"[{answer}]" if batch else answer)
+            detail = f"{SNAP}: the answer is not JSON-RPC"
+            assert await hear(it.caller) == refused(-32603, detail, outcome="unknown"), text
+            await quiet(it.node)
+        without = f'{{"id":{await it.call()},"result":1}}'
+        await say(it.node, f"[{without}]" if batch else without)
+        assert json.loads(await hear(it.caller))["error"]["data"]["outcome"] == "unknown"
+        await quiet(it.node)
+        await it.failed("internal_error", len(GARBLED) + 1)
+        assert await it.outcomes() == {"internal_error": len(GARBLED) + 1}
+
+
+async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
+    async with scene() as it:
+        for value in ("1", "null"):
+            await say(it.node, f'{{"jsonrpc":"2.0","id":{await it.call()},"result":{value},"error":null}}')
+            assert await hear(it.caller) == accepted(value)
+        await quiet(it.node)
+        assert await it.outcomes() == {"ok": 2}
+
+
+async def test_a_garbled_answer_that_is_late_is_refused_under_no_id_of_the_nodes() -> None:
+    async with scene() as it:
+        for text in ('{"jsonrpc":"2.0","id":7,"result":1,"error":{}}', '{"id":7,"result":1}', '{"id":7,"error":null}'):
+            reply = json.loads(await ask(it.node, text))
+            assert (reply["id"], reply["error"]["code"]) == (None, -32600), text
+        await quiet(it.node)
+
+
 PROGRAM: Final = """
 import asyncio, sys
 from tests.support.peers import RawPeer, Target
@@ -479,8 +614,9 @@ async def test_payloads_pass_byte_for_byte() -> None:
 
 async def test_results_errors_and_ids_pass_byte_for_byte() -> None:
     async with scene() as it:
-        for value in (*SCALARS, '{"code":1 , "message":"\\u0041"}'):
-            for member in ("result", "error"):
+        errors = ('{"code":1 , "message":"\\u0041"}', '{"data":1e400,"message":"","code":-12345678901234567890}')
+        for member, values in (("result", (*SCALARS, *errors)), ("error", errors)):
+            for value in values:
                 identity = await it.call()
                 await say(it.node, f'{{"jsonrpc":"2.0","{member}":\t{value}\n,"id":{identity}}}')
                 assert await hear(it.caller) == f'{{"jsonrpc":"2.0","id":1,"{member}":{value}}}'
@@ -497,7 +633,15 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
     now = [1000.0]
     nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
     burst, window = FAILURES
-    router = Router(nodes, calls, call_timeout=9.0, max_in_flight=100, max_node_in_flight=100, clock=lambda: now[0])
+    router = Router(
+        nodes,
+        calls,
+        call_timeout=9.0,
+        max_in_flight=100,
+        max_node_in_flight=100,
+        max_message_bytes=MESSAGE,
+        clock=lambda: now[0],
+    )
 
     def fail(count: int) -> list[dict[str, Any]]:
         """So many calls are lost with their node, after a second and a half; the lines that this leaves."""

@@ -114,6 +114,16 @@ async def test_only_who_was_called_can_answer() -> None:
     assert calls.answered(peer, answer(entry.call_id))
 
 
+async def test_a_garbled_answer_ends_the_call_of_its_id_and_no_other() -> None:
+    calls, peer, other, ends = Calls(), Listing(), Listing(), Ends()
+    entry, later = begin(calls, peer, ends, LONG), begin(calls, peer, Ends(), LONG)
+    assert not calls.garbled(peer, b"")
+    assert not calls.garbled(other, entry.call_id)
+    assert calls.garbled(peer, entry.call_id)
+    assert not calls.garbled(peer, entry.call_id)
+    assert (ends.outcomes, list(peer.calls), len(calls)) == ([errors.INTERNAL_ERROR], [later.call_id], 1)
+
+
 async def test_a_dropped_call_ends_no_more() -> None:
     calls, peer, ends = Calls(), Listing(), Ends()
     entry = begin(calls, peer, ends, 0.01)
@@ -197,13 +207,7 @@ async def test_a_result_is_decoded(result: object) -> None:
     [
         ('{"code":7,"message":"no"}', 7, "no", None),
         ('{"code":-32601,"message":"no","data":{"a":[1]},"more":1}', -32601, "no", {"a": [1]}),
-        ('{"code":7}', 7, "", None),
-        ('{"code":"7","message":"no"}', 0, "the peer's error is not one that JSON-RPC knows", None),
-        ('{"code":7.5,"message":"no"}', 0, "the peer's error is not one that JSON-RPC knows", None),
-        ('{"code":7,"message":null}', 0, "the peer's error is not one that JSON-RPC knows", None),
-        ('"no"', 0, "the peer's error is not one that JSON-RPC knows", None),
-        ("null", 0, "the peer's error is not one that JSON-RPC knows", None),
-        ('{"code":1e999}', 0, "the peer's error is not one that JSON-RPC knows", None),
+        ('{"code":7,"message":"no","data":1e999}', 0, "the peer's error cannot be decoded", None),
     ],
 )
 async def test_the_peers_error_is_raised(error: str, code: int, message: str, data: object) -> None:
@@ -213,6 +217,38 @@ async def test_the_peers_error_is_raised(error: str, code: int, message: str, da
     raised = await failure(task)
     assert (raised.code, raised.message, raised.data) == (code, message, data)
     assert str(raised) == f"{code}: {message}"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"error":{"code":7}',
+        '"error":{"code":"7","message":"no"}',
+        '"error":{"code":7.5,"message":"no"}',
+        '"error":{"code":1e999,"message":"no"}',
+        '"error":{"code":7,"message":null}',
+        '"error":"no"',
+        '"error":null',
+        '"result":1,"error":{"code":7,"message":"no"}',
+        '"params":[]',
+    ],
+)
+async def test_an_answer_that_is_no_json_rpc_is_raised_as_an_internal_error(members: str) -> None:
+    peer = Listing()
+    task, calls = await start(peer)
+    peer.take()
+    assert calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,{members}}}'.encode()))
+    raised = await failure(task)
+    assert (raised.code, raised.message) == (-32603, "Internal error: the answer is not JSON-RPC")
+    assert raised.data == {"code": "internal_error", "temporary": False, "outcome": "unknown"}
+    assert (peer.take(), peer.calls, len(calls)) == ([], {}, 0)
+
+
+async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
+    peer = Listing()
+    task, calls = await start(peer)
+    assert calls.answered(peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"result":[1],"error":null}'))
+    assert await asyncio.wait_for(task, WAIT) == [1]
 
 
 @pytest.mark.parametrize("result", ["1e999", "[" + "9" * 5000 + "]", '{"a":-1e999}'])

@@ -236,7 +236,12 @@ class Bench:
         self.calls = Calls()
         nodes = Nodes(lambda node, replaced: None, lambda node: None)
         self.router = Router(
-            nodes, self.calls, call_timeout=call_timeout, max_in_flight=MAX_IN_FLIGHT, max_node_in_flight=2
+            nodes,
+            self.calls,
+            call_timeout=call_timeout,
+            max_in_flight=MAX_IN_FLIGHT,
+            max_node_in_flight=2,
+            max_message_bytes=1_048_576,
         )
         self.dispatcher = Dispatcher(
             self.status,

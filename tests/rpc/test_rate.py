@@ -41,7 +41,7 @@ class Paced:
         self._dispatcher = Dispatcher(
             Status("3f0c", self.clock),
             calls,
-            Router(nodes, calls, call_timeout=1.0, max_in_flight=4, max_node_in_flight=4),
+            Router(nodes, calls, call_timeout=1.0, max_in_flight=4, max_node_in_flight=4, max_message_bytes=1_048_576),
             max_in_flight=4,
             max_batch=100,
             call_timeout=1.0,

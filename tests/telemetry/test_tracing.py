@@ -41,6 +41,7 @@ class Traced:
             call_timeout=9.0,
             max_in_flight=4,
             max_node_in_flight=4,
+            max_message_bytes=1_048_576,
             tracing=Tracing(provider) if tracing else None,
         )
         self._dispatcher = Dispatcher(status, calls, router, max_in_flight=4, max_batch=4, call_timeout=9.0)
