@@ -1,8 +1,18 @@
-"""`python -m gateway`."""
+"""`python -m gateway`, and the script `aisopod-gateway`."""
 
 import sys
 
-from gateway.cli import main
+from gateway.terminal import startup
+
+
+def main() -> int:
+    """Run a command, with the arguments of the process; returns the exit status."""
+    startup.begin()
+    # Not imported above, because it takes time, and a signal may come meanwhile.
+    from gateway import cli  # noqa: PLC0415 - the reason is above
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

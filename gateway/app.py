@@ -44,6 +44,7 @@ from gateway.nodes.routing import Router, Tracing
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Phase, Status
+from gateway.telemetry import log
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
@@ -131,6 +132,8 @@ class Gateway:
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()
         self._drain: asyncio.Task[None] | None = None
+        self.log_handler: log.LogHandler | None = None
+        """What writes the log if nobody has set it up."""
 
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
@@ -367,6 +370,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def on_startup(app: web.Application) -> None:
     """The runner of the application listens right after this."""
+    app[GATEWAY].log_handler = log.adopt(app[CONFIG].log)
     await app[GATEWAY].start()
     app[STATUS].ready()
 
@@ -379,4 +383,7 @@ async def on_shutdown(app: web.Application) -> None:
 
 async def on_cleanup(app: web.Application) -> None:
     """The last connection has gone."""
-    await app[GATEWAY].stop()
+    gateway = app[GATEWAY]
+    await gateway.stop()
+    if gateway.log_handler is not None:
+        log.release(gateway.log_handler)

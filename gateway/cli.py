@@ -1,4 +1,4 @@
-"""The command line: `python -m gateway`, and the script `aisopod-gateway`."""
+"""The command line. `__main__` begins the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 from gateway import __version__
 from gateway.commands import call, check, completion, connections, node, nodes, openrpc, serve, token, watch
-from gateway.terminal import statuses
+from gateway.terminal import startup, statuses
 from gateway.text import plain
 
 _OPTION: Final = re.compile(r"--?[^\W\d]")
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = given.run
     if run not in (serve.run, check.run) and serve.given_flags(given):
         parser.error(f"{' '.join(serve.given_flags(given))}: for serve and check only")
+    startup.settle(serves=run is serve.run)
     return run(given)
 
 

@@ -69,6 +69,9 @@ class Server:
 
     async def run(self) -> int:
         """Serve until a signal, then drain. Returns the exit status; raises ConfigError if it cannot listen."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):  # before all else: pid 1 would lose a signal
+            loop.add_signal_handler(number, self._on_stop, number)
         # 1. Take the sockets, so that an address in use is known before anything else is done.
         inherited = self._inherit()
         sockets = inherited or self._bind()
@@ -121,8 +124,6 @@ class Server:
 
     def _begin(self, sockets: list[socket.socket]) -> Watchdog:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         self._listener.start(sockets)
         watchdog = Watchdog(self._notifier, self._environ, loop.call_later)

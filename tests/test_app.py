@@ -407,8 +407,11 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def adev(directory: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `adev runserver gateway` there; the copy of the package in it comes before the installed one."""
+async def adev(directory: Path, port: int, said: list[str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `adev runserver gateway` there; the copy of the package in it comes before the installed one.
+
+    said: gets the lines that it has printed, after its end.
+    """
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("adev")), "runserver", "gateway"),
         *("--port", str(port), "--aux-port", str(free_port())),
@@ -430,7 +433,8 @@ async def adev(directory: Path, port: int) -> AsyncIterator[asyncio.subprocess.P
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        print((await output).decode())
+        said += (await output).decode().splitlines()
+        print("\n".join(said))
 
 
 async def served_version(target: Target, unlike: str = "") -> str:
@@ -452,7 +456,8 @@ async def test_adev_serves_and_reloads_on_a_change(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "gateway", tmp_path / "gateway", ignore=shutil.ignore_patterns("__pycache__"))
     module = tmp_path / "gateway/__init__.py"
     target = Target(free_port())
-    async with adev(tmp_path, target.port):
+    said: list[str] = []
+    async with adev(tmp_path, target.port, said):
         assert await served_version(target) == __version__
         with await RawPeer.open(target) as peer:
             await peer.welcome()
@@ -466,3 +471,11 @@ async def test_adev_serves_and_reloads_on_a_change(tmp_path: Path) -> None:
         with await RawPeer.connect(target) as http:
             response = await http.get("/readyz")
             assert json.loads(response.body) == {"status": "ready"}
+    lines = [json.loads(line) for line in said if line.startswith("{")]
+    events = [line["event"] for line in lines if line["logger"] == "gateway.connections.connection"]
+    assert sorted(set(events)) == ["connection.closed", "connection.opened"]
+    assert events.count("connection.opened") == events.count("connection.closed") == len({*map(conn_id, lines)})
+
+
+def conn_id(line: dict[str, str]) -> str:
+    return line["connId"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import __version__, cli
+from gateway import __main__, __version__, cli
 from tests.support.command import Ended, run
 from tests.support.patience import START
 from tests.support.process import ROOT, StartGateway, clean_environment
@@ -91,7 +91,7 @@ def test_the_installed_command_is_the_same_one() -> None:
     scripts = re.search(r"^ *aisopod-gateway = (.*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     assert scripts is not None
     module, _, function = scripts.group(1).partition(":")
-    assert (module, getattr(cli, function)) == ("gateway.cli", cli.main)
+    assert (module, getattr(__main__, function)) == ("gateway.__main__", __main__.main)
 
 
 # Where settings come from

@@ -25,7 +25,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from gateway.auth.credentials import Credential, CredentialError
 from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
-from gateway.config import ConfigError, read_file
+from gateway.config import ConfigError, read_toml
 from gateway.names import MAX_NAME, is_peer_name
 from gateway.timestamps import rfc3339_seconds
 
@@ -140,7 +140,7 @@ def revoke(path: str, name: str) -> None:
 
 
 def _parsed(path: str, named_by: str) -> Mapping[str, object]:
-    content = read_file(path, named_by, "the path of a readable TOML file of tokens")
+    content = read_toml(path, named_by, "the path of a readable TOML file of tokens")
     try:
         return tomli.loads(content.decode())
     except tomli.TOMLDecodeError as error:

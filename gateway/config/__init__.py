@@ -6,7 +6,7 @@ the operator. Structs that are constructed directly are not checked.
 """
 
 from gateway.config.schema import Auth, Config, Heartbeat, Jwt, Log, Server
-from gateway.config.sources import load, parse, read_file, source_of
+from gateway.config.sources import load, parse, read_file, read_toml, source_of
 from gateway.config.types import ConfigError, is_loopback
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "load",
     "parse",
     "read_file",
+    "read_toml",
     "source_of",
 ]

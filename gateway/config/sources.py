@@ -21,6 +21,7 @@ _ENV_PREFIX = "GATEWAY_"
 _FILE_VARIABLE = "GATEWAY_CONFIG"
 # UnicodeEncodeError is raised if a variable that must be a number or a fixed word has bytes that are not UTF-8.
 _CONVERT_ERRORS = (msgspec.ValidationError, UnicodeEncodeError)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")  # TOML 1.0: all other keys are quoted
 
 _FILE, _ENVIRONMENT, _FLAG = range(3)
@@ -151,9 +152,18 @@ def read_file(path: str, named_by: str, right: str) -> bytes:
         raise ConfigError(path, named_by, wrong, right) from None
 
 
+def read_toml(path: str, named_by: str, right: str) -> bytes:
+    """Return what is in a TOML file, as `read_file`. Raises `ConfigError` also if it begins with a byte order mark."""
+    content = read_file(path, named_by, right)
+    if content.startswith(_BYTE_ORDER_MARK):  # TOML 1.0 has none; editors write it unasked, and do not show it
+        wrong = "the file begins with a byte order mark"
+        raise ConfigError(path, "line 1, column 1", wrong, 'the same file, saved as "UTF-8" and not "UTF-8 with BOM"')
+    return content
+
+
 def _read(path: str, named_by: str) -> dict[str, object]:
     """Read a TOML file. `named_by` is the setting that an error names if it cannot be read."""
-    content = read_file(path, named_by, "the path of a readable TOML file")
+    content = read_toml(path, named_by, "the path of a readable TOML file")
     try:
         return tomli.loads(content.decode())
     except UnicodeDecodeError as error:

@@ -40,6 +40,9 @@ system calls more.
 MAX_HEAD: Final = 32 * 1024
 """Bytes of a whole request head at most. aiohttp bounds its lines and their number, which allows a megabyte."""
 
+_PROXY_PROTOCOL: Final = (b"PROXY TCP", b"PROXY UNKNOWN", b"\r\n\r\n\0\r\nQUIT\n")
+"""How the header begins that a load balancer may send before the request, in both versions of the PROXY protocol."""
+
 HEAD_END: Final = b"\r\n\r\n"
 _ACCEPTS: Final = 64
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -47,9 +50,9 @@ _NEVER: Final = 365 * 24 * 3600.0
 _PAUSE: Final = 0.5
 _PAUSE_LOG: Final = 60.0
 
-_HEAD_TOO_LARGE: Final = (
+_BAD_REQUEST: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: 26\r\n\r\nrequest head over 32 KiB \n"
+    b"Content-Length: %d\r\n\r\n%b"
 )
 
 
@@ -128,21 +131,27 @@ class HandshakeProtocol(RequestProtocol):
             handshake.drop = cast(asyncio.Transport, transport).abort
 
     def request_bytes(self, data: bytes) -> bool:
-        """Return whether to parse these bytes, which they are unless the head is over its bound: that ends here.
+        """Return whether to parse these bytes. A head over its bound, or of the PROXY protocol, ends here.
 
         On a kept-alive connection a fresh deadline begins with the next request.
         """
         if self._handshake is None:
             return True
         self._handshakes.begin(self._handshake)
+        if not self._head_bytes and data.startswith(_PROXY_PROTOCOL):
+            return self._refuse("PROXY protocol, see docs/operations.md", b"no PROXY protocol is spoken here\n")
         self._cut_short = not data.endswith(HEAD_END)
         end = data.find(HEAD_END)
         self._head_bytes += len(data) if end < 0 else end
         if self._head_bytes <= MAX_HEAD:
             return True
+        return self._refuse("the request head is over 32 KiB", b"request head over 32 KiB \n")
+
+    def _refuse(self, why: str, body: bytes) -> bool:
+        """Answer with 400, once, and close. Returns False: nothing is parsed any more."""
         if self.transport is not None and not self.transport.is_closing():
-            self._rejections.rejected(self.remote, "the request head is over 32 KiB", "request", status=400)
-            self.transport.write(_HEAD_TOO_LARGE)
+            self._rejections.rejected(self.remote, why, "request", status=400)
+            self.transport.write(_BAD_REQUEST % (len(body), body))
             self.transport.close()
         return False
 

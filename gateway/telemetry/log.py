@@ -40,6 +40,7 @@ RETRY = 1.0
 CLOSE_TIMEOUT = 0.5
 """Seconds in which the last lines may be written when the process exits, or when another descriptor takes over."""
 
+_OWN = "gateway"
 _LEVELS = {
     logging.DEBUG: "debug",
     logging.INFO: "info",
@@ -396,6 +397,33 @@ def configure(settings: config.Log, fd: int = 1) -> LogWriter:
     handler.setFormatter(formatter)
     handler.writer.report = report
     return handler.writer
+
+
+def adopt(settings: config.Log, fd: int = 1) -> LogHandler | None:
+    """Send the records of the gateway's own loggers to `fd`, unless the process has set up `logging` for them.
+
+    For an application under another runner, where nobody calls `configure`. A set-up is a handler of the root logger or
+    of the logger `gateway`: then nothing changes. A level that the logger `gateway` has stays.
+
+    Returns:
+        The handler, to be given to `release`; None if nothing was changed.
+    """
+    own = logging.getLogger(_OWN)
+    if own.handlers or logging.getLogger().handlers:
+        return None
+    formatter = JsonFormatter() if settings.format == "json" else TextFormatter()
+    handler = LogHandler(LogWriter(fd, partial(_report, formatter)))
+    handler.setFormatter(formatter)
+    if own.level == logging.NOTSET:
+        own.setLevel(settings.level.upper())
+    own.addHandler(handler)
+    return handler
+
+
+def release(handler: LogHandler) -> None:
+    """Take back what `adopt` has done, after the last lines are written. The level stays."""
+    logging.getLogger(_OWN).removeHandler(handler)
+    handler.close()
 
 
 def _tune() -> None:

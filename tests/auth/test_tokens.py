@@ -78,6 +78,7 @@ WRONG_FILES = [
     (f'[[token]]\nname = "{HUSH}', f"line 2, column {len(HUSH) + 9}", TOML),
     (entry(name='"a"\nname = "b"'), "line 3, column 11", TOML),
     ("a = " + "[" * 5000, "the setting", "TOML in UTF-8, with a [[token]] for each"),
+    ("\ufeff" + entry(), "line 1, column 1", 'the same file, saved as "UTF-8" and not "UTF-8 with BOM"'),
     ("# \udcff", "the setting", "TOML in UTF-8, with a [[token]] for each"),
 ]
 

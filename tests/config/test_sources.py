@@ -36,6 +36,11 @@ WRONG_FILES = [
     (f"a = {'9' * 5000}", f"--config: {TOO_LONG}"),
     (f"a = {'[' * 5000}", f"--config: {TOO_LONG}"),
     ("# ü\n# é\udcff", "line 2, column 4: not UTF-8; a TOML file in UTF-8"),
+    (
+        "\ufeff[server]\nport = 1",
+        "line 1, column 1: the file begins with a byte order mark;"
+        ' the same file, saved as "UTF-8" and not "UTF-8 with BOM"',
+    ),
 ]
 
 

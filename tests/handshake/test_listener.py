@@ -136,6 +136,21 @@ async def test_several_addresses_have_one_port() -> None:
                     assert (await peer.read_response()).status == status
 
 
+async def test_a_header_of_the_proxy_protocol_is_called_by_its_name() -> None:
+    """Both versions, of which the second begins with empty lines that a parser of HTTP skips."""
+    second = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12)
+    first = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
+    async with GatewayProcess() as process:
+        for header in (first, b"PROXY UNKNOWN\r\n", second):
+            with await RawPeer.connect(process) as peer:
+                await peer.send_raw(header + peer.upgrade_head())
+                response = await peer.read_response()
+                assert (response.status, response.body) == (400, b"no PROXY protocol is spoken here\n")
+                await peer.wait_closed()
+                line = await process.wait_event("handshake.rejected", remote=peer.local)
+                assert line["reason"] == "PROXY protocol, see docs/operations.md"
+
+
 async def half_a_head(process: GatewayProcess) -> None:
     begin = time.monotonic()
     with await RawPeer.connect(process) as peer:

@@ -719,3 +719,48 @@ def test_e6_a_line_that_stays_unfinished_counts_as_lost(tmp_path: Path) -> None:
     _, _, closed, lost = errors.split()
     assert closed == b"True"
     assert int(lost) == 30 - path.read_bytes().count(b"\n")
+
+
+# Under another runner
+
+ADOPTED = """
+import logging, sys
+from gateway import config
+from gateway.telemetry import log
+
+def handle(name):
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("theirs: %(message)s"))
+    logging.getLogger(name).addHandler(handler)
+
+{setup}
+handler = log.adopt(config.Log())
+logging.getLogger("gateway.x").info("ours", extra={{"event": "connection.opened"}})
+logging.getLogger("other").info("other")
+if handler is not None:
+    log.release(handler)
+    assert logging.getLogger("gateway").handlers == []
+"""
+
+
+def adopted(setup: str) -> list[str]:
+    """Return the lines that a process prints which has set up `logging` like this."""
+    program = ADOPTED.format(setup=setup)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE, check=True
+    )
+    assert ended.stderr == ""
+    return ended.stdout.splitlines()
+
+
+def test_without_a_set_up_the_gateway_s_own_lines_are_written_as_json() -> None:
+    (line,) = adopted("")
+    said = json.loads(line)
+    assert (said["logger"], said["event"], said["message"]) == ("gateway.x", "connection.opened", "ours")
+
+
+@pytest.mark.parametrize("name", ["''", "'gateway'"])
+def test_a_set_up_of_the_user_s_own_is_left_alone(name: str) -> None:
+    assert adopted(f"handle({name}); logging.getLogger({name}).setLevel('WARNING')") == []
+    lines = adopted(f"handle({name}); logging.getLogger({name}).setLevel('INFO')")
+    assert lines == ["theirs: ours", *(["theirs: other"] if name == "''" else [])]

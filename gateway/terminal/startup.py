@@ -1,0 +1,85 @@
+"""What a process does before anything else: it opens its standard descriptors, and listens to signals.
+
+`__main__` calls `begin` before it imports anything that takes time, and `cli` calls `settle` when it knows the command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_BY_SIGNAL: Final = 128
+"""Exit status of a process that a signal has ended, as shells have it, less the signal's number."""
+
+_asked: list[int] = []
+_begun: list[bool] = []
+
+
+def begin() -> None:
+    """Open closed standard descriptors on /dev/null, and note SIGTERM and SIGINT until `settle`. Called once.
+
+    The first process of a container (pid 1) would lose a signal that it has no handler for.
+    """
+    open_standard_descriptors()
+    _begun.append(True)
+    for number in _ENDING:
+        signal.signal(number, _note)
+
+
+def open_standard_descriptors() -> None:
+    """Open each of the descriptors 0, 1 and 2 that is closed on /dev/null. May be called again.
+
+    Otherwise the next file or socket would take its number, and get the log or a traceback. The streams of `sys` that
+    Python left out for this are made.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has the lowest free number, which is this one
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays open as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as above
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as above
+
+
+def settle(*, serves: bool) -> None:
+    """Handle signals as the command wants it, and act on one that has come since `begin`. Without `begin` do nothing.
+
+    A process that ``serves`` has nothing to drain yet: it ends with status 0, by SystemExit, until the server listens
+    to signals itself. Every other command ends as a process does by default, even as pid 1.
+    """
+    if not _begun:
+        return
+    _begun.clear()
+    for number in _ENDING:
+        signal.signal(number, _leave if serves else _default(number))
+    if _asked and serves:
+        raise SystemExit(0)
+    if _asked:
+        os.kill(os.getpid(), _asked[0])
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(_BY_SIGNAL + number)
+
+
+def _default(number: int) -> Callable[[int, FrameType | None], object] | signal.Handlers:
+    if number == signal.SIGINT:
+        return signal.default_int_handler
+    return _end if os.getpid() == 1 else signal.SIG_DFL
