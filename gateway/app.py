@@ -38,7 +38,7 @@ from gateway.methods.connection import ConnectionMethods
 from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
-from gateway.methods.rpc import RpcMethods
+from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router, Tracing
 from gateway.rpc.calls import Calls
@@ -108,10 +108,13 @@ class Gateway:
         self._delivery = Delivery(topics, self._regime.cork)
         self.events: Final = Events(topics, stream, self._delivery)
         self._presence = Presence(self.events)
-        self.nodes: Final = Nodes(self._presence.online, self._presence.offline)
+        self.nodes: Final = Nodes(
+            self._presence.online, self._presence.offline, max_bytes=config.limits.max_registration_bytes
+        )
         self.calls: Final = Calls()
         self.router: Final = _router(config, self.nodes, self.calls)
         self.dispatcher: Final = _dispatcher(config, status, self.calls, self.router)
+        self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
         own = GatewayMethods(config, status, connections, self.admission)
@@ -137,7 +140,7 @@ class Gateway:
 
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
-        yield RpcMethods(self.dispatcher, self.router, self.nodes)
+        yield RpcMethods(self.dispatcher, self.router, self.documents)
         yield ConnectionMethods(self._connections)
         yield NodeMethods(
             self.nodes,

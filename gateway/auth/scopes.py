@@ -7,6 +7,7 @@ stands for every scope. Whatever no scope allows is refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -86,6 +87,29 @@ NOBODY: Final = Principal("", "", ())
 
 ANONYMOUS: Final = Principal("anonymous", "operator", (EVERYTHING,))
 """The principal of every connection in mode none."""
+
+
+@lru_cache(64)
+def callable_by(scopes: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return what tells whether these scopes allow a call of the method of a node, given its name.
+
+    `Principal.allows` says the same, but would take long for very many names.
+    """
+    if any(covers(held, "call:>") for held in scopes):
+        return lambda name: True
+    held = [scope.removeprefix(ANY_CALL) for scope in scopes if scope.startswith(ANY_CALL)]
+    names = frozenset(held)
+    patterns = "|".join(_expression(pattern) for pattern in held if "*" in pattern or ">" in pattern)
+    if not patterns:
+        return names.__contains__
+    matched = re.compile(patterns).fullmatch
+    return lambda name: name in names or matched(name) is not None
+
+
+def _expression(pattern: str) -> str:
+    """Return the regular expression for a pattern: ``*`` is one part, a final ``>`` all that is left."""
+    parts = {"*": r"[^.]+", ">": ".+"}
+    return r"\.".join(parts.get(part) or re.escape(part) for part in pattern.split("."))
 
 
 def is_scope(text: str) -> bool:

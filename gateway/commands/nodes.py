@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from gateway.client import Client
 from gateway.terminal import remote
 from gateway.terminal.output import as_json, since, table
+
+_PAGE: Final = 200
 
 
 def add_to(commands: Any) -> None:
@@ -18,7 +20,7 @@ def add_to(commands: Any) -> None:
         help="list the nodes and what they serve",
         description="List the nodes: how long they have served, how many calls they have yet to answer, their methods.",
     )
-    remote.add_json(parser, "the array of node.list, with the methods' descriptions")
+    remote.add_json(parser, "an array, as node.list gives it page by page")
     parser.set_defaults(run=run)
 
 
@@ -26,7 +28,7 @@ def run(given: argparse.Namespace) -> int:
     """List the nodes; returns the exit status."""
 
     async def work(gateway: Client) -> None:
-        nodes = (await gateway.call("node.list"))["nodes"]
+        nodes = await all_nodes(gateway)
         if given.json:
             print(as_json(nodes, indent=2), flush=True)
             return
@@ -37,3 +39,14 @@ def run(given: argparse.Namespace) -> int:
         print(table(rows), flush=True)
 
     return remote.run(given, work)
+
+
+async def all_nodes(gateway: Client) -> list[dict[str, Any]]:
+    """Return all nodes, page by page, in the order of their names."""
+    found: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        page = await gateway.call("node.list", {"after": after, "limit": _PAGE})
+        found += page["nodes"]
+        after = page["next"]
+    return found

@@ -31,6 +31,7 @@ from gateway.config.types import (
     Port,
     Proxy,
     Rate,
+    RegistrationBytes,
     Seconds,
     SecondsOrZero,
     SocketPath,
@@ -101,8 +102,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `max_message_bytes` is inclusive. `max_in_flight` counts the requests of a connection, `max_node_in_flight` the
     calls that a node has not answered, `max_batch` the elements of one batch. `call_timeout` is the deadline of a
-    call, `max_call_timeout` the longest deadline that a caller may ask for. A connection is cut if its outbox stays
-    over `max_outbox_bytes` for `outbox_timeout`; 0: at once.
+    call, `max_call_timeout` the longest deadline that a caller may ask for. `max_registration_bytes` bounds what one
+    node says of its methods. A connection is cut if its outbox stays over `max_outbox_bytes` for `outbox_timeout`; 0:
+    at once.
 
     `rate` is the requests per second of one connection; 0: no limit. `burst` is how many may come at once; 0: as many
     as `rate` allows in a second, and at least one. `control_rate` is the pings, pongs and empty fragments per second of
@@ -117,6 +119,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_message_bytes: MessageBytes = 1_048_576
     max_in_flight: Count = 64
     max_node_in_flight: Count = 256
+    max_registration_bytes: RegistrationBytes = 262_144
     max_batch: Batch = 100
     call_timeout: Seconds = 30.0
     max_call_timeout: Seconds = 600.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from gateway import errors
-from gateway.auth.scopes import ANY_CALL
+from gateway.auth.scopes import ANY_CALL, callable_by
 from gateway.connections.connection import Connection
 from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
 from gateway.nodes.registry import MAX_METHODS, Node, Nodes, Served
@@ -17,6 +17,12 @@ from gateway.nodes.routing import Router
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, method
 from gateway.timestamps import rfc3339
+
+PAGE_METHODS: Final = 2000
+"""How many methods of nodes are looked at for one page of `node.list`. Those of the last node may be more."""
+
+PAGE_BYTES: Final = 256 * 1024
+"""How many bytes the names of methods in one page may have. Those of the last node may be more."""
 
 
 class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,8 +71,25 @@ class NodeMethod(msgspec.Struct, omit_defaults=True):
     params: Raw | UnsetType = UNSET
 
 
+class MethodName(msgspec.Struct):
+    """A method of a node, by its name alone."""
+
+    name: str
+
+
+class NodeEntry(msgspec.Struct, rename="camel"):
+    """One node in a list. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered."""
+
+    name: str
+    conn_id: str
+    remote: str
+    since: str
+    in_flight: int
+    methods: list[MethodName]
+
+
 class NodeInfo(msgspec.Struct, rename="camel"):
-    """One node. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered."""
+    """One node, with what it says of its methods. The other members are those of a list."""
 
     name: str
     conn_id: str
@@ -76,10 +99,18 @@ class NodeInfo(msgspec.Struct, rename="camel"):
     methods: list[NodeMethod]
 
 
-class NodeList(msgspec.Struct):
-    """All nodes, in the order of their names."""
+class NodeListParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``after`` is the ``next`` of the previous page."""
 
-    nodes: list[NodeInfo]
+    limit: Annotated[int, Meta(ge=1, le=200)] = 100
+    after: str = ""
+
+
+class NodePage(msgspec.Struct):
+    """One page of nodes, in the order of their names. ``next`` is null on the last page."""
+
+    nodes: list[NodeEntry]
+    next: str | None
 
 
 class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -156,17 +187,36 @@ class NodeMethods:
         return _registration(peer, None if node is None else node.name)
 
     @method("node.list", scope=ANY_CALL)
-    def list(self, peer: Connection) -> NodeList:
-        """List the nodes, with the methods that they serve."""
-        return NodeList([_info(node) for node in self._nodes.all()])
+    def list(self, peer: Connection, params: NodeListParams) -> NodePage:
+        """List the nodes that serve a method which the caller may call, and of each only such methods.
+
+        They come a page at a time. A page may have fewer nodes than `limit`, even none: `next` alone says whether there
+        are more. `node.get` tells what a node says of its methods.
+        """
+        may = callable_by(peer.principal.scopes)
+        found: list[NodeEntry] = []
+        seen = octets = 0
+        last = ""
+        for node in self._nodes.after(params.after):
+            if len(found) == params.limit or seen >= PAGE_METHODS or octets >= PAGE_BYTES:
+                return NodePage(found, last)
+            seen += len(node.methods)
+            last = node.name
+            served = [served for served in node.methods.values() if may(served.name)]
+            if served:
+                octets += sum(len(entry.encoded) for entry in served)
+                found.append(NodeEntry(*_fields(node), [MethodName(entry.name) for entry in served]))
+        return NodePage(found, None)
 
     @method("node.get", scope=ANY_CALL)
     def get(self, peer: Connection, params: NodeParams) -> NodeInfo:
-        """Return one node."""
+        """Return one node, with what it says of those of its methods that the caller may call."""
         node = self._nodes.named(params.name)
-        if node is None:
+        may = callable_by(peer.principal.scopes)
+        methods = [] if node is None else [_described(served) for served in node.methods.values() if may(served.name)]
+        if node is None or not methods:
             raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
-        return _info(node)
+        return NodeInfo(*_fields(node), methods)
 
     @method("node.call", scope=AUTHENTICATED, forwards=True)
     def call(self, peer: Connection, params: CallParams) -> Any:
@@ -186,10 +236,11 @@ def _registration(peer: Connection, name: str | None) -> Registration:
     return Registration(name, [] if peer.node is None else list(peer.node.methods))
 
 
-def _info(node: Node) -> NodeInfo:
+def _described(served: Served) -> NodeMethod:
+    return NodeMethod(served.name, served.summary, Raw(served.params) if served.params else UNSET)
+
+
+def _fields(node: Node) -> tuple[str, str, str, str, int]:
+    """Return what is told of a node beside its methods, in the order of `NodeEntry` and `NodeInfo`."""
     peer = node.peer
-    methods = [
-        NodeMethod(served.name, served.summary, Raw(served.params) if served.params else UNSET)
-        for served in node.methods.values()
-    ]
-    return NodeInfo(node.name, peer.conn_id, peer.remote, rfc3339(node.since), node.in_flight, methods)
+    return node.name, peer.conn_id, peer.remote, rfc3339(node.since), node.in_flight

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
+from gateway import errors
+from gateway.auth.scopes import Principal, callable_by
 from gateway.connections.connection import Connection
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.jsonrpc import encode
-from gateway.rpc.method import AUTHENTICATED, method
-from gateway.rpc.openrpc import document
+from gateway.rpc.method import AUTHENTICATED, Refusal, method
+from gateway.rpc.openrpc import described, document
 
-DOCUMENTS: Final = 64
-"""How many encoded OpenRPC documents are remembered."""
+DOCUMENTS_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes of encoded OpenRPC documents are remembered."""
+
+SLICE: Final = 500
+"""How many methods of nodes are looked at in one event-loop iteration."""
+
+ENTRY_BYTES: Final = 100
+"""Fewer bytes than any method has in a document."""
 
 
 class CancelParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,14 +42,109 @@ class ProgressParams(msgspec.Struct, forbid_unknown_fields=True):
     value: Raw
 
 
+class Documents:
+    """The OpenRPC documents of what connections may call: one for each set of scopes, until other methods are served.
+
+    There may be very many methods of nodes, so a document is made in slices, and one document at a time. What nodes say
+    of their methods has at most ``max_bytes`` in a document. If it has more, the methods are named only; if that is
+    still too much, there is no document.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, nodes: Nodes, max_bytes: int) -> None:
+        self._dispatcher = dispatcher
+        self._nodes = nodes
+        self._max_bytes = max_bytes
+        self._turn = asyncio.Lock()
+        self._version = -1
+        self._made: dict[tuple[str, ...], Raw] = {}
+        self._octets = 0
+
+    @property
+    def octets(self) -> int:
+        """How many bytes of documents are remembered."""
+        return self._octets
+
+    async def of(self, peer: Connection) -> Raw:
+        """Return the document of what this connection may call. Raises Refusal if it would be too large."""
+        found = self._remembered(peer.principal)
+        if found is not None:
+            return found
+        async with self._turn:
+            principal = peer.principal
+            found = self._remembered(principal)
+            if found is not None:
+                return found
+            version = self._nodes.version
+            whole = document(self._dispatcher.permitted(peer))
+            whole["methods"] += await self._served(principal)
+            found = Raw(encode(whole))
+            if version == self._nodes.version:
+                self._remember(principal, found)
+            return found
+
+    def _remembered(self, principal: Principal) -> Raw | None:
+        if self._version != self._nodes.version:
+            self._version = self._nodes.version
+            self._made.clear()
+            self._octets = 0
+        return self._made.get(principal.scopes)
+
+    def _remember(self, principal: Principal, found: Raw) -> None:
+        self._made[principal.scopes] = found
+        self._octets += len(found)
+        while self._octets > DOCUMENTS_BYTES:
+            self._octets -= len(self._made.pop(next(iter(self._made))))
+
+    async def _served(self, principal: Principal) -> list[Raw]:
+        """Return the method objects, in JSON, of the nodes' methods that a principal may call."""
+        may = callable_by(principal.scopes)
+        names: list[str] = []
+        async for part in _slices(self._nodes.methods()):
+            names += filter(may, part)
+            if len(names) * ENTRY_BYTES > self._max_bytes:
+                raise _too_large()
+        names.sort()
+        found = await self._described(names, brief=False)
+        if found is None:
+            found = await self._described(names, brief=True)
+        if found is None:
+            raise _too_large()
+        return found
+
+    async def _described(self, names: Sequence[str], brief: bool) -> list[Raw] | None:
+        """Return the method objects of these methods, without those that are gone; None if they are too large."""
+        found: list[Raw] = []
+        octets = 0
+        async for part in _slices(names):
+            for name in part:
+                served = self._nodes.described(name)
+                if served is not None:
+                    found.append(Raw(encode(described(served, brief))))
+                    octets += len(found[-1])
+                if octets > self._max_bytes:
+                    return None
+        return found
+
+
+def _too_large() -> Refusal:
+    return Refusal(errors.TOO_LARGE, "there are too many methods for one document; see node.list and node.get")
+
+
+async def _slices(names: Sequence[str]) -> AsyncIterator[Sequence[str]]:
+    """Yield the names bit by bit, one bit in an event-loop iteration."""
+    for start in range(0, len(names), SLICE):
+        if start:
+            await asyncio.sleep(0)
+        yield names[start : start + SLICE]
+
+
 class RpcMethods:
     """The methods of `rpc.*`."""
 
-    def __init__(self, dispatcher: Dispatcher, router: Router, nodes: Nodes) -> None:
+    def __init__(self, dispatcher: Dispatcher, router: Router, documents: Documents) -> None:
         self._dispatcher = dispatcher
         self._router = router
-        self._nodes = nodes
-        self._documents: dict[tuple[int, tuple[str, ...]], Raw] = {}
+        self._documents = documents
 
     @method("rpc.cancel", scope=AUTHENTICATED, while_draining=True)
     def cancel(self, peer: Connection, params: CancelParams) -> bool:
@@ -59,16 +164,9 @@ class RpcMethods:
         return self._router.progress(peer, bytes(params.id), bytes(params.value))
 
     @method("rpc.discover", scope=AUTHENTICATED, while_draining=True)
-    def discover(self, peer: Connection) -> Raw:
-        """Return an OpenRPC 1.3 document of all methods that this connection may call."""
-        permitted = list(self._dispatcher.permitted(peer))
-        served = [entry for name, entry in self._nodes.served().items() if peer.principal.allows(f"call:{name}")]
-        names = (*(entry.name for entry in permitted), *(entry.name for entry in served))
-        key = self._nodes.version, names
-        encoded = self._documents.get(key)
-        if encoded is None:
-            # Remembered, because a document takes a millisecond, and there is only one for each set of scopes.
-            if len(self._documents) >= DOCUMENTS:
-                self._documents.clear()
-            encoded = self._documents[key] = Raw(encode(document(permitted, served)))
-        return encoded
+    async def discover(self, peer: Connection) -> Raw:
+        """Return an OpenRPC 1.3 document of all methods that this connection may call.
+
+        If nodes say very much of their methods, the document has only the names of these. `node.get` has the rest.
+        """
+        return await self._documents.of(peer)

@@ -7,17 +7,27 @@ one does not touch the new registration.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 import msgspec
 
+from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
+from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Callee
+from gateway.rpc.method import Refusal
 
 MAX_METHODS: Final = 1000
 """The most methods that one node may serve."""
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""The most bytes that all registrations may have together, `METHOD_BYTES` for each method included."""
+
+METHOD_BYTES: Final = 256
+"""What a method counts among all registrations beside its text: a short name costs memory, too."""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -32,6 +42,11 @@ class Served(msgspec.Struct, frozen=True):
     scope: str
     summary: str
     params: bytes
+
+    @property
+    def octets(self) -> int:
+        """How many bytes name, summary and params have as JSON."""
+        return len(self.encoded) + len(jsonrpc.encode(self.summary)) + len(self.params)
 
 
 class NodePeer(Callee, Protocol):
@@ -54,12 +69,12 @@ class NodePeer(Callee, Protocol):
 
 
 class Node:
-    """One registered node. ``since`` is in seconds since the epoch.
+    """One registered node. ``since`` is in seconds since the epoch. ``octets`` is the sum over its ``methods``.
 
     ``context`` is true if the node wants to be told with each call who the caller is and how much time is left.
     """
 
-    __slots__ = ("context", "methods", "name", "peer", "since")
+    __slots__ = ("context", "methods", "name", "octets", "peer", "since")
 
     def __init__(self, name: str, peer: NodePeer, since: float) -> None:
         self.name = name
@@ -67,6 +82,12 @@ class Node:
         self.since = since
         self.context = False
         self.methods: dict[str, Served] = {}
+        self.octets = 0
+
+    @property
+    def cost(self) -> int:
+        """What it counts among all registrations, in bytes."""
+        return self.octets + METHOD_BYTES * len(self.methods)
 
     @property
     def in_flight(self) -> int:
@@ -79,7 +100,8 @@ class Nodes:
 
     ``online`` is called after a node has registered methods, or has taken some of them back: with the node, and with
     the one that it has replaced, or None. ``offline`` is called after a node is gone. ``wall`` returns seconds since
-    the epoch. ``version`` grows with each change of what is served.
+    the epoch. ``version`` grows with each change of what is served. ``max_bytes`` bounds the ``octets`` of one node;
+    ``cost`` is that of all nodes, which `MAX_BYTES` bounds.
     """
 
     def __init__(
@@ -87,13 +109,18 @@ class Nodes:
         online: Callable[[Node, Node | None], None],
         offline: Callable[[Node], None],
         wall: Callable[[], float] = time.time,
+        *,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._online = online
         self._offline = offline
         self._wall = wall
+        self._max_bytes = max_bytes
         self._by_name: dict[str, Node] = {}
+        self._names: list[str] = []  # sorted
         self._by_method: dict[str, list[Node]] = {}
         self.version = 0
+        self.cost = 0
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -102,9 +129,10 @@ class Nodes:
         """Return the node of this name, or None."""
         return self._by_name.get(name)
 
-    def all(self) -> Iterable[Node]:
-        """Return all nodes, in the order of their names."""
-        return [node for _, node in sorted(self._by_name.items())]
+    def after(self, name: str) -> Iterator[Node]:
+        """Yield the nodes whose names come after this text, in the order of their names."""
+        for number in range(bisect_right(self._names, name), len(self._names)):
+            yield self._by_name[self._names[number]]
 
     def serving(self, method: str) -> Node | None:
         """Return a node with this method, or None.
@@ -121,31 +149,64 @@ class Nodes:
         nodes.append(node)
         return node
 
-    def served(self) -> dict[str, Served]:
-        """Return every method that is served, by name. If several nodes serve it, one of them has described it."""
-        return {name: nodes[0].methods[name] for name, nodes in sorted(self._by_method.items())}
+    def methods(self) -> list[str]:
+        """Return the names of all methods that are served, in no order."""
+        return list(self._by_method)
+
+    def described(self, method: str) -> Served | None:
+        """Return what one of its nodes says of a method, or None if no node serves it."""
+        nodes = self._by_method.get(method)
+        return None if nodes is None else nodes[0].methods[method]
 
     def register(self, peer: NodePeer, name: str, methods: Iterable[Served], context: bool) -> Node | None:
         """Add methods to a connection's registration, which begins if there is none yet.
 
         Returns the node of the same name that it has replaced, or None. The caller sees to it that a connection which
-        is a node already keeps its name.
+        is a node already keeps its name. Raises Refusal if there is no room for the registration. Then nothing has
+        changed.
         """
         node, replaced = peer.node, None
+        entries = {served.name: served for served in methods}
         if node is None:
             replaced = self._by_name.get(name)
-            if replaced is not None:
+            node = Node(name, peer, self._wall())
+        self._check(node, entries, 0 if replaced is None else replaced.cost)
+        if peer.node is None:
+            if replaced is None:
+                insort(self._names, name)
+            else:
                 self._withdraw(replaced, list(replaced.methods))
                 replaced.peer.node = None
-            node = peer.node = self._by_name[name] = Node(name, peer, self._wall())
+            peer.node = self._by_name[name] = node
         node.context = context
-        for served in methods:
-            if served.name not in node.methods:
-                self._by_method.setdefault(served.name, []).append(node)
-            node.methods[served.name] = served
+        self._add(node, entries)
         self.version += 1
         self._online(node, replaced)
         return replaced
+
+    def _check(self, node: Node, entries: dict[str, Served], freed: int) -> None:
+        """Raise Refusal if a node has no room for these methods, after so many bytes of another have been freed."""
+        known = node.methods
+        more = sum(served.octets - (known[name].octets if name in known else 0) for name, served in entries.items())
+        if more > 0 and node.octets + more > self._max_bytes:
+            detail = f"a registration of more than {self._max_bytes} bytes; see limits.max_registration_bytes"
+            raise Refusal(errors.TOO_LARGE, detail)
+        more += METHOD_BYTES * len(entries.keys() - known.keys()) - freed
+        if more > 0 and self.cost + more > MAX_BYTES:
+            detail = f"the registrations of all nodes have {MAX_BYTES} bytes"
+            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_FULL_MS)
+
+    def _add(self, node: Node, entries: dict[str, Served]) -> None:
+        before = node.cost
+        for name, served in entries.items():
+            known = node.methods.get(name)
+            if known is None:
+                self._by_method.setdefault(name, []).append(node)
+            else:
+                node.octets -= known.octets
+            node.octets += served.octets
+            node.methods[name] = served
+        self.cost += node.cost - before
 
     def unregister(self, peer: NodePeer, methods: Iterable[str] | None = None) -> None:
         """Take methods out of a connection's registration, all of them by default. It ends with the last one.
@@ -158,20 +219,23 @@ class Nodes:
         if node.methods:
             self._online(node, None)
             return
-        del self._by_name[node.name]
+        del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
         peer.node = None
         self._offline(node)
 
     def _withdraw(self, node: Node, methods: Iterable[str]) -> bool:
         """Take these methods from a node. Returns whether it had any of them."""
-        before = len(node.methods)
+        before, cost = len(node.methods), node.cost
         for name in methods:
-            if node.methods.pop(name, None) is None:
+            served = node.methods.pop(name, None)
+            if served is None:
                 continue
+            node.octets -= served.octets
             nodes = self._by_method[name]
             nodes.remove(node)
             if not nodes:
                 del self._by_method[name]
+        self.cost += node.cost - cost
         self.version += 1
         return len(node.methods) < before
 

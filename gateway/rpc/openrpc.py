@@ -47,7 +47,7 @@ def document(methods: Iterable[Method], served: Iterable[Described] = ()) -> dic
     return {
         "openrpc": VERSION,
         "info": _INFO,
-        "methods": [*(_method(entry, known, components) for entry in entries), *map(_served, served)],
+        "methods": [*(_method(entry, known, components) for entry in entries), *map(described, served)],
         "components": {"schemas": components},
     }
 
@@ -73,19 +73,22 @@ def _method(entry: Method, known: dict[int, dict[str, Any]], components: dict[st
     return described
 
 
-def _served(entry: Described) -> dict[str, Any]:
-    """Describe a node's method. Its parameters are in the node's own words, which by custom are a JSON Schema."""
-    described: dict[str, Any] = {
+def described(entry: Described, brief: bool = False) -> dict[str, Any]:
+    """Return the method object of a node's method. If it is ``brief``, what the node says of the method is left out.
+
+    Its parameters are in the node's own words, which by custom are a JSON Schema.
+    """
+    told: dict[str, Any] = {
         "name": entry.name,
-        "summary": entry.summary,
+        "summary": "" if brief else entry.summary,
         "paramStructure": "either",
         "params": [],
         "result": {"name": "result", "schema": {}},
         "x-scope": f"call:{entry.name}",
     }
-    if entry.params:
-        described["x-params"] = Raw(entry.params)
-    return described
+    if entry.params and not brief:
+        told["x-params"] = Raw(entry.params)
+    return told
 
 
 def _params(entry: Method, known: dict[int, dict[str, Any]], components: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from gateway.auth.scopes import (
     EVERYTHING,
     ROLE_SCOPES,
     Principal,
+    callable_by,
     covers,
     is_scope,
 )
@@ -345,3 +346,40 @@ def test_the_gateways_topics_are_no_others() -> None:
     """What only looks like them is a topic like any other."""
     somebody = Principal("somebody", "ui", ("subscribe:>", "publish:>"))
     assert all(map(somebody.allows, ("subscribe:gateways.a", "subscribe:a.gateway.b", "publish:my.event.a")))
+
+
+@pytest.mark.parametrize(
+    "scopes",
+    [
+        (),
+        ("*",),
+        ("admin", "serve:>", "subscribe:a.b"),
+        ("call:>",),
+        ("call:a.b", "call:c"),
+        ("call:a.*",),
+        ("call:*",),
+        ("call:*.b", "call:*.*.c"),
+        ("call:a.>", "admin"),
+        ("call:*.b.>", "call:x+y.*", "call:a", "serve:c"),
+    ],
+)
+def test_what_tells_many_names_apart_says_the_same_as_a_principal(scopes: tuple[str, ...]) -> None:
+    may = callable_by(scopes)
+    principal = Principal("page", "ui", scopes)
+    for name in (
+        "a",
+        "b",
+        "c",
+        "a.b",
+        "a.c",
+        "a.b.c",
+        "a.x.c",
+        "x.b",
+        "x.b.c",
+        "x.b.c.d",
+        "x+y.z",
+        "xxy.z",
+        "ab",
+        "a.bc",
+    ):
+        assert may(name) is principal.allows(f"call:{name}"), name

@@ -2,9 +2,12 @@
 
 import json
 import re
+from typing import Any, cast
 
 import pytest
 
+from gateway.client import Client
+from gateway.commands.nodes import all_nodes
 from tests.support.command import Ended
 from tests.support.process import StartGateway
 from tests.support.remote import misused, run, serving
@@ -23,6 +26,24 @@ async def test_nodes(gateway: StartGateway) -> None:
     assert re.fullmatch(r"küche +\ds +0 +127\.0\.0\.1:\d+ +who", second)
     assert [node["name"] for node in listed] == ["kitchen-pi", "küche"]
     assert [method["name"] for method in listed[0]["methods"]] == ["disk.free", "who"]
+
+
+class Paging:
+    """A gateway's answers to `node.list`, two pages of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    async def call(self, method: str, params: Any) -> Any:
+        """Answer with the page that is asked for."""
+        self.asked.append((method, params["after"]))
+        return {"nodes": [{"name": f"after {params['after']}"}], "next": "a" if params["after"] == "" else None}
+
+
+async def test_all_pages_are_listed() -> None:
+    gateway = Paging()
+    assert [node["name"] for node in await all_nodes(cast(Client, gateway))] == ["after ", "after a"]
+    assert gateway.asked == [("node.list", ""), ("node.list", "a")]
 
 
 @pytest.mark.parametrize("arguments", [["extra"], ["--history"], ["--url"]])

@@ -177,7 +177,7 @@ async def test_whoever_closes_first_presence_is_right_after_many_takeovers(watch
     await request(watcher.peer, "node.list")
     while "result" not in (reply := await watcher.peer.recv_json()):
         pass
-    assert reply["result"] == {"nodes": []}
+    assert reply["result"] == {"nodes": [], "next": None}
 
 
 async def test_who_is_there_is_told_that_the_gateway_drains(watcher: Watcher) -> None:

@@ -33,7 +33,7 @@ DEEP: Final = 500
 
 ENVELOPE: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 ECHOES: Final = frozenset({"gateway.ping", "fuzz.later"})
-SLOW: Final = frozenset({"fuzz.later"})
+SLOW: Final = frozenset({"fuzz.later", "rpc.discover"})
 """Those that are tasks: their ids stay in flight for a while."""
 
 _NULL: Final = "null"

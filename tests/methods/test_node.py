@@ -10,15 +10,16 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
 from gateway.auth.scopes import Principal
+from gateway.methods.node import PAGE_BYTES, PAGE_METHODS
 from gateway.names import MAX_NAME
-from gateway.nodes.registry import MAX_METHODS
+from gateway.nodes.registry import MAX_METHODS, Served
 from tests.support import sample_methods
 from tests.support.credentials import OP, Holder, TokensFile, entered
 from tests.support.meta_schema import params_problems, result_problems
 from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
-from tests.support.rpc import Caller, accepted, connect, refused, request, serve
+from tests.support.rpc import Caller, NodeListing, accepted, connect, refused, request, serve
 
 SNAP = {"name": "camera.snap"}
 NAME = f"name: must be a text of 1 to {MAX_NAME} printable characters"
@@ -65,7 +66,7 @@ async def test_names_that_a_method_may_have(node: Caller, name: str) -> None:
 async def test_names_that_no_node_can_have(node: Caller, name: str | None) -> None:
     params: dict[str, Any] = {"methods": [SNAP]} if name is None else {"methods": [SNAP], "name": name}
     assert await node.ask(request("node.register", params)) == refused(-32602, NAME)
-    assert await node.result("node.list") == {"nodes": []}
+    assert await node.result("node.list") == {"nodes": [], "next": None}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ async def test_names_that_no_node_can_have(node: Caller, name: str | None) -> No
 async def test_names_that_no_method_can_have(node: Caller, name: str) -> None:
     reply = await node.ask(request("node.register", {"name": "pi", "methods": methods("good", name)}))
     assert reply == refused(-32602, f"methods[1].name: {PARTS}")
-    assert await node.result("node.list") == {"nodes": []}, "none of them, or all"
+    assert await node.result("node.list") == {"nodes": [], "next": None}, "none of them, or all"
 
 
 @pytest.mark.parametrize("name", ["gateway.ping", "gateway.x", "rpc.x", "connection.x", "node.x", "event.x.y"])
@@ -86,7 +87,7 @@ async def test_the_gateways_names_are_not_to_be_had(node: Caller, name: str) -> 
 async def test_a_method_that_the_gateway_serves_itself_is_taken(node: Caller) -> None:
     reply = await node.ask(request("node.register", {"name": "pi", "methods": methods("camera.snap", "echo")}))
     assert reply == refused(-32007, "the gateway serves echo itself")
-    assert await node.result("node.list") == {"nodes": []}
+    assert await node.result("node.list") == {"nodes": [], "next": None}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ async def test_what_is_left_is_returned(node: Caller) -> None:
     assert await node.result("node.unregister", {"methods": ["b", "never"]}) == {"name": "pi", "methods": ["a", "c"]}
     assert await node.result("node.unregister", {"methods": []}) == {"name": "pi", "methods": ["a", "c"]}
     assert await node.result("node.unregister", {"methods": ["c", "a"]}) == {"name": "pi", "methods": []}
-    assert await node.result("node.list") == {"nodes": []}
+    assert await node.result("node.list") == {"nodes": [], "next": None}
     await register(node, "a", "b")
     assert await node.result("node.unregister") == {"name": "pi", "methods": []}
     assert await node.result("node.unregister") == {"name": None, "methods": []}
@@ -195,7 +196,7 @@ async def test_what_a_new_credential_does_not_allow_is_served_no_more(node: Call
     assert (await node.result("node.get", {"name": "pi"}))["methods"] == [{"name": "lamp.on"}]
     node.connection.principal = Principal("pi", "node", ("call:>",))
     node.app[GATEWAY].rescoped(node.connection)
-    assert await node.result("node.list") == {"nodes": []}
+    assert await node.result("node.list") == {"nodes": [], "next": None}
     node.app[GATEWAY].rescoped(node.connection)
 
 
@@ -217,9 +218,11 @@ async def test_nodes_are_listed_with_what_they_serve_and_do(node: Caller) -> Non
         "connId": node.conn_id,
         "remote": node.connection.remote,
         "inFlight": 3,
-        "methods": [described, {"name": "off"}],
+        "methods": [SNAP, {"name": "off"}],
     }
-    assert (await caller.result("node.get", {"name": "pi"})).items() >= found.items()
+    whole = await caller.result("node.get", {"name": "pi"})
+    assert whole.pop("since").endswith("Z")
+    assert whole == found | {"methods": [described, {"name": "off"}]}
     whole = await caller.result("rpc.discover")
     for method, arguments in (("node.list", {}), ("node.get", {"name": "pi"})):
         assert params_problems(whole, method, arguments) == []
@@ -238,12 +241,84 @@ async def test_a_node_that_is_not_there(node: Caller) -> None:
     [(("call:a",), True), (("call:>",), True), (("admin",), False), (("serve:>",), False), ((), False)],
 )
 async def test_who_may_call_anything_may_see_the_nodes(node: Caller, scopes: tuple[str, ...], may: bool) -> None:
-    await register(node, "camera.snap")
+    await register(node, "a")
     caller = await connect(node.client)
     caller.connection.principal = Principal("page", "ui", scopes)
     for method, params in (("node.list", None), ("node.get", {"name": "pi"})):
         reply = await caller.ask(request(method, params))
         assert ("result" in json.loads(reply)) if may else (reply == refused(-32003, "call:")), method
+
+
+async def test_a_caller_sees_only_what_it_may_call(node: Caller) -> None:
+    await register(node, "camera.snap", "lamp.on", "lamp.off")
+    await register(await connect(node.client), "camera.snap", name="attic")
+    caller = await connect(node.client)
+    caller.connection.principal = Principal("page", "ui", ("call:lamp.on", "call:lamp.o*"))
+    page = await caller.result("node.list")
+    assert [(one["name"], one["methods"]) for one in page["nodes"]] == [("pi", [{"name": "lamp.on"}])]
+    assert (await caller.result("node.get", {"name": "pi"}))["methods"] == [{"name": "lamp.on"}]
+    assert await caller.ask(request("node.get", {"name": "attic"})) == refused(-32004, "no node 'attic'")
+    caller.connection.principal = Principal("page", "ui", ("call:door.*",))
+    assert await caller.result("node.list") == {"nodes": [], "next": None}
+    assert await caller.ask(request("node.get", {"name": "pi"})) == refused(-32004, "no node 'pi'")
+
+
+async def pages(caller: Caller, **params: object) -> list[list[str]]:
+    """The names of all nodes, page by page."""
+    found: list[list[str]] = []
+    after: str | None = ""
+    while after is not None:
+        page = await caller.result("node.list", {"after": after, **params})
+        found.append([one["name"] for one in page["nodes"]])
+        after = page["next"]
+    return found
+
+
+async def test_nodes_come_in_pages(node: Caller) -> None:
+    names = [f"n{number:03}" for number in range(230)]
+    nodes = node.app[GATEWAY].nodes
+    for name in reversed(names):
+        nodes.register(NodeListing(), name, [Served("a", b'"a"', "call:a", "", b"")], False)
+    assert await pages(node) == [names[:100], names[100:200], names[200:]]
+    assert await pages(node, limit=200) == [names[:200], names[200:]]
+    assert await pages(node, limit=115) == [names[:115], names[115:]]
+    for limit in (0, 201):
+        assert (await node.call("node.list", {"limit": limit}))["error"]["code"] == -32602
+
+
+async def test_a_page_of_nodes_is_bounded_by_what_there_is_to_look_at_and_to_tell(node: Caller) -> None:
+    """Nodes with very many methods, or very long names of them, do not all come in one page; a node is never cut."""
+    nodes = node.app[GATEWAY].nodes
+    names = [f"n{number:03}" for number in range(40)]
+    for number, name in enumerate(names):
+        many = [f"m{number}.{n}" for n in range(1000)] if number < 20 else [f"{n:0200}" for n in range(1000)]
+        served = [Served(one, b'"%b"' % one.encode(), f"call:{one}", "", b"") for one in many]
+        nodes.register(NodeListing(), name, served, False)
+    found = await pages(node, limit=200)
+    assert [name for page in found for name in page] == names
+    assert max(map(len, found[:5])) == PAGE_METHODS // 1000
+    assert max(map(len, found[5:])) == -(-PAGE_BYTES // 202_000)
+    caller = await connect(node.client)
+    caller.connection.principal = Principal("page", "ui", ("call:m19.7",))
+    found = await pages(caller)
+    assert [name for page in found for name in page] == ["n019"]
+    assert len(found) == 40_000 // PAGE_METHODS, "a page without a node is not the last one"
+
+
+async def test_a_registration_has_a_bound_in_bytes(aiohttp_client: AiohttpClient) -> None:
+    node = await serve(aiohttp_client, limits={"max_registration_bytes": 1000})
+    described = SNAP | {"summary": "Take a picture.", "params": {"a": 1}}
+    await node.result("node.register", {"name": "pi", "methods": [described]})
+    before = await node.result("node.get", {"name": "pi"})
+    for more in (
+        {"name": "off", "params": {"a": "x" * 1000}},
+        {"name": "off", "summary": "\u0001" * 200},
+        SNAP | {"params": ["x" * 1000]},
+    ):
+        reply = await node.call("node.register", {"name": "pi", "methods": [{"name": "new"}, more]})
+        assert (reply["error"]["code"], reply["error"]["data"]["temporary"]) == (-32009, False)
+        assert await node.result("node.get", {"name": "pi"}) == before
+    await node.result("node.register", {"name": "pi", "methods": [{"name": "off", "params": ["x" * 900]}]})
 
 
 # node.call

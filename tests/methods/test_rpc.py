@@ -8,12 +8,12 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
 from gateway.auth.scopes import ANONYMOUS, Principal
-from gateway.methods.rpc import DOCUMENTS
+from gateway.nodes.registry import Served
 from gateway.rpc.method import CALL, method
 from tests.support import sample_methods
 from tests.support.meta_schema import document_problems, params_problems, result_problems
 from tests.support.patience import WAIT
-from tests.support.rpc import Caller, accepted, connect, notification, refused, request, serve
+from tests.support.rpc import Caller, NodeListing, accepted, connect, notification, refused, request, serve
 
 OWN = [
     "connection.close",
@@ -124,12 +124,74 @@ async def test_discover_follows_what_nodes_serve(caller: Caller) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_documents_are_not_kept_for_ever(caller: Caller) -> None:
-    """Whoever has scopes of its own has a document of its own."""
-    for number in range(DOCUMENTS + 2):
-        name = f"m{number}"
-        await caller.result("node.register", {"name": "pi", "methods": [{"name": name}]})
-        assert name in await discovered(caller)
+def populate(caller: Caller, count: int, params: bytes, each: int = 1) -> None:
+    """Register nodes with so many methods each; what a node says of a method is `params`."""
+    nodes = caller.app[GATEWAY].nodes
+    for number in range(count):
+        names = [f"n{number}.m{method}" for method in range(each)]
+        served = [Served(name, b'"%b"' % name.encode(), f"call:{name}", "Do it.", params) for name in names]
+        nodes.register(NodeListing(), f"n{number}", served, False)
+
+
+def scoped(caller: Caller, *scopes: str) -> None:
+    caller.connection.principal = Principal("page", "ui", scopes)
+
+
+async def test_documents_are_remembered_up_to_a_bound_in_bytes(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set of scopes has a document of its own."""
+    documents = caller.app[GATEWAY].documents
+    one = len(json.dumps(await caller.result("rpc.discover")))
+    monkeypatch.setattr("gateway.methods.rpc.DOCUMENTS_BYTES", 5 * one)
+    for number in range(20):
+        scoped(caller, "*", f"call:n{number}")
+        first, second = await caller.result("rpc.discover"), await caller.result("rpc.discover")
+        assert first == second
+        assert 0 < documents.octets <= 5 * one
+
+
+async def test_documents_of_what_was_served_before_are_gone(caller: Caller) -> None:
+    documents = caller.app[GATEWAY].documents
+    node = await connect(caller.client)
+    seen = set()
+    for _ in range(20):
+        for action in ("node.register", "node.unregister"):
+            params = {"name": "pi", "methods": [{"name": "a"}]} if action == "node.register" else {}
+            await node.result(action, params)
+            assert ("a" in await discovered(caller)) is (action == "node.register")
+            seen.add(documents.octets)
+    assert len(seen) == 2, "there is one document at a time"
+
+
+async def test_a_document_names_only_the_methods_of_which_nodes_say_too_much(caller: Caller) -> None:
+    """A reader of 2 MB/s was cut while 24 MB of schemas were on the way."""
+    populate(caller, 100, b'"' + b"x" * 240_000 + b'"')
+    whole = await caller.result("rpc.discover")
+    assert document_problems(whole) == []
+    named = {entry["name"]: entry for entry in whole["methods"] if entry["name"].startswith("n")}
+    assert len([name for name in named if name.endswith(".m0")]) == 100
+    assert all("x-params" not in entry and not entry["summary"] for name, entry in named.items() if ".m" in name)
+    scoped(caller, "call:n7.m0")
+    (entry,) = [one for one in (await caller.result("rpc.discover"))["methods"] if one["name"].endswith(".m0")]
+    assert (entry["name"], entry["summary"], len(entry["x-params"])) == ("n7.m0", "Do it.", 240_000)
+
+
+async def test_a_document_that_would_be_too_large_is_refused_and_others_have_theirs(caller: Caller) -> None:
+    populate(caller, 50, b"", each=1000)
+    reply = await caller.call("rpc.discover")
+    assert (reply["error"]["code"], reply["error"]["data"]["temporary"]) == (-32009, False)
+    scoped(caller, "call:n7.m7")
+    assert "n7.m7" in await discovered(caller)
+
+
+async def test_a_document_is_made_in_slices(caller: Caller) -> None:
+    populate(caller, 5, b"{}", each=1000)
+    replies = await caller.answers(f"{request('rpc.discover', id='whole')}")
+    await caller.send(request("rpc.discover", id="again"))
+    assert replies == [], "a ping behind it is answered before it"
+    first, second = json.loads(await caller.receive()), json.loads(await caller.receive())
+    assert {first["id"], second["id"]} == {"whole", "again"}
+    assert first["result"] == second["result"]
+    assert len(first["result"]["methods"]) > 5000
 
 
 # Progress

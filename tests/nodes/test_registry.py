@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from gateway.auth.scopes import ANONYMOUS
-from gateway.nodes.registry import Node, Nodes, Served
+from gateway.nodes.registry import MAX_BYTES, METHOD_BYTES, Node, Nodes, Served
+from gateway.rpc.method import Refusal
 from tests.support.rpc import Listing
 from tests.support.serving import Unanswered
 
@@ -31,10 +32,10 @@ class Peer(Listing):
 class Registry(Nodes):
     """A registry that keeps what it tells, with a clock of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.told: list[str] = []
         self.now = 1000.0
-        super().__init__(self._went_online, self._went_offline, lambda: self.now)
+        super().__init__(self._went_online, self._went_offline, lambda: self.now, max_bytes=max_bytes)
 
     def _went_online(self, node: Node, replaced: Node | None) -> None:
         assert self.named(node.name) is node, "it is told after the change"
@@ -44,6 +45,10 @@ class Registry(Nodes):
     def _went_offline(self, node: Node) -> None:
         assert self.named(node.name) is None, "it is told after the change"
         self.told.append(f"{node.name} offline by {node.peer.conn_id}")
+
+    def served(self) -> dict[str, Served | None]:
+        """Every method that is served, in the order of their names, as one of its nodes describes it."""
+        return {name: self.described(name) for name in sorted(self.methods())}
 
     def take(self) -> list[str]:
         """What was told since this was last asked."""
@@ -70,7 +75,7 @@ def serving(nodes: Nodes, method: str, count: int = 1) -> list[str]:
 
 
 def test_an_empty_registry(nodes: Registry) -> None:
-    assert (len(nodes), list(nodes.all()), nodes.served()) == (0, [], {})
+    assert (len(nodes), list(nodes.after("")), nodes.served()) == (0, [], {})
     assert nodes.named("pi") is None
     assert nodes.serving("snap") is None
     nodes.unregister(Peer())
@@ -144,7 +149,7 @@ def test_all_methods_are_taken_back_at_once_and_the_name_is_free(nodes: Registry
 def test_nodes_and_methods_are_listed_by_name(nodes: Registry) -> None:
     for number, name in enumerate(("pi", "attic", "Zoo", "lamp")):
         nodes.enter(Peer(str(number)), name, f"of.{name}", "both")
-    assert [node.name for node in nodes.all()] == ["Zoo", "attic", "lamp", "pi"]
+    assert [node.name for node in nodes.after("")] == ["Zoo", "attic", "lamp", "pi"]
     assert list(nodes.served()) == ["both", "of.Zoo", "of.attic", "of.lamp", "of.pi"]
     assert len(nodes) == 4
 
@@ -222,6 +227,96 @@ def test_who_serves_a_method_no_more_is_not_chosen(nodes: Registry) -> None:
     assert serving(nodes, "zoom", 2) == ["1", "2"]
     nodes.unregister(two)
     assert (serving(nodes, "snap"), serving(nodes, "zoom")) == (["-"], ["1"])
+
+
+# What a registration may cost
+
+
+def cost(nodes: Nodes) -> int:
+    """What all registrations cost, counted anew."""
+    return sum(entry.octets + METHOD_BYTES for node in nodes.after("") for entry in node.methods.values())
+
+
+def fill(nodes: Nodes, methods: list[Served]) -> tuple[int, Refusal]:
+    """Register up to 900 nodes with these methods. Returns how many there were room for, and the first refusal."""
+    for number in range(900):
+        try:
+            nodes.register(Peer(str(number)), f"n{number}", methods, False)
+        except Refusal as refusal:
+            return number, refusal
+    raise AssertionError("there is room for all")
+
+
+def test_a_node_says_no_more_than_its_bound_and_a_refusal_changes_nothing() -> None:
+    nodes, peer = Registry(max_bytes=100), Peer()
+    first = served("a", params=b" " * 60)
+    assert first.octets == len('"a"') + len('""') + 60
+    nodes.register(peer, "pi", [first], True)
+    nodes.take()
+    version = nodes.version
+    for more in (
+        [served("b", "x" * 31)],
+        [served("a", params=b" " * 96)],
+        [served("b"), served("c", params=b" " * 26)],
+    ):
+        with pytest.raises(Refusal) as caught:
+            nodes.register(peer, "pi", more, False)
+        assert (caught.value.error.code, caught.value.error.temporary) == (-32009, False)
+        node = nodes.named("pi")
+        assert node is not None
+        assert (node.methods, node.context, node.octets) == ({"a": first}, True, 65)
+    assert (nodes.take(), nodes.version, nodes.cost) == ([], version, cost(nodes))
+    nodes.register(peer, "pi", [served("b", "x" * 30)], False)
+    nodes.register(peer, "pi", [served("a")], False)
+    nodes.register(peer, "pi", [served("c", params=b" " * 55)], False)
+    assert nodes.cost == cost(nodes) == 100 + 3 * METHOD_BYTES
+
+
+def test_a_node_that_is_refused_takes_nobodys_name() -> None:
+    nodes, old, new = Registry(max_bytes=100), Peer("old"), Peer("new")
+    nodes.enter(old, "pi", "snap")
+    with pytest.raises(Refusal):
+        nodes.register(new, "pi", [served("zoom", params=b" " * 100)], False)
+    with pytest.raises(Refusal):
+        nodes.register(new, "lamp", [served("zoom", params=b" " * 100)], False)
+    assert ([node.peer.conn_id for node in nodes.after("")], new.node) == (["old"], None)
+    assert serving(nodes, "snap") == ["old"]
+
+
+def test_all_registrations_together_have_a_bound_and_what_is_gone_makes_room() -> None:
+    nodes = Registry()
+    big = 1 << 20
+    count, refusal = fill(nodes, [served("snap", params=b" " * big)])
+    assert (refusal.error.code, refusal.error.temporary) == (-32009, True)
+    assert (count, len(nodes)) == (63, 63)
+    assert MAX_BYTES - big - 1000 < nodes.cost == cost(nodes) <= MAX_BYTES
+    newer = Peer("newer")
+    assert nodes.register(newer, "n0", [served("snap", params=b" " * big)], False) is not None, "it takes a place over"
+    nodes.unregister(newer)
+    nodes.register(Peer(), "late", [served("snap", params=b" " * big)], False)
+    assert nodes.cost == cost(nodes)
+    for node in list(nodes.after("")):
+        nodes.unregister(node.peer)
+    assert (nodes.cost, len(nodes), nodes.methods()) == (0, 0, [])
+
+
+def test_very_many_small_methods_cost_more_than_their_names() -> None:
+    nodes = Registry()
+    names = [served(f"m{number}") for number in range(1000)]
+    count, _ = fill(nodes, names)
+    assert count == MAX_BYTES // sum(entry.octets + METHOD_BYTES for entry in names)
+
+
+def test_nodes_come_in_the_order_of_their_names_whatever_comes_and_goes(nodes: Registry) -> None:
+    peers = {name: Peer(name) for name in ("b", "a", "d", "c", "ä", "B")}
+    for name, peer in peers.items():
+        nodes.enter(peer, name, "snap")
+    nodes.unregister(peers["c"])
+    nodes.enter(Peer("again"), "a", "zoom")
+    assert [node.name for node in nodes.after("")] == ["B", "a", "b", "d", "ä"]
+    assert [node.name for node in nodes.after("b")] == ["d", "ä"]
+    assert [node.name for node in nodes.after("c")] == ["d", "ä"]
+    assert list(nodes.after("ä")) == []
 
 
 # Takeover

@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
 from gateway.auth.scopes import ROLE_SCOPES, Principal
 from gateway.errors import RpcError
-from gateway.methods.rpc import RpcMethods
+from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
@@ -253,7 +253,8 @@ class Bench:
         )
         self.works = Works()
         self.dispatcher.add(self.works)
-        self.dispatcher.add(RpcMethods(self.dispatcher, self.router, nodes), own=True)
+        documents = Documents(self.dispatcher, nodes, 65536)
+        self.dispatcher.add(RpcMethods(self.dispatcher, self.router, documents), own=True)
         self.peer = Listing(principal) if principal else Listing()
 
     def tell(self, *messages: str, peer: Listing | None = None) -> list[str]:
@@ -981,7 +982,9 @@ async def test_what_is_new_is_refused_while_draining(draining: Bench) -> None:
 
 async def test_rpc_goes_on_while_draining(draining: Bench) -> None:
     assert draining.tell(request("rpc.cancel", {"id": 1})) == [accepted("false")]
-    (reply,) = draining.tell(request("rpc.discover"))
+    assert draining.tell(request("rpc.discover")) == []
+    await passes()
+    (reply,) = draining.peer.take()
     assert "result" in json.loads(reply)
 
 

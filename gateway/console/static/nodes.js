@@ -23,7 +23,7 @@ export function Nodes({ session }) {
         <div>${session.nodes.map((one) => html`<${Node} key=${one.name} node=${one} chosen=${chosen} onChoose=${setChosen} />`)}</div>
         <div>
           ${chosen
-            ? html`<${CallForm} key=${`${chosen.node.name} ${chosen.method.name}`} session=${session} node=${chosen.node} method=${chosen.method} online=${online} />`
+            ? html`<${Chosen} key=${`${chosen.node.name} ${chosen.method.name}`} session=${session} node=${chosen.node} method=${chosen.method} online=${online} />`
             : session.nodes.length > 0 && html`<p class="quiet">Choose a method to call it.</p>`}
         </div>
       </div>
@@ -42,7 +42,7 @@ function Node({ node, chosen, onChoose }) {
           (method) => html`
             <li key=${method.name}>
               <button type="button" aria-current=${isChosen(method) ? "true" : undefined} onClick=${() => onChoose({ node, method })}>
-                <span class="mono">${method.name}</span> <span class="quiet">${method.summary}</span>
+                <span class="mono">${method.name}</span>
               </button>
             </li>
           `,
@@ -50,6 +50,21 @@ function Node({ node, chosen, onChoose }) {
       </ul>
     </article>
   `;
+}
+
+// Asks the node what it says of the method, then shows the form. A list of nodes has only the methods' names.
+function Chosen({ session, node, method, online }) {
+  const [{ told, problem }, setState] = useState({});
+  useEffect(() => {
+    let shown = true;
+    session.described(node, method).then(
+      (found) => shown && setState({ told: found }),
+      (error) => shown && setState({ problem: error.message }),
+    );
+    return () => (shown = false);
+  }, []);
+  if (told) return html`<${CallForm} session=${session} node=${node} method=${told} online=${online} />`;
+  return html`<p class=${problem ? "bad-text" : "quiet"} role="status">${problem ?? "loading…"}</p>`;
 }
 
 function CallForm({ session, node, method, online }) {

@@ -2,7 +2,7 @@
 
 import { GatewayClient } from "./gateway-client.js";
 
-const PAGE = 200; // the most that connection.list gives at once
+const PAGE = 200; // the most that connection.list and node.list give at once
 const HISTORY = 500;
 const TOPICS = ["gateway.connection.*", "gateway.node.*"];
 const OPENING = 10_000; // ms that a login may take
@@ -188,7 +188,7 @@ export class Session extends EventTarget {
     try {
       while (this.#askAgain) {
         this.#askAgain = false;
-        this.nodes = (await this.client.call("node.list", undefined, { retry: true })).nodes;
+        this.nodes = await this.#allNodes();
         this.problem = "";
         this.changed();
       }
@@ -197,6 +197,25 @@ export class Session extends EventTarget {
     } finally {
       this.#asking = false;
     }
+  }
+
+  async #allNodes() {
+    const found = [];
+    let after = "";
+    do {
+      const page = await this.client.call("node.list", { limit: PAGE, after }, { retry: true });
+      found.push(...page.nodes);
+      after = page.next;
+    } while (after);
+    return found;
+  }
+
+  /** What a node says of one of its methods: { name, summary, params }. Rejects if it does not serve it now. */
+  async described(node, method) {
+    const { methods } = await this.client.call("node.get", { name: node.name }, { retry: true });
+    const found = methods.find((one) => one.name === method.name);
+    if (!found) throw new Error(`${node.name} does not serve ${method.name} now.`);
+    return found;
   }
 
   #failed(error) {
