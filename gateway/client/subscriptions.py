@@ -15,7 +15,10 @@ from gateway.client.link import Link
 from gateway.rpc import jsonrpc
 
 MAX_POSITIONS: Final = 3000
-"""How many topics of a subscription have their position remembered, the latest: as many as one request can hold."""
+"""How many topics of a subscription have their position remembered, the latest."""
+
+MAX_SINCE: Final = 1000
+"""How many positions one request may have."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -157,9 +160,10 @@ class Subscription:
     async def join(self, link: Link) -> None:
         """Subscribe on this link, from where the subscription was. Raises `CallError`."""
         since = {topic: position for topic, position in self._positions.items() if self.meets(topic)}
-        await self._ask(link, since, self._joined)
-        if self._catching_up:
-            begin = {topic: self._positions[topic] for topic in self._catching_up}
+        rest = dict.fromkeys(list(since)[:-MAX_SINCE])
+        await self._ask(link, {topic: since[topic] for topic in since if topic not in rest}, self._joined)
+        while self._catching_up:
+            begin = {topic: self._positions[topic] for topic in list(self._catching_up)[:MAX_SINCE]}
             await self._ask(link, begin, self._caught_up)
 
     async def _ask(
@@ -174,10 +178,10 @@ class Subscription:
         )
 
     def _joined(self, since: dict[str, Position], reply: _Reply) -> None:
-        self._catching_up.clear()
+        self._catching_up = {topic for topic in self._positions if topic not in since and self.meets(topic)}
         for topic, state in reply.topics.items():
-            if state.recovered is True:
-                continue  # the missed messages follow
+            if state.recovered is True or topic in self._catching_up:
+                continue  # the missed messages follow, or will be asked for
             if self.began and state.recovered is None and state.offset > 0:
                 # The topic began while there was no link: all of it was missed.
                 self._catching_up.add(topic)
@@ -196,9 +200,11 @@ class Subscription:
             state = reply.topics.get(topic)
             if state is None or not state.recovered:
                 self._items.put(Gap(topic))
-            if state is not None and not state.recovered:
+            if state is None:
+                self._positions.pop(topic, None)
+            elif not state.recovered:
                 self._remember(topic, Position(state.epoch, state.offset))
-        self._catching_up.clear()
+        self._catching_up -= since.keys()
 
     def _remember(self, topic: str, position: Position) -> None:
         self._positions.pop(topic, None)

@@ -12,20 +12,18 @@ from typing import Final, NamedTuple
 
 from gateway.cluster.stream import Deliver, Position, message
 
+_NONE: Final[deque[int]] = deque()
+"""No messages: most topics that are only expected have none, and an empty deque takes 600 bytes."""
+
 
 class _Sequence:
     """Where one topic is. ``kept`` are the numbers of its messages that are kept, the oldest first."""
 
-    __slots__ = ("epoch", "kept", "offset")
+    __slots__ = ("kept", "position")
 
-    def __init__(self, epoch: str) -> None:
-        self.epoch: Final = epoch
-        self.offset = 0
-        self.kept: deque[int] = deque()
-
-    @property
-    def position(self) -> Position:
-        return Position(self.epoch, self.offset)
+    def __init__(self, position: Position) -> None:
+        self.position = position
+        self.kept = _NONE
 
 
 class _Kept(NamedTuple):
@@ -62,6 +60,8 @@ class MemoryStream:
         self._octets = octets
         self._deliver: Deliver = _nowhere
         self._sequences: dict[str, _Sequence] = {}
+        self._beginning = Position(new_epoch(), 0)
+        """Where all topics begin, until the next one is forgotten."""
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the oldest first, over all topics
         self._number = 0
         self.kept_bytes = 0
@@ -77,36 +77,49 @@ class MemoryStream:
     def publish(self, topic: str, data: bytes) -> Position:
         """Number a message, keep it as far as the bounds allow, and hand it over. Returns its position."""
         sequence = self._sequence(topic)
-        sequence.offset += 1
-        position = sequence.position
+        epoch, offset = sequence.position
+        position = sequence.position = Position(epoch, offset + 1)
         text = message(topic, position, self._now(), data)
         self._keep(sequence, text)
         self._deliver(topic, text)
         return position
 
     def position(self, topic: str) -> Position:
-        """Return where a topic is now. An unknown one begins."""
+        """Return where a topic is now. One that has not begun would begin there until any topic is forgotten.
+
+        Then nobody can say any more whether it has begun meanwhile.
+        """
+        sequence = self._sequences.get(topic)
+        return self._beginning if sequence is None else sequence.position
+
+    def expect(self, topic: str) -> Position:
+        """Return where a topic is now. If it has not begun it will begin there, until it is forgotten."""
         return self._sequence(topic).position
 
     def since(self, topic: str, position: Position) -> list[bytes] | None:
         """Return all messages after a position; None if some are gone, or the topic has no such position."""
         self._expire(self._clock())
-        sequence = self._sequence(topic)
-        missed = sequence.offset - position.offset
-        if position.epoch != sequence.epoch or not 0 <= missed <= len(sequence.kept):
+        sequence = self._sequences.get(topic)
+        if sequence is None:
+            return [] if position == self._beginning else None
+        missed = sequence.position.offset - position.offset
+        if position.epoch != sequence.position.epoch or not 0 <= missed <= len(sequence.kept):
             return None
         return [self._kept[number].message for number in islice(sequence.kept, len(sequence.kept) - missed, None)]
 
     def forget(self, topic: str) -> None:
         """Drop a topic with all that is kept of it. If it begins again, it has a new epoch."""
         sequence = self._sequences.pop(topic, None)
-        while sequence is not None and sequence.kept:
+        if sequence is None or not sequence.position.offset:
+            return
+        self._beginning = Position(self._new_epoch(), 0)
+        while sequence.kept:
             self._drop(sequence)
 
     def _sequence(self, topic: str) -> _Sequence:
         sequence = self._sequences.get(topic)
         if sequence is None:
-            sequence = self._sequences[topic] = _Sequence(self._new_epoch())
+            sequence = self._sequences[topic] = _Sequence(self._beginning)
         return sequence
 
     def _keep(self, sequence: _Sequence, text: bytes) -> None:
@@ -115,6 +128,8 @@ class MemoryStream:
         now = self._clock()
         self._number += 1
         self._kept[self._number] = _Kept(sequence, now, text)
+        if sequence.kept is _NONE:
+            sequence.kept = deque()
         sequence.kept.append(self._number)
         self.kept_bytes += len(text)
         if len(sequence.kept) > self._count:

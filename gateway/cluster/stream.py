@@ -35,7 +35,7 @@ class Position(NamedTuple):
 
 
 class Stream(Protocol):
-    """All topics, and the messages that are kept of them. A topic begins when a method first names it."""
+    """All topics, and the messages that are kept of them. A topic begins with its first message."""
 
     async def connect(self, deliver: Deliver) -> None:
         """Hand each message to ``deliver`` from now on, in order. Once, before all other calls."""
@@ -47,7 +47,13 @@ class Stream(Protocol):
         """Publish ``data``, which is JSON. Returns the message's position."""
 
     def position(self, topic: str) -> Position:
-        """Return where a topic is now."""
+        """Return where a topic is now. Of one that has not begun, this is where it begins if it begins soon.
+
+        Asking costs no memory.
+        """
+
+    def expect(self, topic: str) -> Position:
+        """Return where a topic is now. If it has not begun it will begin there, until it is forgotten."""
 
     def since(self, topic: str, position: Position) -> Sequence[bytes] | None:
         """Return all messages after a position, each as JSON text.
@@ -56,7 +62,7 @@ class Stream(Protocol):
         """
 
     def forget(self, topic: str) -> None:
-        """Let go of a topic, which has no subscriber here and has to make room. Harmless if it is unknown."""
+        """Let go of a topic that has to make room, or is expected no longer. Harmless if it is unknown."""
 
 
 def message(topic: str, position: Position, time: str, data: bytes) -> bytes:

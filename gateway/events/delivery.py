@@ -8,11 +8,13 @@ looking at each of a thousand connections costs a tenth of the whole.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from gateway import errors
 from gateway.auth.scopes import Principal
+from gateway.cluster.stream import Position
 from gateway.errors import Disconnect
 from gateway.events.topics import Topic, Topics
 from gateway.websocket import frames
@@ -20,6 +22,9 @@ from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
 AT_ONCE: Final = 1000
 """The most subscribers to whose transports one message is written in one go. Of more, each has its turn in the cork."""
+
+SENT_AT_ONCE: Final = 500
+"""The most messages of those kept back that one subscriber is sent in one go, and as many of those that it missed."""
 
 
 class Recipient(Protocol):
@@ -70,17 +75,33 @@ class Subscriber:
     it joined each of them.
     """
 
-    __slots__ = ("_aside", "_held", "_held_bytes", "_holds", "_latest", "_parted", "_recipient", "patterns", "topics")
+    __slots__ = (
+        "_aside",
+        "_held",
+        "_held_bytes",
+        "_held_of",
+        "_holds",
+        "_latest",
+        "_missed",
+        "_parted",
+        "_recipient",
+        "overlaps",
+        "patterns",
+        "topics",
+    )
 
     def __init__(self, recipient: Recipient, aside: set[Subscriber]) -> None:
         self._recipient = recipient
         self._aside = aside
         self._holds = 0
         self._held_bytes = 0
-        self._held: list[bytes] = []
+        self._missed: deque[bytes] = deque()
+        self._held: deque[tuple[Topic, bytes]] = deque()
+        self._held_of: dict[Topic, int] = {}
         self._latest: dict[Topic, bytes] = {}
         self._parted = NOTHING_WRITTEN
         self.patterns: dict[str, None] = {}
+        self.overlaps: dict[Topic, int] = {}
         self.topics: dict[Topic, Written] = {}
 
     @property
@@ -99,30 +120,28 @@ class Subscriber:
                 octets += written.octets - before.octets
         return Written(messages, octets)
 
-    def joined(self, topic: Topic) -> None:
-        """Count this topic's messages from now on: `Topics` has found that one of the patterns meets it.
-
-        Harmless if another pattern does already.
-        """
-        self.topics.setdefault(topic, topic.written)
-
     def parted(self, topic: Topic) -> None:
-        """Drop this topic: `Topics` has found that no pattern meets it any more. Harmless if none did."""
-        before = self.topics.pop(topic, None)
-        if before is not None:
+        """Drop this topic: `Topics` has found that no pattern meets it any more."""
+        self.forgotten(topic)
+        self._latest.pop(topic, None)
+
+    def forgotten(self, topic: Topic) -> None:
+        """Drop this topic, because it makes room for another one. What is kept as its latest message is still sent."""
+        before, written = self.topics.pop(topic), topic.written
+        if written is not before:
             messages, octets = self._parted
-            written = topic.written
             self._parted = Written(
                 messages + written.messages - before.messages, octets + written.octets - before.octets
             )
-        self._latest.pop(topic, None)
 
     def deliver(self, topic: Topic, frame: bytes) -> None:
         """Send a message's frame, or keep it back. Ends the connection if more is kept back than may be."""
-        if not self._holds and not topic.conflated:
+        waits = self._holds or self._missed or self._held
+        if not waits and not topic.conflated:
             self._recipient.send_frame(frame)
-        elif self._holds:
-            self._held.append(frame)
+        elif waits:
+            self._held.append((topic, frame))
+            self._held_of[topic] = self._held_of.get(topic, 0) + 1
             self._held_bytes += len(frame)
             if self._held_bytes > self._recipient.max_held_bytes:
                 self._recipient.end(errors.SLOW_CONSUMER)
@@ -132,30 +151,55 @@ class Subscriber:
         else:
             self._recipient.send_frame(frame)
 
-    def hold(self, missed: Iterable[bytes]) -> None:
-        """Keep back what was missed and what comes until `release`, because the reply to the subscription goes first.
+    def hold(self) -> None:
+        """Keep back what comes until `release`, because the reply to the subscription goes first.
 
-        ``missed`` are messages as JSON text. May be called again before `release`, which is then due once for each.
+        May be called again before `release`, which is then due once for each.
         """
         self._holds += 1
-        self._held += map(frames.text_frame, missed)
         self.review()
 
-    def release(self) -> None:
-        """Send what was kept back, unless another reply still has to go first."""
+    def missed(self, messages: Iterable[bytes]) -> None:
+        """Have these messages, as JSON text, sent before all that is kept back. Only between `hold` and `release`."""
+        self._missed.extend(map(frames.text_frame, messages))
+
+    def before_held(self, topic: Topic, now: Position) -> Position:
+        """Return the position of the last message that is not kept back, given the topic's position now."""
+        held = self._held_of.get(topic) if self._held_of else 0
+        return Position(now.epoch, now.offset - held) if held else now
+
+    def release(self) -> bool:
+        """End one `hold`, and begin to send what was kept back. Returns whether `send_held` is to be called."""
         self._holds -= 1
-        if self._holds:
-            return
-        held, self._held, self._held_bytes = self._held, [], 0
-        for frame in held:
-            self._recipient.send_frame(frame)
+        return self.send_held()
+
+    def send_held(self) -> bool:
+        """Send some of what was kept back, unless another reply still has to go first.
+
+        Returns whether it is to be called again, in the next event-loop iteration.
+        """
+        if self._recipient.subscriber is not self:
+            return False
+        if not self._holds:
+            missed, held = self._missed, self._held
+            for _ in range(min(len(missed), SENT_AT_ONCE)):
+                self._recipient.send_frame(missed.popleft())
+            for _ in range(0 if missed else min(len(held), SENT_AT_ONCE)):
+                topic, frame = held.popleft()
+                self._held_bytes -= len(frame)
+                self._held_of[topic] -= 1
+                self._recipient.send_frame(frame)
+            if not held:
+                self._held_of.clear()
         self.review()
+        return not self._holds and bool(self._missed or self._held)
 
     def review(self) -> None:
         """Step aside if what is sent has to wait now, otherwise step back in line. May be called at any time."""
         if self._recipient.subscriber is not self:
             return  # a reply may end its hold after the connection is lost, and nothing would take it out again
-        if self._holds or self._recipient.stalled or not self._recipient.is_open:
+        waits = self._holds or self._missed or self._held
+        if waits or self._recipient.stalled or not self._recipient.is_open:
             self._aside.add(self)
         else:
             self._aside.discard(self)

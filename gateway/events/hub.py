@@ -6,13 +6,14 @@ Messages of one topic arrive in the order of their offsets, or the subscriber is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from gateway import errors
 from gateway.cluster.stream import Position, Stream
 from gateway.events.delivery import Delivery, Recipient, Subscriber
-from gateway.events.topics import FullError, Topic, Topics, meets
+from gateway.events.index import Patterns, is_wild
+from gateway.events.topics import FullError, Topics, meets
 from gateway.names import OWN, is_dotted_name
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal
@@ -34,6 +35,42 @@ Met = dict[str, tuple[Position, bool | None]]
 
 The latter is None if the subscriber did not say which message it had last.
 """
+
+
+STEPS: Final = 1000
+"""How many topics one step of a subscription meets at most, or a few more: a pattern is one step at least."""
+
+SINCE_STEPS: Final = 10
+"""What a position in ``since`` counts for."""
+
+Result = TypeVar("Result")
+
+
+class Pace:
+    """Says when it is time to let others have their turn."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def over(self, steps: int) -> bool:
+        """Count so many steps. Returns whether that makes `STEPS`, and then begins again."""
+        self._done += steps
+        if self._done < STEPS:
+            return False
+        self._done = 0
+        return True
+
+
+def at_once(work: Generator[None, None, Result]) -> Result:
+    """Take all steps of this work, and return its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
 
 
 class Events:
@@ -64,7 +101,8 @@ class Events:
         try:
             self._topics.touch(name)
         except FullError:
-            raise _full() from None
+            full = "as many topics as events.max_topics"
+            raise Refusal(errors.OVERLOADED, full, retryAfterMs=errors.RETRY_FULL_MS) from None
         self.published += 1
         return self._stream.publish(name, data)
 
@@ -77,71 +115,113 @@ class Events:
         if self.wanted(name):
             self.publish(name, jsonrpc.encode(data))
 
+    def is_small(self, patterns: Sequence[str], since: int = 0) -> bool:
+        """Return whether to subscribe to these, or to unsubscribe, is little work even if they meet all topics.
+
+        ``since`` is how many positions come with them.
+        """
+        wild = sum(map(is_wild, patterns))
+        return len(patterns) + since * SINCE_STEPS + wild * len(self._topics) <= STEPS
+
     def subscribe(
         self, recipient: Recipient, patterns: Sequence[str], since: Mapping[str, Position]
-    ) -> tuple[Met, Callable[[], None]]:
-        """Subscribe a connection to topics and patterns. The caller has checked that it may.
+    ) -> Generator[None, None, tuple[Met, Subscriber]]:
+        """Subscribe a connection to topics and patterns, in steps. The caller has checked that it may.
 
         ``since`` has, by topic, the position of the last message that the connection got. Returns the topics that are
-        met now, and a function to call once, after the reply has been sent: it sends the messages that were missed and
-        all that have come meanwhile. Raises Refusal, and then the connection's subscriptions are as they were.
+        met now, and the subscriber. Its `release` is to be called once, after the reply has been sent or if not all
+        steps are taken: it sends the messages that were missed and all that have come meanwhile.
+
+        Raises Refusal in the first step, and then the connection's subscriptions are as they were.
         """
+        patterns = list(dict.fromkeys(patterns))
         subscriber = self._delivery.subscriber(recipient)
         _check(subscriber, patterns)
-        before = set(subscriber.patterns)
-        missed: list[bytes] = []
-        try:
-            met = self._met(subscriber, patterns, since, missed)
-        except FullError:
-            self.unsubscribe(recipient, [pattern for pattern in patterns if pattern not in before])
-            raise _full() from None
-        subscriber.hold(missed)
-        return met, subscriber.release
-
-    def _met(
-        self, subscriber: Subscriber, patterns: Sequence[str], since: Mapping[str, Position], missed: list[bytes]
-    ) -> Met:
-        """Join the topics, and add to ``missed`` what was missed of them. Raises FullError."""
+        subscriber.hold()
         met: Met = {}
-        for topic in self._join(subscriber, patterns):
-            name = topic.name
-            if name in met:
-                continue
-            found = self._stream.since(name, since[name]) if name in since else None
-            met[name] = (self._stream.position(name), found is not None if name in since else None)
-            if found is not None:
-                missed += found
-                subscriber.forget_latest(topic)
-        for name in since:
-            wanted = any(meets(pattern, name) for pattern in patterns)
-            if wanted and name not in met and not name.startswith(OWN) and is_dotted_name(name):
-                self._topics.open(name)
-                met[name] = (self._stream.position(name), False)  # it was forgotten: told like any other gap
-        return met
+        yield from self._join(recipient, subscriber, patterns, met)
+        if since:
+            yield from self._catch_up(subscriber, patterns, since, met)
+        return met, subscriber
 
-    def _join(self, subscriber: Subscriber, patterns: Sequence[str]) -> Iterator[Topic]:
+    def _join(
+        self, recipient: Recipient, subscriber: Subscriber, patterns: Sequence[str], met: Met
+    ) -> Generator[None, None, None]:
+        """Join the topics of each pattern at one moment, together with noting where they are."""
+        pace = Pace()
         for pattern in patterns:
+            if recipient.subscriber is not subscriber:
+                return
             if pattern.startswith(OWN):  # the gateway's own topics begin with their first subscription
                 for name in OWN_TOPICS:
                     if meets(pattern, name):
                         self._topics.open(name)
-            yield from self._topics.subscribe(subscriber, pattern)
+            topics = self._topics.subscribe(subscriber, pattern)
+            position = self._stream.position
+            for topic in topics:
+                name = topic.name
+                if name not in met:
+                    met[name] = (subscriber.before_held(topic, position(name)), None)
+            if not topics and not is_wild(pattern):
+                met[pattern] = (self._stream.expect(pattern), None)
+            if pace.over(1 + len(topics)):
+                yield
 
-    def unsubscribe(self, recipient: Recipient, patterns: Iterable[str]) -> list[str]:
-        """End subscriptions of a connection. Returns those that are left."""
-        subscriber = recipient.subscriber
-        if subscriber is None:
-            return []
+    def _catch_up(
+        self, subscriber: Subscriber, patterns: Sequence[str], since: Mapping[str, Position], met: Met
+    ) -> Generator[None, None, None]:
+        """Have the subscriber sent what it missed of the topics in ``since``, up to where it joined them."""
+        pace = Pace()
+        wanted: Patterns[None] = Patterns()
         for pattern in patterns:
-            self._topics.unsubscribe(subscriber, pattern)
-        return list(subscriber.patterns)
+            if is_wild(pattern):
+                wanted[pattern] = None
+        for name, position in since.items():
+            visits = wanted.visits
+            if name in met:
+                at = met[name][0]
+            elif not name.startswith(OWN) and is_dotted_name(name) and wanted.met_by(name):
+                at = self._stream.position(name)  # it was forgotten, or has never begun
+                if (topic := self._topics.get(name)) is not None:
+                    at = subscriber.before_held(topic, at)
+            else:
+                at = None
+            missed = None if at is None else self._missed(name, position, at)
+            if at is not None:
+                met[name] = (at, missed is not None)
+            if missed is not None:
+                subscriber.missed(missed)
+                if (topic := self._topics.get(name)) is not None:
+                    subscriber.forget_latest(topic)
+            if pace.over(SINCE_STEPS + wanted.visits - visits + len(missed or ())):
+                yield
+
+    def _missed(self, name: str, since: Position, at: Position) -> Sequence[bytes] | None:
+        """Return all messages between two positions of a topic; None if some are gone."""
+        found = self._stream.since(name, since)
+        now = self._stream.position(name)
+        newer = now.offset - at.offset
+        if found is None or now.epoch != at.epoch or newer > len(found):
+            return None
+        return found[: len(found) - newer]
+
+    def unsubscribe(self, recipient: Recipient, patterns: Iterable[str]) -> Generator[None, None, list[str]]:
+        """End subscriptions of a connection, in steps. Returns those that are left."""
+        pace = Pace()
+        subscriber = recipient.subscriber
+        for pattern in dict.fromkeys(patterns):
+            if subscriber is None or recipient.subscriber is not subscriber:
+                return []
+            if pace.over(1 + self._topics.unsubscribe(subscriber, pattern)):
+                yield
+        return [] if subscriber is None else list(subscriber.patterns)
 
     def rescoped(self, recipient: Recipient) -> None:
         """End the subscriptions that a connection's new credential does not allow."""
         subscriber = recipient.subscriber
         if subscriber is not None:
             allows = recipient.principal.allows
-            self.unsubscribe(recipient, [p for p in subscriber.patterns if not allows(f"subscribe:{p}")])
+            at_once(self.unsubscribe(recipient, [p for p in subscriber.patterns if not allows(f"subscribe:{p}")]))
 
     def lost(self, recipient: Recipient) -> None:
         """End all subscriptions of a connection, because it is over. May be called twice."""
@@ -155,7 +235,3 @@ def _check(subscriber: Subscriber, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if pattern.startswith(OWN) and is_dotted_name(pattern) and pattern not in OWN_TOPICS:
             raise Refusal(errors.NOT_FOUND, f"no topic {pattern!r}; there are {', '.join(OWN_TOPICS)}")
-
-
-def _full() -> Refusal:
-    return Refusal(errors.OVERLOADED, "as many topics as events.max_topics", retryAfterMs=errors.RETRY_FULL_MS)

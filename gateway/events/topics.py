@@ -1,15 +1,18 @@
 """Topics: their names and patterns, and their subscribers. Pure.
 
-A topic knows its subscribers, including those that have subscribed by a pattern, so publishing looks at no pattern.
+A topic knows its subscribers, including those that have subscribed by a pattern, so publishing looks at no pattern. A
+subscriber knows how many of its patterns meet each of its topics, so ending a subscription looks at no other pattern.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol
 
-from gateway.names import OWN, is_dotted_name, matches
+from gateway.events.index import Names, Patterns, is_wild
+from gateway.names import OWN, matches
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
 
@@ -40,11 +43,13 @@ class Topic:
 class Follower(Protocol):
     """A subscriber, as far as the topics know it (`delivery.Subscriber`).
 
-    ``patterns`` are the names and patterns that it is subscribed to; only `Topics` changes them. ``topics`` are the
-    topics that they meet now, each with what `Topic.written` was when the subscriber joined.
+    ``patterns`` are the names and patterns that it is subscribed to. ``topics`` are the topics that they meet now, each
+    with what `Topic.written` was when the subscriber joined. ``overlaps`` says how many meet a topic beside the
+    first one, if there are any. `Topics` adds to these three, and takes from the first and the last.
     """
 
     patterns: dict[str, None]
+    overlaps: dict[Topic, int]
     topics: dict[Topic, Written]
 
     @property
@@ -54,21 +59,27 @@ class Follower(Protocol):
     def deliver(self, topic: Topic, frame: bytes) -> None:
         """Send one message's frame, or keep it back."""
 
-    def joined(self, topic: Topic) -> None:
-        """Note that one of its patterns meets this topic. May be called again."""
-
     def parted(self, topic: Topic) -> None:
-        """Note that none of its patterns meets this topic any more. May be called again."""
+        """Drop a topic, because none of its patterns meets it any more."""
+
+    def forgotten(self, topic: Topic) -> None:
+        """Drop a topic, because that has to make room."""
+
+
+Followers = dict[Follower, None]
 
 
 class FullError(Exception):
-    """There are as many topics as there may be, and each of them has a subscriber."""
+    """There are as many topics as there may be, and each of them has a subscriber by its name."""
 
 
 class Topics:
-    """All topics, ``max_topics`` at most. ``forgotten`` is called with the name of each that has to make room.
+    """All topics. ``forgotten`` is called with the name of each that has to make room.
 
-    ``conflate`` are the names and patterns of topics that are conflated.
+    It is also called with the name of a topic that has not begun, when its last subscriber by name has gone.
+
+    There are ``max_topics`` at most, and the gateway's own beside them. ``conflate`` are the names and patterns of
+    topics that are conflated.
     """
 
     def __init__(self, forgotten: Callable[[str], None], *, max_topics: int, conflate: Sequence[str] = ()) -> None:
@@ -76,9 +87,16 @@ class Topics:
         self._max_topics = max_topics
         self._conflate = tuple(conflate)
         self._topics: dict[str, Topic] = {}
+        self._own = 0
         self._idle: OrderedDict[Topic, None] = OrderedDict()
         """The topics without a subscriber. The first one makes room first; publishing to one moves it to the end."""
-        self._patterns: dict[str, dict[Follower, None]] = {}
+        self._met: OrderedDict[Topic, None] = OrderedDict()
+        """The topics whose subscribers have all come by patterns, in the same order. They go if none is idle."""
+        self._named: dict[str, Followers] = {}
+        """The subscribers by name, whether or not the topic has begun."""
+        self.names = Names[Topic]()
+        self.patterns = Patterns[Followers]()
+        self._wild: dict[str, Followers] = {}
 
     def __len__(self) -> int:
         return len(self._topics)
@@ -88,84 +106,157 @@ class Topics:
         return self._topics.get(name)
 
     def open(self, name: str) -> Topic:
-        """Return a topic, which begins if there is none of this name. If there is no room, an idle one is forgotten.
+        """Return a topic, which begins if there is none of this name. If there is no room, another one is forgotten.
 
-        Raises FullError if no topic is idle.
+        Raises FullError if every topic has a subscriber by its name.
         """
         topic = self._topics.get(name)
-        if topic is not None:
-            return topic
-        if len(self._topics) >= self._max_topics:
-            if not self._idle:
-                raise FullError
-            self._forget(next(iter(self._idle)))
-        topic = self._topics[name] = Topic(name, any(meets(p, name) for p in self._conflate))
-        self._idle[topic] = None
-        for pattern, followers in self._patterns.items():
-            if meets(pattern, name):
-                for follower in followers:
-                    self._join(follower, topic)
-        return topic
+        return self._begin(name) if topic is None else topic
 
     def touch(self, name: str) -> None:
         """Open a topic because a message is published on it, and make it the last to be forgotten. Raises FullError."""
-        topic = self.open(name)
-        if not topic.subscribers:
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._begin(name)
+        elif topic in self._met:
+            self._met.move_to_end(topic)
+        elif topic in self._idle:
             self._idle.move_to_end(topic)
 
-    def _forget(self, topic: Topic) -> None:
-        del self._idle[topic], self._topics[topic.name]
+    def _begin(self, name: str) -> Topic:
+        if name.startswith(OWN):
+            self._own += 1
+        elif len(self._topics) - self._own >= self._max_topics:
+            self._make_room()
+        topic = self._topics[name] = Topic(name, any(meets(p, name) for p in self._conflate))
+        self.names[name] = topic
+        met = self.patterns.met_by(name)
+        if name in self._named:
+            met.append(self._named[name])
+        for follower, count in Counter(chain.from_iterable(met)).items():
+            topic.subscribers[follower] = follower.write
+            follower.topics[topic] = NOTHING_WRITTEN
+            if count > 1:
+                follower.overlaps[topic] = count - 1
+        self._file(topic)
+        return topic
+
+    def _make_room(self) -> None:
+        if not self._idle and not self._met:
+            raise FullError
+        topic = next(iter(self._idle or self._met))
+        self._idle.pop(topic, None)
+        self._met.pop(topic, None)
+        del self._topics[topic.name]
+        del self.names[topic.name]
+        for follower in topic.subscribers:
+            follower.overlaps.pop(topic, None)
+            follower.forgotten(topic)
+        topic.subscribers.clear()
         self._forgotten(topic.name)
+
+    def _file(self, topic: Topic) -> None:
+        """Put a topic where it belongs among those that may make room, if it may."""
+        name = topic.name
+        if not topic.subscribers:
+            self._met.pop(topic, None)
+            kept = self._idle
+        else:
+            self._idle.pop(topic, None)
+            kept = self._met
+        if name in self._named or name.startswith(OWN):
+            kept.pop(topic, None)
+        else:
+            kept.setdefault(topic)
 
     # Subscriptions
 
     def subscribe(self, follower: Follower, pattern: str) -> list[Topic]:
-        """Add a subscription. Returns the topics that it meets now. May be called again. Raises FullError."""
-        if pattern in self._topics or is_dotted_name(pattern):
-            topics = [self.open(pattern)]
-        else:
-            self._patterns.setdefault(pattern, {})[follower] = None
-            topics = [topic for name, topic in self._topics.items() if meets(pattern, name)]
+        """Add a subscription; the pattern `index.fits`. Returns the topics that it meets now. May be called again."""
+        topics = self.met_by(pattern)
+        if pattern in follower.patterns:
+            return topics
         follower.patterns[pattern] = None
+        self._enter(follower, pattern)
+        # There may be ten thousand of them, in one go: so that the subscriber joins all at one moment.
+        joined, overlaps, write = follower.topics, follower.overlaps, follower.write
         for topic in topics:
-            self._join(follower, topic)
+            if topic in joined:
+                overlaps[topic] = overlaps.get(topic, 0) + 1
+                continue
+            joined[topic] = topic.written
+            subscribers = topic.subscribers
+            if not subscribers and topic in self._idle:
+                del self._idle[topic]
+                self._met[topic] = None
+            subscribers[follower] = write
         return topics
 
-    def unsubscribe(self, follower: Follower, pattern: str) -> None:
-        """End a subscription. Harmless if there is none.
+    def met_by(self, pattern: str) -> list[Topic]:
+        """Return the topics that a name or a pattern meets now."""
+        if is_wild(pattern):
+            return self.names.met_by(pattern)
+        topic = self._topics.get(pattern)
+        return [] if topic is None else [topic]
+
+    def unsubscribe(self, follower: Follower, pattern: str) -> int:
+        """End a subscription. Harmless if there is none. Returns how many topics it met.
 
         Topics that another pattern of the subscriber meets stay.
         """
         if pattern not in follower.patterns:
-            return
+            return 0
         del follower.patterns[pattern]
         self._drop(follower, pattern)
-        for topic in [topic for topic in follower.topics if meets(pattern, topic.name)]:
-            if not any(meets(other, topic.name) for other in follower.patterns):
+        overlaps = follower.overlaps
+        topics = self.met_by(pattern)
+        for topic in topics:
+            others = overlaps.get(topic, 0)
+            if not others:
                 self._part(follower, topic)
+            elif others == 1:
+                del overlaps[topic]
+            else:
+                overlaps[topic] = others - 1
+        return len(topics)
 
     def leave(self, follower: Follower) -> None:
         """End all subscriptions of a subscriber. May be called twice."""
         for pattern in follower.patterns:
             self._drop(follower, pattern)
         follower.patterns.clear()
+        follower.overlaps.clear()
         for topic in list(follower.topics):
             self._part(follower, topic)
 
-    def _drop(self, follower: Follower, pattern: str) -> None:
-        followers = self._patterns.get(pattern)
-        if followers is not None:
-            followers.pop(follower, None)
-            if not followers:
-                del self._patterns[pattern]
+    def _enter(self, follower: Follower, pattern: str) -> None:
+        wild = is_wild(pattern)
+        table = self._wild if wild else self._named
+        followers = table.get(pattern)
+        if followers is None:
+            followers = table[pattern] = {}
+            if wild:
+                self.patterns[pattern] = followers
+            elif (topic := self._topics.get(pattern)) is not None:
+                self._file(topic)
+        followers[follower] = None
 
-    def _join(self, follower: Follower, topic: Topic) -> None:
-        topic.subscribers[follower] = follower.write
-        follower.joined(topic)
-        self._idle.pop(topic, None)
+    def _drop(self, follower: Follower, pattern: str) -> None:
+        wild = is_wild(pattern)
+        table = self._wild if wild else self._named
+        followers = table[pattern]
+        del followers[follower]
+        if not followers:
+            del table[pattern]
+            if wild:
+                del self.patterns[pattern]
+            elif (topic := self._topics.get(pattern)) is not None:
+                self._file(topic)
+            else:
+                self._forgotten(pattern)
 
     def _part(self, follower: Follower, topic: Topic) -> None:
         topic.subscribers.pop(follower, None)
         follower.parted(topic)
         if not topic.subscribers:
-            self._idle[topic] = None
+            self._file(topic)

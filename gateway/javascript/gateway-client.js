@@ -15,6 +15,7 @@ const MAX_WAITING = 1_000; // calls and batches that wait for a link or for thei
 const MAX_BUFFERED = 16 * 2 ** 20; // bytes that wait for the network
 const MAX_EVENTS = 1_000; // events that wait for their reader
 const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has by default
+const MAX_SINCE = 1000; // positions in one request
 const PROTOCOL = 1;
 const OPEN = 1; // WebSocket.OPEN
 const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
@@ -163,7 +164,7 @@ class Subscription {
   /** What to resume with, in at most so many bytes. For a topic that is left out there will be a gap. */
   since(bytes) {
     const since = {};
-    for (const [topic, { epoch, offset }] of [...this.#positions].reverse()) {
+    for (const [topic, { epoch, offset }] of [...this.#positions].slice(-MAX_SINCE).reverse()) {
       bytes -= 3 * topic.length + epoch.length + 60;
       if (bytes < 0) break;
       since[topic] = { epoch, offset };
@@ -206,8 +207,8 @@ class Subscription {
       else if (epoch) this.#move(topic, epoch, offset);
       else this.#positions.delete(topic);
       if (!recovered) this.#gap(topic);
+      this.#catchingUp.delete(topic);
     }
-    this.#catchingUp.clear();
   }
 
   deliver(message) {
@@ -714,8 +715,11 @@ export class GatewayClient extends EventTarget {
   #join(link, subscription) {
     // Half of a message: the topics themselves need room too.
     this.#askFor(link, subscription, subscription.since(this.#welcome.limits.maxMessageBytes / 2), (topics) => {
-      const begun = subscription.joined(topics);
-      if (begun) this.#askFor(link, subscription, begun, (again) => subscription.caughtUp(begun, again));
+      const begun = Object.entries(subscription.joined(topics) ?? {});
+      while (begun.length) {
+        const some = Object.fromEntries(begun.splice(0, MAX_SINCE));
+        this.#askFor(link, subscription, some, (again) => subscription.caughtUp(some, again));
+      }
     });
   }
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw
 
 from gateway import errors
+from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position, envelope
 from gateway.connections.connection import Connection
-from gateway.events.hub import Events
+from gateway.events.delivery import Subscriber
+from gateway.events.hub import Events, Met, Pace, at_once
+from gateway.events.index import MAX_PARTS, fits
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
-from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method
+from gateway.rpc.dispatcher import Running
+from gateway.rpc.method import AUTHENTICATED, BadParams, Continue, Refusal, Then, method
 
+_ONE_BY_ONE: Final = frozenset({"event.subscribe", "event.unsubscribe"})
+
+Result = TypeVar("Result")
 Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 
 
@@ -28,7 +39,7 @@ class SubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
     """``topics`` may have the wildcards `*` and `>`. ``since`` says after which message of a topic some were missed."""
 
     topics: Patterns
-    since: dict[str, Since] = {}
+    since: Annotated[dict[str, Since], Meta(max_length=1000)] = {}
 
 
 class TopicState(msgspec.Struct, omit_defaults=True):
@@ -77,6 +88,26 @@ class EventMethods:
     def __init__(self, events: Events, max_message_bytes: int) -> None:
         self._events = events
         self._max_message_bytes = max_message_bytes
+        self._turns: dict[Connection, asyncio.Lock] = {}
+        self._in_turn: Counter[Connection] = Counter()
+
+    def _is_small(self, peer: Connection, patterns: Sequence[str], since: int = 0) -> bool:
+        """Return whether a change of subscriptions may be made at once: it is little work, and overtakes no other."""
+        return self._events.is_small(patterns, since) and not any(
+            isinstance(running, Running) and running.method.name in _ONE_BY_ONE for running in peer.running.values()
+        )
+
+    @asynccontextmanager
+    async def _turn(self, peer: Connection) -> AsyncIterator[None]:
+        """Wait until all changes of this connection's subscriptions that were asked for earlier have been made."""
+        self._in_turn[peer] += 1
+        try:
+            async with self._turns.setdefault(peer, asyncio.Lock()):
+                yield
+        finally:
+            self._in_turn[peer] -= 1
+            if not self._in_turn[peer]:
+                del self._in_turn[peer], self._turns[peer]
 
     @method("event.subscribe", scope=AUTHENTICATED)
     def subscribe(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
@@ -84,26 +115,35 @@ class EventMethods:
 
         The reply comes first, then the missed messages, then new ones.
         """
-        for number, pattern in enumerate(params.topics):
-            if not is_pattern(pattern):
-                right = "parts with dots between; * stands for one, a last > for the rest"
-                raise BadParams(f"topics[{number}]: must be at most {MAX_NAME} characters, {right}")
-            if not peer.principal.allows(f"subscribe:{pattern}"):
-                raise Refusal(errors.FORBIDDEN, f"subscribe:{pattern}")
-        since = {name: Position(last.epoch, last.offset) for name, last in params.since.items()}
-        met, release = self._events.subscribe(peer, params.topics, since)
-        result = Subscribed(
-            {
-                name: TopicState(position.epoch, position.offset, recovered)
-                for name, (position, recovered) in met.items()
-            }
-        )
-        return Then(result, release)
+        if not self._is_small(peer, params.topics, len(params.since)):
+            raise Continue(lambda: self._subscribe_in_steps(peer, params))
+        at_once(_check(peer, params.topics))
+        return _subscribed(at_once(self._events.subscribe(peer, params.topics, _positions(params))))
+
+    async def _subscribe_in_steps(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
+        async with self._turn(peer):
+            checked: Principal | None = None
+            while checked is not peer.principal:  # another credential may come meanwhile
+                checked = peer.principal
+                await _in_steps(_check(peer, params.topics))
+            try:
+                done = await _in_steps(self._events.subscribe(peer, params.topics, _positions(params)))
+            except asyncio.CancelledError:
+                if peer.subscriber is not None:
+                    _release(peer.subscriber)
+                raise
+            return _subscribed(done)
 
     @method("event.unsubscribe", scope=AUTHENTICATED)
     def unsubscribe(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
         """End subscriptions, and return those that are left."""
-        return Subscriptions(self._events.unsubscribe(peer, params.topics))
+        if not self._is_small(peer, params.topics):
+            raise Continue(lambda: self._unsubscribe_in_steps(peer, params))
+        return Subscriptions(at_once(self._events.unsubscribe(peer, params.topics)))
+
+    async def _unsubscribe_in_steps(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
+        async with self._turn(peer):
+            return Subscriptions(await _in_steps(self._events.unsubscribe(peer, params.topics)))
 
     @method("event.publish", scope=AUTHENTICATED)
     def publish(self, peer: Connection, params: PublishParams) -> Published:
@@ -117,3 +157,50 @@ class EventMethods:
             raise Refusal(errors.TOO_LARGE, f"data has more than {room} bytes", outcome="not_delivered")
         position = self._events.publish(params.topic, bytes(params.data))
         return Published(position.offset, position.epoch)
+
+
+async def _in_steps(work: Generator[None, None, Result]) -> Result:
+    """Take one step of this work in each event-loop iteration, and return its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+        await asyncio.sleep(0)
+
+
+def _check(peer: Connection, patterns: Sequence[str]) -> Generator[None, None, None]:
+    """Raise BadParams or Refusal for a pattern that is none, or that the connection may not subscribe to."""
+    pace = Pace()
+    for number, pattern in enumerate(patterns):
+        if not is_pattern(pattern):
+            right = "parts with dots between; * stands for one, a last > for the rest"
+            raise BadParams(f"topics[{number}]: must be at most {MAX_NAME} characters, {right}")
+        if not fits(pattern):
+            raise BadParams(f"topics[{number}]: must have at most {MAX_PARTS} parts, because it has * or >")
+        if not peer.principal.allows(f"subscribe:{pattern}"):
+            raise Refusal(errors.FORBIDDEN, f"subscribe:{pattern}")
+        if pace.over(1 + len(peer.principal.scopes)):
+            yield
+
+
+def _positions(params: SubscribeParams) -> dict[str, Position]:
+    return {name: Position(last.epoch, last.offset) for name, last in params.since.items()}
+
+
+def _subscribed(done: tuple[Met, Subscriber]) -> Then[Subscribed]:
+    met, subscriber = done
+    states = {name: TopicState(at.epoch, at.offset, recovered) for name, (at, recovered) in met.items()}
+    return Then(Subscribed(states), lambda: _release(subscriber))
+
+
+def _release(subscriber: Subscriber) -> None:
+    """Send what was kept back: some of it now, the rest in later event-loop iterations."""
+    if subscriber.release():
+        asyncio.get_running_loop().call_soon(_send_held, subscriber)
+
+
+def _send_held(subscriber: Subscriber) -> None:
+    if subscriber.send_held():
+        asyncio.get_running_loop().call_soon(_send_held, subscriber)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -24,7 +24,7 @@ from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Callee, Calls
 from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
-from gateway.rpc.method import AUTHENTICATED, Method, Refusal, Then, collect
+from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect
 from gateway.rpc.replies import Batch, Caller, failure, outcome_of, send_then, success
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
@@ -250,7 +250,9 @@ class Dispatcher:
                 raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
             params = data if method.decode is None else method.decode(data)
             if method.is_async:
-                self._start(peer, method, params, message, batch)
+                self._make_room(peer)
+                work = method.handler(peer) if method.params is None else method.handler(peer, params)
+                self._start(peer, method, work, message, batch)
                 return None
             tally = method.tally
             begun = None if tally.untimed > 0 else self._clock()
@@ -265,6 +267,8 @@ class Dispatcher:
             else:
                 tally.at_once(self._clock() - begun)
             return send_then(peer, reply, result.after, batch) if then else reply
+        except Continue as more:
+            return self._continue(peer, method, more, message, batch) if method is not None else None
         except Exception as error:
             (self._route.tally if method is None else method.tally).count(outcome_of(error))
             return failure(peer, name, request_id, error)
@@ -291,12 +295,28 @@ class Dispatcher:
 
     # Requests that take their time
 
-    def _start(self, peer: Peer, method: Method, params: Any, message: Message, batch: Batch | None) -> None:
+    def _continue(
+        self, peer: Peer, method: Method, more: Continue, message: Message, batch: Batch | None
+    ) -> bytes | None:
+        """Have a plain method's coroutine answer. Returns the reply if that is refused, otherwise None."""
+        try:
+            self._make_room(peer)
+        except Refusal as refusal:
+            method.tally.count(outcome_of(refusal))
+            return failure(peer, method.name, b"" + message.id, refusal)
+        self._start(peer, method, more.work(), message, batch)
+        return None
+
+    def _make_room(self, peer: Peer) -> None:
+        """Raise Refusal if as many requests are in flight for this peer as may be."""
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
             raise Refusal(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
+
+    def _start(
+        self, peer: Peer, method: Method, work: Coroutine[Any, Any, Any], message: Message, batch: Batch | None
+    ) -> None:
         running = Running(peer, method, message, batch, self._clock())
-        work = method.handler(peer) if method.params is None else method.handler(peer, params)
         running.task = asyncio.get_running_loop().create_task(work)
         peer.running[running.key] = running
         if batch is not None:

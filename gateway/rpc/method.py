@@ -16,7 +16,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -65,6 +65,17 @@ class Then(Generic[Result]):
     def __init__(self, result: Result, after: Callable[[], None]) -> None:
         self.result = result
         self.after = after
+
+
+class Continue(Exception):
+    """A plain method raises this, before it has done anything, to be answered by a coroutine, like an ``async def``.
+
+    So it is a task only if a request is much work. ``work`` returns the coroutine, once.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        super().__init__()
+        self.work = work
 
 
 class BadParams(Exception):

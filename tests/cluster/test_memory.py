@@ -63,11 +63,23 @@ def test_messages_of_a_topic_are_handed_over_in_the_order_of_their_offsets() -> 
     assert [json.loads(message)["params"]["offset"] for _, message in desk.heard] == [at.offset for at in positions]
 
 
-def test_a_topic_begins_by_being_asked_for() -> None:
+def test_asking_where_a_topic_is_begins_none_and_its_first_message_follows() -> None:
     desk = Desk()
     assert desk.stream.position("a") == desk.stream.position("a") == Position("epoch 1", 0)
+    assert desk.stream.since("a", Position("epoch 1", 0)) == [], "nothing was missed"
+    assert desk.stream.since("a", Position("epoch 1", 1)) is None
     assert desk.stream.publish("a", b"1") == Position("epoch 1", 1)
-    assert desk.stream.publish("b", b"1") == Position("epoch 2", 1)
+    assert desk.since("a", 0) == [b"1"]
+    desk.stream.forget("b")
+    assert desk.stream.position("b") == Position("epoch 1", 0), "of what never was nothing is forgotten"
+
+
+def test_where_another_topic_was_forgotten_nobody_can_say_that_nothing_was_missed() -> None:
+    desk = Desk()
+    desk.publish("a", b"1")
+    desk.stream.forget("a")
+    assert desk.stream.since("b", Position("epoch 1", 0)) is None
+    assert desk.stream.position("b") == Position("epoch 2", 0)
 
 
 def test_a_topic_that_is_forgotten_begins_again_in_another_epoch() -> None:

@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from gateway.events.delivery import AT_ONCE
-from tests.support.ears import Ear, Way, hall, join, size
+from tests.support.ears import Ear, Way, hall, join, size, subscribe, unsubscribe
 
 
 def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked() -> None:
@@ -35,7 +35,7 @@ def test_who_has_come_later_counts_from_then_on() -> None:
     join(events, late, ">")
     events.publish("a", b"0")
     assert late.past == size(late.frames) == size(early.frames[1:])
-    assert events.unsubscribe(early, ["a"]) == []
+    assert unsubscribe(events, early, ["a"]) == []
     events.publish("a", b"0")
     assert early.past == size(early.frames), "what was written stays counted after the subscription's end"
     assert late.past == size(late.frames)
@@ -54,7 +54,7 @@ def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
         return (ear.sent, other.sent, way.asked) == (before[0], before[1], before[2] + 1)
 
     assert past()
-    _, release = events.subscribe(ear, ["c"], {})
+    _, release = subscribe(events, ear, ["c"], {})
     assert not past(), "its reply is not out yet"
     ear.stalled = True
     release()
@@ -108,7 +108,7 @@ def test_so_many_are_written_to_in_one_go_and_no_more(count: int, past: bool) ->
 def test_who_is_lost_while_its_reply_is_awaited_is_forgotten() -> None:
     """A batch may end after its connection: then a task of a user's ends the hold of a subscriber that is no more."""
     here, ear = hall(), Ear()
-    _, release = here.events.subscribe(ear, ["a"], {})
+    _, release = subscribe(here.events, ear, ["a"], {})
     here.events.lost(ear)
     ear.is_open = False
     release()
@@ -154,7 +154,7 @@ def test_who_has_unsubscribed_has_no_latest_message_later() -> None:
     ear.stalled = True
     for name in ("a", "b"):
         events.publish(name, b"0")
-    events.unsubscribe(ear, ["a"])
+    unsubscribe(events, ear, ["a"])
     ear.stalled = False
     assert ear.subscriber is not None
     ear.subscriber.drained()

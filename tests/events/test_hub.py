@@ -1,19 +1,28 @@
 """Events: who may subscribe to what, resuming, the order of messages, and the hold behind a subscription's reply."""
 
+import itertools
 import json
-from typing import Any
+import random
+from collections.abc import Callable, Generator
+from itertools import islice
+from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position
+from gateway.events import hub
+from gateway.events.delivery import SENT_AT_ONCE
 from gateway.events.hub import MAX_SUBSCRIPTIONS, OWN_TOPICS
 from gateway.rpc.method import Refusal
 from tests.support import sample_methods
-from tests.support.ears import Ear, Way, hall, join
+from tests.support.ears import MIB, Ear, Hall, Way, hall, join, message, subscribe, unsubscribe
 from tests.support.rpc import Caller, connect, notification, serve
 from tests.support.rpc import request as asked
+
+Result = TypeVar("Result")
 
 # One process, no sockets
 
@@ -46,13 +55,13 @@ def test_the_missed_come_first_then_what_was_held_back(free: bool) -> None:
     events, ear = hall(way=Way(free)).events, Ear()
     for _ in range(3):
         events.publish("a", b"0")
-    met, release = events.subscribe(ear, ["a", "b"], {"a": Position("e1", 1)})
+    met, release = subscribe(events, ear, ["a", "b"], {"a": Position("e1", 1)})
     events.publish("a", b"0")
     events.publish("b", b"0")
     assert ear.frames == [], "the reply is not out yet"
     release()
     assert ear.take() == [("a", 2), ("a", 3), ("a", 4), ("b", 1)]
-    assert met == {"a": (Position("e1", 3), True), "b": (Position("e2", 0), None)}
+    assert met == {"a": (Position("e1", 3), True), "b": (Position("e1", 0), None)}
     events.publish("a", b"0")
     assert ear.take() == [("a", 5)]
 
@@ -61,8 +70,8 @@ def test_two_subscriptions_before_either_is_answered_keep_the_order() -> None:
     events, ear = hall().events, Ear()
     events.publish("a", b"0")
     first = events.publish("b", b"0")
-    _, release = events.subscribe(ear, ["a"], {"a": Position("e1", 0)})
-    _, release_other = events.subscribe(ear, ["b"], {"b": Position(first.epoch, 0)})
+    _, release = subscribe(events, ear, ["a"], {"a": Position("e1", 0)})
+    _, release_other = subscribe(events, ear, ["b"], {"b": Position(first.epoch, 0)})
     events.publish("b", b"0")
     release()
     release_other()
@@ -83,7 +92,7 @@ def test_whether_all_is_there_is_told(since: Position, recovered: bool) -> None:
     events, ear = hall().events, Ear()
     for _ in range(12):
         events.publish("a", b"0")
-    met, release = events.subscribe(ear, ["a"], {"a": since})
+    met, release = subscribe(events, ear, ["a"], {"a": since})
     release()
     assert met == {"a": (Position("e1", 12), recovered)}
     assert ear.take() == [("a", offset) for offset in range(since.offset + 1, 13) if recovered]
@@ -92,7 +101,7 @@ def test_whether_all_is_there_is_told(since: Position, recovered: bool) -> None:
 def test_a_topic_that_is_gone_is_told_to_who_resumes_by_a_pattern() -> None:
     """The gateway is another one, or the topic had to go: silence would look like nothing missed."""
     events, ear = hall().events, Ear()
-    met, release = events.subscribe(ear, ["a.*"], {"a.b": Position("before", 7), "x": Position("before", 7)})
+    met, release = subscribe(events, ear, ["a.*"], {"a.b": Position("before", 7), "x": Position("before", 7)})
     release()
     assert {name: recovered for name, (_, recovered) in met.items()} == {"a.b": False}
 
@@ -111,27 +120,184 @@ def test_a_connection_has_so_many_subscriptions_at_most() -> None:
     join(events, ear, *first)
     join(events, ear, *first[:10])
     with pytest.raises(Refusal) as refusal:
-        events.subscribe(ear, ["b"], {})
+        subscribe(events, ear, ["b"], {})
     assert refusal.value.error.name == "overloaded"
-    assert len(events.unsubscribe(ear, first[:1])) == MAX_SUBSCRIPTIONS - 1
+    assert len(unsubscribe(events, ear, first[:1])) == MAX_SUBSCRIPTIONS - 1
     join(events, ear, "b")
     events.publish("b", b"0")
     assert ear.take() == [("b", 1)]
 
 
-def test_where_topics_are_full_nothing_of_a_subscription_stays() -> None:
-    events, ear, other = hall(max_topics=3).events, Ear(), Ear()
-    join(events, other, "x", "y")
-    join(events, ear, "x")
+def test_where_topics_are_full_nothing_more_begins_but_all_may_subscribe() -> None:
+    events, ear, other = hall(max_topics=2).events, Ear(), Ear()
+    join(events, other, "x", "y", ">")
+    for name in ("x", "y"):
+        events.publish(name, b"0")
     with pytest.raises(Refusal) as refusal:
-        events.subscribe(ear, ["x", "z.*", "a", "b"], {})
-    assert (refusal.value.error.name, refusal.value.data) == ("overloaded", {"retryAfterMs": 1000})
-    assert events.unsubscribe(ear, []) == ["x"]
-    events.publish("x", b"0")
-    assert ear.take() == [("x", 1)], "and nothing is held back"
-    join(events, other, "z")
-    with pytest.raises(Refusal):
         events.publish("new", b"0")
+    assert (refusal.value.error.name, refusal.value.data) == ("overloaded", {"retryAfterMs": 1000})
+    assert list(join(events, ear, "z.*", "a", "gateway.draining")) == ["a", "gateway.draining"]
+    unsubscribe(events, other, ["x"])
+    events.publish("a", b"0")
+    assert ear.take() == [("a", 1)]
+
+
+def test_a_topic_that_has_not_begun_begins_where_its_subscribers_were_told() -> None:
+    """Whatever else is forgotten meanwhile. Otherwise a client would have to take its first message for a gap."""
+    here, ear = hall(max_topics=1), Ear()
+    events = here.events
+    told = join(events, ear, "a")["a"][0]
+    for name in ("x", "y", "z"):
+        events.publish(name, b"0")
+    assert here.stream.position("b") != told
+    assert join(events, Ear(), "a") == {"a": (told, None)}
+    assert subscribe(events, Ear(), ["a"], {"a": told})[0] == {"a": (told, True)}
+    assert events.publish("a", b"0") == Position(told.epoch, 1)
+
+
+def test_a_name_that_nobody_is_subscribed_to_any_more_takes_no_memory() -> None:
+    here, ear, other = hall(), Ear(), Ear()
+    join(here.events, ear, *(f"a.{number}" for number in range(1000)))
+    join(here.events, other, "a.5")
+    here.events.lost(ear)
+    assert unsubscribe(here.events, other, ["a.5"]) == []
+    here.events.publish("x", b"0")
+    here.stream.forget("x")
+    assert {here.stream.position(f"a.{number}").epoch for number in range(1000)} == {"e2"}
+    assert len(here.topics) == 1
+
+
+# The cost of one message
+
+
+class Steps:
+    """Takes the steps of some work, and keeps what each of them has looked at: topics and nodes of both indexes."""
+
+    def __init__(self, here: Hall) -> None:
+        self._here = here
+        self.visits: list[int] = []
+
+    def take(self, work: Generator[None, None, Result], between: Callable[[], object] = lambda: None) -> Result:
+        """All of them; returns the result."""
+        topics = self._here.topics
+        while True:
+            before = topics.names.visits + topics.patterns.visits
+            try:
+                next(work)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
+            finally:
+                self.visits.append(topics.names.visits + topics.patterns.visits - before)
+            between()
+
+
+def test_the_dearest_subscription_looks_at_all_topics_once_a_step_at_most() -> None:
+    """A thousand patterns, each of which meets every topic; and the end of them all."""
+    here, ear = hall(max_topics=1200), Ear()
+    for number in range(1200):
+        here.events.publish(f"a.a.a.a.a.a.a.a.a.a.a.{number}", b"0")
+    patterns = [f"{'.'.join(parts)}.*" for parts in islice(itertools.product("a*", repeat=11), MAX_SUBSCRIPTIONS)]
+    assert not here.events.is_small(patterns)
+    begin, end = Steps(here), Steps(here)
+    met, subscriber = begin.take(here.events.subscribe(ear, patterns, {}))
+    subscriber.release()
+    assert len(met) == 1200
+    assert len(begin.visits) == MAX_SUBSCRIPTIONS + 1, "each pattern has a step of its own"
+    assert end.take(here.events.unsubscribe(ear, patterns)) == []
+    assert max(begin.visits + end.visits) <= 1200 + 11
+    assert len(end.visits) == MAX_SUBSCRIPTIONS + 1
+
+
+def test_a_pattern_a_thousand_times_is_one() -> None:
+    here, ear = hall(max_topics=5000), Ear()
+    for number in range(5000):
+        here.events.publish(f"a.{number}", b"0")
+    begin, end = Steps(here), Steps(here)
+    _, subscriber = begin.take(here.events.subscribe(ear, [">"] * 1000, {}))
+    subscriber.release()
+    assert end.take(here.events.unsubscribe(ear, [">"] * 1000)) == []
+    assert (sum(begin.visits), sum(end.visits)) == (5001, 5001)
+
+
+def test_positions_of_unknown_topics_are_looked_up_in_steps() -> None:
+    here, ear = hall(), Ear()
+    patterns = [f"{'.'.join(parts)}.*" for parts in islice(itertools.product("a*", repeat=11), MAX_SUBSCRIPTIONS)]
+    since = {f"a.a.a.a.a.a.a.a.a.a.a.{number}": Position("before", 7) for number in range(1000)}
+    since["a.b"] = Position("before", 7)
+    steps = Steps(here)
+    met, _ = steps.take(here.events.subscribe(ear, patterns, since))
+    assert list(met) == list(since)[:-1]
+    assert {recovered for _, recovered in met.values()} == {False}
+    assert len(steps.visits) > 1000
+
+
+def test_what_most_ask_for_is_answered_in_one_go() -> None:
+    here = hall(max_topics=5000)
+    for number in range(5000):
+        here.events.publish(f"a.{number}", b"0")
+    assert here.events.is_small([f"a.{number}" for number in range(500)], since=50)
+    assert not here.events.is_small(["a.*"])
+    assert hall().events.is_small(["a.*"] * 100)
+
+
+def test_between_the_steps_of_a_subscription_nothing_is_lost_and_nothing_comes_twice() -> None:
+    """Others publish, topics begin, and one has to make room: each goes on where the reply or `since` says."""
+    here, ear, chance = hall(max_topics=40), Ear(), random.Random(5)
+    last: dict[str, Position] = {}
+
+    def publish() -> None:
+        for _ in range(5):
+            name = f"a.{chance.randrange(50)}"
+            last[name] = here.events.publish(name, b"0")
+
+    for _ in range(20):
+        publish()
+    since = {name: place for name, place in last.items() if here.topics.get(name) is not None and chance.random() < 0.5}
+    publish()
+    patterns = ["a.*", *(f"a.{number}" for number in range(0, 50, 3)), "*.*", ">", "*.>", "a.>"]
+    places = {}
+    steps = Steps(here)
+    with mock.patch.object(hub, "STEPS", 1):
+        met, subscriber = steps.take(here.events.subscribe(ear, patterns, since), publish)
+    assert len(steps.visits) > 20
+    publish()
+    assert ear.frames == [], "the reply is not out yet"
+    more = subscriber.release()
+    while more:
+        more = subscriber.send_held()
+    for name, (place, recovered) in met.items():
+        places[name] = since[name] if recovered else place
+    for frame in ear.frames:
+        params = message(frame)
+        name, place = params["topic"], Position(params["epoch"], params["offset"])
+        before = places.get(name, Position(place.epoch, 0))
+        assert place.offset == (before.offset if before.epoch == place.epoch else 0) + 1, name
+        places[name] = place
+    assert places == {**places, **last}
+
+
+def test_what_was_missed_is_sent_in_steps_before_what_has_come_meanwhile() -> None:
+    here, ear = hall(), Ear()
+    ear.max_held_bytes = MIB
+    count = 3 * SENT_AT_ONCE
+    subscriber = here.delivery.subscriber(ear)
+    subscriber.hold()
+    here.topics.subscribe(subscriber, "a")
+    subscriber.missed(b"%d" % number for number in range(count))
+    for _ in range(count):
+        here.events.publish("a", b"0")
+    sizes, more = [], subscriber.release()
+    while more:
+        sizes.append(len(ear.frames))
+        here.events.publish("a", b"0")
+        more = subscriber.send_held()
+    assert max(later - sooner for sooner, later in itertools.pairwise([0, *sizes])) <= 2 * SENT_AT_ONCE
+    assert [frame[2:] for frame in ear.frames[:count]] == [b"%d" % number for number in range(count)]
+    ear.frames = ear.frames[count:]
+    assert [offset for _, offset in ear.take()] == list(range(1, count + len(sizes) + 1))
+    here.events.publish("a", b"0")
+    assert len(ear.frames) == 1
 
 
 def test_the_gateways_own_topics_begin_with_their_first_subscription() -> None:
@@ -145,7 +311,7 @@ def test_the_gateways_own_topics_begin_with_their_first_subscription() -> None:
     assert ear.take() == [("gateway.draining", 1)]
     assert set(join(events, ear, "gateway.>")) == set(OWN_TOPICS)
     with pytest.raises(Refusal) as refusal:
-        events.subscribe(ear, ["gateway.nothing"], {})
+        subscribe(events, ear, ["gateway.nothing"], {})
     assert refusal.value.error.name == "not_found"
 
 
@@ -156,7 +322,7 @@ def test_another_credential_takes_what_it_does_not_allow() -> None:
     for scopes, left in ((("subscribe:>",), ["a.b", "a.*", "a.>", "b", ">"]), (("subscribe:a.*",), ["a.b", "a.*"])):
         ear.principal = Principal("op", "operator", scopes)
         events.rescoped(ear)
-        assert events.unsubscribe(ear, []) == left
+        assert unsubscribe(events, ear, []) == left
     for name in ("a.b", "a.b.c", "b"):
         events.publish(name, b"0")
     events.own("gateway.draining", {})
@@ -164,7 +330,7 @@ def test_another_credential_takes_what_it_does_not_allow() -> None:
     ear.principal = Principal("op", "operator", ())
     events.rescoped(ear)
     events.rescoped(Ear())
-    assert events.unsubscribe(ear, []) == []
+    assert unsubscribe(events, ear, []) == []
 
 
 def test_who_is_lost_is_forgotten() -> None:
@@ -176,7 +342,7 @@ def test_who_is_lost_is_forgotten() -> None:
     for name in ("a", "b.c"):
         events.publish(name, b"0")
     assert (ear.frames, ear.subscriber, here.delivery.delivered) == ([], None, 0)
-    assert events.unsubscribe(ear, ["a"]) == []
+    assert unsubscribe(events, ear, ["a"]) == []
 
 
 # A gateway, over WebSocket
@@ -236,3 +402,61 @@ async def test_notifications_subscribe_and_publish(aiohttp_client: AiohttpClient
     await caller.send(notification("event.subscribe", {"topics": ["a"]}))
     await caller.send(notification("event.publish", {"topic": "a", "data": {"n": 1}}))
     assert await heard(caller, 1) == [("a", 1, {"n": 1})], "and no reply before it"
+
+
+MANY = 2000
+"""Topics with which a pattern is much work."""
+
+
+async def with_many_topics(aiohttp_client: AiohttpClient) -> tuple[Caller, Caller, dict[str, Any]]:
+    """A caller, another one, and where the last of the topics is."""
+    caller = await serve(aiohttp_client)
+    other = await connect(caller.client)
+    for number in range(0, MANY, 100):
+        parts = [asked("event.publish", {"topic": f"a.{number + one}", "data": 0}, id=one) for one in range(100)]
+        replies = json.loads(await other.ask(f"[{','.join(parts)}]"))
+    return caller, other, replies[-1]["result"]
+
+
+async def test_a_subscription_that_is_much_work_is_answered_before_what_follows(aiohttp_client: AiohttpClient) -> None:
+    caller, other, place = await with_many_topics(aiohttp_client)
+    names = [f"a.{number}" for number in range(0, MANY, 200)]
+    since = {name: {**place, "offset": 0} for name in names}
+    await caller.send(asked("event.subscribe", {"topics": ["*.*", "a.*", ">"] * 300, "since": since}, id=1))
+    await other.result("event.publish", {"topic": "a.0", "data": "new"})
+    topics = json.loads(await caller.receive())["result"]["topics"]
+    assert len(topics) == MANY
+    assert [name for name, state in topics.items() if state.get("recovered")] == names
+    expected = [*((name, 1, 0) for name in names), ("a.0", 2, "new")]
+    assert sorted(await heard(caller, len(expected)), key=str) == sorted(expected, key=str)
+
+
+async def test_changes_of_subscriptions_are_made_in_the_order_in_which_they_were_asked_for(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    caller, other, _ = await with_many_topics(aiohttp_client)
+    for number in range(5):
+        await caller.send(asked("event.subscribe", {"topics": [f"a.{number}", ">", "*.*"]}, id=1))
+        await caller.send(asked("event.unsubscribe", {"topics": [f"a.{number}"]}, id=2))
+        await caller.send(asked("event.unsubscribe", {"topics": [">", "*.*"]}, id=3))
+        await caller.send(asked("event.subscribe", {"topics": ["x"]}, id=4))
+        replies = [json.loads(await caller.receive()) for _ in range(4)]
+        assert [reply["id"] for reply in replies] == [1, 2, 3, 4]
+        assert replies[2]["result"] == {"topics": ["x"][:number]}
+    await other.result("event.publish", {"topic": "a.0", "data": None})
+    await other.result("event.publish", {"topic": "x", "data": None})
+    assert await heard(caller, 1) == [("x", 1, None)]
+
+
+async def test_a_subscription_that_is_cancelled_holds_nothing_back(aiohttp_client: AiohttpClient) -> None:
+    caller, other, _ = await with_many_topics(aiohttp_client)
+    await caller.result("event.subscribe", {"topics": ["x"]})
+    patterns = [f"{number}.*" for number in range(900)]
+    with mock.patch.object(hub, "STEPS", 1):
+        await caller.send(asked("event.subscribe", {"topics": patterns}, id=1))
+        await caller.send(notification("rpc.cancel", {"id": 1}))
+        await other.result("event.publish", {"topic": "x", "data": None})
+        both = [json.loads(await caller.receive()) for _ in range(2)]
+    (error,) = [one["error"]["data"]["code"] for one in both if "error" in one]
+    (heard_of,) = [one["params"]["topic"] for one in both if "params" in one]
+    assert (error, heard_of) == ("cancelled", "x")

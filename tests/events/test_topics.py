@@ -14,6 +14,7 @@ class Someone:
 
     def __init__(self) -> None:
         self.patterns: dict[str, None] = {}
+        self.overlaps: dict[Topic, int] = {}
         self.topics: dict[Topic, Written] = {}
         self.frames: list[bytes] = []
 
@@ -25,13 +26,13 @@ class Someone:
         """Keep it."""
         self.frames.append(frame)
 
-    def joined(self, topic: Topic) -> None:
-        """Keep it."""
-        self.topics[topic] = topic.written
-
     def parted(self, topic: Topic) -> None:
         """Give it up."""
-        self.topics.pop(topic, None)
+        del self.topics[topic]
+
+    def forgotten(self, topic: Topic) -> None:
+        """Give it up."""
+        del self.topics[topic]
 
     @property
     def names(self) -> list[str]:
@@ -111,34 +112,59 @@ def test_where_there_is_no_room_the_topic_goes_that_was_published_to_longest_ago
     assert desk.forgotten == ["b", "c"]
 
 
-def test_a_topic_with_a_subscriber_stays() -> None:
+def test_a_topic_with_a_subscriber_by_its_name_stays() -> None:
     desk, someone = Desk(max_topics=2), Someone()
     desk.topics.subscribe(someone, "a")
-    for name in ("b", "c", "d"):
+    for name in ("a", "b", "c", "d"):
         desk.publish(name)
     assert [name for name in "abcd" if desk.topics.get(name)] == ["a", "d"]
     desk.topics.subscribe(someone, "d")
     with pytest.raises(FullError):
         desk.topics.open("e")
-    with pytest.raises(FullError):
-        desk.topics.subscribe(someone, "e")
-    assert (list(someone.patterns), someone.names, len(desk.topics)) == (["a", "d"], ["a", "d"], 2)
+    assert desk.topics.subscribe(someone, "e") == [], "it only has not begun"
+    assert (list(someone.patterns), someone.names, len(desk.topics)) == (["a", "d", "e"], ["a", "d"], 2)
     assert desk.topics.open("a").name == "a", "one that is there needs no room"
     desk.topics.unsubscribe(someone, "a")
     desk.topics.open("e")
     assert [name for name in "ade" if desk.topics.get(name)] == ["d", "e"]
+    assert someone.names == ["d", "e"]
 
 
-def test_a_pattern_keeps_the_topics_that_it_meets() -> None:
-    desk, someone = Desk(max_topics=2), Someone()
+def test_one_message_of_names_and_a_pattern_leaves_all_topics_to_those_who_publish() -> None:
+    desk, hoarder = Desk(max_topics=3), Someone()
+    for pattern in (">", *(f"mine.{number}" for number in range(999))):
+        assert desk.topics.subscribe(hoarder, pattern) == []
+    assert len(desk.topics) == 0, "only publishing opens one"
+    for number in range(10):
+        desk.publish(f"new.{number}")
+    assert hoarder.names == ["new.7", "new.8", "new.9"], "and a pattern keeps none"
+    desk.publish("mine.5")
+    assert hoarder.names == ["mine.5", "new.8", "new.9"]
+
+
+def test_a_topic_without_a_subscriber_makes_room_before_one_that_a_pattern_meets() -> None:
+    desk, someone = Desk(max_topics=3), Someone()
     desk.topics.subscribe(someone, "a.>")
+    for name in ("a.b", "x", "a.c", "y", "z"):
+        desk.publish(name)
+    assert desk.forgotten == ["x", "y"]
     desk.publish("a.b")
-    desk.publish("a.c")
-    with pytest.raises(FullError):
-        desk.topics.open("x")
+    desk.topics.subscribe(someone, "z")
+    desk.publish("new")
+    assert desk.forgotten == ["x", "y", "a.c"], "of those that it meets the one goes that was published to longest ago"
+    assert someone.names == ["a.b", "z"]
     desk.topics.leave(someone)
-    desk.topics.open("x")
-    assert len(desk.topics) == 2
+    desk.publish("newer")
+    assert "new" in desk.forgotten
+    assert (someone.topics, someone.overlaps) == ({}, {})
+
+
+def test_the_gateways_own_topics_take_no_room_and_make_none() -> None:
+    desk = Desk(max_topics=1)
+    for name in ("gateway.draining", "gateway.node.online", "a", "b"):
+        desk.topics.open(name)
+    assert desk.forgotten == ["a"]
+    assert desk.topics.get("gateway.draining") is not None
 
 
 # Subscriptions
@@ -147,6 +173,7 @@ def test_a_pattern_keeps_the_topics_that_it_meets() -> None:
 def test_subscriptions_that_overlap() -> None:
     desk, someone = Desk(), Someone()
     subscribe, unsubscribe = desk.topics.subscribe, desk.topics.unsubscribe
+    desk.topics.open("a.b")
     assert [topic.name for topic in subscribe(someone, "a.b")] == ["a.b"]
     assert [topic.name for topic in subscribe(someone, "a.*")] == ["a.b"]
     assert subscribe(someone, "x.>") == []
@@ -178,7 +205,8 @@ def test_who_leaves_is_forgotten() -> None:
     for pattern in ("a", "a.*", ">"):
         desk.topics.subscribe(someone, pattern)
         desk.topics.subscribe(other, pattern)
-    desk.topics.open("a.b")
+    for name in ("a", "a.b"):
+        desk.topics.open(name)
     desk.topics.leave(someone)
     desk.topics.leave(someone)
     assert (someone.names, someone.patterns) == ([], {})
@@ -190,8 +218,40 @@ def test_who_leaves_is_forgotten() -> None:
     assert gone() is None, "a table still holds it"
 
 
-NAMES = ["a", "b", "a.a", "a.b", "b.a", "a.b.c", "gateway.node.online", "gateway.draining"]
-PATTERNS = [*NAMES, "*", ">", "a.*", "a.>", "*.a", "*.>", "a.*.c", "gateway.>", "gateway.*"]
+def test_ending_a_subscription_costs_what_it_met() -> None:
+    """With ten thousand topics and a thousand patterns beside it: nothing is matched again."""
+    desk, someone = Desk(max_topics=10_000), Someone()
+    for number in range(10_000):
+        desk.topics.open(f"t.{number}")
+    for pattern in (">", "t.*", "a.b", *(f"x.{number}.*" for number in range(990))):
+        desk.topics.subscribe(someone, pattern)
+    before = desk.topics.names.visits, desk.topics.patterns.visits
+    assert desk.topics.unsubscribe(someone, "a.b") == 0
+    assert desk.topics.unsubscribe(someone, "x.5.*") == 0
+    assert desk.topics.unsubscribe(someone, "unknown") == 0
+    assert (desk.topics.names.visits - before[0], desk.topics.patterns.visits - before[1]) == (0, 0)
+    assert desk.topics.unsubscribe(someone, "t.*") == 10_000
+    assert desk.topics.names.visits - before[0] == 10_001
+    assert desk.topics.patterns.visits == before[1]
+    assert (len(someone.topics), someone.overlaps) == (10_000, {})
+
+
+def test_a_new_topic_looks_at_none_of_30000_patterns_of_others() -> None:
+    desk, people = Desk(), [Someone() for _ in range(30)]
+    for one, someone in enumerate(people):
+        for number in range(1000):
+            desk.topics.subscribe(someone, f"c{one}.site{number}.*.v")
+    before = desk.topics.patterns.visits
+    assert list(desk.topics.open("c7.site9.lamp.v").subscribers) == [people[7]]
+    assert not desk.topics.open("nobody.asked.for.this").subscribers
+    assert desk.topics.patterns.visits - before == 4
+
+
+LONG = ".".join("abcdefghijkl")
+OWN = ["gateway.node.online", "gateway.draining"]
+NAMES = ["a", "b", "a.a", "a.b", "b.a", "a.b.c", "gateway", LONG, f"{LONG}.m", f"{LONG}.m.n", *OWN]
+PATTERNS = [*NAMES, "*", ">", "a.*", "a.>", "*.a", "*.>", "a.*.c", "gateway.>", "gateway.*", "*.*.online", "*.*.*"]
+PATTERNS += ["*.b.c.d.e.f.g.h.i.j.k.l", "a.b.c.d.e.f.g.h.i.j.k.*", "a.b.c.d.e.f.g.h.i.j.k.>", "a.*.c.>"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -214,13 +274,18 @@ def test_whatever_happens_a_topic_has_those_who_have_asked_for_it(seed: int) -> 
             else:
                 desk.publish(chance.choice(NAMES))
         except FullError:
-            assert all((topic := desk.topics.get(name)) is None or topic.subscribers for name in NAMES)
+            named = set().union(*wanted.values())
+            assert all(desk.topics.get(name) is None or name in named for name in NAMES if name not in OWN)
         there = [topic for name in NAMES if (topic := desk.topics.get(name)) is not None]
-        assert len(there) == len(desk.topics) <= 6
+        assert len(there) == len(desk.topics)
+        assert len([topic for topic in there if topic.name not in OWN]) <= 6
         for one in people:
             assert set(one.patterns) == wanted[one]
             met = {topic for topic in there if any(meets(pattern, topic.name) for pattern in wanted[one])}
             assert set(one.topics) == met == {topic for topic in there if one in topic.subscribers}
+            for topic in met:
+                assert one.overlaps.get(topic, 0) == sum(meets(pattern, topic.name) for pattern in wanted[one]) - 1
+            assert one.overlaps.keys() <= met
     emptied(desk, people)
 
 
@@ -228,7 +293,8 @@ def emptied(desk: Desk, people: list[Someone]) -> None:
     """All leave, and nothing is left of anybody."""
     for someone in people:
         desk.topics.leave(someone)
-        assert (someone.patterns, someone.topics) == ({}, {})
+        assert (someone.patterns, someone.topics, someone.overlaps) == ({}, {}, {})
     for number in range(6):
         assert not desk.topics.open(f"new.{number}").subscribers
-    assert len(desk.topics) == 6, "every other topic could go"
+    left = [name for name in (*NAMES, *(f"new.{number}" for number in range(6))) if desk.topics.get(name)]
+    assert len([name for name in left if name not in OWN]) == 6, "every other topic could go"

@@ -414,7 +414,7 @@ class Routing(RuleBasedStateMachine):
         for wheel in (gateway.calls._wheel, gateway.dispatcher._sweep._wheel):
             assert (wheel._ticks, wheel._order, wheel._timer) == ({}, [], None)
         assert [topic.name for topic in topics._topics.values() if topic.subscribers] == []
-        assert topics._patterns == {}
+        assert (topics._wild, topics._named) == ({}, {})
         assert not asyncio.all_tasks(self.loop)
 
     def _let_go(self) -> None:

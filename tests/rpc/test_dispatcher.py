@@ -23,7 +23,7 @@ from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher, Peer, Route
 from gateway.rpc.jsonrpc import Message
-from gateway.rpc.method import CALL, Refusal, Then, method
+from gateway.rpc.method import CALL, Continue, Refusal, Then, method
 from gateway.rpc.replies import Batch
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
@@ -101,6 +101,13 @@ class Works:
         """Return the parameters."""
         self.ran.append("plain")
         return Raw(params or b"null")
+
+    @method("long_if_asked", scope=CALL)
+    def long_if_asked(self, peer: object, params: Name) -> Any:
+        """Answer at once, unless the name is another one."""
+        if params.name != "short":
+            raise Continue(lambda: self.work(peer, params))
+        return "at once"
 
     @method("brief", scope=CALL, timeout=0.05)
     async def brief(self, peer: object) -> None:
@@ -318,6 +325,32 @@ async def test_an_async_function_runs_as_a_task_and_is_counted(bench: Bench) -> 
     assert bench.peer.take() == [accepted("[1,null]")]
     assert bench.peer.running == {}
     assert bench.peer.settlements == 1
+
+
+async def test_a_plain_function_may_go_on_as_a_task(bench: Bench) -> None:
+    assert bench.tell(request("long_if_asked", ["short"])) == [accepted('"at once"')]
+    assert bench.tell(request("long_if_asked", ["a"], id=7)) == []
+    assert list(bench.peer.running) == [b"7"]
+    await passes()
+    bench.works.finish("a", "later")
+    await passes()
+    assert bench.peer.take() == [accepted('"later"', "7")]
+    assert (bench.peer.running, bench.peer.settlements) == ({}, 1)
+    tally = bench.dispatcher.methods["long_if_asked"].tally
+    assert {name: count for name, count in tally.outcomes().items() if count} == {"ok": 2}
+
+
+async def test_going_on_as_a_task_counts_as_in_flight_and_may_be_in_a_batch(bench: Bench) -> None:
+    bench.tell(*(notification("long_if_asked", [str(number)]) for number in range(MAX_IN_FLIGHT - 1)))
+    parts = ",".join(request("long_if_asked", [name], id=name) for name in "ab")
+    assert bench.tell(f"[{parts}]") == []
+    await passes()
+    assert bench.works.ran == ["0", "1", "2", "a"]
+    bench.works.finish("a")
+    await passes()
+    done = accepted("null", '"a"')
+    refusal = refused(-32009, OVERLOADED, '"b"', retryAfterMs=errors.RETRY_BUSY_MS)
+    assert bench.peer.take() == [f"[{refusal},{done}]"]
 
 
 async def test_replies_go_out_as_they_are_ready(bench: Bench) -> None:

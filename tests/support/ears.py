@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.cluster.memory import MemoryStream
 from gateway.cluster.stream import Position
 from gateway.errors import Disconnect
+from gateway.events import hub
 from gateway.events.delivery import Delivery, Subscriber
-from gateway.events.hub import Events
+from gateway.events.hub import Events, Met
 from gateway.events.topics import Topics
 from gateway.websocket.frames import NOTHING_WRITTEN
 
@@ -139,9 +140,28 @@ def at_once(work: Coroutine[Any, Any, None]) -> None:
 
 def join(events: Events, ear: Ear, *patterns: str, **since: int) -> dict[str, tuple[Position, bool | None]]:
     """Subscribe, with offsets in the first epoch, and let the reply be behind at once."""
-    met, release = events.subscribe(ear, patterns, {name: Position("e1", offset) for name, offset in since.items()})
+    met, release = subscribe(events, ear, patterns, {name: Position("e1", offset) for name, offset in since.items()})
     release()
     return met
+
+
+def subscribe(
+    events: Events, ear: Ear, patterns: Sequence[str], since: Mapping[str, Position]
+) -> tuple[Met, Callable[[], None]]:
+    """Subscribe in one go; returns the topics that are met, and what is to be called behind the reply."""
+    met, subscriber = hub.at_once(events.subscribe(ear, patterns, since))
+
+    def release() -> None:
+        more = subscriber.release()
+        while more:
+            more = subscriber.send_held()
+
+    return met, release
+
+
+def unsubscribe(events: Events, ear: Ear, patterns: Sequence[str]) -> list[str]:
+    """Unsubscribe in one go; returns what is left."""
+    return hub.at_once(events.unsubscribe(ear, patterns))
 
 
 def size(frames: list[bytes]) -> tuple[int, int]:

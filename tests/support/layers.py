@@ -75,6 +75,7 @@ PURE: Final = frozenset(
         "errors",
         "events.delivery",
         "events.hub",
+        "events.index",
         "events.topics",
         "handshake.proxies",
         "limits",

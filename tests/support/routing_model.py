@@ -417,9 +417,12 @@ class Model:
                 self.say(link, {"jsonrpc": "2.0", "method": "event.message", "params": params})
 
     def subscribe(self, link: Link, pattern: str) -> None:
-        if pattern == "t.a" or pattern.startswith("gateway."):
+        if pattern.startswith("gateway."):
             for topic in MEETS[pattern]:
                 self.topics.setdefault(topic, 0)
         link.patterns[pattern] = None
-        met = {topic: {"offset": self.topics[topic]} for topic in MEETS[pattern] if topic in self.topics}
+        there = {topic: self.topics[topic] for topic in MEETS[pattern] if topic in self.topics} or {
+            topic: 0 for topic in MEETS[pattern] if topic == pattern
+        }
+        met = {topic: {"offset": offset} for topic, offset in there.items()}
         self.say(link, {"jsonrpc": "2.0", "id": 0, "result": {"topics": met}})
