@@ -40,6 +40,8 @@ CONFIG = {"server": {"drain_timeout": DRAIN_TIMEOUT, "close_timeout": CLOSE_TIME
 SHORT = 1.5
 SHORT_CONFIG = {"server": {"drain_timeout": SHORT, "close_timeout": CLOSE_TIMEOUT}}
 """For peers that use all the time that there is."""
+LONG = 6.0
+"""Seconds in which a busy machine answers a dozen requests."""
 LONG_CONFIG = {"server": {"drain_timeout": 100.0, "close_timeout": 100.0, "handshake_timeout": 100.0}}
 SOON = WAIT
 """Seconds in which all is over that does not wait for one of those."""
@@ -233,21 +235,21 @@ async def test_while_draining_http_is_answered_and_says_so() -> None:
             begin = time.monotonic()
             process.terminate()
             assert (await peer.recv_json())["method"] == "gateway.draining"
-            for _ in range(4):
+            for _ in range(2):
                 await expect_draining(kept)
                 with await RawPeer.connect(process) as fresh:
                     await expect_draining(fresh)
                     await expect_no_room(fresh)
-                await asyncio.sleep(0.2)
             await peer.recv_frame()
             assert peer.close_code == 1001
-            assert time.monotonic() - begin >= SHORT - TICK, "a call in flight has all the time that there is"
+            assert time.monotonic() - begin >= LONG - TICK, "a call in flight has all the time that there is"
             await peer.leave(1001)
             assert await process.wait() == 0
             with pytest.raises(OSError, match=r"refused|Connect call failed"):
                 await RawPeer.connect(process)
 
-    async with started(SHORT_CONFIG, module=FLOOD_SERVER) as gateways:
+    config = {"server": {"drain_timeout": LONG, "close_timeout": CLOSE_TIMEOUT}}
+    async with started(config, module=FLOOD_SERVER) as gateways:
         await asyncio.gather(*map(scenario, gateways))
 
 

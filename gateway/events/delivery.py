@@ -163,9 +163,14 @@ class Subscriber:
         """Have these messages, as JSON text, sent before all that is kept back. Only between `hold` and `release`."""
         self._missed.extend(map(frames.text_frame, messages))
 
+    @property
+    def holds(self) -> bool:
+        """Whether any message is kept back."""
+        return bool(self._held_of)
+
     def before_held(self, topic: Topic, now: Position) -> Position:
         """Return the position of the last message that is not kept back, given the topic's position now."""
-        held = self._held_of.get(topic) if self._held_of else 0
+        held = self._held_of.get(topic)
         return Position(now.epoch, now.offset - held) if held else now
 
     def release(self) -> bool:

@@ -157,11 +157,12 @@ class Events:
                     if meets(pattern, name):
                         self._topics.open(name)
             topics = self._topics.subscribe(subscriber, pattern)
-            position = self._stream.position
+            position, holds = self._stream.position, subscriber.holds
             for topic in topics:
                 name = topic.name
                 if name not in met:
-                    met[name] = (subscriber.before_held(topic, position(name)), None)
+                    at = position(name)
+                    met[name] = (subscriber.before_held(topic, at) if holds else at, None)
             if not topics and not is_wild(pattern):
                 met[pattern] = (self._stream.expect(pattern), None)
             if pace.over(1 + len(topics)):

@@ -29,6 +29,9 @@ EVERY: Final = 1.0
 REMEMBERED: Final = 15
 """How many measurements are remembered: a scrape every 15 s misses none."""
 
+SHARED: Final = 1.0
+"""Seconds for which the text of one scrape is given to all others, so that many scrapers cost no more than one."""
+
 _LE: Final = (*map(str, BOUNDS), "+Inf")
 
 
@@ -38,7 +41,8 @@ class Metrics(Generic[Label]):
     ``roles`` are the roles that a connection may have. ``census`` counts the connections, and ``opened`` returns how
     many have been opened since the start. ``disconnects`` counts the ends of connections by cause, and ``failures`` the
     handshakes that failed, by stage. ``tallies`` returns the counts of requests, by method. ``gauges`` and ``counters``
-    have a help text and a function for each name, which is written without its prefix ``gateway_``.
+    have a help text and a function for each name, which is written without its prefix ``gateway_``. ``clock`` returns
+    monotonic seconds.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Metrics(Generic[Label]):
         tallies: Callable[[], Iterable[tuple[str, Tally]]],
         gauges: Mapping[str, tuple[str, Callable[[], float]]],
         counters: Mapping[str, tuple[str, Callable[[], int]]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = tuple(roles)
         self._census = census
@@ -61,16 +66,35 @@ class Metrics(Generic[Label]):
         self._tallies = tallies
         self._gauges = gauges
         self._counters = counters
+        self._clock = clock
+        self._text = b""
+        self._made = -SHARED
+        self._making: asyncio.Task[bytes] | None = None
 
     async def text(self) -> bytes:
-        """Return the metrics as they are now.
+        """Return the metrics as they are now, or were less than `SHARED` seconds ago.
 
-        The event loop gets to run other callbacks while very many connections are counted.
+        However many ask, they are made once at a time. A caller that is cancelled takes nothing from the others.
         """
-        census = await self._census()
-        return exposition.generate_latest(
-            _Families([*self._of_connections(census), *self._of_requests(), *self._own()])
-        )
+        if self._text and self._clock() - self._made < SHARED:
+            return self._text
+        if self._making is None:
+            self._making = asyncio.create_task(self._make())
+        return await asyncio.shield(self._making)
+
+    async def _make(self) -> bytes:
+        """Return the text. Other callbacks run while connections are counted, and after each family is written."""
+        try:
+            census = await self._census()
+            families = [*self._of_connections(census), *self._of_requests(), *self._own()]
+            text = []
+            for family in families:
+                text.append(exposition.generate_latest(_Family(family)))
+                await asyncio.sleep(0)
+            self._text, self._made = b"".join(text), self._clock()
+        finally:
+            self._making = None
+        return self._text
 
     def _of_connections(self, census: Census) -> Iterator[Metric]:
         roles = {role: census.roles[role] for role in self._roles}
@@ -110,14 +134,14 @@ class Metrics(Generic[Label]):
         yield build
 
 
-class _Families(Collector):
-    """The metrics of one scrape, as prometheus-client wants them."""
+class _Family(Collector):
+    """One metric with all its labels, as prometheus-client wants it."""
 
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
+    def __init__(self, family: Metric) -> None:
+        self._family = family
 
     def collect(self) -> list[Metric]:
-        return self._families
+        return [self._family]
 
 
 def _counter(name: str, what: str, label: str, values: Mapping[Label, int]) -> CounterMetricFamily:

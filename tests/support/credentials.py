@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from gateway.auth.scopes import ROLE_SCOPES
+from gateway.telemetry.metrics import SHARED
 from tests.support.fleet import ended, request
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, PeerClosed, RawPeer, Reachable, frame
@@ -196,7 +197,8 @@ def assert_untold(where: GatewayProcess) -> None:
 
 
 async def scrape(where: Reachable) -> Counter[str]:
-    """Return the samples of `GET /metrics`, by name and labels as they stand there."""
+    """Return the samples of `GET /metrics` from now on, by name and labels as they stand there."""
+    await asyncio.sleep(SHARED)  # what an earlier scrape was told is over then
     with await RawPeer.connect(where) as peer:
         answer = await peer.get("/metrics")
     assert answer.status == 200

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Final, Self
 from unittest import mock
 
+import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import __version__, errors
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
-from gateway.telemetry.metrics import EVERY, REMEMBERED, LoopLag, Metrics
+from gateway.telemetry.metrics import EVERY, REMEMBERED, SHARED, LoopLag, Metrics
 from tests.support.fleet import ended, request
 from tests.support.patience import START, WAIT
 from tests.support.peers import RawPeer
@@ -84,6 +85,9 @@ class Numbers:
         self.ping, self.routed = Tally(), Tally(*OUTCOMES)
         self.in_flight = self.published = 0
         self.lag = 0.0
+        self.now = 0.0
+        self.counts = 0
+        self.counting: asyncio.Event | None = None
         self.metrics = Metrics(
             roles=("operator", "node", "ui"),
             census=self.counted,
@@ -99,13 +103,53 @@ class Numbers:
                 "events_published": ("Messages.", lambda: self.published),
                 "events_delivered": ("Frames.", lambda: self.published * 3),
             },
+            clock=lambda: self.now,
         )
 
     async def counted(self) -> Census:
+        self.counts += 1
+        if self.counting is not None:
+            await self.counting.wait()
         return self.census
 
     async def scrape(self) -> Samples:
+        """What a scrape is told after an earlier one is no longer shared."""
+        self.now += SHARED
         return samples(await self.metrics.text())
+
+
+async def test_64_scrapers_are_one_scrape_and_its_text_is_theirs_for_a_second() -> None:
+    numbers = Numbers()
+    numbers.counting = asyncio.Event()
+    waiting = [asyncio.create_task(numbers.metrics.text()) for _ in range(64)]
+    await asyncio.sleep(0)
+    waiting.pop(0).cancel()  # the one that began it
+    await asyncio.sleep(0)
+    numbers.counting.set()
+    texts = await asyncio.gather(*waiting)
+    assert (len(set(texts)), numbers.counts) == (1, 1)
+    numbers.opened = 1
+    numbers.now = SHARED / 2
+    assert await numbers.metrics.text() == texts[0]
+    numbers.now = SHARED
+    later = await numbers.metrics.text()
+    assert (samples(later)["gateway_connections_opened_total",], numbers.counts) == (1.0, 2)
+
+
+async def test_others_have_their_turn_between_the_families_of_a_scrape() -> None:
+    numbers, turns = Numbers(), 0
+    scraping = asyncio.create_task(numbers.metrics.text())
+    while not scraping.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > len(families(scraping.result()))
+
+
+async def test_a_scrape_that_fails_is_tried_again() -> None:
+    numbers = Numbers()
+    with mock.patch.object(numbers.metrics, "_own", side_effect=RuntimeError), pytest.raises(RuntimeError):
+        await numbers.metrics.text()
+    assert samples(await numbers.metrics.text())["gateway_connections_opened_total",] == 0.0
 
 
 async def test_every_name_is_the_contracts_with_its_type_its_labels_and_a_sentence() -> None:
@@ -249,7 +293,8 @@ class HandTimers:
 
 
 async def scrape(where: GatewayProcess) -> Samples:
-    """GET /metrics, on a connection of its own."""
+    """GET /metrics, on a connection of its own, when what an earlier scrape was told is over."""
+    await asyncio.sleep(SHARED)
     with await RawPeer.connect(where) as peer:
         answer = await peer.get("/metrics")
     assert answer.status == 200
