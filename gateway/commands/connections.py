@@ -10,7 +10,6 @@ from gateway.errors import NOT_FOUND
 from gateway.terminal import remote
 from gateway.terminal.output import as_json, since, span, table
 
-_PAGE: Final = 200
 _SHORT: Final = 8
 """How many characters of a connId a table shows: enough to tell connections apart."""
 _WHOLE: Final = 36
@@ -80,12 +79,7 @@ async def _list(gateway: Client, given: argparse.Namespace) -> None:
 
 async def _open(gateway: Client) -> list[dict[str, Any]]:
     """Return all open connections, page by page, the oldest first."""
-    found: list[dict[str, Any]] = []
-    after: str | None = ""
-    while after is not None:
-        page = await gateway.call("connection.list", {"after": after, "limit": _PAGE})
-        found += page["connections"]
-        after = page["next"]
+    found = await remote.all_pages(gateway, "connection.list", "connections")
     return sorted(found, key=lambda one: str(one["openedAt"]))
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
+from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
 from gateway.terminal.output import as_json, since, table
-
-_PAGE: Final = 200
 
 
 def add_to(commands: Any) -> None:
@@ -28,7 +26,7 @@ def run(given: argparse.Namespace) -> int:
     """List the nodes; returns the exit status."""
 
     async def work(gateway: Client) -> None:
-        nodes = await all_nodes(gateway)
+        nodes = await remote.all_pages(gateway, "node.list", "nodes")
         if given.json:
             print(as_json(nodes, indent=2), flush=True)
             return
@@ -39,14 +37,3 @@ def run(given: argparse.Namespace) -> int:
         print(table(rows), flush=True)
 
     return remote.run(given, work)
-
-
-async def all_nodes(gateway: Client) -> list[dict[str, Any]]:
-    """Return all nodes, page by page, in the order of their names."""
-    found: list[dict[str, Any]] = []
-    after: str | None = ""
-    while after is not None:
-        page = await gateway.call("node.list", {"after": after, "limit": _PAGE})
-        found += page["nodes"]
-        after = page["next"]
-    return found

@@ -20,6 +20,7 @@ from gateway.text import plain
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 _MAX_TOKEN: Final = 65_536
+_PAGE: Final = 200
 _OPENING: Final = 12.0
 """How many seconds connecting may take; one attempt takes 10 at most."""
 
@@ -158,6 +159,17 @@ def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
 
     token()
     return token
+
+
+async def all_pages(gateway: Client, method: str, member: str) -> list[dict[str, Any]]:
+    """Return what a method lists under ``member``, page by page: all of it, in the method's own order."""
+    found: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        page = await gateway.call(method, {"after": after, "limit": _PAGE})
+        found += page[member]
+        after = page["next"]
+    return found
 
 
 def _read(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.client import Client
-from gateway.commands.nodes import all_nodes
+from gateway.terminal.remote import all_pages
 from tests.support.command import Ended
 from tests.support.process import StartGateway
 from tests.support.remote import misused, run, serving
@@ -42,7 +42,8 @@ class Paging:
 
 async def test_all_pages_are_listed() -> None:
     gateway = Paging()
-    assert [node["name"] for node in await all_nodes(cast(Client, gateway))] == ["after ", "after a"]
+    nodes = await all_pages(cast(Client, gateway), "node.list", "nodes")
+    assert [node["name"] for node in nodes] == ["after ", "after a"]
     assert gateway.asked == [("node.list", ""), ("node.list", "a")]
 
 
