@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 from gateway import errors
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
-from gateway.auth.scopes import ROLE_SCOPES
+from gateway.auth.scopes import ROLES
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connections.connection import Connection, Regime
@@ -154,7 +154,7 @@ class Gateway:
     def _metrics(self) -> Metrics[Stage]:
         connections = self._connections
         return Metrics(
-            roles=ROLE_SCOPES,
+            roles=ROLES,
             census=connections.census,
             opened=lambda: connections.opened_total,
             disconnects=connections.disconnects,
@@ -230,10 +230,7 @@ class Gateway:
 
     def rescoped(self, connection: Connection) -> None:
         """The connection has another credential: registrations and subscriptions that it does not allow end."""
-        node = connection.node
-        if node is not None:
-            allows = connection.principal.allows
-            self.nodes.unregister(connection, [name for name in node.methods if not allows(f"serve:{name}")])
+        self.nodes.rescoped(connection)
         self.events.rescoped(connection)
 
     async def drain(self, server: Server) -> None:

@@ -31,6 +31,11 @@ def is_dotted_name(text: str) -> bool:
     return len(text) <= MAX_NAME and text.isprintable() and _DOTTED.fullmatch(text) is not None
 
 
+def is_part(text: str) -> bool:
+    """Whether the text is a dotted name without a dot."""
+    return is_dotted_name(text) and "." not in text
+
+
 def is_pattern(text: str) -> bool:
     """Whether the text is a dotted name, or a pattern of dotted names, of at most `MAX_NAME` characters."""
     return len(text) <= MAX_NAME and text.isprintable() and _PATTERN.fullmatch(text) is not None

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from jwt.exceptions import InvalidTokenError, PyJWTError
 
 from gateway.auth.credentials import Credential, CredentialError
-from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
+from gateway.auth.scopes import ROLES, Principal, is_scope, role_scopes
 from gateway.config import ConfigError, Jwt, read_file
 from gateway.names import is_peer_name
 
@@ -130,10 +130,10 @@ def _principal(claims: Mapping[str, Any], now: float) -> Principal:
     name, role, scope = claims["sub"], claims["role"], claims.get("scope")
     if not isinstance(name, str) or not is_peer_name(name):
         raise CredentialError("the JWT's sub is no name")
-    if not isinstance(role, str) or role not in ROLE_SCOPES:
+    if not isinstance(role, str) or role not in ROLES:
         raise CredentialError("the JWT's role is not operator, node or ui")
     if scope is None:
-        return Principal(name, role, ROLE_SCOPES[role], expires)
+        return Principal(name, role, role_scopes(role, name), expires)
     if not isinstance(scope, str):
         raise CredentialError("the JWT's scope is no string")
     # Other services share this claim (RFC 8693 section 4.2), so a scope of theirs, such as "openid", gives nothing.

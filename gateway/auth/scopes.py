@@ -1,7 +1,8 @@
 """What a principal may do: scopes, and the scopes that each role has by default. Pure.
 
 A scope is ``admin``, or a verb and a pattern of names, such as ``call:camera.*``; see `gateway.names`. ``*`` alone
-stands for every scope. Whatever no scope allows is refused.
+stands for every scope. Whatever no scope allows is refused. ``serve:`` lets a node serve methods that no other node
+has; ``share:`` lets it serve them together with others that may share them, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from gateway.names import OWN, PATTERN, RESERVED, matches
+from gateway.names import OWN, PATTERN, RESERVED, is_part, matches
 
 ADMIN: Final = "admin"
 EVERYTHING: Final = "*"
@@ -21,14 +22,26 @@ EVERYTHING: Final = "*"
 ANY_CALL: Final = "call:"
 """The scope of a caller that may call at least one method. Every ``call:`` scope covers it."""
 
-ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
+_ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
     "operator": ("admin", "call:>", "subscribe:>", "publish:>"),
-    "node": ("serve:>", "publish:>", "subscribe:>"),
+    "node": ("serve:>",),
     "ui": ("call:>", "subscribe:>"),
 }
-"""The scopes of each role, for a credential that does not name its scopes."""
 
-_SCOPE: Final = re.compile(f"(?:call|serve|subscribe|publish):{PATTERN}")
+ROLES: Final = tuple(_ROLE_SCOPES)
+
+
+def role_scopes(role: str, name: str) -> tuple[str, ...]:
+    """Return the scopes of a principal whose credential does not name its scopes.
+
+    A node may publish topics that begin with its own name. A node whose name is more than one part may not: topics
+    that begin with ``a.b`` begin with ``a`` as well, and so would belong to a node ``a``, too.
+    """
+    scopes = _ROLE_SCOPES[role]
+    return (*scopes, f"publish:{name}.>") if role == "node" and is_part(name) else scopes
+
+
+_SCOPE: Final = re.compile(f"(?:call|serve|share|subscribe|publish):{PATTERN}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,8 @@ class Principal:
 
     def _find_out(self, scope: str) -> bool:
         allowed = _allow(self.scopes, scope)
-        if len(scope) <= _LONGEST and len(self._known) < _MOST:  # callers may ask for any text
+        # Callers may ask for any text. What is asked at a registration only is not worth the room.
+        if len(scope) <= _LONGEST and len(self._known) < _MOST and not scope.startswith(("serve:", "share:")):
             self._known[scope] = allowed
         return allowed
 
@@ -79,8 +93,8 @@ def _known_of(scopes: tuple[str, ...]) -> dict[str, bool]:
 _LONGEST: Final = 256
 """The greatest length of a scope whose answer is remembered, in characters."""
 
-_MOST: Final = 1000
-"""How many answers are remembered for one set of scopes."""
+_MOST: Final = 200
+"""How many answers are remembered for one set of scopes. Every node may have a set of its own."""
 
 NOBODY: Final = Principal("", "", ())
 """The principal of a connection that has not authenticated."""

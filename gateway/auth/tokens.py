@@ -24,7 +24,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from gateway.auth.credentials import Credential, CredentialError
-from gateway.auth.scopes import ROLE_SCOPES, Principal, is_scope
+from gateway.auth.scopes import ROLES, Principal, is_scope, role_scopes
 from gateway.config import ConfigError, read_toml
 from gateway.names import MAX_NAME, is_peer_name
 from gateway.timestamps import rfc3339_seconds
@@ -34,7 +34,7 @@ TOKEN_BYTES: Final = 32
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NO_DIGEST: Final = b"0" * 64
-_SCOPES: Final = 'an array of "admin", and of "call:", "serve:", "subscribe:" or "publish:" with a pattern'
+_SCOPES: Final = 'an array of "admin", and of "call:", "serve:", "share:", "subscribe:" or "publish:" with a pattern'
 
 
 class Entry(NamedTuple):
@@ -182,12 +182,12 @@ def _entry(path: str, at: str, table: dict[str, object]) -> Entry:
         if needed and key not in table:
             raise ConfigError(path, f"{at}.{key}", "missing", right)
     values: dict[str, Any] = table
-    role = values["role"]
-    expires = values.get("expires")
+    name, role, expires = values["name"], values["role"], values.get("expires")
+    scopes = values.get("scopes")
     principal = Principal(
-        values["name"],
+        name,
         role,
-        tuple(values.get("scopes", ROLE_SCOPES[role])),
+        role_scopes(role, name) if scopes is None else tuple(scopes),
         None if expires is None else expires.timestamp(),
     )
     return Entry(principal, values["sha256"])
@@ -209,7 +209,7 @@ def _are_scopes(value: object) -> bool:
 
 _CHECKS: Final[dict[str, tuple[bool, str, Callable[[object], bool]]]] = {
     "name": (True, f"a name of 1 to {MAX_NAME} printable characters", lambda v: isinstance(v, str) and is_peer_name(v)),
-    "role": (True, '"operator", "node" or "ui"', lambda v: isinstance(v, str) and v in ROLE_SCOPES),
+    "role": (True, '"operator", "node" or "ui"', lambda v: isinstance(v, str) and v in ROLES),
     "sha256": (
         True,
         "64 hexadecimal digits in lower case, the SHA-256 of the token",

@@ -12,15 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gateway.auth import tokens
-from gateway.auth.scopes import ROLE_SCOPES, is_scope
+from gateway.auth.scopes import ROLES, is_scope, role_scopes
 from gateway.auth.tokens import Entry
 from gateway.config import ConfigError
+from gateway.names import is_part
 from gateway.terminal import statuses
 from gateway.terminal.output import table
 from gateway.timestamps import rfc3339_seconds
 
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_ROLES: Final = "; ".join(f"{role}: {' '.join(role_scopes(role, 'NAME'))}" for role in ROLES)
 _RELOAD: Final = "a running gateway takes it up on SIGHUP: systemctl reload gateway"
 
 
@@ -32,20 +34,24 @@ def add_to(commands: Any) -> None:
         help="make, list and revoke the tokens of auth.tokens_file",
         description="Make a token and print it, once, because the file keeps only its digest. Or list the tokens of"
         " the file, or revoke one.",
-        epilog="examples: token --name kitchen-pi --role node --scope 'serve:camera.*' --file tokens.toml;"
+        epilog=f"scopes without --scope: {_ROLES}. All nodes that serve one method together need share: for it, beside"
+        " serve:."
+        " examples: token --name kitchen-pi --role node --scope 'serve:camera.*' --file tokens.toml;"
+        " token --name porch-pi --role node --scope 'serve:>' --scope 'share:disk.free' --file tokens.toml;"
         " token list --file tokens.toml; token revoke kitchen-pi --file tokens.toml",
     )
     parser.add_argument("action", nargs="?", choices=("add", "list", "revoke"), default="add", help="add by default")
     parser.add_argument("who", nargs="?", metavar="NAME", help="the same as --name")
     parser.add_argument("--file", required=True, metavar="FILE", help="the file that auth.tokens_file names")
     parser.add_argument("--name", metavar="NAME", help="whose token it is; for a node, its name; unique in the file")
-    parser.add_argument("--role", choices=tuple(ROLE_SCOPES), help="what it may do, unless --scope says so")
+    parser.add_argument("--role", choices=ROLES, help="what it may do, unless --scope says so; see below")
     parser.add_argument(
         "--scope",
         action="append",
         type=_scope,
         metavar="SCOPE",
-        help="admin, or call:, serve:, subscribe: or publish: with a pattern; may be repeated",
+        help="admin, or call:, serve:, share:, subscribe: or publish: with a pattern; may be repeated. It takes"
+        " the place of all that the role has by itself",
     )
     parser.add_argument(
         "--expires", type=_expiry, metavar="WHEN", help="2027-01-01, 2027-01-01T12:00:00Z, or from now: 90d, 12h, 30m"
@@ -79,6 +85,18 @@ def _add(given: argparse.Namespace) -> None:
     token = tokens.add(given.file, given.name, given.role, scopes, given.expires)
     print(token)
     print(f"{given.name} is in {given.file}; {_RELOAD}", file=sys.stderr)
+    may = role_scopes(given.role, given.name) if scopes is None else scopes
+    print(f"its scopes: {' '.join(may)}{_advice(given.role, given.name, scopes)}", file=sys.stderr)
+
+
+def _advice(role: str, name: str, scopes: tuple[str, ...] | None) -> str:
+    """Return what to do about scopes that a node does not have by itself, or nothing."""
+    if role != "node" or scopes is not None:
+        return ""
+    lacks = ["serve methods that another node serves too (share:)", "subscribe (subscribe:)"]
+    if not is_part(name):
+        lacks.append("publish, because its name is more than one part (publish:)")
+    return f"; --scope lets it {', or '.join(lacks)}"
 
 
 def _revoke(given: argparse.Namespace) -> None:

@@ -142,8 +142,8 @@ class NodeMethods:
     def register(self, peer: Connection, params: RegisterParams) -> Registration:
         """Serve methods from now on, in addition to those that this connection serves already.
 
-        Needs the scope `serve:` for each. If another connection is the node of this name, it is replaced and closed
-        with 4502.
+        Needs the scope `serve:` for each. A method of another node is refused, unless both have the scope `share:` for
+        it. If another connection is the node of this name, it is replaced and closed with 4502.
         """
         name = self._name(peer, params.name)
         served = [self._served(peer, number, spec) for number, spec in enumerate(params.methods)]

@@ -1,7 +1,8 @@
 """The registry of nodes: which connection serves which methods, found by the node's name or by method.
 
 A node is one connection. If a newer connection registers under the same name it takes over, and the end of the older
-one does not touch the new registration.
+one does not touch the new registration. A method belongs to the node that has it; several nodes have the same method
+only if all of them may share it.
 """
 
 from __future__ import annotations
@@ -162,14 +163,15 @@ class Nodes:
         """Add methods to a connection's registration, which begins if there is none yet.
 
         Returns the node of the same name that it has replaced, or None. The caller sees to it that a connection which
-        is a node already keeps its name. Raises Refusal if there is no room for the registration. Then nothing has
-        changed.
+        is a node already keeps its name. Raises Refusal if a node of another name has one of the methods and the two
+        may not share it, or if there is no room for the registration. Then nothing has changed.
         """
         node, replaced = peer.node, None
         entries = {served.name: served for served in methods}
         if node is None:
             replaced = self._by_name.get(name)
             node = Node(name, peer, self._wall())
+        self._check_owners(node, entries)
         self._check(node, entries, 0 if replaced is None else replaced.cost)
         if peer.node is None:
             if replaced is None:
@@ -183,6 +185,29 @@ class Nodes:
         self.version += 1
         self._online(node, replaced)
         return replaced
+
+    def _check_owners(self, node: Node, methods: Iterable[str]) -> None:
+        """Raise Refusal if another node has some of these methods, and they are not shared."""
+        found: dict[str, list[str]] = {}
+        for method in methods:
+            owner = self._owner(node, method)
+            if owner is not None:
+                found.setdefault(owner.name, []).append(method)
+        if found:
+            name, taken = next(iter(found.items()))
+            some = ", ".join(taken)[: jsonrpc.MAX_DETAIL]
+            detail = f"the node {name} has {some}; both need the scope share: to serve a method together"
+            raise Refusal(errors.CONFLICT, detail, node=name, methods=taken)
+
+    def _owner(self, node: Node, method: str) -> Node | None:
+        """Return the node that keeps another one from serving a method, or None.
+
+        If several nodes have the method already, all of them may share it, so one of them is enough to look at.
+        """
+        for other in self._by_method.get(method, ()):
+            if other.name != node.name:
+                return None if _may_share(node, method) and _may_share(other, method) else other
+        return None
 
     def _check(self, node: Node, entries: dict[str, Served], freed: int) -> None:
         """Raise Refusal if a node has no room for these methods, after so many bytes of another have been freed."""
@@ -223,6 +248,19 @@ class Nodes:
         peer.node = None
         self._offline(node)
 
+    def rescoped(self, peer: NodePeer) -> None:
+        """Take those methods from a node that its connection's new credential does not let it serve, or share.
+
+        Harmless if the connection is not a node.
+        """
+        node = peer.node
+        if node is not None:
+            self.unregister(peer, [name for name in node.methods if not self._may_keep(node, name)])
+
+    def _may_keep(self, node: Node, method: str) -> bool:
+        alone = len(self._by_method[method]) == 1
+        return node.peer.principal.allows(f"serve:{method}") and (alone or _may_share(node, method))
+
     def _withdraw(self, node: Node, methods: Iterable[str]) -> bool:
         """Take these methods from a node. Returns whether it had any of them."""
         before, cost = len(node.methods), node.cost
@@ -238,6 +276,11 @@ class Nodes:
         self.cost += node.cost - cost
         self.version += 1
         return len(node.methods) < before
+
+
+def _may_share(node: Node, method: str) -> bool:
+    """Return whether a node may serve a method together with others."""
+    return node.peer.principal.allows(f"share:{method}")
 
 
 def _in_flight(node: Node) -> int:

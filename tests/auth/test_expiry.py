@@ -8,7 +8,7 @@ import pytest
 
 from gateway import errors
 from gateway.auth.expiry import Expiries
-from gateway.auth.scopes import ROLE_SCOPES, Principal
+from gateway.auth.scopes import Principal, role_scopes
 from gateway.deadlines import TICK
 from gateway.errors import Disconnect
 from tests.test_deadlines import Clock
@@ -53,7 +53,7 @@ class Somebody:
     def adopt(self, expires_in: float | None) -> None:
         """Have a credential that expires so many seconds from now."""
         expires_at = None if expires_in is None else self._clock.wall() + expires_in
-        self.principal = Principal("somebody", "ui", ROLE_SCOPES["ui"], expires_at)
+        self.principal = Principal("somebody", "ui", role_scopes("ui", "somebody"), expires_at)
 
     def notify(self, method: str, params: object) -> None:
         """Note it."""

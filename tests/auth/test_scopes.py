@@ -11,11 +11,12 @@ from gateway.auth.scopes import (
     ANONYMOUS,
     ANY_CALL,
     EVERYTHING,
-    ROLE_SCOPES,
+    ROLES,
     Principal,
     callable_by,
     covers,
     is_scope,
+    role_scopes,
 )
 from gateway.config import parse
 from gateway.names import RESERVED
@@ -88,25 +89,38 @@ def test_no_scopes_allow_nothing() -> None:
 def test_everybody_may_do_everything_in_mode_none() -> None:
     assert (ANONYMOUS.name, ANONYMOUS.role, ANONYMOUS.scopes) == ("anonymous", "operator", ("*",))
     assert ANONYMOUS.expires_at is None
-    assert all(map(ANONYMOUS.allows, ("call:a.b", "serve:a.b", "publish:a", "subscribe:a", "admin")))
+    assert all(map(ANONYMOUS.allows, ("call:a.b", "serve:a.b", "share:a.b", "publish:a", "subscribe:a", "admin")))
 
 
 @pytest.mark.parametrize(
     ("role", "may"),
     [
         ("operator", {"call:a.b", "subscribe:a.b", "publish:a.b", "admin"}),
-        ("node", {"serve:a.b", "subscribe:a.b", "publish:a.b"}),
+        ("node", {"serve:a.b", "publish:somebody.a.b"}),
         ("ui", {"call:a.b", "subscribe:a.b"}),
     ],
 )
 def test_what_a_role_may_of_its_own(role: str, may: set[str]) -> None:
     scopes = ("call:a.b", "serve:a.b", "subscribe:a.b", "publish:a.b", "admin")
-    principal = Principal("somebody", role, ROLE_SCOPES[role])
-    assert {scope for scope in scopes if principal.allows(scope)} == may
+    more = ("share:a.b", "publish:somebody", "publish:somebody.a.b", "publish:somebody-else.a", "subscribe:somebody.a")
+    principal = Principal("somebody", role, role_scopes(role, "somebody"))
+    allowed = {scope for scope in scopes + more if principal.allows(scope)}
+    assert allowed == may | ({"publish:somebody", *more[2:4]} if role == "operator" else set()) | (
+        {more[4]} if "subscribe:a.b" in may else set()
+    )
+
+
+@pytest.mark.parametrize("name", ["a.b", "*", ">", "a.*", "a.>", "*.a", "a b", "a:b", "a.", ".a", "."])
+def test_a_node_whose_name_is_no_part_of_a_topic_publishes_nothing_of_its_own(name: str) -> None:
+    """`a` has the topics under `a.`, those under `a.b.` among them: they are no other node's. A wildcard is no name."""
+    assert role_scopes("node", name) == ("serve:>",)
+    node = Principal("a", "node", role_scopes("node", "a"))
+    assert all(map(node.allows, ("publish:a.b", "publish:a.b.c")))
+    assert not any(map(node.allows, ("publish:a", "publish:ab.c", "publish:a-b.c", "publish:b.a")))
 
 
 def test_there_are_no_other_roles() -> None:
-    assert ROLE_SCOPES.keys() == {"operator", "node", "ui"}
+    assert set(ROLES) == {"operator", "node", "ui"}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,7 @@ def test_there_are_no_other_roles() -> None:
         "call:*.*.>",
         "call:a.>",
         "serve:a-b.c_d.E9",
+        "share:disk.>",
         "subscribe:gateway.connection.opened",
         "subscribe:küche.licht",
         "publish:a.b.c.d.e.f.g",
@@ -177,16 +192,18 @@ def test_this_is_no_scope(text: str) -> None:
 
 
 def test_every_scope_of_a_role_is_one_that_a_credential_may_have() -> None:
-    assert all(is_scope(scope) for scopes in ROLE_SCOPES.values() for scope in scopes)
+    assert all(is_scope(scope) for role in ROLES for scope in role_scopes(role, "küche-1"))
 
 
 # The matrix: who may do what
 
 WHO: Final = {
-    "operator": Principal("o", "operator", ROLE_SCOPES["operator"]),
-    "node": Principal("n", "node", ROLE_SCOPES["node"]),
-    "ui": Principal("u", "ui", ROLE_SCOPES["ui"]),
-    "custom": Principal("c", "node", ("serve:camera.*", "call:lamp.>", "publish:camera.>", "subscribe:gateway.>")),
+    "operator": Principal("o", "operator", role_scopes("operator", "o")),
+    "node": Principal("n", "node", role_scopes("node", "n")),
+    "ui": Principal("u", "ui", role_scopes("ui", "u")),
+    "custom": Principal(
+        "c", "node", ("serve:camera.*", "call:lamp.>", "publish:camera.>", "subscribe:gateway.>", "share:lamp.*")
+    ),
     "watcher": Principal("w", "ui", ("admin", "subscribe:lamp")),
     "nothing": Principal("x", "operator", ()),
 }
@@ -231,15 +248,19 @@ SCOPES: Final = {
     "serve:camera.front.snapshot": {"node"},
     "serve:lamp.on": {"node"},
     "serve:gateways.list": {"node"},
+    "share:lamp.on": {"custom"},
+    "share:camera.snapshot": NOBODY_AT_ALL,
     # Topics, published
-    "publish:camera.motion": {"operator", "node", "custom"},
-    "publish:camera.front.motion": {"operator", "node", "custom"},
-    "publish:lamp": {"operator", "node"},
-    "publish:gateways.on": {"operator", "node"},
+    "publish:camera.motion": {"operator", "custom"},
+    "publish:camera.front.motion": {"operator", "custom"},
+    "publish:lamp": {"operator"},
+    "publish:gateways.on": {"operator"},
+    "publish:n.motion": {"operator", "node"},
+    "publish:n": {"operator"},
     # Topics, subscribed
-    "subscribe:lamp": {"operator", "node", "ui", "watcher"},
-    "subscribe:camera.motion": {"operator", "node", "ui"},
-    "subscribe:nodes": {"operator", "node", "ui"},
+    "subscribe:lamp": {"operator", "ui", "watcher"},
+    "subscribe:camera.motion": {"operator", "ui"},
+    "subscribe:nodes": {"operator", "ui"},
     # The gateway's own topics: an admin's, whatever pattern another has
     "subscribe:gateway.connection.opened": ADMINS,
     "subscribe:gateway.connection.closed": ADMINS,

@@ -18,7 +18,7 @@ import pytest
 
 from gateway.auth import tokens
 from gateway.auth.credentials import Credential, CredentialError
-from gateway.auth.scopes import ROLE_SCOPES, Principal
+from gateway.auth.scopes import ROLES, Principal, role_scopes
 from gateway.auth.tokens import Entry, Tokens, add, digest_of, load, revoke
 from gateway.config import ConfigError
 
@@ -32,7 +32,7 @@ KEYS = "one of name, role, sha256, scopes, expires"
 NAME = "a name of 1 to 200 printable characters"
 ROLE = '"operator", "node" or "ui"'
 SHA256 = "64 hexadecimal digits in lower case, the SHA-256 of the token"
-SCOPES = 'an array of "admin", and of "call:", "serve:", "subscribe:" or "publish:" with a pattern'
+SCOPES = 'an array of "admin", and of "call:", "serve:", "share:", "subscribe:" or "publish:" with a pattern'
 EXPIRES = "a time with its offset, such as 2027-01-01T00:00:00Z"
 
 
@@ -132,10 +132,10 @@ def test_the_contract_s_example_is_read(path: str) -> None:
     assert load(path)[0].principal == Principal("kitchen-pi", "node", (), moment), "no scope at all is not the role's"
 
 
-@pytest.mark.parametrize("role", ROLE_SCOPES)
+@pytest.mark.parametrize("role", ROLES)
 def test_without_scopes_and_expiry_it_has_the_role_s_for_ever(role: str, path: str) -> None:
     put(path, entry(role=f'"{role}"', name=f'"{"ü" * 200}"'))
-    assert load(path)[0].principal == Principal("ü" * 200, role, ROLE_SCOPES[role], None)
+    assert load(path)[0].principal == Principal("ü" * 200, role, role_scopes(role, "ü" * 200), None)
 
 
 def test_a_file_without_tokens_lets_nobody_in(path: str) -> None:
@@ -220,7 +220,7 @@ def test_an_added_token_is_in_the_file_as_its_digest_alone(path: str, tmp_path: 
     plain = add(path, 'a "quoted" \\ [name]', "ui", None, None)
     assert load(path) == [
         Entry(Principal("kitchen-pi", "node", ("serve:camera.*",), moment.timestamp()), digest_of(token)),
-        Entry(Principal('a "quoted" \\ [name]', "ui", ROLE_SCOPES["ui"]), digest_of(plain)),
+        Entry(Principal('a "quoted" \\ [name]', "ui", role_scopes("ui", "tv")), digest_of(plain)),
     ]
     assert [file.name for file in tmp_path.iterdir()] == ["tokens.toml"], "nothing else is left there"
     text = Path(path).read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.auth import tokens
-from gateway.auth.scopes import ROLE_SCOPES, Principal
+from gateway.auth.scopes import Principal, role_scopes
 from gateway.cli import main
 from gateway.timestamps import rfc3339_seconds
 from tests.support.command import Ended, run
@@ -51,7 +51,7 @@ def test_add_prints_the_token_once_and_nothing_else(file: str) -> None:
     made = run("token", "--name", "kitchen-pi", "--role", "node", "--scope", "serve:camera.*", "--file", file)
     assert made.status == 0
     assert TOKEN.fullmatch(made.stdout)
-    assert made.stderr == f"kitchen-pi is in {file}; {RELOAD}\n"
+    assert made.stderr == f"kitchen-pi is in {file}; {RELOAD}\nits scopes: serve:camera.*\n"
     assert known(file, made.stdout) == Principal("kitchen-pi", "node", ("serve:camera.*",), None)
     assert made.stdout.strip() not in Path(file).read_text()
     scopes = ["--scope", "call:a.>", "--scope=admin", "--scope=call:b"]
@@ -59,6 +59,25 @@ def test_add_prints_the_token_once_and_nothing_else(file: str) -> None:
     assert (other.status, other.stdout == made.stdout) == (0, False)
     moment = datetime(2127, 1, 1, tzinfo=UTC).timestamp()
     assert known(file, other.stdout) == Principal("wall tv", "ui", ("call:a.>", "admin", "call:b"), moment)
+
+
+def test_add_tells_what_a_node_may_do_of_its_own_and_how_it_may_do_more(file: str) -> None:
+    lacks = "; --scope lets it serve methods that another node serves too (share:), or subscribe (subscribe:)"
+    own = run("token", "add", "pi", "--role=node", "--file", file).stderr.splitlines()[1]
+    assert own == f"its scopes: serve:> publish:pi.>{lacks}"
+    dotted = run("token", "add", "pi.attic", "--role=node", "--file", file).stderr.splitlines()[1]
+    assert dotted == f"its scopes: serve:>{lacks}, or publish, because its name is more than one part (publish:)"
+    shared = run("token", "add", "tv", "--role=node", "--scope=serve:>", "--scope=share:disk.*", "--file", file)
+    assert shared.stderr.splitlines()[1] == "its scopes: serve:> share:disk.*"
+    page = run("token", "add", "page", "--role=ui", "--file", file).stderr.splitlines()[1]
+    assert page == "its scopes: call:> subscribe:>"
+    listed = run("token", "list", "--file", file).stdout.splitlines()[1:]
+    assert [line.split("never")[1].split() for line in listed] == [
+        ["serve:>", "publish:pi.>"],
+        ["serve:>"],
+        ["serve:>", "share:disk.*"],
+        ["call:>", "subscribe:>"],
+    ]
 
 
 @pytest.mark.parametrize("how", [["kitchen-pi"], ["--name", "kitchen-pi"], ["--name=kitchen-pi"]])
@@ -102,7 +121,7 @@ def test_list_as_json_is_for_programs(file: str) -> None:
     kitchen = {"name": "kitchen-pi", "role": "node", "scopes": ["serve:camera.*", "publish:>"]}
     assert json.loads(ended.stdout) == [
         kitchen | {"expires": "2127-01-01T00:00:00Z", "sha256": digests[0]},
-        {"name": "tv", "role": "ui", "scopes": list(ROLE_SCOPES["ui"]), "expires": None, "sha256": digests[1]},
+        {"name": "tv", "role": "ui", "scopes": list(role_scopes("ui", "tv")), "expires": None, "sha256": digests[1]},
         {"name": "old", "role": "operator", "scopes": [], "expires": "2020-01-01T00:00:00Z", "sha256": digests[2]},
     ]
 
@@ -258,7 +277,7 @@ def test_the_file_is_utf_8_whatever_the_terminal_is(file: str) -> None:
     Path(file).write_text("# für die Küche\n", encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     made = run("token", *ADD, "--file", file, environ=ascii_only)
-    assert (made.status, made.stderr) == (0, f"new is in {file}; {RELOAD}\n")
+    assert (made.status, made.stderr.splitlines()[0]) == (0, f"new is in {file}; {RELOAD}")
     assert Path(file).read_text(encoding="utf-8").startswith("# für die Küche\n")
     assert known(file, made.stdout).name == "new"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,35 @@ async def test_under_tokens_a_node_has_its_principals_name(gateway: StartGateway
         assert await reply(operator, "node.register", {"methods": [SNAP]}) == missing
         found = (await reply(operator, "node.list", {}))["result"]["nodes"]
         assert [(one["name"], one["methods"]) for one in found] == [("kitchen-pi", [SNAP])]
+
+
+async def test_a_method_of_another_principal_is_refused_unless_both_may_share_it(
+    gateway: StartGateway, tmp_path: Path
+) -> None:
+    """The connection that is told so goes on; a token that is given `share:` later is enough, without a reconnect."""
+    share = ("serve:>", "share:disk.*")
+    pi, nas = Holder("pi", "node", share), Holder("nas", "node")
+    tokens = TokensFile(tmp_path / "tokens.toml", pi, nas)
+    where = await gateway({"auth": tokens.auth})
+    with await entered(where, tokens.of(pi)) as first, await entered(where, tokens.of(nas)) as second:
+
+        async def reload(*holders: Holder) -> None:
+            tokens.put(*holders)
+            where.signal(signal.SIGHUP)
+            await where.wait_event("server.reloaded")
+
+        async def registered(peer: RawPeer, *names: str) -> Any:
+            await peer.send_json(json.loads(request("node.register", {"methods": methods(*names)})))
+            return await peer.recv_json()
+
+        assert (await registered(first, "disk.free", "disk.used"))["result"]["name"] == "pi"
+        both = "both need the scope share: to serve a method together"
+        taken: dict[str, Any] = {"node": "pi", "methods": ["disk.used", "disk.free"]}
+        conflict = refused(-32007, f"the node pi has disk.used, disk.free; {both}", **taken)
+        assert await registered(second, "lamp.on", "disk.used", "disk.free") == json.loads(conflict)
+        await reload(nas._replace(scopes=share))
+        shared = ["disk.free", "disk.used"]
+        assert (await registered(second, *shared))["result"] == {"name": "nas", "methods": shared}
+        await reload(pi._replace(scopes=("serve:>",)))
+        await where.wait_event("node.offline", node="pi")
+        assert (await registered(second, "lamp.on"))["result"]["methods"] == [*shared, "lamp.on"]

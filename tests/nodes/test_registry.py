@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from gateway.auth.scopes import ANONYMOUS
+from gateway import errors
+from gateway.auth.scopes import ANONYMOUS, Principal, role_scopes
 from gateway.nodes.registry import MAX_BYTES, METHOD_BYTES, Node, Nodes, Served
 from gateway.rpc.method import Refusal
 from tests.support.rpc import Listing
@@ -19,8 +20,8 @@ def served(name: str, summary: str = "", params: bytes = b"") -> Served:
 class Peer(Listing):
     """A connection that may be a node, without a connection."""
 
-    def __init__(self, conn_id: str = "1") -> None:
-        super().__init__(ANONYMOUS)
+    def __init__(self, conn_id: str = "1", principal: Principal = ANONYMOUS) -> None:
+        super().__init__(principal)
         self.conn_id = conn_id
         self.node: Node | None = None
 
@@ -397,3 +398,104 @@ def test_the_registry_ends_no_connection_and_no_call_itself(nodes: Registry) -> 
     nodes.enter(new, "pi", "snap")
     nodes.unregister(old)
     assert (old.ended, len(old.calls), old.sent, new.ended) == (None, 2, [], None)
+
+
+# Whose a method is
+
+
+def node_of(name: str, *scopes: str) -> Principal:
+    """A node's principal, with its role's own scopes and these."""
+    return Principal(name, "node", (*role_scopes("node", name), *scopes))
+
+
+def enter(nodes: Registry, name: str, *methods: str, share: tuple[str, ...] = (), conn_id: str = "") -> Peer:
+    """Register methods as a node with these `share:` scopes. The connection has the node's name, or `conn_id`."""
+    peer = Peer(conn_id or name, node_of(name, *(f"share:{pattern}" for pattern in share)))
+    nodes.enter(peer, name, *methods)
+    return peer
+
+
+def test_a_method_belongs_to_the_node_that_has_it(nodes: Registry) -> None:
+    enter(nodes, "pi", "disk.free", "lamp.on")
+    rogue = Peer("rogue", node_of("rogue", "share:>"))
+    with pytest.raises(Refusal) as refusal:
+        nodes.register(rogue, "rogue", [served(name, "Mine!") for name in ("fan.on", "disk.free", "lamp.on")], False)
+    assert refusal.value.error is errors.CONFLICT
+    assert refusal.value.data == {"node": "pi", "methods": ["disk.free", "lamp.on"]}
+    both = "both need the scope share: to serve a method together"
+    assert refusal.value.detail == f"the node pi has disk.free, lamp.on; {both}"
+    assert (rogue.node, len(nodes)) == (None, 1), "nothing has changed"
+    assert serving(nodes, "disk.free", 300) == ["pi"] * 300
+    assert nodes.described("disk.free") == served("disk.free")
+    assert nodes.take() == ["pi online by pi: disk.free lamp.on"]
+
+
+@pytest.mark.parametrize(("mine", "yours"), [((), ()), (("disk.*",), ()), ((), (">",)), (("disk.*",), ("lamp.>",))])
+def test_one_scope_is_not_enough_to_share(nodes: Registry, mine: tuple[str, ...], yours: tuple[str, ...]) -> None:
+    enter(nodes, "pi", "disk.free", share=mine)
+    with pytest.raises(Refusal):
+        enter(nodes, "nas", "disk.free", share=yours)
+
+
+def test_nodes_that_may_share_a_method_take_turns(nodes: Registry) -> None:
+    for name in ("pi", "nas", "nuc"):
+        enter(nodes, name, "disk.free", share=("disk.*",))
+    assert serving(nodes, "disk.free", 6) == ["pi", "nas", "nuc"] * 2
+    with pytest.raises(Refusal):
+        enter(nodes, "rogue", "disk.free")
+
+
+def test_a_newer_connection_of_the_same_node_has_its_methods_without_any_share(nodes: Registry) -> None:
+    old = enter(nodes, "pi", "disk.free", conn_id="old")
+    enter(nodes, "pi", "disk.free", conn_id="new")
+    assert old.node is None
+    assert serving(nodes, "disk.free", 2) == ["new", "new"]
+
+
+def test_a_node_describes_its_own_method_again(nodes: Registry) -> None:
+    peer = enter(nodes, "pi", "disk.free")
+    nodes.register(peer, "pi", [served("disk.free", "How much?")], False)
+    assert nodes.described("disk.free") == served("disk.free", "How much?")
+
+
+def test_a_method_is_free_when_its_node_is_gone(nodes: Registry) -> None:
+    peer = enter(nodes, "pi", "disk.free", "lamp.on")
+    nodes.unregister(peer, ["lamp.on"])
+    enter(nodes, "nas", "lamp.on")
+    nodes.unregister(peer)
+    assert serving(nodes, "disk.free") == ["-"]
+    enter(nodes, "nuc", "disk.free")
+    assert serving(nodes, "disk.free") == ["nuc"]
+
+
+def test_who_may_share_no_more_loses_what_others_have_too(nodes: Registry) -> None:
+    pi = enter(nodes, "pi", "disk.free", "lamp.on", share=(">",))
+    nas = enter(nodes, "nas", "disk.free", share=(">",))
+    nodes.rescoped(pi)
+    assert serving(nodes, "disk.free", 2) == ["pi", "nas"]
+    pi.principal = node_of("pi")
+    nodes.rescoped(pi)
+    assert (serving(nodes, "disk.free", 2), serving(nodes, "lamp.on")) == (["nas", "nas"], ["pi"])
+    nas.principal = node_of("nas")
+    nodes.rescoped(nas)
+    assert serving(nodes, "disk.free") == ["nas"], "it is alone with it"
+    nas.principal = Principal("nas", "node", ("share:>",))
+    nodes.rescoped(nas)
+    assert (serving(nodes, "disk.free"), nas.node) == (["-"], None)
+    nodes.rescoped(nas)
+
+
+def test_a_full_registration_of_shared_methods_looks_at_one_other_node_of_each(nodes: Registry) -> None:
+    asked: list[str] = []
+
+    class Asked(Principal):
+        def allows(self, scope: str) -> bool:
+            asked.append(scope)
+            return True
+
+    names = [f"m.{number}" for number in range(100)]
+    for number in range(50):
+        nodes.enter(Peer(f"{number}", Asked(f"{number}", "node", ())), f"{number}", *names)
+    asked.clear()
+    nodes.enter(Peer("last", Asked("last", "node", ())), "last", *names)
+    assert len(asked) == 2 * len(names)

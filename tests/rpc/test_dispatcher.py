@@ -15,7 +15,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
-from gateway.auth.scopes import ROLE_SCOPES, Principal
+from gateway.auth.scopes import Principal, role_scopes
 from gateway.errors import RpcError
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
@@ -628,7 +628,7 @@ async def test_parameters_that_do_not_fit(bench: Bench) -> None:
 
 async def test_permitted_are_those_that_may_be_called() -> None:
     page = Listing(Principal("page", "ui", ("call:plain",)))
-    operator = Listing(Principal("me", "operator", ROLE_SCOPES["operator"]))
+    operator = Listing(Principal("me", "operator", role_scopes("operator", "me")))
     bench = Bench()
     own = ["rpc.cancel", "rpc.discover", "rpc.progress"]
     assert [entry.name for entry in bench.dispatcher.permitted(page)] == ["plain", *own]

@@ -12,7 +12,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway import __version__
 from gateway.app import GATEWAY, create_app
-from gateway.auth.scopes import ROLE_SCOPES, Principal
+from gateway.auth.scopes import Principal, role_scopes
 from gateway.config import Config
 from gateway.rpc.method import AUTHENTICATED, CALL, Method, collect, method
 from gateway.rpc.openrpc import document, markdown
@@ -299,9 +299,9 @@ async def test_what_the_document_forbids_is_refused(caller: Caller, name: str, p
     "principal",
     [
         Principal("me", "operator", ("*",)),
-        Principal("me", "operator", ROLE_SCOPES["operator"]),
-        Principal("page", "ui", ROLE_SCOPES["ui"]),
-        Principal("kitchen", "node", ROLE_SCOPES["node"]),
+        Principal("me", "operator", role_scopes("operator", "me")),
+        Principal("page", "ui", role_scopes("ui", "tv")),
+        Principal("kitchen", "node", role_scopes("node", "kitchen-pi")),
         Principal("page", "ui", ("call:camera.shoot", "call:camera.s*")),
         Principal("page", "ui", ("call:camera.*",)),
         Principal("auditor", "ui", ("admin",)),

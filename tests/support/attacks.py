@@ -5,6 +5,8 @@ takes it, and reads until the gateway ends it. By hand, against a gateway of its
 tells the figures, and whether another peer has noticed:
 
     python -m tests.support.attacks upgrades --count 100000
+
+Attacks by peers that have a credential are in `tests.support.insiders`, and run in the same way.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from tests.support.credentials import gains, scrape
 from tests.support.fair import Fair
 from tests.support.fleet import forget_peak, peak, sockets_back
 from tests.support.flood import blocks
+from tests.support.insiders import INSIDERS
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
@@ -387,13 +390,15 @@ async def by_hand(kind: str, count: int) -> None:
 def main() -> int:
     """Be the attacker, or run one attack by hand."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.attacks")
-    parser.add_argument("kind", choices=[*KINDS, "storm"], help="storm: for the tests")
+    parser.add_argument("kind", choices=[*KINDS, *INSIDERS, "storm"], help="storm: for the tests")
     parser.add_argument("storm", nargs="?", help="a Storm as JSON")
     parser.add_argument("--port", type=int, help="where the storm goes")
     parser.add_argument("--count", type=int, default=100_000, help="how many (default: %(default)s)")
     options = parser.parse_args()
     if options.kind == "storm":
         print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
+    elif options.kind in INSIDERS:
+        print(asyncio.run(INSIDERS[options.kind](options.count)))
     else:
         asyncio.run(by_hand(options.kind, options.count))
     return 0

@@ -25,7 +25,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from gateway.auth.scopes import ROLE_SCOPES
+from gateway.auth.scopes import role_scopes
 from gateway.telemetry.metrics import SHARED
 from tests.support.fleet import ended, request
 from tests.support.patience import WAIT
@@ -295,7 +295,11 @@ def assert_is(principal: Any, holder: Holder) -> None:
     """Fail unless this is what a client is told of the holder."""
     expires = principal.pop("expiresAt")
     assert expires is None or expires.endswith("Z")
-    assert principal == {"name": holder.name, "role": holder.role, "scopes": list(ROLE_SCOPES[holder.role])}
+    assert principal == {
+        "name": holder.name,
+        "role": holder.role,
+        "scopes": list(role_scopes(holder.role, holder.name)),
+    }
 
 
 async def texts(peer: RawPeer, count: int) -> list[Any]:

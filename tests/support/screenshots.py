@@ -17,7 +17,9 @@ from tests.support.credentials import Holder, TokensFile
 from tests.support.process import GatewayProcess
 
 OPERATOR: Final = Holder("alex", "operator")
-NODES: Final = tuple(Holder(name, "node") for name in ("kitchen-pi", "garden-pi", "workshop-nuc"))
+NODES: Final = tuple(
+    Holder(name, "node", ("serve:>", "publish:>")) for name in ("kitchen-pi", "garden-pi", "workshop-nuc")
+)
 PAGES: Final = tuple(Holder(name, "ui") for name in ("hall-tablet", "kitchen-tablet", "wall-clock"))
 
 Schema = dict[str, Any]

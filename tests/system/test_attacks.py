@@ -16,6 +16,7 @@ from gateway.handshake.rejections import REJECTIONS
 from tests.support.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, UPGRADES, Outcome, Siege, Storm, siege
 from tests.support.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
 from tests.support.fleet import FLOOD_SERVER, ended, request
+from tests.support.insiders import rogue
 from tests.support.patience import WAIT, Sized
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import EventLoopName, GatewayProcess, Line, StartGateway
@@ -367,6 +368,18 @@ async def test_who_ignores_the_rate_is_told_and_then_ended(
     assert outcome.errors.keys() == {"-32002"}
     assert outcome.errors["-32002"] >= 100 * outcome.count
     assert under.gains[disconnects("flood")] == under.gains[OPENED] == outcome.count
+
+
+# Who has a credential, and wants what is another's
+
+
+async def test_a_rogue_node_gets_no_call_of_another_and_raises_no_alarm_for_it(sized: Sized) -> None:
+    """It answers at once, so it would have the fewest calls in flight, and nearly all of them."""
+    calls = sized(300, 10_000)
+    found = await rogue(calls)
+    assert found.answers == {"pi": calls}
+    assert found.codes == {"register": -32007, "serve": -32007, "alarm": -32003, "listen": -32003, "own topic": 0}
+    assert found.schema == {"type": "object"}, "and its description is not the method's"
 
 
 # Who does not read

@@ -26,6 +26,8 @@ MANY: Final = 10_000
 DRAWN: Final = 80
 """Rows that are drawn at a time, at most, whatever their number is."""
 
+NODE: Final = PI._replace(scopes=("serve:>", "publish:>"))
+
 SNAP: Final = {
     "type": "object",
     "properties": {
@@ -48,7 +50,7 @@ class Scene(NamedTuple):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    tokens = TokensFile(tmp_path_factory.mktemp("console") / "tokens.toml", OP, PI, PAGE)
+    tokens = TokensFile(tmp_path_factory.mktemp("console") / "tokens.toml", OP, NODE, PAGE)
     async with AsyncExitStack() as stack:
         browser = await stack.enter_async_context(launched())
         gateway = await stack.enter_async_context(GatewayProcess({"auth": tokens.auth}))
@@ -73,7 +75,7 @@ async def entered(scene: Scene) -> RawPeer:
 @asynccontextmanager
 async def kitchen(scene: Scene) -> AsyncIterator[Client]:
     """The node `pi`, that serves a few methods."""
-    async with connect(scene.gateway.url("/ws", websocket=True), token=scene.tokens.of(PI)) as node:
+    async with connect(scene.gateway.url("/ws", websocket=True), token=scene.tokens.of(NODE)) as node:
 
         @node.method("camera.snap", summary="Take a picture", params=SNAP)
         async def snap(params: Any, call: ServedCall) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.auth.scopes import ROLE_SCOPES
+from gateway.auth.scopes import ROLES
 from gateway.errors import DISCONNECTS, RPC_ERRORS
 from tests.support.patience import START
 from tests.support.process import ROOT
@@ -70,7 +70,7 @@ def exposed() -> dict[str, set[str]]:
 VALUES: Final = {
     "cause": {end.cause for end in DISCONNECTS},
     "stage": set(STAGES),
-    "role": set(ROLE_SCOPES),
+    "role": set(ROLES),
     "direction": {"in", "out"},
     "outcome": {*OUTCOMES, *(error.name for error in RPC_ERRORS)},
     "method": {"routed", "node.call"},
