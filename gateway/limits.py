@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 PATIENCE: Final = 10
 """How many bursts of requests may be refused, less the requests served meanwhile, before a peer counts as flooding."""
@@ -195,3 +196,54 @@ class _Tally:
         self.since = since
         self.seen = 0
         self.left_out = 0
+
+
+class Holder(Protocol):
+    """Something that holds a share. ``level`` is for `Largest` alone, and -1 at first."""
+
+    level: int
+
+
+HolderT = TypeVar("HolderT", bound=Holder)
+
+
+class Largest(Generic[HolderT]):
+    """Finds the holder with the largest share of what ``most`` bounds, to a thousandth of it.
+
+    Each call takes a time that does not depend on the number of holders: they are in `LEVELS` levels. A share that has
+    changed by less than ``grain`` need not be placed again.
+    """
+
+    LEVELS: Final = 1000
+
+    def __init__(self, most: int) -> None:
+        self.grain: Final = max(1, most // self.LEVELS)
+        self._levels: dict[int, OrderedDict[HolderT, None]] = {}
+        self._top = 0
+
+    def place(self, holder: HolderT, share: int) -> None:
+        """Enter a holder, or note its new share."""
+        level = min(share // self.grain, self.LEVELS)
+        if level == holder.level:
+            return
+        self.remove(holder)
+        holder.level = level
+        self._levels.setdefault(level, OrderedDict())[holder] = None
+        self._top = max(self._top, level)
+
+    def remove(self, holder: HolderT) -> None:
+        """Forget a holder. Harmless if it was not entered."""
+        if holder.level >= 0:
+            level = self._levels[holder.level]
+            del level[holder]
+            if not level:
+                del self._levels[holder.level]
+            holder.level = -1
+
+    def holder(self) -> HolderT | None:
+        """Return the holder with the largest share, or None if there is no holder."""
+        if not self._levels:
+            return None
+        while self._top not in self._levels:
+            self._top -= 1
+        return next(iter(self._levels[self._top]))

@@ -1,5 +1,6 @@
 """Addresses, counts, rates, wrong credentials and like lines of the log, by a clock that the test moves."""
 
+import random
 import tracemalloc
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from gateway.limits import (
     Bucket,
     Counts,
     Failures,
+    Largest,
     Rate,
     Sampler,
     address_key,
@@ -319,3 +321,45 @@ def test_many_keys_do_not_make_it_grow(clock: Clock) -> None:
         assert sampler.admit(f"198.51.100.{number}") == 0
     assert sampler.admit("198.51.100.9999") is None
     assert sampler.admit("198.51.100.9899") == 0
+
+
+# Who holds the most
+
+
+class Share:
+    """A holder of a share."""
+
+    def __init__(self) -> None:
+        self.level = -1
+        self.held = 0
+
+
+@pytest.mark.parametrize("most", [1, 50, 10_000, 1 << 26])
+def test_the_largest_holder_is_found_to_a_thousandth(most: int) -> None:
+    chance, largest = random.Random(most), Largest[Share](most)
+    holders = [Share() for _ in range(20)]
+    assert largest.holder() is None
+    for _ in range(3000):
+        one = chance.choice(holders)
+        if chance.random() < 0.2:
+            one.held = -1
+            largest.remove(one)
+        else:
+            one.held = chance.choice((chance.randrange(most + 1), 0, most))
+            largest.place(one, one.held)
+        found, biggest = largest.holder(), max(each.held for each in holders)
+        if biggest < 0:
+            assert found is None
+        else:
+            assert found is not None
+            assert biggest - found.held < largest.grain <= max(1, most // 1000)
+
+
+def test_a_share_beyond_the_bound_is_the_largest() -> None:
+    largest, small, huge = Largest[Share](1000), Share(), Share()
+    largest.place(small, 999)
+    largest.place(huge, 10**9)
+    assert largest.holder() is huge
+    largest.remove(huge)
+    largest.remove(huge)
+    assert largest.holder() is small

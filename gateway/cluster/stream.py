@@ -43,8 +43,11 @@ class Stream(Protocol):
     async def close(self) -> None:
         """Hand over no more messages. May be called twice, or before ``connect``."""
 
-    def publish(self, topic: str, data: bytes) -> Position:
-        """Publish ``data``, which is JSON. Returns the message's position."""
+    def publish(self, topic: str, data: bytes, owner: str = "") -> Position:
+        """Publish ``data``, which is JSON. Returns the message's position.
+
+        ``owner`` is the principal for which the message counts if there is too much to keep.
+        """
 
     def position(self, topic: str) -> Position:
         """Return where a topic is now. Of one that has not begun, this is where it begins if it begins soon.
@@ -67,7 +70,12 @@ class Stream(Protocol):
 
 def message(topic: str, position: Position, time: str, data: bytes) -> bytes:
     """Return a message as its subscribers get it: the notification `event.message`. ``time`` is RFC 3339."""
-    return _MESSAGE % (jsonrpc.encode(topic), position.offset, position.epoch.encode(), time.encode(), data)
+    return message_of(jsonrpc.encode(topic), position, time, data)
+
+
+def message_of(topic: bytes, position: Position, time: str, data: bytes) -> bytes:
+    """Return the same for a topic's name that is in JSON already."""
+    return _MESSAGE % (topic, position.offset, position.epoch.encode(), time.encode(), data)
 
 
 def envelope(topic: str) -> int:

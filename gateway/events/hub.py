@@ -93,27 +93,31 @@ class Events:
         """Close the stream. May be called twice."""
         await self._stream.close()
 
-    def publish(self, name: str, data: bytes) -> Position:
+    def publish(self, name: str, data: bytes, owner: str = "") -> Position:
         """Publish JSON on a topic, which begins if there is none of this name. Returns the message's position.
 
-        Raises Refusal if there are too many topics.
+        The message counts for the principal ``owner``, and so does a topic that begins with it. Raises Refusal if there
+        are too many topics.
         """
         try:
-            self._topics.touch(name)
+            self._topics.touch(name, owner)
         except FullError:
             full = "as many topics as events.max_topics"
             raise Refusal(errors.OVERLOADED, full, retryAfterMs=errors.RETRY_FULL_MS) from None
         self.published += 1
-        return self._stream.publish(name, data)
+        return self._stream.publish(name, data, owner)
 
     def wanted(self, name: str) -> bool:
         """Return whether there is this topic of the gateway's own. It begins with its first subscription."""
         return self._topics.get(name) is not None
 
-    def own(self, name: str, data: object) -> None:
-        """Publish ``data``, encoded, on one of the gateway's own topics, if it is wanted."""
+    def own(self, name: str, data: object, owner: str = "") -> None:
+        """Publish ``data``, encoded, on one of the gateway's own topics, if it is wanted.
+
+        It counts for the principal ``owner``, whose doing it tells of.
+        """
         if self.wanted(name):
-            self.publish(name, jsonrpc.encode(data))
+            self.publish(name, jsonrpc.encode(data), owner)
 
     def is_small(self, patterns: Sequence[str], since: int = 0) -> bool:
         """Return whether to subscribe to these, or to unsubscribe, is little work even if they meet all topics.

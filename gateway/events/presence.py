@@ -55,13 +55,13 @@ class Presence:
     def opened(self, peer: Peer) -> None:
         """Tell that a connection is open."""
         if self._events.wanted("gateway.connection.opened"):
-            self._events.own("gateway.connection.opened", _fields_of_peer(peer))
+            self._events.own("gateway.connection.opened", _fields_of_peer(peer), peer.principal.name)
 
     def closed(self, peer: Peer, end: Disconnect, duration: float) -> None:
         """Tell that a connection is over, how it ended, and that it has lasted ``duration`` seconds."""
         if self._events.wanted("gateway.connection.closed"):
             how = {"cause": end.cause, "code": end.code, "reason": end.reason, "duration": duration}
-            self._events.own("gateway.connection.closed", _fields_of_peer(peer) | how)
+            self._events.own("gateway.connection.closed", _fields_of_peer(peer) | how, peer.principal.name)
 
     def online(self, node: Node, replaced: Node | None) -> None:
         """Tell that a node is there or serves other methods now, and which older node it has ``replaced``, if any."""
@@ -69,13 +69,14 @@ class Presence:
         if replaced is not None:
             fields["replaced"] = replaced.peer.conn_id
         logger.info("node %s online", node.name, extra={"event": "node.online", "remote": node.peer.remote, **fields})
-        self._events.own("gateway.node.online", {**fields, "methods": list(node.methods)})
+        owner = node.peer.principal.name
+        self._events.own("gateway.node.online", {**fields, "methods": list(node.methods)}, owner)
 
     def offline(self, node: Node) -> None:
         """Tell that a node is gone."""
         fields = _fields_of_node(node)
         logger.info("node %s offline", node.name, extra={"event": "node.offline", "remote": node.peer.remote, **fields})
-        self._events.own("gateway.node.offline", fields)
+        self._events.own("gateway.node.offline", fields, node.peer.principal.name)
 
     def draining(self, drain_timeout: float) -> None:
         """Tell that the gateway shuts down, within ``drain_timeout`` seconds."""

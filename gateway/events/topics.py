@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Protocol
 
 from gateway.events.index import Names, Patterns, is_wild
+from gateway.limits import Largest
 from gateway.names import OWN, matches
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
@@ -24,16 +25,33 @@ def meets(pattern: str, topic: str) -> bool:
     return pattern.startswith(OWN) == topic.startswith(OWN) and matches(pattern, topic)
 
 
-class Topic:
-    """One topic. ``subscribers`` has for each subscriber what writes a frame straight to its transport.
+class Holder:
+    """A principal, as the one whose messages some topics began with. ``count`` is how many of them there are."""
 
-    If it is ``conflated``, a subscriber that does not read gets the latest message alone.
+    __slots__ = ("count", "idle", "level", "met", "owner")
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.count = 0
+        self.level = -1
+        self.idle: OrderedDict[Topic, None] = OrderedDict()
+        """The topics without a subscriber. The first one makes room first; publishing to one moves it to the end."""
+        self.met: OrderedDict[Topic, None] = OrderedDict()
+        """The topics whose subscribers have all come by patterns, in the same order. They go if none is idle."""
+
+
+class Topic:
+    """One topic, which counts for its ``holder``.
+
+    ``subscribers`` has for each subscriber what writes a frame straight to its transport. If it is ``conflated``, a
+    subscriber that does not read gets the latest message alone.
     """
 
-    __slots__ = ("conflated", "name", "subscribers", "written")
+    __slots__ = ("conflated", "holder", "name", "subscribers", "written")
 
-    def __init__(self, name: str, conflated: bool) -> None:
+    def __init__(self, name: str, holder: Holder, conflated: bool) -> None:
         self.name = name
+        self.holder = holder
         self.conflated = conflated
         self.subscribers: dict[Follower, Callable[[bytes], None]] = {}
         self.written = NOTHING_WRITTEN
@@ -70,7 +88,10 @@ Followers = dict[Follower, None]
 
 
 class FullError(Exception):
-    """There are as many topics as there may be, and each of them has a subscriber by its name."""
+    """There are as many topics as there may be, and none that may make room.
+
+    Each has a subscriber by its name, or its principal has no more topics than the one that wants another.
+    """
 
 
 class Topics:
@@ -78,8 +99,9 @@ class Topics:
 
     It is also called with the name of a topic that has not begun, when its last subscriber by name has gone.
 
-    There are ``max_topics`` at most, and the gateway's own beside them. ``conflate`` are the names and patterns of
-    topics that are conflated.
+    There are ``max_topics`` at most, and the gateway's own beside them. If there are as many, the principal that has
+    most of them gives up the one that was published to longest ago. So no principal takes the topics of others, unless
+    it has fewer. ``conflate`` are the names and patterns of topics that are conflated.
     """
 
     def __init__(self, forgotten: Callable[[str], None], *, max_topics: int, conflate: Sequence[str] = ()) -> None:
@@ -88,10 +110,11 @@ class Topics:
         self._conflate = tuple(conflate)
         self._topics: dict[str, Topic] = {}
         self._own = 0
-        self._idle: OrderedDict[Topic, None] = OrderedDict()
-        """The topics without a subscriber. The first one makes room first; publishing to one moves it to the end."""
-        self._met: OrderedDict[Topic, None] = OrderedDict()
-        """The topics whose subscribers have all come by patterns, in the same order. They go if none is idle."""
+        self._gateway = Holder("")
+        """The holder of the gateway's own topics, which do not count."""
+        self._holders: dict[str, Holder] = {}
+        self._largest: Largest[Holder] = Largest(max_topics)
+        """The holders that have a topic which may make room, by all the topics that they have."""
         self._named: dict[str, Followers] = {}
         """The subscribers by name, whether or not the topic has begun."""
         self.names = Names[Topic]()
@@ -105,30 +128,38 @@ class Topics:
         """Return a topic, or None if there is none of this name."""
         return self._topics.get(name)
 
-    def open(self, name: str) -> Topic:
+    def open(self, name: str, owner: str = "") -> Topic:
         """Return a topic, which begins if there is none of this name. If there is no room, another one is forgotten.
 
-        Raises FullError if every topic has a subscriber by its name.
+        A topic that begins counts for the principal ``owner``. Raises FullError if no topic may make room.
         """
         topic = self._topics.get(name)
-        return self._begin(name) if topic is None else topic
+        return self._begin(name, owner) if topic is None else topic
 
-    def touch(self, name: str) -> None:
-        """Open a topic because a message is published on it, and make it the last to be forgotten. Raises FullError."""
+    def touch(self, name: str, owner: str = "") -> None:
+        """Open a topic because ``owner`` publishes a message on it, and make it its holder's last to be forgotten.
+
+        Raises FullError.
+        """
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._begin(name)
-        elif topic in self._met:
-            self._met.move_to_end(topic)
-        elif topic in self._idle:
-            self._idle.move_to_end(topic)
+            self._begin(name, owner)
+        elif topic in (holder := topic.holder).met:
+            holder.met.move_to_end(topic)
+        elif topic in holder.idle:
+            holder.idle.move_to_end(topic)
 
-    def _begin(self, name: str) -> Topic:
+    def _begin(self, name: str, owner: str) -> Topic:
         if name.startswith(OWN):
+            holder = self._gateway
             self._own += 1
-        elif len(self._topics) - self._own >= self._max_topics:
-            self._make_room()
-        topic = self._topics[name] = Topic(name, any(meets(p, name) for p in self._conflate))
+        else:
+            holder = self._holders.get(owner) or Holder(owner)
+            if len(self._topics) - self._own >= self._max_topics:
+                self._make_room(holder)
+            self._holders[owner] = holder
+            holder.count += 1
+        topic = self._topics[name] = Topic(name, holder, any(meets(p, name) for p in self._conflate))
         self.names[name] = topic
         met = self.patterns.met_by(name)
         if name in self._named:
@@ -141,12 +172,23 @@ class Topics:
         self._file(topic)
         return topic
 
-    def _make_room(self) -> None:
-        if not self._idle and not self._met:
+    def _make_room(self, wants: Holder) -> None:
+        """Forget a topic of the holder that has the most, or of the one that wants room if that has as many."""
+        giver = self._largest.holder()
+        if giver is not None and giver.count <= wants.count:
+            giver = wants if wants.idle or wants.met else None
+        if giver is None:
             raise FullError
-        topic = next(iter(self._idle or self._met))
-        self._idle.pop(topic, None)
-        self._met.pop(topic, None)
+        self._forget(next(iter(giver.idle or giver.met)))
+
+    def _forget(self, topic: Topic) -> None:
+        holder = topic.holder
+        holder.idle.pop(topic, None)
+        holder.met.pop(topic, None)
+        holder.count -= 1
+        self._rank(holder)
+        if not holder.count:
+            del self._holders[holder.owner]
         del self._topics[topic.name]
         del self.names[topic.name]
         for follower in topic.subscribers:
@@ -155,19 +197,26 @@ class Topics:
         topic.subscribers.clear()
         self._forgotten(topic.name)
 
+    def _rank(self, holder: Holder) -> None:
+        if holder.idle or holder.met:
+            self._largest.place(holder, holder.count)
+        else:
+            self._largest.remove(holder)
+
     def _file(self, topic: Topic) -> None:
         """Put a topic where it belongs among those that may make room, if it may."""
-        name = topic.name
+        name, holder = topic.name, topic.holder
         if not topic.subscribers:
-            self._met.pop(topic, None)
-            kept = self._idle
+            holder.met.pop(topic, None)
+            kept = holder.idle
         else:
-            self._idle.pop(topic, None)
-            kept = self._met
+            holder.idle.pop(topic, None)
+            kept = holder.met
         if name in self._named or name.startswith(OWN):
             kept.pop(topic, None)
         else:
             kept.setdefault(topic)
+        self._rank(holder)
 
     # Subscriptions
 
@@ -186,9 +235,9 @@ class Topics:
                 continue
             joined[topic] = topic.written
             subscribers = topic.subscribers
-            if not subscribers and topic in self._idle:
-                del self._idle[topic]
-                self._met[topic] = None
+            if not subscribers and topic in topic.holder.idle:
+                del topic.holder.idle[topic]
+                topic.holder.met[topic] = None
             subscribers[follower] = write
         return topics
 

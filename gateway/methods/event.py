@@ -155,7 +155,7 @@ class EventMethods:
         room = self._max_message_bytes - envelope(params.topic)
         if len(params.data) > room:
             raise Refusal(errors.TOO_LARGE, f"data has more than {room} bytes", outcome="not_delivered")
-        position = self._events.publish(params.topic, bytes(params.data))
+        position = self._events.publish(params.topic, bytes(params.data), peer.principal.name)
         return Published(position.offset, position.epoch)
 
 

@@ -27,10 +27,10 @@ class Desk:
         self.heard: list[tuple[str, bytes]] = []
         at_once(self.stream.connect(lambda topic, message: self.heard.append((topic, message))))
 
-    def publish(self, name: str, *data: bytes) -> str:
+    def publish(self, name: str, *data: bytes, owner: str = "") -> str:
         """One message after the other; returns the topic's name."""
         for one in data:
-            self.stream.publish(name, one)
+            self.stream.publish(name, one, owner)
         return name
 
     def since(self, topic: str, offset: int) -> list[bytes] | None:
@@ -169,6 +169,74 @@ def test_history_has_bytes_over_all_topics() -> None:
     assert desk.since(two, 1) is None
     desk.publish("a", bytes(7))
     assert desk.since(one, 2) == [bytes(7)]
+
+
+def test_a_flood_erases_the_history_of_its_own_principal_alone() -> None:
+    """68 MB of one, in messages of any size, cost the others nothing, though theirs are older."""
+    desk = Desk(size=1 << 26)
+    quiet = desk.publish("quiet.a", *(b"%d" % number for number in range(50)), owner="quiet")
+    for number in range(68):
+        desk.publish("flood.a", bytes(10**6), owner="flood")
+        desk.publish(f"flood.{number}", b"1", owner="flood")
+    assert desk.since(quiet, 0) == [b"%d" % number for number in range(50)]
+    assert desk.since("flood.a", 0) is None
+    assert desk.since("flood.a", 67) == [bytes(10**6)]
+    assert (1 << 26) - 10**6 < desk.stream.kept_bytes <= 1 << 26
+    desk.publish("flood.b", bytes(1 << 26), owner="flood")
+    assert desk.since(quiet, 0) is not None, "what is larger than all of it is not kept"
+    assert desk.stream.kept_bytes < 50 * (OVERHEAD + 20), "and leaves nothing else of its principal"
+
+
+def test_who_holds_most_gives_until_another_holds_more() -> None:
+    size = OVERHEAD + 100
+    desk = Desk(size=10 * size)
+    for number in range(7):
+        desk.publish("a", bytes(100), owner="a")
+        if number < 3:
+            desk.publish("b", bytes(100), owner="b")
+    for _ in range(4):
+        desk.publish("b", bytes(100), owner="b")
+    kept = [next(offset for offset in range(8) if desk.since(name, offset) is not None) for name in "ab"]
+    assert kept in ([2, 2], [1, 3], [3, 1]), "five each, or nearly"
+    assert desk.stream.kept_bytes == 10 * size
+
+
+def test_what_is_older_on_a_topic_than_a_message_that_goes_goes_with_it() -> None:
+    """Nobody could go on from there: what was missed is complete, or nothing."""
+    desk = Desk(size=4 * (OVERHEAD + 100))
+    topic = desk.publish("t", bytes(100), owner="b")
+    desk.publish("t", bytes(100), owner="a")
+    desk.publish("t", bytes(100), owner="b")
+    desk.publish("u", *([bytes(100)] * 2), owner="a")
+    assert desk.since(topic, 2) == [bytes(100)]
+    assert [desk.since(topic, offset) for offset in (0, 1)] == [None, None]
+    assert desk.stream.kept_bytes == 3 * (OVERHEAD + 100)
+    desk.stream.forget("t")
+    desk.stream.forget("u")
+    assert (desk.stream.kept_bytes, desk.stream._accounts) == (0, {})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_publishes_no_share_is_lost_that_is_smaller_than_the_largest(seed: int) -> None:
+    """Against what is kept itself: complete or nothing, within the bounds, and who holds little loses nothing."""
+    chance, desk = random.Random(seed), Desk(count=8, age=50.0, size=3000)
+    told: dict[str, list[bytes]] = {}
+    for number in range(1000):
+        owner = chance.choice("aab")
+        name = f"{owner}.{chance.randrange(9)}"
+        position = desk.stream.publish(name, b"%d" % number + bytes(chance.choice((0, 10, 200))), owner)
+        told.setdefault(name, []).append(desk.heard[-1][1])
+        desk.now += chance.choice((0.0, 0.5))
+        assert position.offset == len(told[name])
+        for missed in range(len(told[name]) + 1):
+            found = desk.stream.since(name, Position(position.epoch, position.offset - missed))
+            assert found is None or found == told[name][len(told[name]) - missed :]
+        if number % 20 == 0:
+            desk.stream.publish("still", b"1", "little")
+            assert desk.since("still", desk.stream.position("still").offset - 1) == [b"1"]
+        accounts = desk.stream._accounts.values()
+        assert sum(account.octets for account in accounts) == desk.stream.kept_bytes <= 3000
+        assert sum(len(account.kept) for account in accounts) == len(desk.stream._kept)
 
 
 @pytest.mark.parametrize("bounds", [{"count": 0}, {"age": 0.0}, {"size": 0}], ids=str)

@@ -460,3 +460,17 @@ async def test_a_subscription_that_is_cancelled_holds_nothing_back(aiohttp_clien
     (error,) = [one["error"]["data"]["code"] for one in both if "error" in one]
     (heard_of,) = [one["params"]["topic"] for one in both if "params" in one]
     assert (error, heard_of) == ("cancelled", "x")
+
+
+def test_news_of_a_node_and_messages_count_for_their_principals() -> None:
+    """A node that registers again and again fills its own share of the history, not that of others."""
+    here = hall(max_topics=3)
+    watcher = Ear()
+    join(here.events, watcher, "gateway.>")
+    first = here.events.publish("quiet.a", b"1", "quiet")
+    for number in range(300):
+        here.events.own("gateway.node.online", {"methods": "x" * 100_000}, "rogue")
+        here.events.publish(f"rogue.{number}", bytes(1000), "rogue")
+    assert here.stream.since("quiet.a", Position(first.epoch, 0)) is not None
+    assert here.stream.since("gateway.node.online", Position(first.epoch, 0)) is None
+    assert here.stream.kept_bytes <= MIB

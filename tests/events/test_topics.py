@@ -47,10 +47,15 @@ class Desk:
         self.forgotten: list[str] = []
         self.topics = Topics(self.forgotten.append, max_topics=max_topics, conflate=conflate)
 
-    def publish(self, name: str) -> Topic:
+    def publish(self, name: str, owner: str = "") -> Topic:
         """A message of a topic; returns the topic."""
-        self.topics.touch(name)
+        self.topics.touch(name, owner)
         return self.topics.open(name)
+
+    def of(self, owner: str) -> list[str]:
+        """The topics that count for a principal, in order."""
+        there = (self.topics.get(name) for name in sorted(topic.name for topic in self.topics.names.met_by(">")))
+        return [topic.name for topic in there if topic is not None and topic.holder.owner == owner]
 
 
 # Patterns
@@ -245,6 +250,68 @@ def test_a_new_topic_looks_at_none_of_30000_patterns_of_others() -> None:
     assert list(desk.topics.open("c7.site9.lamp.v").subscribers) == [people[7]]
     assert not desk.topics.open("nobody.asked.for.this").subscribers
     assert desk.topics.patterns.visits - before == 4
+
+
+# Whose topics make room
+
+
+def test_10001_topics_of_one_principal_take_none_of_another() -> None:
+    desk = Desk(max_topics=10_000)
+    for number in range(20):
+        desk.publish(f"quiet.{number}", "quiet")
+    for number in range(10_001):
+        desk.publish(f"flood.{number}", "flood")
+    assert len(desk.of("quiet")) == 20
+    assert desk.forgotten == [f"flood.{number}" for number in range(21)], (
+        "its own, the one published to longest ago first"
+    )
+    desk.publish("late.1", "late")
+    assert desk.forgotten[21:] == ["flood.21"], "and a newcomer finds room"
+
+
+def test_who_has_as_many_topics_as_any_other_gives_up_its_own() -> None:
+    desk = Desk(max_topics=4)
+    for name, owner in (("a.1", "a"), ("a.2", "a"), ("b.1", "b"), ("b.2", "b")):
+        desk.publish(name, owner)
+    desk.publish("a.3", "a")
+    assert (desk.of("a"), desk.of("b")) == (["a.2", "a.3"], ["b.1", "b.2"])
+    desk.publish("c.1", "c")
+    assert (len(desk.of("a")) + len(desk.of("b")), desk.of("c")) == (3, ["c.1"])
+    desk.publish("c.2", "c")
+    assert sorted(map(len, map(desk.of, "abc"))) == [1, 1, 2]
+
+
+def test_a_topic_counts_for_who_began_it_and_a_message_of_another_keeps_it() -> None:
+    desk = Desk(max_topics=3)
+    for name in ("a.1", "a.2", "a.3"):
+        desk.publish(name, "a")
+    desk.publish("a.1", "b")
+    desk.publish("b.1", "b")
+    assert (desk.of("a"), desk.of("b")) == (["a.1", "a.3"], ["b.1"])
+
+
+def test_where_the_largest_holder_s_topics_are_all_asked_for_by_name_the_next_one_gives() -> None:
+    desk, someone = Desk(max_topics=5), Someone()
+    for number in range(3):
+        desk.topics.subscribe(someone, f"a.{number}")
+        desk.publish(f"a.{number}", "a")
+    for number in range(2):
+        desk.publish(f"b.{number}", "b")
+    desk.publish("c.0", "c")
+    assert (desk.of("a"), desk.of("b"), desk.of("c")) == (["a.0", "a.1", "a.2"], ["b.1"], ["c.0"])
+    with pytest.raises(FullError):
+        desk.publish("a.3", "a")
+    desk.topics.unsubscribe(someone, "a.0")
+    desk.publish("c.1", "c")
+    assert desk.of("a") == ["a.1", "a.2"]
+
+
+def test_who_has_no_topic_left_is_forgotten() -> None:
+    desk = Desk(max_topics=2)
+    for number in range(1000):
+        desk.publish(f"t.{number}", f"owner {number}")
+    assert len(desk.topics) == 2
+    assert len(desk.topics._holders) == 2
 
 
 LONG = ".".join("abcdefghijkl")

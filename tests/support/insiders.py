@@ -6,7 +6,7 @@ Each returns what came of it, and the tests say what that has to be.
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,5 +85,39 @@ async def rogue(calls: int) -> Taken:
     return found
 
 
-INSIDERS: Final = {"rogue": rogue}
+@dataclass
+class Kept:
+    """What a principal has left after a flood. recovered: by topic, whether all that was published before is there."""
+
+    recovered: dict[str, bool] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+
+
+async def hoarder(topics: int, config: Config | None = None, size: int = 1_000_000, large: int = 68) -> Kept:
+    """A node publishes to so many topics, and large messages besides; another has published a little before.
+
+    The bounds are the gateway's own, unless ``config`` has others. There are ``large`` messages of ``size`` bytes.
+    """
+    found = Kept()
+    async with inside(OP, PI, ROGUE, config=config) as (operator, quiet, flood):
+        first = {
+            topic: await quiet.call("event.publish", {"topic": topic, "data": number})
+            for number, topic in enumerate(f"pi.{number}" for number in range(10))
+        }
+        for topic in first:
+            await quiet.call("event.publish", {"topic": topic, "data": "second"})
+        for begin in range(0, topics, AT_ONCE):
+            names = [f"rogue.{number}" for number in range(begin, min(begin + AT_ONCE, topics))]
+            await asyncio.gather(*(flood.call("event.publish", {"topic": name, "data": 1}) for name in names))
+        for number in range(large):
+            await flood.call("event.publish", {"topic": f"rogue.{number % 3}", "data": "x" * size})
+        since = {topic: {"epoch": at["epoch"], "offset": at["offset"]} for topic, at in first.items()}
+        told = await operator.call("event.subscribe", {"topics": list(first), "since": since})
+        found.recovered = {topic: state["recovered"] for topic, state in told["topics"].items()}
+        found.codes["a new topic"] = await refusal(quiet, "event.publish", topic="pi.new", data=1)
+        found.codes["a newcomer's"] = await refusal(operator, "event.publish", topic="op.new", data=1)
+    return found
+
+
+INSIDERS: Final[dict[str, Callable[[int], Coroutine[Any, Any, object]]]] = {"rogue": rogue, "hoarder": hoarder}
 """By name: an attack, for which `--count` says how large it is."""

@@ -16,7 +16,7 @@ from gateway.handshake.rejections import REJECTIONS
 from tests.support.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, UPGRADES, Outcome, Siege, Storm, siege
 from tests.support.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
 from tests.support.fleet import FLOOD_SERVER, ended, request
-from tests.support.insiders import rogue
+from tests.support.insiders import hoarder, rogue
 from tests.support.patience import WAIT, Sized
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import EventLoopName, GatewayProcess, Line, StartGateway
@@ -380,6 +380,15 @@ async def test_a_rogue_node_gets_no_call_of_another_and_raises_no_alarm_for_it(s
     assert found.answers == {"pi": calls}
     assert found.codes == {"register": -32007, "serve": -32007, "alarm": -32003, "listen": -32003, "own topic": 0}
     assert found.schema == {"type": "object"}, "and its description is not the method's"
+
+
+async def test_a_flood_of_one_principal_erases_no_history_and_takes_no_topic_of_another(sized: Sized) -> None:
+    """More topics than there may be, and more bytes than are kept."""
+    topics, bound = sized(301, 10_001), sized(300, 10_000)
+    size, octets = sized(20_000, 1_000_000), sized(1 << 20, 1 << 26)
+    found = await hoarder(topics, {"events": {"max_topics": bound, "history_bytes": octets}}, size, 68)
+    assert found.recovered == {f"pi.{number}": True for number in range(10)}
+    assert found.codes == {"a new topic": 0, "a newcomer's": 0}
 
 
 # Who does not read
