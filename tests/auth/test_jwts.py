@@ -280,6 +280,14 @@ MALFORMED_TOKENS: list[tuple[str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("crit", [["x"], ["exp", "b64"], ["x5t", "x"], [], "x", [5], None], ids=ascii)
+def test_a_critical_header_that_is_not_known_is_refused(crit: object, plain: Jwts) -> None:
+    """RFC 7515 section 4.1.11: whoever does not understand all of them must not take the JWT."""
+    header = {"alg": "HS256", "x": 1, "exp": 2, "x5t": "a", "b64": True}
+    assert plain.verify(forged(header, claims(), SECRET), NOW).principal.name == "kitchen-pi"
+    assert refusal(plain, forged(header | {"crit": crit}, claims(), SECRET)) == NOT_A_JWT
+
+
 @pytest.mark.parametrize(("token", "why"), MALFORMED_TOKENS, ids=lambda value: ascii(value)[:60])
 def test_what_is_no_jwt_is_refused(token: str, why: str, plain: Jwts) -> None:
     assert key("HS256") == SECRET
