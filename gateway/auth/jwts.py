@@ -60,6 +60,11 @@ class Jwts:
         self._audience = audience or None
         self._verified: dict[bytes, Credential] = {}
 
+    @property
+    def has_secret(self) -> bool:
+        """Whether a key is a secret: whoever knows it can sign."""
+        return any(isinstance(key.key, bytes) for key in self._keys)
+
     def known(self, token: str, now: float) -> Credential | None:
         """Return what a JWT gives that was verified before and has not expired since, otherwise None."""
         return self._remembered(_digest(token), now)
@@ -186,7 +191,7 @@ def load(config: Jwt) -> Jwts:
 
 
 def _read(path: str, key: str) -> bytes:
-    return read_file(path, key, "the path of a readable file")
+    return read_file(path, key, "the path of a readable file", guarded=True)
 
 
 def _secret(path: str, algorithms: tuple[str, ...]) -> Key:

@@ -147,7 +147,7 @@ def revoke(path: str, name: str) -> None:
 
 
 def _parsed(path: str, named_by: str) -> Mapping[str, object]:
-    content = read_toml(path, named_by, "the path of a readable TOML file of tokens")
+    content = read_toml(path, named_by, "the path of a readable TOML file of tokens", guarded=True)
     try:
         return tomli.loads(content.decode())
     except tomli.TOMLDecodeError as error:

@@ -264,6 +264,7 @@ async def may(peer: RawPeer, method: str) -> bool:
 
 BAD_FILES: Final[dict[str, Callable[[Path], object]]] = {
     "gone": lambda path: path.unlink(),
+    "others may write it": lambda path: path.chmod(0o620),
     "no syntax": lambda path: replace(path, f"[[token]\nname = '{secret('payload')}'"),
     "not utf-8": lambda path: path.write_bytes(b"\xff\xfe\x00"),
     "an unknown key": lambda path: replace(path, path.read_text() + f'token = "{secret("token")}"\n'),
