@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -18,7 +19,11 @@ settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
-    """Have processes get SIGINT also where a shell has started the tests in the background, and so ignores it."""
+    """Have processes get SIGINT also where a shell has started the tests in the background, and so ignores it.
+
+    Files are made with the usual mode, whatever the shell's is: others may not write them.
+    """
+    os.umask(0o022)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -679,6 +679,15 @@ def test_certificate_that_cannot_be_read(tmp_path: Path) -> None:
     expect_refusal(f"{file}: {wrong}; a readable PEM file", "--config", str(file))
 
 
+def test_a_tokens_file_that_others_may_write(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.touch()
+    tokens.chmod(0o666)
+    wrong = "auth.tokens_file: mode 0666 lets others than its owner write it"
+    line = f"{tokens}: {wrong}; chmod go-w: whoever may write it decides who may connect"
+    expect_refusal(line, GATEWAY_AUTH__MODE="token", GATEWAY_AUTH__TOKENS_FILE=str(tokens))
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -29,6 +29,9 @@ MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 MIN_RSA_BITS: Final = 2048
 """The smallest RSA key, in bits (RFC 7518 section 3.3)."""
 
+MAX_TRIED: Final = 4
+"""The most keys that are tried for one JWT. If more fit, its ``kid`` has to choose, because each costs a signature."""
+
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _NEEDED: Final = ["exp", "sub", "role"]
 
@@ -57,14 +60,27 @@ class Jwts:
         self._audience = audience or None
         self._verified: dict[bytes, Credential] = {}
 
+    @property
+    def has_secret(self) -> bool:
+        """Whether a key is a secret: whoever knows it can sign."""
+        return any(isinstance(key.key, bytes) for key in self._keys)
+
+    def known(self, token: str, now: float) -> Credential | None:
+        """Return what a JWT gives that was verified before and has not expired since, otherwise None."""
+        return self._remembered(_digest(token), now)
+
+    def _remembered(self, digest: bytes, now: float) -> Credential | None:
+        known = self._verified.get(digest)
+        return known if known is not None and (known.principal.expires_at or 0.0) > now else None
+
     def verify(self, token: str, now: float) -> Credential:
         """Return what a valid JWT gives. Raises CredentialError if it is not valid.
 
         No claim is believed before the signature is verified.
         """
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        known = self._verified.get(digest)
-        if known is not None and (known.principal.expires_at or 0.0) > now:
+        digest = _digest(token)
+        known = self._remembered(digest, now)
+        if known is not None:
             return known
         credential = self._verify(token, now)
         if len(self._verified) >= REMEMBERED:
@@ -77,18 +93,27 @@ class Jwts:
             header = jwt.get_unverified_header(token)
         except (InvalidTokenError, UnicodeError, RecursionError):
             raise CredentialError("not a JWT") from None
-        algorithm, kid = header.get("alg"), header.get("kid")
-        why = "no key for the JWT's alg and kid"
-        for key in self._keys:
-            if algorithm not in key.algorithms or (kid is not None and key.kid is not None and kid != key.kid):
-                continue
+        keys = self._fitting(header.get("alg"), header.get("kid"))
+        for key in keys:
             try:
                 claims = self._claims(token, key)
             except jwt.InvalidSignatureError:
-                why = "the JWT's signature is wrong"
                 continue
             return Credential(_principal(claims, now), key.fingerprint)
-        raise CredentialError(why)
+        raise CredentialError("the JWT's signature is wrong")
+
+    def _fitting(self, algorithm: object, kid: object) -> list[Key]:
+        """Return the keys to try for a JWT with this header. Raises CredentialError if there are none, or too many."""
+        keys = [
+            key
+            for key in self._keys
+            if algorithm in key.algorithms and (kid is None or key.kid is None or kid == key.kid)
+        ]
+        if not keys:
+            raise CredentialError("no key for the JWT's alg and kid")
+        if len(keys) > MAX_TRIED:
+            raise CredentialError(f"more than {MAX_TRIED} keys for the JWT's alg and kid")
+        return keys
 
     def _claims(self, token: str, key: Key) -> Mapping[str, Any]:
         """Verify the signature of a JWT, and return its claims.
@@ -119,6 +144,10 @@ class Jwts:
     def renewed(self, credential: Credential) -> Credential | None:
         """Return the credential as it is, or None if its key is gone."""
         return credential if credential.voucher in self._fingerprints else None
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _principal(claims: Mapping[str, Any], now: float) -> Principal:
@@ -162,7 +191,7 @@ def load(config: Jwt) -> Jwts:
 
 
 def _read(path: str, key: str) -> bytes:
-    return read_file(path, key, "the path of a readable file")
+    return read_file(path, key, "the path of a readable file", guarded=True)
 
 
 def _secret(path: str, algorithms: tuple[str, ...]) -> Key:

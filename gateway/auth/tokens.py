@@ -52,6 +52,13 @@ class Tokens:
     def __init__(self, entries: list[Entry]) -> None:
         self._by_digest = {entry.sha256: Credential(entry.principal, entry.sha256.encode()) for entry in entries}
 
+    def known(self, token: str, now: float) -> Credential | None:
+        """Return what a token gives, or None if it is wrong."""
+        try:
+            return self.verify(token, now)
+        except CredentialError:
+            return None
+
     def verify(self, token: str, now: float) -> Credential:
         """Return what a token gives. Raises CredentialError if the file does not have it, or if it has expired."""
         digest = digest_of(token)
@@ -140,7 +147,7 @@ def revoke(path: str, name: str) -> None:
 
 
 def _parsed(path: str, named_by: str) -> Mapping[str, object]:
-    content = read_toml(path, named_by, "the path of a readable TOML file of tokens")
+    content = read_toml(path, named_by, "the path of a readable TOML file of tokens", guarded=True)
     try:
         return tomli.loads(content.decode())
     except tomli.TOMLDecodeError as error:

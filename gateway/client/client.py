@@ -16,7 +16,7 @@ from yarl import URL
 from gateway.client.backoff import Backoff
 from gateway.client.buffer import Buffer
 from gateway.client.calling import Caller, Step, restore, timed_out
-from gateway.client.connection import Connection, State, TokenSource
+from gateway.client.connection import Connection, State, TokenSource, bare
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Link, Options, Refused
 from gateway.client.pending import PROGRESS, Running
@@ -385,7 +385,8 @@ def connect(
     max_calls: how many calls are served at once; more are refused as ``overloaded``. max_message_bytes: the largest
     message that is accepted from the gateway.
 
-    Raises ValueError if the URL is not one of a gateway, or has a credential in it.
+    Raises ValueError if the URL is not one of a gateway or has a credential in it, or if the token has a line break
+    inside. White space around a token does not count.
     """
     _require_usable(url)
     options = Options(
@@ -398,7 +399,7 @@ def connect(
     )
     return Client(
         options,
-        token,
+        bare(token) if isinstance(token, str) else token,
         reconnect=reconnect,
         backoff=backoff or Backoff(),
         open_timeout=open_timeout,

@@ -30,6 +30,17 @@ STATES: Final = 64
 """How many changes of the state wait for a slow reader of `Connection.states`; then the oldest is dropped."""
 
 
+def bare(token: str) -> str:
+    """Return a token without the white space around it, such as the line break at the end of a file.
+
+    Raises ValueError if it has a line break inside, or another character that no header can hold.
+    """
+    text = token.strip()
+    if not text.isprintable():
+        raise ValueError("the token has a line break inside, or another character that is not printable")
+    return text
+
+
 class State(enum.Enum):
     """The state of a client's connection. `Client.why` says why it is WAITING or CLOSED."""
 
@@ -157,16 +168,24 @@ class Connection:
         return link.end
 
     async def token(self) -> str | None:
-        """Return the credential, a fresh one from a callable. Raises `Refused` if that fails or takes too long."""
+        """Return the credential, a fresh one from a callable.
+
+        Raises `Refused` if the callable fails, takes too long, or returns what `bare` refuses.
+        """
         if self._token is None or isinstance(self._token, str):
             return self._token
         try:
             async with asyncio.timeout(self._options.connect_timeout):
-                token = self._token()
-                return await token if inspect.isawaitable(token) else token
+                given = self._token()
+                token = await given if inspect.isawaitable(given) else given
         except Exception as error:
             logger.warning("the callable for the token has failed", exc_info=True)
             raise Refused(End(LOST, f"no token: {type(error).__name__}")) from None
+        try:
+            return bare(token)
+        except (ValueError, AttributeError) as error:
+            why = str(error) if isinstance(error, ValueError) else f"the callable returned {type(token).__name__}"
+            raise Refused(End(LOST, f"no token: {why}")) from None
 
     def _opened(self, link: Link) -> None:
         self.link = link

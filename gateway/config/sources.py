@@ -5,7 +5,9 @@ Each source is converted by itself, so that an error can name the source. Pure.
 
 import difflib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,21 +142,28 @@ def _from_flags(flags: Mapping[str, object]) -> Values:
     return values
 
 
-def read_file(path: str, named_by: str, right: str) -> bytes:
+def read_file(path: str, named_by: str, right: str, *, guarded: bool = False) -> bytes:
     """Return what is in a file that the configuration names, in the setting `named_by`.
 
-    Raises `ConfigError` if it cannot be read, which says that `right` would be right.
+    `guarded` files decide who may connect. Raises `ConfigError` if it cannot be read, which says that `right` would be
+    right, or if it is guarded and its group or others may write it.
     """
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         wrong = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
         raise ConfigError(path, named_by, wrong, right) from None
+    if guarded and stat.S_ISREG(mode) and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        wrong = f"mode {stat.S_IMODE(mode):04o} lets others than its owner write it"
+        raise ConfigError(path, named_by, wrong, "chmod go-w: whoever may write it decides who may connect")
+    return content
 
 
-def read_toml(path: str, named_by: str, right: str) -> bytes:
+def read_toml(path: str, named_by: str, right: str, *, guarded: bool = False) -> bytes:
     """Return what is in a TOML file, as `read_file`. Raises `ConfigError` also if it begins with a byte order mark."""
-    content = read_file(path, named_by, right)
+    content = read_file(path, named_by, right, guarded=guarded)
     if content.startswith(_BYTE_ORDER_MARK):  # TOML 1.0 has none; editors write it unasked, and do not show it
         wrong = "the file begins with a byte order mark"
         raise ConfigError(path, "line 1, column 1", wrong, 'the same file, saved as "UTF-8" and not "UTF-8 with BOM"')

@@ -15,7 +15,15 @@ from typing import Final
 from aiohttp import hdrs
 
 from gateway import errors
-from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Credential, CredentialError
+from gateway.auth.credentials import (
+    ANYBODY,
+    MAX_CREDENTIAL,
+    NO_CREDENTIAL,
+    Authenticator,
+    Credential,
+    CredentialError,
+    is_too_long,
+)
 from gateway.auth.expiry import Expiries
 from gateway.config import Config
 from gateway.connections.connection import Connection
@@ -28,8 +36,19 @@ from gateway.status import Phase, Status
 logger = logging.getLogger(__name__)
 
 _CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisopod-gateway", error="invalid_token"'}
+_TOO_LONG: Final = f"a credential has at most {MAX_CREDENTIAL} bytes"
+_AT_ONCE: Final = 2
+"""How many credentials of one connection are verified in one event-loop iteration."""
 _SLICE: Final = 200
 """How many connections a reload checks in one event-loop iteration."""
+
+
+class _WaitError(Exception):
+    """A credential is not looked at for so many ``seconds``."""
+
+    def __init__(self, why: str, seconds: float) -> None:
+        super().__init__(why)
+        self.seconds = seconds
 
 
 class Admission:
@@ -50,6 +69,7 @@ class Admission:
         self._authenticator = authenticator
         self._rescoped = rescoped
         self._failures = Failures(time.monotonic)
+        self._verifying: dict[Connection, int] = {}
         self._expiries = Expiries(config.auth.expiry_notice)
         self._of_address = Counts()
         self._of_principal = Counts()
@@ -87,14 +107,15 @@ class Admission:
 
     def _bearer(self, authorization: Sequence[str], address: str) -> Credential:
         scheme, _, token = authorization[0].strip().partition(" ")
-        if len(authorization) > 1 or scheme.lower() != "bearer" or not token.strip():
+        token = token.strip()
+        if len(authorization) > 1 or scheme.lower() != "bearer" or not token:
             raise _unauthenticated("the Authorization header must be Bearer and a token, once")
-        wait = self._failures.wait(address) if address else 0.0
-        if wait:
-            why = "too many wrong credentials from this address"
-            raise _too_many(why, math.ceil(wait), stage="authenticate")
+        if is_too_long(token):
+            raise _unauthenticated(_TOO_LONG)
         try:
-            credential = self._verified(token.strip(), address)
+            credential = self._verified(token, address)
+        except _WaitError as error:
+            raise _too_many(str(error), math.ceil(error.seconds), stage="authenticate") from None
         except CredentialError as error:
             raise _unauthenticated(str(error)) from None
         if self._is_crowded(credential):
@@ -120,15 +141,15 @@ class Admission:
 
         The connection owes a credential, or refreshes the one that it has.
         """
+        if is_too_long(token):
+            raise Refusal(errors.INVALID_PARAMS, f"token: {_TOO_LONG}")
         if not self._authenticator.asks:
             return ANYBODY
         address = address_key(connection.remote)
-        wait = self._failures.wait(address) if address else 0.0
-        if wait:
-            why = "too many wrong credentials from this address"
-            raise Refusal(errors.RATE_LIMITED, why, retryAfterMs=math.ceil(wait * 1000))
         try:
-            credential = self._verified(token, address)
+            credential = self._verified(token, address, connection)
+        except _WaitError as error:
+            raise Refusal(errors.RATE_LIMITED, str(error), retryAfterMs=math.ceil(error.seconds * 1000)) from None
         except CredentialError as error:
             raise Refusal(errors.UNAUTHENTICATED, str(error)) from None
         before = connection.credential
@@ -141,13 +162,35 @@ class Admission:
             raise Refusal(errors.CONFLICT, f"this connection is {before.principal.name}'s")
         return credential
 
-    def _verified(self, token: str, address: str) -> Credential:
+    def _verified(self, token: str, address: str, connection: Connection | None = None) -> Credential:
+        """Return what a credential gives. Raises CredentialError, or _WaitError if it has not been looked at.
+
+        A credential that a digest shows to be right never waits. So an address that brings wrong ones does not keep its
+        neighbours out, and learns nothing either, because only a right credential is answered differently.
+        """
+        now = time.time()
+        known = self._authenticator.known(token, now)
+        if known is not None:
+            return known
+        wait = self._failures.wait(address) if address else 0.0
+        if wait:
+            raise _WaitError("too many wrong credentials from this address", wait)
+        if connection is not None:
+            self._count(connection)
         try:
-            return self._authenticator.verify(token, time.time())
+            return self._authenticator.verify(token, now)
         except CredentialError:
             if address:
                 self._failures.failed(address)
             raise
+
+    def _count(self, connection: Connection) -> None:
+        """Count a verification for a connection. Raises _WaitError if one message, a batch, brings too many."""
+        if not self._verifying:
+            asyncio.get_running_loop().call_soon(self._verifying.clear)
+        count = self._verifying[connection] = self._verifying.get(connection, 0) + 1
+        if count > _AT_ONCE:
+            raise _WaitError("too many credentials at once", errors.RETRY_BUSY_MS / 1000)
 
     def _is_crowded(self, credential: Credential) -> bool:
         most = self._limits.max_connections_per_principal

@@ -29,6 +29,7 @@ _FRAMING: Final = 1024
 
 _ENDS: Final = {
     errors.UNAUTHENTICATED: errors.CLOSED_UNAUTHENTICATED,
+    errors.INVALID_PARAMS: errors.CLOSED_UNAUTHENTICATED,
     errors.RATE_LIMITED: errors.FLOOD,
     errors.OVERLOADED: errors.FLOOD,
 }
@@ -36,7 +37,7 @@ _ENDS: Final = {
 
 
 class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
-    """``token``: a token, or a JSON Web Token, without the word Bearer."""
+    """``token``: a token, or a JSON Web Token, without the word Bearer. It has at most 16,384 bytes."""
 
     token: str
 

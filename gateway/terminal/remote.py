@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from yarl import URL
 
+from gateway.auth.credentials import MAX_CREDENTIAL
 from gateway.client import CallError, Client, ConnectionLost, State, connect
 from gateway.terminal import statuses
 from gateway.terminal.output import as_json
 from gateway.text import plain
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
-_MAX_TOKEN: Final = 65_536
 _PAGE: Final = 200
 _OPENING: Final = 12.0
 """How many seconds connecting may take; one attempt takes 10 at most."""
@@ -141,10 +141,11 @@ def _url(given: argparse.Namespace) -> str:
 def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
     """Return the token, or the callable that reads it at each connect. Exits with 2 if it cannot be used."""
     if given.token_file is None:
-        text = os.environ.get("GATEWAY_TOKEN") or None
-        if text is not None and not _is_token(text):
-            given.fail("GATEWAY_TOKEN: this is no token")
-        return text
+        text = os.environ.get("GATEWAY_TOKEN", "").strip()
+        wrong = _what_is_wrong(text) if text else ""
+        if wrong:
+            given.fail(f"GATEWAY_TOKEN: this is no token: {wrong}")
+        return text or None
     path, last = Path(given.token_file), ""
 
     def token() -> str:
@@ -176,13 +177,21 @@ def _read(path: Path) -> str:
     """Return the token in a file. Raises ValueError if there is none."""
     try:
         with path.open(encoding="ascii", errors="replace") as file:
-            text = file.read(_MAX_TOKEN).strip()
+            text = file.read(2 * MAX_CREDENTIAL).strip()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    if not _is_token(text):
-        raise ValueError(f"{path}: must hold the token and nothing else")
+    wrong = _what_is_wrong(text)
+    if wrong:
+        raise ValueError(f"{path}: must hold the token and nothing else: {wrong}")
     return text
 
 
-def _is_token(text: str) -> bool:
-    return text.isascii() and text.isprintable() and " " not in text and 0 < len(text) < _MAX_TOKEN
+def _what_is_wrong(text: str) -> str:
+    """Say why a text cannot be a token; empty if it can."""
+    if not text:
+        return "it is empty"
+    if len(text) > MAX_CREDENTIAL:
+        return f"it has more than {MAX_CREDENTIAL} bytes"
+    if len(text.splitlines()) > 1:
+        return "it has a line break inside"
+    return "" if text.isascii() and text.isprintable() and " " not in text else "it has spaces or other characters"

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from gateway.auth import authenticators, tokens
 from gateway.auth.authenticators import AllowAny
@@ -85,3 +87,58 @@ def test_what_one_mode_let_in_another_does_not_renew(tmp_path: Path) -> None:
     tokens.add(str(file), "anonymous", "operator", None, None)
     authenticator = authenticators.load(settings(mode="token", tokens_file=str(file)))
     assert authenticator.renewed(ANYBODY) is None
+
+
+# Files
+
+OPEN_MODES = [0o666, 0o664, 0o662, 0o620, 0o602, 0o777]
+SAFE_MODES = [0o600, 0o640, 0o400, 0o440]
+READABLE_MODES = [0o644, 0o444, 0o604]
+
+
+def of_mode(tmp_path: Path, which: str, mode: int) -> tuple[Path, Auth]:
+    """A file of this mode, with what the setting ``which`` needs, and the configuration that names it."""
+    file = tmp_path / which
+    public = ed25519.Ed25519PrivateKey.generate().public_key()
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    content, algorithm = {
+        "tokens_file": (b"", ""),
+        "secret_file": (bytes(32), "HS256"),
+        "public_key_file": (public.public_bytes(serialization.Encoding.PEM, spki), "EdDSA"),
+        "jwks_file": (b'{"keys": [{"kty": "oct", "k": "%s"}]}' % (b"A" * 43), "HS256"),
+    }[which]
+    file.write_bytes(content)
+    file.chmod(mode)
+    if which == "tokens_file":
+        return file, settings(mode="token", tokens_file=str(file))
+    return file, settings(mode="jwt", jwt={which: str(file), "algorithms": [algorithm]})
+
+
+@pytest.mark.parametrize("which", ["tokens_file", "secret_file", "public_key_file", "jwks_file"])
+def test_a_file_that_others_may_write_is_refused(which: str, tmp_path: Path) -> None:
+    """Whoever may write it could let anybody in."""
+    for mode in OPEN_MODES:
+        file, auth = of_mode(tmp_path, which, mode)
+        with pytest.raises(ConfigError) as refused:
+            authenticators.load(auth)
+        key = f"auth.{'' if which == 'tokens_file' else 'jwt.'}{which}"
+        wrong = f"mode {mode:04o} lets others than its owner write it"
+        assert str(refused.value) == f"{file}: {key}: {wrong}; chmod go-w: whoever may write it decides who may connect"
+    for mode in (*SAFE_MODES, *READABLE_MODES):
+        authenticators.load(of_mode(tmp_path, which, mode)[1])
+
+
+@pytest.mark.parametrize("which", ["tokens_file", "secret_file", "public_key_file", "jwks_file"])
+def test_a_secret_that_everybody_may_read_is_warned_of(
+    which: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no error: containers are often given their secrets so. A public key may be read."""
+    for mode in SAFE_MODES:
+        authenticators.load(of_mode(tmp_path, which, mode)[1])
+    assert not caplog.records
+    for mode in READABLE_MODES:
+        file, auth = of_mode(tmp_path, which, mode)
+        caplog.clear()
+        authenticators.load(auth)
+        said = [(record.levelname, vars(record)["event"], vars(record)["file"]) for record in caplog.records]
+        assert said == ([] if which == "public_key_file" else [("WARNING", "auth.file_readable", str(file))])

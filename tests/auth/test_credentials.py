@@ -5,7 +5,7 @@ import time
 import pytest
 
 from gateway.auth import authenticators
-from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Credential
+from gateway.auth.credentials import ANYBODY, MAX_CREDENTIAL, NO_CREDENTIAL, Credential, is_too_long
 from gateway.auth.scopes import ANONYMOUS, NOBODY, Principal
 from gateway.config import parse
 from gateway.names import is_peer_name
@@ -36,4 +36,11 @@ def test_in_mode_none_everybody_is_anonymous_whatever_they_bring(token: str) -> 
     credential = everybody.verify(token, time.time())
     assert credential is ANYBODY
     assert (credential.principal, credential.voucher) == (ANONYMOUS, b"")
+    assert everybody.known(token, time.time()) is ANYBODY
     assert everybody.renewed(credential) is credential
+
+
+def test_a_credential_is_measured_in_bytes() -> None:
+    assert MAX_CREDENTIAL == 16_384
+    assert not any(map(is_too_long, ("", "x" * 16_384, "ü" * 8_192, "\ud800" * 5_461)))
+    assert all(map(is_too_long, ("x" * 16_385, "ü" * 8_193, "\ud800" * 5_462, "x" * 1_048_576)))

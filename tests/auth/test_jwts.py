@@ -280,6 +280,14 @@ MALFORMED_TOKENS: list[tuple[str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("crit", [["x"], ["exp", "b64"], ["x5t", "x"], [], "x", [5], None], ids=ascii)
+def test_a_critical_header_that_is_not_known_is_refused(crit: object, plain: Jwts) -> None:
+    """RFC 7515 section 4.1.11: whoever does not understand all of them must not take the JWT."""
+    header = {"alg": "HS256", "x": 1, "exp": 2, "x5t": "a", "b64": True}
+    assert plain.verify(forged(header, claims(), SECRET), NOW).principal.name == "kitchen-pi"
+    assert refusal(plain, forged(header | {"crit": crit}, claims(), SECRET)) == NOT_A_JWT
+
+
 @pytest.mark.parametrize(("token", "why"), MALFORMED_TOKENS, ids=lambda value: ascii(value)[:60])
 def test_what_is_no_jwt_is_refused(token: str, why: str, plain: Jwts) -> None:
     assert key("HS256") == SECRET
@@ -306,6 +314,29 @@ def test_the_kid_chooses_the_key(tmp_path: Path) -> None:
 def test_a_key_without_kid_is_tried_for_any(tmp_path: Path) -> None:
     authenticator = load(config(tmp_path, key_set(member("RS256")), "RS256"))
     assert authenticator.verify(signed("RS256", kid="whatever"), NOW).principal.name == "kitchen-pi"
+
+
+def test_of_many_keys_that_fit_the_kid_has_to_choose(tmp_path: Path) -> None:
+    """Each key costs a signature, so four are tried and no more, whatever the JWT says."""
+    members = [member("EdDSA", number, kid=f"key-{number}") for number in range(5)]
+    few = load(config(tmp_path, key_set(*members[:4]), "EdDSA"))
+    assert few.verify(signed("EdDSA", 3), NOW).principal.name == "kitchen-pi"
+    many = load(config(tmp_path, key_set(*members), "EdDSA"))
+    assert refusal(many, signed("EdDSA", 0)) == "more than 4 keys for the JWT's alg and kid"
+    assert many.verify(signed("EdDSA", 4, "key-4"), NOW).principal.name == "kitchen-pi"
+    assert refusal(many, signed("EdDSA", 4, "key-3")) == WRONG_SIGNATURE
+
+
+def test_what_was_verified_before_is_known_until_it_expires(plain: Jwts) -> None:
+    token = signed(exp=NOW + 1)
+    assert plain.known(token, NOW) is None
+    assert plain.known(token, NOW) is None, "to ask is not to verify"
+    credential = plain.verify(token, NOW)
+    assert plain.known(token, NOW) == credential
+    assert plain.known(token, NOW + 1) is None
+    wrong = signed(number=1)
+    assert refusal(plain, wrong) == WRONG_SIGNATURE
+    assert plain.known(wrong, NOW) is None
 
 
 UNUSABLE = [

@@ -28,11 +28,23 @@ def test_no_credential_in_a_url() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("token", ["secret\nb", "secret\r\nX: y", "secret\0", "secret\x7f", "secret\udcff"])
+async def test_a_token_that_no_header_holds_is_refused_in_words(token: str, gateway: StartGateway) -> None:
+    with pytest.raises(ValueError, match="the token has a line break inside") as refused:
+        connect(token=token)
+    assert "secret" not in str(refused.value)
+    where = await gateway()
+    with pytest.raises(CallError, match="no token: the token has a line break inside") as told:
+        async with connect(where.url("/ws", websocket=True), lambda: token, reconnect=False):
+            pass
+    assert "secret" not in str(told.value)
+
+
 async def test_the_credential_and_who_it_is(gateway: StartGateway, tmp_path: Path) -> None:
     tokens = TokensFile(tmp_path / "tokens.toml", OP)
     process = await gateway({"auth": tokens.auth})
     url = process.url("/ws", websocket=True)
-    for token in (tokens.of(OP), lambda: tokens.of(OP)):
+    for token in (tokens.of(OP), lambda: tokens.of(OP), f" {tokens.of(OP)}\r\n", lambda: f"{tokens.of(OP)}\n"):
         async with connect(url, token) as client:
             assert (client.principal["name"], client.principal["role"]) == ("op", "operator")
             assert client.welcome["protocol"] == 1

@@ -11,8 +11,15 @@ from typing import Final, NamedTuple
 import pytest
 import pytest_asyncio
 
+from gateway.auth.authenticators import AllowAny
+from gateway.auth.credentials import Credential
+from gateway.config import parse
+from gateway.handshake.admission import Admission
+from gateway.handshake.upgrade import RefusedError
+from gateway.status import Status
 from tests.support.credentials import (
     HOUR,
+    OLD,
     OP,
     PAGE,
     PI,
@@ -257,6 +264,7 @@ async def may(peer: RawPeer, method: str) -> bool:
 
 BAD_FILES: Final[dict[str, Callable[[Path], object]]] = {
     "gone": lambda path: path.unlink(),
+    "others may write it": lambda path: path.chmod(0o620),
     "no syntax": lambda path: replace(path, f"[[token]\nname = '{secret('payload')}'"),
     "not utf-8": lambda path: path.write_bytes(b"\xff\xfe\x00"),
     "an unknown key": lambda path: replace(path, path.read_text() + f'token = "{secret("token")}"\n'),
@@ -454,13 +462,12 @@ async def guessing(address: str, tmp_path: Path) -> None:
         owing = stack.enter_context(await entered(where))
         for number in range(10):
             assert (await guess(where, by_message=number % 2 == 0))[0] == 401
-        # Even the right one is not looked at in the second that follows.
-        right = tokens.of(PI)
+        # No other one is looked at in the second that follows.
         by_header, by_message, *replies = await asyncio.gather(
-            guess(where, right),
-            guess(where, right, by_message=True),
-            authenticate(inside, right),
-            authenticate(owing, right),
+            guess(where),
+            guess(where, by_message=True),
+            authenticate(inside, secret("guess")),
+            authenticate(owing, secret("guess")),
         )
         assert by_header == (429, 1.0)
         assert (by_message[0], 0.0 < by_message[1] <= 1.0) == (429, True)
@@ -492,6 +499,83 @@ async def guess(where: GatewayProcess, token: str | None = None, *, by_message: 
         await farewell(peer)
     assert (error["code"], peer.close_code) in [(-32001, 4500), (-32002, 4003)]
     return (401 if error["code"] == -32001 else 429), error["data"].get("retryAfterMs", 0) / 1000
+
+
+async def test_a_right_token_is_in_at_once_however_many_guess_from_its_address(tmp_path: Path) -> None:
+    """A digest tells that it is right, so guesses of a neighbour keep nobody out; an expired one waits like a guess."""
+    tokens = TokensFile(tmp_path / "tokens.toml", PI, OLD)
+    async with discreet(QUICK | {"auth": tokens.auth}) as where:
+        with await entered(where, tokens.of(PI)) as inside:
+            await lock_out(where, secret)
+            with await entered(where) as owing, await entered(where, tokens.of(PI)) as newcomer:
+                for peer in (inside, owing, newcomer):
+                    assert_is((await authenticate(peer, tokens.of(PI)))["result"], PI)
+                assert (await guess(where, tokens.of(OLD)))[0] == 429, "the wait is over, so this has shown nothing"
+                await at_once(*(peer.leave() for peer in (inside, owing, newcomer)))
+
+
+async def test_a_jwt_that_was_verified_before_is_in_at_once_and_any_other_waits(tmp_path: Path) -> None:
+    keys = KeySet(tmp_path / "keys.json", "ed")
+    async with discreet(QUICK | {"auth": keys.auth}) as where:
+        seen = signed(PI)
+        await (await entered(where, seen)).leave()
+        await lock_out(where, lambda _: signed(PI, "ed-stranger"))
+        with await entered(where, seen) as peer:
+            assert_is((await authenticate(peer, seen))["result"], PI)
+            assert (await authenticate(peer, signed(PI)))["error"]["code"] == -32002
+            assert (await guess(where, signed(PI)))[0] == 429, "the wait is over, so this has shown nothing"
+            await (await entered(where, signed(PI), own_address())).leave()
+            await peer.leave()
+
+
+async def lock_out(where: GatewayProcess, wrong: Callable[[str], str]) -> None:
+    """Guess until the address has to wait for some eight seconds."""
+    failed = 0
+    async with asyncio.timeout(4 * WAIT):
+        while failed < 13:
+            status, wait = await guess(where, wrong("guess"))
+            failed += status == 401
+            await asyncio.sleep(wait / 4 if status == 429 else 0)
+
+
+async def test_one_message_has_no_more_than_two_credentials_verified(tmp_path: Path) -> None:
+    """A batch is one message, and each JWT that was not seen before costs a signature; one that was costs none."""
+    keys = KeySet(tmp_path / "keys.json", "ed")
+    async with discreet(QUICK | {"auth": keys.auth}) as where:
+        seen = signed(PI)
+        with await entered(where, seen) as peer:
+            await peer.send_json([ask(signed(PI), id=number) for number in range(40)])
+            replies = await peer.recv_json()
+            refused_ = [reply["error"] for reply in replies if "error" in reply]
+            assert len(replies) - len(refused_) == 2
+            assert {(error["code"], error["data"]["retryAfterMs"]) for error in refused_} == {(-32002, 100)}
+            await peer.send_json([ask(seen, id=number) for number in range(40)])
+            assert all("result" in reply for reply in await peer.recv_json())
+            assert_is((await authenticate(peer, signed(PI)))["result"], PI)
+            await peer.leave()
+
+
+async def test_a_bearer_of_more_than_16_kib_is_refused_before_it_is_looked_at() -> None:
+    """Where a server lets so long a header through; the gateway's own answers 400 from 8,190 bytes on."""
+    looked: list[str] = []
+
+    class Watching(AllowAny):
+        asks = True
+
+        def verify(self, token: str, now: float) -> Credential:
+            looked.append(token)
+            return super().verify(token, now)
+
+        known = verify
+
+    status = Status("instance", time.monotonic)
+    status.ready()
+    admission = Admission(parse({}), status, Watching(), lambda connection: None)
+    with pytest.raises(RefusedError) as refusal:
+        admission.at_upgrade([f"Bearer {'x' * 16_385}"], "192.0.2.1:5", 0)
+    assert (refusal.value.status, str(refusal.value), looked) == (401, "a credential has at most 16384 bytes", [])
+    admission.at_upgrade([f"Bearer {'x' * 16_384}"], "192.0.2.1:5", 0)
+    assert len(looked) == 1
 
 
 async def test_wrong_credentials_of_one_network_are_counted_together(house: House) -> None:

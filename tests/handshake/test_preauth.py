@@ -252,6 +252,33 @@ async def assert_in(desk: Desk, peer: RawPeer, holder: Holder, conn: str, before
 # Both ways
 
 
+async def test_a_credential_of_more_than_16_kib_is_not_looked_at(desk: Desk, open_house: GatewayProcess) -> None:
+    """It is refused in every mode before anything else; one of exactly 16 KiB is only wrong."""
+    too_long, longest = "x" * 16_385, "x" * 16_384
+    source = own_address()
+    for _ in range(12):  # they are no guesses, so the address need not wait
+        with await entered(desk.where, source=source) as peer:
+            assert_too_long(await authenticate(peer, too_long))
+            await farewell(peer)
+            assert peer.close_code == 4500
+            await desk.where.wait_event("connection.closed", remote=peer.local, code=4500, cause="unauthenticated")
+    with await entered(desk.where, desk.right["pi"], source) as peer:
+        assert_too_long(await authenticate(peer, "ü" * 8_193))
+        assert (await authenticate(peer, longest))["error"]["code"] == -32001
+        assert_is((await authenticate(peer, desk.right["pi"]))["result"], PI)
+        await leave(desk.where, peer)
+    with await entered(open_house) as peer:
+        assert_too_long(await authenticate(peer, too_long))
+        assert (await authenticate(peer, longest))["result"]["name"] == "anonymous"
+        await leave(open_house, peer)
+
+
+def assert_too_long(reply: Any) -> None:
+    """Fail unless the reply names the parameter and the bound."""
+    assert reply["error"]["code"] == -32602
+    assert reply["error"]["message"] == "Invalid parameters: token: a credential has at most 16384 bytes"
+
+
 async def test_after_a_right_bearer_a_wrong_message_ends_nothing(desk: Desk) -> None:
     source, before = own_address(), await scrape(desk.where)
     with await RawPeer.open(desk.where, headers=bearer(desk.right["pi"]), source=source) as peer:

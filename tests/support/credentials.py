@@ -175,6 +175,7 @@ def replace(path: Path, text: str) -> None:
     """Write a file so that a gateway that reads meanwhile finds the old one or the new one."""
     new = path.with_suffix(".new")
     new.write_text(text)
+    new.chmod(0o600)
     os.replace(new, path)
 
 

@@ -188,6 +188,189 @@ async def test_a_nodes_method_is_called_through_its_form(scene: Scene) -> None:
         assert result == {"taken": {"width": 640, "format": "png", "flash": True, "crop": [1, 2]}}
 
 
+def field(**schema: Any) -> dict[str, Any]:
+    """A schema with one parameter `p`."""
+    return {"type": "object", "properties": {"p": schema}}
+
+
+def nested(depth: int) -> Any:
+    """Arrays in each other."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+NO_TEXT: Final = {"toString": 1, "valueOf": None, "toJSON": 2, "constructor": None, "__proto__": 3, "type": "div"}
+"""What JavaScript cannot make a text of, and what looks like other things to a careless page."""
+
+HOSTILE: Final[dict[str, Any]] = {
+    **{f"{name} no text": field(**{name: NO_TEXT}) for name in ("title", "description", "minimum", "maximum", "type")},
+    "default no text": field(default=NO_TEXT),
+    "text by default no text": field(type="string", default=NO_TEXT),
+    "enum no text": field(enum=[NO_TEXT, [NO_TEXT], None], default=NO_TEXT),
+    "enum of many": field(enum=[f"choice-{number}" for number in range(5_000)]),
+    "types no text": field(type=[NO_TEXT, "string"]),
+    "no properties": {"type": "object", "properties": None},
+    "properties a text": {"type": "object", "properties": "text"},
+    "a parameter null": {"type": "object", "properties": {"p": None, "q": 5, "r": [], "s": NO_TEXT}},
+    "required no array": field() | {"required": NO_TEXT},
+    "required no texts": field() | {"required": [NO_TEXT, None]},
+    "odd names": {"type": "object", "properties": {name: {} for name in ("", "a b", "__proto__", "x" * 50_000)}},
+    "deep": field(default=nested(400), description="d" * 50_000),
+    "no text at all": NO_TEXT,
+    "an array": [NO_TEXT],
+    "a text": "<script>throw 1</script>",
+}
+
+
+async def test_whatever_a_node_says_of_its_methods_the_page_lives(scene: Scene) -> None:
+    """Each of them has its form, through which it can be called; nothing raises."""
+    names = {f"odd.m{number}": schema for number, schema in enumerate(HOSTILE.values())}
+    async with logged_in(scene) as console, connect(where_of(scene), token=scene.tokens.of(PI)) as node:
+        for name, schema in names.items():
+            node.method(name, summary="<b>" + "s" * 1_900, params=schema)(echoed)
+        await node.serve()
+        page = console.page
+        await console.go("Nodes")
+        for name in names:
+            await page.get_by_role("button", name=name, exact=True).click()
+            await expect(page.get_by_role("heading", level=3).filter(has_text="on pi")).to_contain_text(name)
+            await expect(page.get_by_text("cannot be shown")).to_have_count(0)
+            await expect(page.get_by_role("button", name="Call", exact=True)).to_be_enabled()
+        assert await page.locator("option").count() <= 100
+
+
+async def echoed(params: Any, call: ServedCall) -> Any:
+    return params
+
+
+def where_of(scene: Scene) -> str:
+    return scene.gateway.url("/ws", websocket=True)
+
+
+async def test_a_parameter_may_have_any_name(scene: Scene) -> None:
+    properties = {"__proto__": {"type": "string"}, "constructor": {"type": "integer"}, "a b": {"type": "string"}}
+    async with logged_in(scene) as console, connect(where_of(scene), token=scene.tokens.of(PI)) as node:
+        node.method("odd.names", params={"type": "object", "properties": properties})(echoed)
+        await node.serve()
+        page = console.page
+        await console.go("Nodes")
+        await page.get_by_role("button", name="odd.names").click()
+        for name, value in (("__proto__", "x"), ("constructor", "5"), ("a b", "z")):
+            await page.get_by_label(name, exact=True).fill(value)
+        await page.get_by_role("button", name="Call", exact=True).click()
+        result = json.loads(await page.get_by_role("region", name="Result").inner_text())
+        assert result == {"__proto__": "x", "constructor": 5, "a b": "z"}
+
+
+async def test_a_form_has_100_fields_at_most_and_json_takes_more(scene: Scene) -> None:
+    async with logged_in(scene) as console, connect(where_of(scene), token=scene.tokens.of(PI)) as node:
+        for count in (100, 101, 5_000):
+            properties = {f"f{number}": {"type": "string"} for number in range(count)}
+            node.method(f"wide.m{count}", params={"type": "object", "properties": properties})(echoed)
+        await node.serve()
+        page = console.page
+        await console.go("Nodes")
+        for count, fields in ((100, 100), (101, 0), (5_000, 0)):
+            name = f"wide.m{count}"
+            await page.get_by_role("button", name=name, exact=True).click()
+            await expect(page.get_by_role("heading", level=3).filter(has_text="on pi")).to_contain_text(name)
+            await expect(page.locator(".field")).to_have_count(fields)
+            await expect(page.get_by_label("Parameters, in JSON")).to_have_count(0 if fields else 1)
+        await page.get_by_label("Parameters, in JSON").fill('{"f4999": "last"}')
+        await page.get_by_role("button", name="Call", exact=True).click()
+        assert json.loads(await page.get_by_role("region", name="Result").inner_text()) == {"f4999": "last"}
+
+
+async def test_of_a_node_with_many_methods_few_are_drawn_until_more_are_asked_for(scene: Scene) -> None:
+    async with logged_in(scene) as console, connect(where_of(scene), token=scene.tokens.of(PI)) as node:
+        for number in range(120):
+            node.method(f"many.m{number:03}")(echoed)
+        await node.serve()
+        page = console.page
+        await console.go("Nodes")
+        methods = page.get_by_role("article", name="pi").locator("li")
+        for drawn, more in ((50, "70 more"), (100, "20 more")):
+            await expect(methods).to_have_count(drawn)
+            await page.get_by_role("button", name=more).click()
+        await expect(methods).to_have_count(120)
+        await expect(page.get_by_role("button", name="more")).to_have_count(0)
+
+
+async def test_results_progress_and_events_are_shown_as_far_as_they_can_be_read(scene: Scene) -> None:
+    """What is very deep or very long is cut; with an indent at each line a deep one would be far longer than it is."""
+    values = {"deep": nested(900), "long": "x" * 900_000, "wide": [NO_TEXT] * 8_000, "odd": NO_TEXT}
+    async with logged_in(scene) as console, connect(where_of(scene), token=scene.tokens.of(PI)) as node:
+
+        @node.method("odd.result")
+        async def result(params: Any, call: ServedCall) -> Any:
+            await call.progress(values[params["which"]])
+            return values[params["which"]]
+
+        await node.serve()
+        page = console.page
+        await console.go("Nodes")
+        await page.get_by_role("button", name="odd.result").click()
+        for which in values:
+            await page.get_by_label("Parameters, in JSON").fill(json.dumps({"which": which}))
+            await page.get_by_role("button", name="Call", exact=True).click()
+            await expect(page.get_by_text("Answered after")).to_be_visible()
+            told = await page.get_by_role("region", name="Result").inner_text()
+            assert len(told) <= 200_001
+            assert ("…" in told) == (which != "odd")
+        assert json.loads(told) == NO_TEXT
+        await console.go("Events")
+        await page.get_by_role("button", name="Listen").click()
+        await expect(page.get_by_text("listening", exact=True)).to_be_visible()
+        log = page.get_by_role("region", name="Events")
+        async with asyncio.timeout(WAIT):
+            while not await log.get_by_text("first").count():
+                await node.publish("odd.event", "first")
+                await asyncio.sleep(0.1)
+        for value in values.values():
+            await node.publish("odd.event", value)
+        await node.publish("odd.event", "last")
+        await expect(log.get_by_text("last")).to_be_visible()
+        assert max(map(len, await log.locator("code").all_inner_texts())) <= 2_001
+
+
+async def test_a_part_that_cannot_be_drawn_says_so_and_the_rest_lives(scene: Scene) -> None:
+    """The gateway lists an ended connection in a way that no gateway does: nothing in it is what it should be."""
+
+    async def odd(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        asked: set[Any] = set()
+
+        def to_server(text: str | bytes) -> None:
+            message = json.loads(text)
+            if message.get("method") == "connection.history":
+                asked.add(message["id"])
+            server.send(text)
+
+        def to_page(text: str | bytes) -> None:
+            message = json.loads(text)
+            if message.get("id") in asked:
+                message["result"] = {"connections": [{"connId": "1", "name": "odd", "duration": NO_TEXT}]}
+            socket.send(json.dumps(message))
+
+        socket.on_message(to_server)
+        server.on_message(to_page)
+
+    async with blank(scene.browser, scene.gateway) as console:
+        page = console.page
+        await page.route_web_socket(re.compile("/ws$"), odd)
+        await page.goto(scene.gateway.url("/"))
+        await console.log_in(scene.tokens.of(OP))
+        await expect(page.get_by_text("messages counted")).to_be_visible()
+        await console.go("History")
+        await expect(page.get_by_role("alert").filter(has_text="History cannot be shown:")).to_be_visible()
+        await console.go("Connections")
+        await expect(page.get_by_role("row").filter(has_text="this page")).to_be_visible()
+        await expect(page.get_by_text("cannot be shown")).to_have_count(0)
+        await console.assert_clean()
+
+
 async def test_a_call_shows_its_progress_and_can_be_cancelled(scene: Scene) -> None:
     async with logged_in(scene) as console, kitchen(scene):
         page = console.page

@@ -100,12 +100,14 @@ async def test_over_tls(gateway: StartGateway, tmp_path: Path) -> None:
         (["--url", "ws://me:secret@127.0.0.1/ws"], {}, "does not belong in a URL"),
         ([], {"GATEWAY_URL": "gateway"}, "GATEWAY_URL: "),
         ([], {"GATEWAY_TOKEN": "a b"}, "GATEWAY_TOKEN: "),
-        ([], {"GATEWAY_TOKEN": "a\r\nX: y"}, "GATEWAY_TOKEN: "),
+        ([], {"GATEWAY_TOKEN": "a\r\nX: y"}, "GATEWAY_TOKEN: this is no token: it has a line break inside"),
+        ([], {"GATEWAY_TOKEN": "a\nb\n"}, "GATEWAY_TOKEN: this is no token: it has a line break inside"),
+        ([], {"GATEWAY_TOKEN": "x" * 16_385}, "GATEWAY_TOKEN: this is no token: it has more than 16384 bytes"),
         ([], {"GATEWAY_TOKEN": "ü"}, "GATEWAY_TOKEN: "),
         (["--token-file", "/nowhere"], {}, "--token-file: /nowhere: cannot be read"),
         (["--token-file", "/"], {}, "--token-file: /: cannot be read"),
-        (["--token-file", "setup.cfg"], {}, "must hold the token and nothing else"),
-        (["--token-file", "/dev/null"], {}, "must hold the token and nothing else"),
+        (["--token-file", "setup.cfg"], {}, "must hold the token and nothing else: it has a line break inside"),
+        (["--token-file", "/dev/null"], {}, "must hold the token and nothing else: it is empty"),
         (["--token", "secret"], {}, "--token"),
     ],
 )
@@ -121,6 +123,19 @@ def test_wrong_usage(
     line = misused(capsys, "nodes", *arguments)
     assert named in line
     assert "secret" not in line
+
+
+async def test_a_line_break_at_the_end_of_a_token_does_not_count(
+    gateway: StartGateway, file: str, tmp_path: Path
+) -> None:
+    """As `echo`, editors and `$(cat …)` in quotes leave it."""
+    token = tokens.add(file, "op", "operator", None, None)
+    where = await with_tokens(gateway, file)
+    kept = tmp_path / "token"
+    for end in ("\n", "\r\n", " \n\n"):
+        kept.write_bytes((token + end).encode())
+        assert (await run(where, "nodes", "--token-file", str(kept))).status == 0
+        assert (await run(where, "nodes", environ={"GATEWAY_TOKEN": token + end})).status == 0
 
 
 async def test_each_connect_reads_the_token_anew(gateway: StartGateway, file: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
 import { Details } from "./details.js";
+import { Boundary } from "./parts.js";
 import { Rows, span, time } from "./rows.js";
 
 const EVERY = 10_000; // ms between two counts of messages
@@ -59,7 +60,7 @@ export function Connections({ session }) {
       <p role="status" class="told">${told}</p>
       <${Rows} caption="Connections" columns=${COLUMNS} rows=${rows} cells=${cells} keyOf=${(row) => row.connId} sort=${sort}
         onSort=${(name) => setSort({ name, down: sort.name === name && !sort.down })} empty="No connection matches." />
-      ${chosen && html`<${Details} key=${chosen.connId} session=${session} connection=${chosen} onDone=${done} />`}
+      ${chosen && html`<${Boundary} key=${chosen.connId} what="This connection"><${Details} session=${session} connection=${chosen} onDone=${done} /><//>`}
     </section>
   `;
 }

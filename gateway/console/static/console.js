@@ -5,6 +5,7 @@ import { Charts, Recorder } from "./charts.js";
 import { Connections, History } from "./connections.js";
 import { Events } from "./events.js";
 import { Nodes } from "./nodes.js";
+import { Boundary } from "./parts.js";
 import { Session } from "./session.js";
 
 const VIEWS = [
@@ -128,8 +129,10 @@ function Page({ session, theme, onTheme, onLeave }) {
         <button type="button" class="plain" onClick=${onLeave}>Log out</button>
       </div>
     </header>
-    <${Notices} session=${session} onLeave=${onLeave} />
-    <main><${current.view} key=${current.name} session=${session} recorder=${recorder} theme=${theme} /></main>
+    <${Boundary} what="The state of the gateway"><${Notices} session=${session} onLeave=${onLeave} /><//>
+    <main>
+      <${Boundary} key=${current.name} what=${current.title}><${current.view} session=${session} recorder=${recorder} theme=${theme} /><//>
+    </main>
   `;
 }
 

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { time } from "./rows.js";
+import { json } from "./text.js";
 
 const MOST = 500;
 const LONGEST = 2_000; // characters of an event that are shown
@@ -61,9 +62,8 @@ async function read(events, setShown) {
   };
   try {
     for await (const event of events) {
-      const text = event.gap ? "" : JSON.stringify(event.data);
-      const cut = text.length > LONGEST ? `${text.slice(0, LONGEST)}… (${text.length} characters)` : text;
-      waiting.push({ ...event, data: undefined, number: ++count, text: cut });
+      const text = event.gap ? "" : json(event.data, { most: LONGEST });
+      waiting.push({ ...event, data: undefined, number: ++count, text });
       if (waiting.length > MOST) waiting.shift();
       timer ??= setTimeout(show, REST);
     }

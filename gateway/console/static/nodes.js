@@ -1,10 +1,17 @@
 // The nodes, their methods, and a form to call one.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { Boundary, useFirst } from "./parts.js";
 import { fieldsOf, parsed, typed } from "./schema.js";
 import { time } from "./rows.js";
+import { cut, json, shown } from "./text.js";
 
 const EVERY = 5_000; // ms between two counts of calls in flight
+const NODES = 50; // drawn at first
+const METHODS = 50; // of a node
+const SUMMARY = 2_000; // characters, as the gateway bounds it
+const RESULT = 200_000; // characters of a result that are shown
+const ERROR = 2_000; // and of what a node says of an error
 
 export function Nodes({ session }) {
   const [chosen, setChosen] = useState(null); // { node, method } as they were when chosen: a node may leave while it is called
@@ -15,15 +22,16 @@ export function Nodes({ session }) {
   }, [session]);
   const node = session.nodes.find((one) => one.name === chosen?.node.name);
   const online = Boolean(node?.methods.some((one) => one.name === chosen.method.name));
+  const [some, more] = useFirst(session.nodes, NODES);
   return html`
     <section>
       <h2>Nodes</h2>
       ${session.nodes.length === 0 && html`<p class="quiet">No node is connected. The README shows one of a few lines.</p>`}
       <div class="split">
-        <div>${session.nodes.map((one) => html`<${Node} key=${one.name} node=${one} chosen=${chosen} onChoose=${setChosen} />`)}</div>
+        <div>${some.map((one) => html`<${Node} key=${one.name} node=${one} chosen=${chosen} onChoose=${setChosen} />`)} ${more}</div>
         <div>
           ${chosen
-            ? html`<${Chosen} key=${`${chosen.node.name} ${chosen.method.name}`} session=${session} node=${chosen.node} method=${chosen.method} online=${online} />`
+            ? html`<${Boundary} key=${`${chosen.node.name} ${chosen.method.name}`} what="This method"><${Chosen} session=${session} node=${chosen.node} method=${chosen.method} online=${online} /><//>`
             : session.nodes.length > 0 && html`<p class="quiet">Choose a method to call it.</p>`}
         </div>
       </div>
@@ -32,13 +40,14 @@ export function Nodes({ session }) {
 }
 
 function Node({ node, chosen, onChoose }) {
+  const [methods, more] = useFirst(node.methods, METHODS);
   const isChosen = (method) => node.name === chosen?.node.name && method.name === chosen.method.name;
   return html`
     <article class="node" aria-label=${node.name}>
       <h3>${node.name}</h3>
       <p class="quiet">${node.remote}, since ${time(node.since)}, ${node.inFlight} in flight</p>
       <ul class="list">
-        ${node.methods.map(
+        ${methods.map(
           (method) => html`
             <li key=${method.name}>
               <button type="button" aria-current=${isChosen(method) ? "true" : undefined} onClick=${() => onChoose({ node, method })}>
@@ -48,6 +57,7 @@ function Node({ node, chosen, onChoose }) {
           `,
         )}
       </ul>
+      ${more}
     </article>
   `;
 }
@@ -93,17 +103,17 @@ function CallForm({ session, node, method, online }) {
     const took = () => `${Math.round(performance.now() - begun)} ms`;
     try {
       const result = await session.client.call(method.name, params, options);
-      setState({ result: JSON.stringify(result, null, 2), took: took() });
+      setState({ result: json(result, { most: RESULT, indent: 2 }), took: took() });
     } catch (error) {
       setState({ error: failed(error, stop.current.signal), took: took() });
     }
   };
   return html`
     <h3><span class="mono">${method.name}</span> on ${node.name}</h3>
-    <p class="quiet">${method.summary}</p>
+    <p class="quiet">${shown(method.summary, SUMMARY)}</p>
     <form onSubmit=${call}>
       ${fields
-        ? fields.map((field) => html`<${Field} key=${field.name} field=${field} value=${values[field.name]} onInput=${(value) => setValues({ ...values, [field.name]: value })} />`)
+        ? fields.map((field, index) => html`<${Field} key=${index} id=${`field-${index}`} field=${field} value=${values[field.name]} onInput=${(value) => setValues({ ...values, [field.name]: value })} />`)
         : html`<label for="params">Parameters, in JSON</label><textarea id="params" spellcheck="false" value=${text} onInput=${(event) => setText(event.target.value)}></textarea>`}
       <label for="seconds">Time limit, in seconds</label>
       <input id="seconds" type="number" min="1" max=${maxCallTimeoutMs / 1000} step="any" required value=${seconds} onInput=${(event) => setSeconds(event.target.value)} />
@@ -113,14 +123,15 @@ function CallForm({ session, node, method, online }) {
         ${!online && html`<span class="warn">${node.name} does not serve it now.</span>`}
       </p>
     </form>
-    <${Outcome} state=${state} />
+    <${Boundary} tries=${state} what="The outcome"><${Outcome} state=${state} /><//>
   `;
 }
 
 function failed(error, signal) {
   if (signal.aborted) return "Cancelled.";
-  const sent = { not_delivered: "The node did not get the call.", unknown: "The node may have run it all the same." };
-  return [`${error.message} (${error.name}, ${error.code}).`, sent[error.outcome]].filter(Boolean).join(" ");
+  const said = `${cut(error.message, ERROR)} (${shown(error.name)}, ${shown(error.code)}).`;
+  if (error.outcome === "not_delivered") return `${said} The node did not get the call.`;
+  return error.outcome === "unknown" ? `${said} The node may have run it all the same.` : said;
 }
 
 function Outcome({ state }) {
@@ -128,7 +139,7 @@ function Outcome({ state }) {
   const share = typeof progress === "number" && progress >= 0 && progress <= 1;
   return html`
     <div role="status">
-      ${running && html`<p>Running… ${progress !== undefined && JSON.stringify(progress)}</p>`}
+      ${running && html`<p>Running… ${progress !== undefined && json(progress)}</p>`}
       ${running && share && html`<progress value=${progress} aria-label="Progress"></progress>`}
       ${error && html`<p class="bad-text">${error}</p>`}
       ${took && html`<p class="quiet">${error ? "Ended" : "Answered"} after ${took}</p>`}
@@ -137,10 +148,9 @@ function Outcome({ state }) {
   `;
 }
 
-function Field({ field, value, onInput }) {
-  const id = `field-${field.name}`;
+function Field({ id, field, value, onInput }) {
   const about = field.about && html`<span class="quiet" id=${`${id}-about`}>${field.about}</span>`;
-  const label = html`<label for=${id}>${field.name}${field.required ? " (needed)" : ""}</label>`;
+  const label = html`<label for=${id}>${shown(field.name)}${field.required ? " (needed)" : ""}</label>`;
   const named = { id, "aria-describedby": field.about ? `${id}-about` : undefined, "aria-required": field.required ? "true" : undefined };
   const onText = (event) => onInput(event.target.value);
   if (field.kind === "boolean") {
@@ -149,7 +159,7 @@ function Field({ field, value, onInput }) {
   if (field.kind === "choice") {
     return html`<div class="field">${label}<select ...${named} onChange=${onText}>
       <option value="" selected=${value === ""}>–</option>
-      ${field.choices.map((choice, index) => html`<option value=${String(index)} selected=${value === String(index)}>${String(choice)}</option>`)}
+      ${field.choices.map((choice, index) => html`<option value=${String(index)} selected=${value === String(index)}>${shown(choice)}</option>`)}
     </select> ${about}</div>`;
   }
   if (field.kind === "json") {

@@ -73,6 +73,7 @@ const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyl
 export function time(moment) {
   if (!moment) return "";
   const at = new Date(moment);
+  if (Number.isNaN(at.getTime())) return "";
   return (at.toDateString() === new Date().toDateString() ? CLOCK : MOMENT).format(at);
 }
 
