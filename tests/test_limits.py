@@ -1,5 +1,7 @@
 """Addresses, counts, rates, wrong credentials and like lines of the log, by a clock that the test moves."""
 
+import gc
+import math
 import tracemalloc
 from itertools import pairwise
 
@@ -11,6 +13,7 @@ from gateway.limits import (
     FREE_FAILURES,
     LONGEST_WAIT,
     PATIENCE,
+    Accounts,
     Bucket,
     Counts,
     Failures,
@@ -319,3 +322,25 @@ def test_many_keys_do_not_make_it_grow(clock: Clock) -> None:
         assert sampler.admit(f"198.51.100.{number}") == 0
     assert sampler.admit("198.51.100.9999") is None
     assert sampler.admit("198.51.100.9899") == 0
+
+
+# Accounts
+
+
+def test_an_account_is_one_for_all_connections_of_a_principal_and_goes_with_the_last() -> None:
+    accounts = Accounts(1000)
+    one = accounts.of("pi")
+    one.held += 700
+    assert accounts.of("pi") is one
+    assert accounts.of("other") is not one
+    assert (one.bound, one.high_mark, accounts.unbounded.bound) == (1000, 500, math.inf)
+    del one
+    gc.collect()
+    assert len(accounts) == 0
+    assert accounts.of("pi").held == 0
+
+
+def test_without_a_bound_all_have_one_account() -> None:
+    accounts = Accounts(None)
+    assert accounts.of("pi") is accounts.of("other") is accounts.unbounded
+    assert len(accounts) == 0
