@@ -105,7 +105,7 @@ class Gateway:
         self.admission: Final = Admission(config, status, authenticators.load(config.auth), self.rescoped)
         stream = _stream(config)
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
-        self._delivery = Delivery(topics, self._regime.cork)
+        self._delivery = Delivery(topics, stream, self._regime.cork)
         self.events: Final = Events(topics, stream, self._delivery)
         self._presence = Presence(self.events)
         self.nodes: Final = Nodes(
@@ -168,6 +168,7 @@ class Gateway:
                 "events_published": ("Messages published.", lambda: self.events.published),
                 "events_delivered": ("Messages sent to subscribers.", lambda: self._delivery.delivered),
             },
+            dropped=lambda: {**self.router.dropped, "event": self._delivery.gaps},
         )
 
     async def start(self) -> None:

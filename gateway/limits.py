@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 PATIENCE: Final = 10
 """How many bursts of requests may be refused, less the requests served meanwhile, before a peer counts as flooding."""
@@ -61,6 +63,50 @@ class Counts:
             self._counts[key] = left
         else:
             del self._counts[key]
+
+
+class Account:
+    """The bytes that are held for one principal, over all its connections, and how many that may be.
+
+    ``held`` is changed by those who hold. Over ``high_mark``, half of ``bound``, others may send it nothing more.
+    """
+
+    __slots__ = ("__weakref__", "bound", "held", "high_mark")
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        self.high_mark = bound / 2
+        self.held = 0
+
+    def __repr__(self) -> str:
+        return f"<Account: {self.held} of {self.bound} bytes>"
+
+
+class Accounts:
+    """The accounts of all principals, by name. An account lives as long as one of its principal's connections.
+
+    Without ``max_principal_bytes`` all have one account, which has no bound.
+    """
+
+    __slots__ = ("_accounts", "_max_principal_bytes", "unbounded")
+
+    def __init__(self, max_principal_bytes: int | None) -> None:
+        self._max_principal_bytes = max_principal_bytes
+        self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self.unbounded: Final = Account(math.inf)
+        """The account of all whose bytes are bounded otherwise."""
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def of(self, name: str) -> Account:
+        """Return the account of the principal with this name."""
+        if self._max_principal_bytes is None:
+            return self.unbounded
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[name] = Account(self._max_principal_bytes)
+        return account
 
 
 class Rate:

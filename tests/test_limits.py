@@ -1,5 +1,7 @@
 """Addresses, counts, rates, wrong credentials and like lines of the log, by a clock that the test moves."""
 
+import gc
+import math
 import random
 import tracemalloc
 from itertools import pairwise
@@ -12,6 +14,7 @@ from gateway.limits import (
     FREE_FAILURES,
     LONGEST_WAIT,
     PATIENCE,
+    Accounts,
     Bucket,
     Counts,
     Failures,
@@ -363,3 +366,25 @@ def test_a_share_beyond_the_bound_is_the_largest() -> None:
     largest.remove(huge)
     largest.remove(huge)
     assert largest.holder() is small
+
+
+# Accounts
+
+
+def test_an_account_is_one_for_all_connections_of_a_principal_and_goes_with_the_last() -> None:
+    accounts = Accounts(1000)
+    one = accounts.of("pi")
+    one.held += 700
+    assert accounts.of("pi") is one
+    assert accounts.of("other") is not one
+    assert (one.bound, one.high_mark, accounts.unbounded.bound) == (1000, 500, math.inf)
+    del one
+    gc.collect()
+    assert len(accounts) == 0
+    assert accounts.of("pi").held == 0
+
+
+def test_without_a_bound_all_have_one_account() -> None:
+    accounts = Accounts(None)
+    assert accounts.of("pi") is accounts.of("other") is accounts.unbounded
+    assert len(accounts) == 0

@@ -287,6 +287,8 @@ class Client:
         match message.method:
             case "event.message":
                 self._subscriptions.deliver(params)
+            case "event.gap":
+                self._subscriptions.lost(params)
             case "rpc.progress":
                 report = msgspec.json.decode(params, type=dict[str, Raw])
                 link.pending.progress(bytes(report["id"]), msgspec.json.decode(report["value"]))

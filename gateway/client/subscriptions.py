@@ -44,6 +44,14 @@ class Gap(msgspec.Struct, frozen=True):
     topic: str
 
 
+class GapParams(msgspec.Struct, frozen=True):
+    """The params of `event.gap`: messages of this topic are lost up to this position."""
+
+    topic: str
+    epoch: str
+    offset: int
+
+
 class _State(msgspec.Struct, frozen=True):
     epoch: str
     offset: int
@@ -149,13 +157,23 @@ class Subscription:
 
     def deliver(self, event: Event) -> None:
         """Take a message, unless it was taken before, will come again, or is not for this subscription."""
-        if not self._active or event.topic in self._catching_up or not self.meets(event.topic):
-            return
-        position = self._positions.get(event.topic)
-        if position is not None and position.epoch == event.epoch and event.offset <= position.offset:
-            return
-        self._remember(event.topic, Position(event.epoch, event.offset))
-        self._items.put(event)
+        if self._is_new(event):
+            self._items.put(event)
+
+    def lost(self, gap: GapParams) -> None:
+        """Take a gap, unless what is lost was taken before, or is not for this subscription."""
+        if self._is_new(gap):
+            self._items.put(Gap(gap.topic))
+
+    def _is_new(self, at: Event | GapParams) -> bool:
+        """Return whether a message or a gap counts here, and move to its position."""
+        if not self._active or at.topic in self._catching_up or not self.meets(at.topic):
+            return False
+        position = self._positions.get(at.topic)
+        if position is not None and position.epoch == at.epoch and at.offset <= position.offset:
+            return False
+        self._remember(at.topic, Position(at.epoch, at.offset))
+        return True
 
     async def join(self, link: Link) -> None:
         """Subscribe on this link, from where the subscription was. Raises `CallError`."""
@@ -244,6 +262,12 @@ class Subscriptions:
         event = msgspec.json.decode(params, type=Event)
         for subscription in self._all:
             subscription.deliver(event)
+
+    def lost(self, params: Raw) -> None:
+        """Give the params of an `event.gap` to all subscriptions. Raises msgspec.DecodeError."""
+        gap = msgspec.json.decode(params, type=GapParams)
+        for subscription in self._all:
+            subscription.lost(gap)
 
     def suspend(self) -> None:
         """Suspend all, because the link is lost."""

@@ -110,13 +110,13 @@ class MemoryStream:
     def publish(self, topic: str, data: bytes, owner: str = "") -> Position:
         """Number a message, keep it as far as the bounds allow, and hand it over. Returns its position."""
         sequence = self._sequence(topic)
-        epoch, offset = sequence.position
-        position = sequence.position = Position(epoch, offset + 1)
+        before = sequence.position
+        position = sequence.position = Position(before.epoch, before.offset + 1)
         if not sequence.topic:
             sequence.topic = jsonrpc.encode(topic)
         text = message_of(sequence.topic, position, self._now(), data)
         self._keep(sequence, text, owner)
-        self._deliver(topic, text)
+        self._deliver(topic, before, text)
         return position
 
     def position(self, topic: str) -> Position:
@@ -131,8 +131,8 @@ class MemoryStream:
         """Return where a topic is now. If it has not begun it will begin there, until it is forgotten."""
         return self._sequence(topic).position
 
-    def since(self, topic: str, position: Position) -> list[bytes] | None:
-        """Return all messages after a position; None if some are gone, or the topic has no such position."""
+    def since(self, topic: str, position: Position, most: int) -> list[tuple[int, bytes]] | None:
+        """Return the first messages after a position; None if the next is gone, or the topic has no such position."""
         self._expire(self._clock())
         sequence = self._sequences.get(topic)
         if sequence is None:
@@ -140,7 +140,17 @@ class MemoryStream:
         missed = sequence.position.offset - position.offset
         if position.epoch != sequence.position.epoch or not 0 <= missed <= len(sequence.kept):
             return None
-        return [self._kept[number].message for number in islice(sequence.kept, len(sequence.kept) - missed, None)]
+        first = len(sequence.kept) - missed
+        numbers = islice(sequence.kept, first, first + most)
+        return [(position.offset + n, self._kept[number].message) for n, number in enumerate(numbers, 1)]
+
+    def oldest(self, topic: str) -> Position:
+        """Return the position right before the oldest message that is kept; where the topic is now if none is."""
+        self._expire(self._clock())
+        sequence = self._sequences.get(topic)
+        if sequence is None:
+            return self._beginning
+        return Position(sequence.position.epoch, sequence.position.offset - len(sequence.kept))
 
     def forget(self, topic: str) -> None:
         """Drop a topic with all that is kept of it. If it begins again, it has a new epoch."""
@@ -210,5 +220,5 @@ class MemoryStream:
         self._largest.place(account, account.octets)
 
 
-def _nowhere(topic: str, message: bytes) -> None:
+def _nowhere(topic: str, before: Position, message: bytes) -> None:
     """Deliver nothing, as before ``connect`` and after ``close``."""

@@ -11,18 +11,6 @@ from typing import Final, NamedTuple, Protocol
 
 from gateway.rpc import jsonrpc
 
-Deliver = Callable[[str, bytes], None]
-"""Takes a topic, and a message of that topic as JSON text (see `message`). Must not raise."""
-
-_MESSAGE: Final = (
-    b'{"jsonrpc":"2.0","method":"event.message","params":{"topic":%b,"offset":%d,"epoch":"%b","time":"%b","data":%b}}'
-)
-
-
-_EPOCH: Final = "0" * 16
-_LAST: Final = 10**18
-_TIME: Final = "2026-11-23T10:26:46.014Z"
-
 
 class Position(NamedTuple):
     """A point in a topic: right after the message with this ``offset``, in this ``epoch``.
@@ -32,6 +20,19 @@ class Position(NamedTuple):
 
     epoch: str
     offset: int
+
+
+Deliver = Callable[[str, Position, bytes], None]
+"""Takes a topic, its position before a message, and that message as JSON text (see `message`). Must not raise."""
+
+_MESSAGE: Final = (
+    b'{"jsonrpc":"2.0","method":"event.message","params":{"topic":%b,"offset":%d,"epoch":"%b","time":"%b","data":%b}}'
+)
+
+
+_EPOCH: Final = "0" * 16
+_LAST: Final = 10**18
+_TIME: Final = "2026-11-23T10:26:46.014Z"
 
 
 class Stream(Protocol):
@@ -58,11 +59,14 @@ class Stream(Protocol):
     def expect(self, topic: str) -> Position:
         """Return where a topic is now. If it has not begun it will begin there, until it is forgotten."""
 
-    def since(self, topic: str, position: Position) -> Sequence[bytes] | None:
-        """Return all messages after a position, each as JSON text.
+    def since(self, topic: str, position: Position, most: int) -> Sequence[tuple[int, bytes]] | None:
+        """Return the first messages after a position, ``most`` at most, each with its offset and as JSON text.
 
-        Returns None if some of them are gone, or the topic has no such position.
+        Returns None if the next one is gone, or the topic has no such position.
         """
+
+    def oldest(self, topic: str) -> Position:
+        """Return the position right before the oldest message that is kept; where the topic is now if none is."""
 
     def forget(self, topic: str) -> None:
         """Let go of a topic that has to make room, or is expected no longer. Harmless if it is unknown."""

@@ -68,6 +68,17 @@ def _check_sizes(config: Config, values: Values) -> None:
             "limits.max_outbox_bytes",
             "limits.max_message_bytes",
         )
+    principal = config.limits.max_principal_bytes
+    if principal < outbox + message:
+        _blame(
+            values,
+            f"limits.max_principal_bytes {principal} is less than limits.max_outbox_bytes {outbox}"
+            f" + limits.max_message_bytes {message}, which one connection may hold",
+            f"a limits.max_principal_bytes of at least {outbox + message}",
+            "limits.max_principal_bytes",
+            "limits.max_outbox_bytes",
+            "limits.max_message_bytes",
+        )
 
 
 def _check_auth(config: Config, values: Values) -> None:

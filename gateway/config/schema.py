@@ -104,7 +104,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     calls that a node has not answered, `max_batch` the elements of one batch. `call_timeout` is the deadline of a
     call, `max_call_timeout` the longest deadline that a caller may ask for. `max_registration_bytes` bounds what one
     node says of its methods. A connection is cut if its outbox stays over `max_outbox_bytes` for `outbox_timeout`; 0:
-    at once.
+    at once. `max_principal_bytes` bounds what is held for all connections of a principal, except
+    in mode none.
 
     `rate` is the requests per second of one connection; 0: no limit. `burst` is how many may come at once; 0: as many
     as `rate` allows in a second, and at least one. `control_rate` is the pings, pongs and empty fragments per second of
@@ -125,6 +126,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_call_timeout: Seconds = 600.0
     max_outbox_bytes: OutboxBytes = 4_194_304
     outbox_timeout: SecondsOrZero = 5.0
+    max_principal_bytes: Count = 268_435_456
     rate: Rate = 0.0
     burst: CountOrZero = 0
     control_rate: Rate = 100.0

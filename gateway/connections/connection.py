@@ -6,6 +6,7 @@ while it is the connection's own.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -21,10 +22,11 @@ from gateway.config import Config
 from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.events.delivery import Subscriber
-from gateway.limits import Bucket, Rate
+from gateway.limits import Accounts, Bucket, Rate
 from gateway.nodes.registry import Node
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Calls, call, failed
+from gateway.rpc.calls import Link as Sender
 from gateway.rpc.dispatcher import Request
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.link import Closings, Link
@@ -46,6 +48,7 @@ class Regime:
     """
 
     __slots__ = (
+        "accounts",
         "close_timeout",
         "closings",
         "compression",
@@ -75,6 +78,8 @@ class Regime:
         per_second = config.limits.control_rate
         self.control_rate = Rate(per_second, int(per_second * CONTROL_SECONDS)) if per_second else None
         self.cork = Cork()
+        bounded = config.auth.mode != "none"  # otherwise all have one name
+        self.accounts = Accounts(config.limits.max_principal_bytes if bounded else None)
         self.turns = Turns()
         self.standstill = Standstill(self.heartbeat_timeout)
         self.closings = Closings(self.close_timeout)
@@ -114,8 +119,13 @@ class Connection:
     """
 
     __slots__ = (
+        "_accounts",
+        "_held_bytes",
+        "_held_up",
         "_opened",
+        "_patience",
         "_released",
+        "account",
         "bucket",
         "calls",
         "conn_id",
@@ -144,6 +154,11 @@ class Connection:
         self.subscriber: Subscriber | None = None
         self.running: dict[object, Request] = {}
         self.calls: dict[bytes, Call] = {}
+        self._accounts = regime.accounts
+        self.account = regime.accounts.of(self.principal.name)
+        self._held_bytes = 0
+        self._held_up: dict[Sender, None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self.opened_at = 0.0
         self._opened = 0.0
         self.leaving = False
@@ -154,6 +169,7 @@ class Connection:
     def attach(self, link: Link) -> None:
         """Make ``link`` the connection's own: what is sent leaves by it, and only what it says counts."""
         link.owner = self
+        link.charge_to(self.account)
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
         """Sends one JSON text. It does nothing unless the connection is open."""
@@ -201,15 +217,77 @@ class Connection:
             raise failed(errors.NODE_LOST)
         return await call(self.endpoint.calls, self, method, params, timeout)
 
-    @property
-    def max_held_bytes(self) -> int:
-        """Bytes of events that may wait for a reply which has to leave before them."""
-        return 2 * self.link.outbox_bound
+    # Pressure
 
     @property
     def stalled(self) -> bool:
         """Whether the peer does not read now."""
         return self.link.stalled
+
+    @property
+    def pressed(self) -> bool:
+        """Whether so much waits for the peer that nothing more may be sent to it of others' own accord."""
+        return self.link.pressed
+
+    def hold(self, octets: int) -> bool:
+        """Hold so many bytes for the peer, beside its outbox, until `let_go`. Returns False if there is no room.
+
+        There is room for `limits.max_outbox_bytes`, together with what is in the outbox.
+        """
+        link, account = self.link, self.account
+        if link.outbox_bytes + self._held_bytes + octets > link.outbox_bound or account.held + octets > account.bound:
+            return False
+        self._held_bytes += octets
+        account.held += octets
+        return True
+
+    def let_go(self, octets: int) -> None:
+        """Hold so many bytes no longer."""
+        self._held_bytes -= octets
+        self.account.held -= octets
+
+    def hold_up(self, sender: Sender) -> None:
+        """Read no more from ``sender``, by which calls of the peer are answered, until the peer has read all.
+
+        It is held up for `limits.outbox_timeout` at most. May be called again.
+        """
+        if self.unheeding or sender is self.link:
+            return
+        if self._held_up is None:
+            self._held_up = {}
+            self._patience = self.link.loop.call_later(self.link.outbox_timeout, self._lose_patience)
+        if sender not in self._held_up:
+            self._held_up[sender] = None
+            sender.wait()
+
+    @property
+    def unheeding(self) -> bool:
+        """Whether the peer has held others up for as long as it may, and has not read everything since."""
+        return self._patience is not None and self._held_up is None
+
+    def _lose_patience(self) -> None:
+        """Let those go on that were held up. From now on what is too much is refused, until the peer has read."""
+        held_up, self._held_up = self._held_up, None
+        for link in held_up or ():
+            link.go_on()
+
+    def _relieve(self) -> None:
+        """Let those go on that were held up, because the peer has read what waited for it, or is gone."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._lose_patience()
+            self._patience = None
+
+    def feed(self) -> None:
+        """Send the subscriber what it is behind with: some now, the rest in later event-loop iterations."""
+        subscriber = self.subscriber
+        if subscriber is not None and not subscriber.feeding:
+            self._feed(subscriber)
+
+    def _feed(self, subscriber: Subscriber) -> None:
+        subscriber.feeding = subscriber.feed()
+        if subscriber.feeding:
+            self.link.loop.call_soon(self._feed, subscriber)
 
     @property
     def is_open(self) -> bool:
@@ -269,6 +347,12 @@ class Connection:
         """Take another credential. What is open stays as it is."""
         self.credential = credential
         self.principal = credential.principal
+        account = self._accounts.of(self.principal.name)
+        if account is not self.account:
+            self.account.held -= self._held_bytes
+            account.held += self._held_bytes
+            self.account = account
+            self.link.charge_to(account)
 
     def enter(self, endpoint: Endpoint) -> None:
         """Go on with ``endpoint`` and without an allowance, after the credential that was owed has been adopted."""
@@ -338,9 +422,16 @@ class Connection:
             self.subscriber.review()
 
     def on_drained(self, link: Link) -> None:
-        """Let events go past the outbox again, because the peer has read what waited for it."""
-        if link is self.link and self.subscriber is not None:
+        """Let go on what has waited, because the peer has read what was sent to it."""
+        if link is not self.link:
+            return
+        self._relieve()
+        for request in self.running.values():
+            request.drained()
+        if self.subscriber is not None:
             self.subscriber.drained()
+            # Not in the next event-loop iteration: before the outbox fills again the peer has a turn to be read.
+            link.loop.call_soon(link.loop.call_soon, self.feed)
 
     def on_ending(self, link: Link) -> None:
         """Release the connection, if its own link is no longer open."""
@@ -364,6 +455,7 @@ class Connection:
         if self._released:
             return
         self._released = True
+        self._relieve()
         try:
             self.endpoint.release(self)
         except BaseException:  # a defect: what it has left undone is tried again when the connection is closed

@@ -1,22 +1,21 @@
 """Delivers messages to the subscribers in this process: straight to their transports, or through their outboxes.
 
-A message is one frame, made once, whatever the number of subscribers. No subscriber is waited for: if it does not read,
-its outbox cuts it (`websocket.outbox`), or it gets the latest message alone if the topic is conflated. If the frame has
-to wait for nothing at any subscriber, it is written straight to their transports and counted later, because merely
+A message is one frame, made once, whatever the number of subscribers. No subscriber is waited for. If it does not
+read fast enough, messages go into its outbox, up to the high mark. Beyond that only its positions are kept,
+and as it reads it is fed from the stream's history. Of a conflated topic it gets the latest message alone. If the frame
+has to wait for nothing at any subscriber, it is written straight to their transports and counted later, because merely
 looking at each of a thousand connections costs a tenth of the whole.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from gateway import errors
 from gateway.auth.scopes import Principal
-from gateway.cluster.stream import Position
-from gateway.errors import Disconnect
-from gateway.events.topics import Topic, Topics
+from gateway.cluster.stream import Position, Stream
+from gateway.events.topics import Topic, Topics, meets
+from gateway.rpc import jsonrpc
 from gateway.websocket import frames
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
@@ -24,7 +23,13 @@ AT_ONCE: Final = 1000
 """The most subscribers to whose transports one message is written in one go. Of more, each has its turn in the cork."""
 
 SENT_AT_ONCE: Final = 500
-"""The most messages of those kept back that one subscriber is sent in one go, and as many of those that it missed."""
+"""The most messages that one subscriber which is behind is sent in one go."""
+
+OF_ONE_TOPIC: Final = 100
+"""The most messages of one topic that a subscriber is sent before it is another topic's turn."""
+
+PATTERNS: Final = 20
+"""How many patterns are looked at in the time in which one message is sent."""
 
 
 class Recipient(Protocol):
@@ -43,8 +48,8 @@ class Recipient(Protocol):
         """Whether its peer does not read at the moment."""
 
     @property
-    def max_held_bytes(self) -> int:
-        """The most bytes of frames that may be held back for it."""
+    def pressed(self) -> bool:
+        """Whether so much waits for its peer that nothing more may be sent to it now."""
 
     @property
     def send_frame(self) -> Callable[[bytes], None]:
@@ -57,8 +62,11 @@ class Recipient(Protocol):
     def count(self, messages: int, octets: int) -> None:
         """Count what was written past the outbox, once the subscriber is gone."""
 
-    def end(self, end: Disconnect) -> None:
-        """End the connection, for this reason."""
+    def hold(self, octets: int) -> bool:
+        """Hold so many bytes for it until `let_go`. Returns False if there is no room for them."""
+
+    def let_go(self, octets: int) -> None:
+        """Hold so many bytes no longer."""
 
 
 class Cork(Protocol):
@@ -71,35 +79,34 @@ class Cork(Protocol):
 class Subscriber:
     """What one connection is subscribed to, and what it must not get yet.
 
-    It is in the set ``aside`` while what is sent to it has to wait. Its ``topics`` have what `Topic.written` was when
-    it joined each of them.
+    It is in the set `Delivery.aside` while what is sent to it has to wait. Its ``topics`` have what `Topic.written` was
+    when it joined each of them. ``behind`` has, by name, the topics of which it has yet to get messages, each with the
+    position of the last one that it got. ``feeding`` belongs to whoever calls `feed`.
     """
 
     __slots__ = (
-        "_aside",
-        "_held",
-        "_held_bytes",
-        "_held_of",
+        "_asked",
+        "_delivery",
         "_holds",
         "_latest",
-        "_missed",
         "_parted",
         "_recipient",
+        "behind",
+        "feeding",
         "overlaps",
         "patterns",
         "topics",
     )
 
-    def __init__(self, recipient: Recipient, aside: set[Subscriber]) -> None:
+    def __init__(self, recipient: Recipient, delivery: Delivery) -> None:
         self._recipient = recipient
-        self._aside = aside
+        self._delivery = delivery
         self._holds = 0
-        self._held_bytes = 0
-        self._missed: deque[bytes] = deque()
-        self._held: deque[tuple[Topic, bytes]] = deque()
-        self._held_of: dict[Topic, int] = {}
+        self._asked: set[str] = set()
         self._latest: dict[Topic, bytes] = {}
         self._parted = NOTHING_WRITTEN
+        self.behind: dict[str, Position] = {}
+        self.feeding = False
         self.patterns: dict[str, None] = {}
         self.overlaps: dict[Topic, int] = {}
         self.topics: dict[Topic, Written] = {}
@@ -123,10 +130,15 @@ class Subscriber:
     def parted(self, topic: Topic) -> None:
         """Drop this topic: `Topics` has found that no pattern meets it any more."""
         self.forgotten(topic)
-        self._latest.pop(topic, None)
+        self.forget_latest(topic)
+        self.behind.pop(topic.name, None)
+        self._asked.discard(topic.name)
 
     def forgotten(self, topic: Topic) -> None:
-        """Drop this topic, because it makes room for another one. What is kept as its latest message is still sent."""
+        """Drop this topic, because it makes room for another one.
+
+        What is kept as its latest message is still sent. If messages of it were still to come, a gap is told.
+        """
         before, written = self.topics.pop(topic), topic.written
         if written is not before:
             messages, octets = self._parted
@@ -134,124 +146,154 @@ class Subscriber:
                 messages + written.messages - before.messages, octets + written.octets - before.octets
             )
 
-    def deliver(self, topic: Topic, frame: bytes) -> None:
-        """Send a message's frame, or keep it back. Ends the connection if more is kept back than may be."""
-        waits = self._holds or self._missed or self._held
-        if not waits and not topic.conflated:
-            self._recipient.send_frame(frame)
-        elif waits:
-            self._held.append((topic, frame))
-            self._held_of[topic] = self._held_of.get(topic, 0) + 1
-            self._held_bytes += len(frame)
-            if self._held_bytes > self._recipient.max_held_bytes:
-                self._recipient.end(errors.SLOW_CONSUMER)
-        elif self._recipient.stalled:
-            self._latest.pop(topic, None)
-            self._latest[topic] = frame
+    def deliver(self, topic: Topic, before: Position, frame: bytes) -> None:
+        """Send a message's frame, or note that the subscriber is behind since the position ``before`` it."""
+        recipient = self._recipient
+        if self._holds or self.behind or recipient.pressed:
+            self.behind.setdefault(topic.name, before)
+        elif not topic.conflated or not recipient.stalled:
+            recipient.send_frame(frame)
+            self._delivery.delivered += 1
         else:
-            self._recipient.send_frame(frame)
+            self.forget_latest(topic)
+            if recipient.hold(len(frame)):
+                self._latest[topic] = frame
+            else:
+                self.behind[topic.name] = before
 
     def hold(self) -> None:
-        """Keep back what comes until `release`, because the reply to the subscription goes first.
+        """Send nothing until `release`, because the reply to the subscription goes first.
 
         May be called again before `release`, which is then due once for each.
         """
         self._holds += 1
         self.review()
 
-    def missed(self, messages: Iterable[bytes]) -> None:
-        """Have these messages, as JSON text, sent before all that is kept back. Only between `hold` and `release`."""
-        self._missed.extend(map(frames.text_frame, messages))
-
-    @property
-    def holds(self) -> bool:
-        """Whether any message is kept back."""
-        return bool(self._held_of)
-
-    def before_held(self, topic: Topic, now: Position) -> Position:
-        """Return the position of the last message that is not kept back, given the topic's position now."""
-        held = self._held_of.get(topic)
-        return Position(now.epoch, now.offset - held) if held else now
-
-    def release(self) -> bool:
-        """End one `hold`, and begin to send what was kept back. Returns whether `send_held` is to be called."""
+    def release(self) -> None:
+        """End one `hold`. After the last one `feed` is to be called."""
         self._holds -= 1
-        return self.send_held()
-
-    def send_held(self) -> bool:
-        """Send some of what was kept back, unless another reply still has to go first.
-
-        Returns whether it is to be called again, in the next event-loop iteration.
-        """
-        if self._recipient.subscriber is not self:
-            return False
-        if not self._holds:
-            missed, held = self._missed, self._held
-            for _ in range(min(len(missed), SENT_AT_ONCE)):
-                self._recipient.send_frame(missed.popleft())
-            for _ in range(0 if missed else min(len(held), SENT_AT_ONCE)):
-                topic, frame = held.popleft()
-                self._held_bytes -= len(frame)
-                self._held_of[topic] -= 1
-                self._recipient.send_frame(frame)
-            if not held:
-                self._held_of.clear()
         self.review()
-        return not self._holds and bool(self._missed or self._held)
+
+    def missed(self, name: str, position: Position) -> None:
+        """Have all messages of a topic sent that come after a position. Only between `hold` and `release`."""
+        self.behind[name] = position
+        self._asked.add(name)
+
+    def feed(self) -> bool:
+        """Send some of the messages that the subscriber is behind with, as long as its peer reads.
+
+        Returns whether it is to be called again, in a later event-loop iteration.
+        """
+        recipient = self._recipient
+        if self._holds or recipient.subscriber is not self:
+            return False
+        left = SENT_AT_ONCE
+        while self.behind and left > 0 and recipient.is_open and not recipient.stalled:
+            left -= self._feed_topic(*next(iter(self.behind.items())), min(left, OF_ONE_TOPIC))
+        self.review()
+        return bool(self.behind) and recipient.is_open and not recipient.stalled
+
+    def _feed_topic(self, name: str, position: Position, most: int) -> int:
+        """Send some messages of a topic, or tell the gap. Returns how much work that was, in messages."""
+        del self.behind[name]
+        topic = self._delivery.topics.get(name)
+        if topic not in self.topics and not any(meets(pattern, name) for pattern in self.patterns):
+            self._asked.discard(name)
+            return 1 + len(self.patterns) // PATTERNS
+        stream, recipient = self._delivery.stream, self._recipient
+        now = stream.position(name)
+        conflated = topic is not None and topic.conflated and name not in self._asked
+        found = stream.since(name, position, most)
+        if found is None:
+            found, position = (), stream.oldest(name)
+            if not conflated or position == now:
+                recipient.send_frame(frames.text_frame(gap(name, position)))
+                self._delivery.gaps += 1
+        elif conflated and found:
+            position = Position(now.epoch, found[-1][0])
+            found = found[-1:] if position == now else ()
+        for offset, message in found:
+            recipient.send_frame(frames.text_frame(message))
+            self._delivery.delivered += 1
+            position = Position(position.epoch, offset)
+            if recipient.stalled:
+                break
+        if position == now:
+            self._asked.discard(name)
+        else:
+            self.behind[name] = position
+        return 1 + len(found)
 
     def review(self) -> None:
         """Step aside if what is sent has to wait now, otherwise step back in line. May be called at any time."""
         if self._recipient.subscriber is not self:
             return  # a reply may end its hold after the connection is lost, and nothing would take it out again
-        waits = self._holds or self._missed or self._held
-        if waits or self._recipient.stalled or not self._recipient.is_open:
-            self._aside.add(self)
+        if self._holds or self.behind or self._recipient.stalled or not self._recipient.is_open:
+            self._delivery.aside.add(self)
         else:
-            self._aside.discard(self)
+            self._delivery.aside.discard(self)
 
     def forget_latest(self, topic: Topic) -> None:
-        """Drop what is kept as the latest message of a conflated topic, because all that was missed follows."""
-        self._latest.pop(topic, None)
+        """Drop what is kept as the latest message of a conflated topic, if there is any."""
+        frame = self._latest.pop(topic, None)
+        if frame is not None:
+            self._recipient.let_go(len(frame))
 
     def drained(self) -> None:
-        """Send the latest messages of conflated topics, because the peer reads again."""
+        """Send the latest messages of conflated topics, because the peer reads again. Then `feed` is to be called."""
         while self._latest and not self._recipient.stalled:
-            topic = next(iter(self._latest))
-            self._recipient.send_frame(self._latest.pop(topic))
+            topic, frame = next(iter(self._latest.items()))
+            self.forget_latest(topic)
+            self._recipient.send_frame(frame)
+            self._delivery.delivered += 1
         self.review()
+
+    def lost(self) -> None:
+        """Drop all that is kept for it, because the connection is over. May be called twice."""
+        for topic in list(self._latest):
+            self.forget_latest(topic)
+        self.behind.clear()
 
 
 class Delivery:
-    """Hands messages to the subscribers in this process. ``delivered`` counts each message once for each subscriber."""
+    """Hands messages to the subscribers in this process. ``stream`` is where those are fed from that are behind.
 
-    def __init__(self, topics: Topics, cork: Cork) -> None:
-        self._topics = topics
+    ``delivered`` counts each message once for each subscriber, ``gaps`` each time that a subscriber was told of one.
+    """
+
+    def __init__(self, topics: Topics, stream: Stream, cork: Cork) -> None:
+        self.topics: Final = topics
+        self.stream: Final = stream
         self._cork = cork
-        self._aside: set[Subscriber] = set()
+        self.aside: Final[set[Subscriber]] = set()
         self.delivered = 0
+        self.gaps = 0
 
-    def deliver(self, name: str, message: bytes) -> None:
-        """Deliver a message of a topic, as JSON text. Never blocks. Does nothing if the topic has no subscriber."""
-        topic = self._topics.get(name)
+    def deliver(self, name: str, before: Position, message: bytes) -> None:
+        """Deliver a message of a topic, as JSON text. Never blocks. Does nothing if the topic has no subscriber.
+
+        ``before`` is the position of the topic before it.
+        """
+        topic = self.topics.get(name)
         if topic is None or not topic.subscribers:
             return
         subscribers = topic.subscribers
-        self.delivered += len(subscribers)
         frame = frames.text_frame(message)
         # The cork comes first: what it writes may show that a subscriber's transport takes no more.
-        if len(subscribers) <= AT_ONCE and self._cork.make_way() and subscribers.keys().isdisjoint(self._aside):
-            before = topic.written
-            topic.written = Written(before.messages + 1, before.octets + len(frame))
+        if len(subscribers) <= AT_ONCE and self._cork.make_way() and subscribers.keys().isdisjoint(self.aside):
+            self.delivered += len(subscribers)
+            written = topic.written
+            topic.written = Written(written.messages + 1, written.octets + len(frame))
             for write in subscribers.values():
                 write(frame)
         else:
             for subscriber in subscribers:
-                subscriber.deliver(topic, frame)
+                subscriber.deliver(topic, before, frame)
 
     def subscriber(self, recipient: Recipient) -> Subscriber:
         """Return the subscriber of a connection, a new one if it has none yet."""
         if recipient.subscriber is None:
-            recipient.subscriber = Subscriber(recipient, self._aside)
+            recipient.subscriber = Subscriber(recipient, self)
         return recipient.subscriber
 
     def lost(self, recipient: Recipient) -> None:
@@ -259,7 +301,13 @@ class Delivery:
         subscriber = recipient.subscriber
         if subscriber is None:
             return
-        self._topics.leave(subscriber)
-        self._aside.discard(subscriber)
+        self.topics.leave(subscriber)
+        subscriber.lost()
+        self.aside.discard(subscriber)
         recipient.subscriber = None
         recipient.count(*subscriber.past)
+
+
+def gap(name: str, position: Position) -> bytes:
+    """Return the notification `event.gap`: messages of this topic are lost, up to this position."""
+    return jsonrpc.notification("event.gap", {"topic": name, "epoch": position.epoch, "offset": position.offset})

@@ -161,21 +161,21 @@ class Events:
                     if meets(pattern, name):
                         self._topics.open(name)
             topics = self._topics.subscribe(subscriber, pattern)
-            position, holds = self._stream.position, subscriber.holds
+            position, behind = self._stream.position, subscriber.behind
             for topic in topics:
                 name = topic.name
                 if name not in met:
-                    at = position(name)
-                    met[name] = (subscriber.before_held(topic, at) if holds else at, None)
+                    met[name] = (behind.get(name) or position(name), None)
             if not topics and not is_wild(pattern):
-                met[pattern] = (self._stream.expect(pattern), None)
+                at = self._stream.expect(pattern)
+                met[pattern] = (behind.get(pattern) or at, None)
             if pace.over(1 + len(topics)):
                 yield
 
     def _catch_up(
         self, subscriber: Subscriber, patterns: Sequence[str], since: Mapping[str, Position], met: Met
     ) -> Generator[None, None, None]:
-        """Have the subscriber sent what it missed of the topics in ``since``, up to where it joined them."""
+        """Have the subscriber sent what comes after the positions in ``since``, of topics of which all that is kept."""
         pace = Pace()
         wanted: Patterns[None] = Patterns()
         for pattern in patterns:
@@ -186,29 +186,19 @@ class Events:
             if name in met:
                 at = met[name][0]
             elif not name.startswith(OWN) and is_dotted_name(name) and wanted.met_by(name):
-                at = self._stream.position(name)  # it was forgotten, or has never begun
-                if (topic := self._topics.get(name)) is not None:
-                    at = subscriber.before_held(topic, at)
+                # It was forgotten, or has never begun.
+                at = subscriber.behind.get(name) or self._stream.position(name)
             else:
                 at = None
-            missed = None if at is None else self._missed(name, position, at)
             if at is not None:
-                met[name] = (at, missed is not None)
-            if missed is not None:
-                subscriber.missed(missed)
-                if (topic := self._topics.get(name)) is not None:
-                    subscriber.forget_latest(topic)
-            if pace.over(SINCE_STEPS + wanted.visits - visits + len(missed or ())):
+                recovered = self._stream.since(name, position, 1) is not None
+                met[name] = (at, recovered)
+                if recovered:
+                    subscriber.missed(name, position)
+                    if (topic := self._topics.get(name)) is not None:
+                        subscriber.forget_latest(topic)
+            if pace.over(SINCE_STEPS + wanted.visits - visits):
                 yield
-
-    def _missed(self, name: str, since: Position, at: Position) -> Sequence[bytes] | None:
-        """Return all messages between two positions of a topic; None if some are gone."""
-        found = self._stream.since(name, since)
-        now = self._stream.position(name)
-        newer = now.offset - at.offset
-        if found is None or now.epoch != at.epoch or newer > len(found):
-            return None
-        return found[: len(found) - newer]
 
     def unsubscribe(self, recipient: Recipient, patterns: Iterable[str]) -> Generator[None, None, list[str]]:
         """End subscriptions of a connection, in steps. Returns those that are left."""

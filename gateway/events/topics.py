@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Protocol
 
+from gateway.cluster.stream import Position
 from gateway.events.index import Names, Patterns, is_wild
 from gateway.limits import Largest
 from gateway.names import OWN, matches
@@ -74,8 +75,8 @@ class Follower(Protocol):
     def write(self) -> Callable[[bytes], None]:
         """Writes one message's frame straight to the transport."""
 
-    def deliver(self, topic: Topic, frame: bytes) -> None:
-        """Send one message's frame, or keep it back."""
+    def deliver(self, topic: Topic, before: Position, frame: bytes) -> None:
+        """Send one message's frame, or note that it is to be sent: it comes after the position ``before``."""
 
     def parted(self, topic: Topic) -> None:
         """Drop a topic, because none of its patterns meets it any more."""

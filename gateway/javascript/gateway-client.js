@@ -212,14 +212,26 @@ class Subscription {
   }
 
   deliver(message) {
-    const { topic, epoch, offset } = message;
-    if (!this.active || this.#catchingUp.has(topic) || !this.topics.some((pattern) => meets(pattern, topic))) return;
+    const { topic, epoch } = message;
     const position = this.#positions.get(topic);
-    if (position?.epoch === epoch && offset <= position.offset) return; // another subscription had missed it
-    this.#move(topic, epoch, offset);
+    if (!this.#advance(message)) return;
     if (position && position.epoch !== epoch) this.#gap(topic);
     if (this.#gaps.has(topic) || this.#queue.length >= this.#buffer) this.#gap(topic);
     else this.#give(message);
+  }
+
+  /** Take it that messages of a topic are lost, up to a position. */
+  lost(gap) {
+    if (this.#advance(gap)) this.#gap(gap.topic);
+  }
+
+  /** Move to the position of a message or a gap; false if that does not count here. */
+  #advance({ topic, epoch, offset }) {
+    if (!this.active || this.#catchingUp.has(topic) || !this.topics.some((pattern) => meets(pattern, topic))) return false;
+    const position = this.#positions.get(topic);
+    if (position?.epoch === epoch && offset <= position.offset) return false; // another subscription had missed it
+    this.#move(topic, epoch, offset);
+    return true;
   }
 
   #move(topic, epoch, offset) {
@@ -521,6 +533,9 @@ export class GatewayClient extends EventTarget {
         return this.#answered(message);
       case "event.message":
         for (const subscription of this.#subscriptions) subscription.deliver(params);
+        return;
+      case "event.gap":
+        for (const subscription of this.#subscriptions) subscription.lost(params);
         return;
       case "rpc.progress":
         return this.#progressed(params);

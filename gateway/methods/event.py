@@ -118,7 +118,7 @@ class EventMethods:
         if not self._is_small(peer, params.topics, len(params.since)):
             raise Continue(lambda: self._subscribe_in_steps(peer, params))
         at_once(_check(peer, params.topics))
-        return _subscribed(at_once(self._events.subscribe(peer, params.topics, _positions(params))))
+        return _subscribed(peer, at_once(self._events.subscribe(peer, params.topics, _positions(params))))
 
     async def _subscribe_in_steps(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
         async with self._turn(peer):
@@ -130,9 +130,9 @@ class EventMethods:
                 done = await _in_steps(self._events.subscribe(peer, params.topics, _positions(params)))
             except asyncio.CancelledError:
                 if peer.subscriber is not None:
-                    _release(peer.subscriber)
+                    _release(peer, peer.subscriber)
                 raise
-            return _subscribed(done)
+            return _subscribed(peer, done)
 
     @method("event.unsubscribe", scope=AUTHENTICATED)
     def unsubscribe(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
@@ -189,18 +189,13 @@ def _positions(params: SubscribeParams) -> dict[str, Position]:
     return {name: Position(last.epoch, last.offset) for name, last in params.since.items()}
 
 
-def _subscribed(done: tuple[Met, Subscriber]) -> Then[Subscribed]:
+def _subscribed(peer: Connection, done: tuple[Met, Subscriber]) -> Then[Subscribed]:
     met, subscriber = done
     states = {name: TopicState(at.epoch, at.offset, recovered) for name, (at, recovered) in met.items()}
-    return Then(Subscribed(states), lambda: _release(subscriber))
+    return Then(Subscribed(states), lambda: _release(peer, subscriber))
 
 
-def _release(subscriber: Subscriber) -> None:
-    """Send what was kept back: some of it now, the rest in later event-loop iterations."""
-    if subscriber.release():
-        asyncio.get_running_loop().call_soon(_send_held, subscriber)
-
-
-def _send_held(subscriber: Subscriber) -> None:
-    if subscriber.send_held():
-        asyncio.get_running_loop().call_soon(_send_held, subscriber)
+def _release(peer: Connection, subscriber: Subscriber) -> None:
+    """Send what has waited for the reply: some of it now, the rest in later event-loop iterations."""
+    subscriber.release()
+    peer.feed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -25,7 +26,7 @@ from gateway.rpc.calls import GARBLED, UNKNOWN, Call, Callee, Calls
 from gateway.rpc.dispatcher import Peer
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
-from gateway.rpc.replies import Batch
+from gateway.rpc.replies import SMALL, UNREAD, Batch
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
     router: Router
     span: Span | None
     begun: float
+    report: bytes = b""
+    """The latest report on it, if that waits until the caller has read."""
 
     @property
     def callee(self) -> Callee:
@@ -93,8 +96,10 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         else:
             value = message.error
             outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', value, b"}")
-        if len(value) > self.router.roomy and self.router.overflows(parts):
-            self.failed(errors.TOO_LARGE)
+        if (len(value) > self.router.roomy or self.caller.link.pressed) and (
+            error := self.router.unfit(self.caller, parts, self.batch)
+        ):
+            self.failed(error)
         else:
             self._over(outcome, b"".join(parts))
 
@@ -110,6 +115,25 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """End the call, because the caller is gone."""
         self._end(errors.CANCELLED, CALLER_LOST)
 
+    def drained(self) -> None:
+        """Send the report that has waited, because the caller has read."""
+        if self.report and not self.caller.link.pressed:
+            report = self._take_report()
+            self.caller.send(report)
+
+    def keep_report(self, report: bytes) -> int:
+        """Keep a report until the caller has read. Returns how many are lost: the one before, and this if too large."""
+        lost = bool(self._take_report())
+        if not self.caller.hold(len(report)):
+            return lost + 1
+        self.report = report
+        return lost
+
+    def _take_report(self) -> bytes:
+        report, self.report = self.report, b""
+        self.caller.let_go(len(report))
+        return report
+
     def _end(self, verdict: RpcError, outcome: str) -> None:
         reply = self.router.failed(self, verdict, outcome)
         self.router.calls.drop(self)  # not before the node is told: if it is leaving, this may close it
@@ -122,12 +146,17 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         if self.span is not None:
             self.span.finish(outcome)
         caller = self.caller
+        if self.report:
+            self._take_report()
+            self.router.dropped["progress"] += 1
         del caller.running[self.request_id]
         if self.batch is None:
             send = caller.send
             send(reply)
+            if caller.link.pressed:
+                caller.hold_up(self.node.peer.link)
         else:
-            self.batch.done(reply)
+            self.batch.done(self.request_id, reply)
         if caller.leaving:
             caller.settled()
 
@@ -180,6 +209,8 @@ class Router:
         self.roomy: Final = max_message_bytes - ENVELOPE
         self.tally: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
         """What became of the requests whose method the gateway does not have itself."""
+        self.dropped: Final = Counter({"notification": 0, "progress": 0})
+        """How many messages were dropped because so much waits for their receiver, by kind."""
         self._tracing = tracing
         self._failures = Sampler(clock, *FAILURES)
         self.clock: Final = clock
@@ -227,6 +258,15 @@ class Router:
         """Return whether a message of these parts is larger than a message may be."""
         return sum(map(len, parts)) > self._max_message_bytes
 
+    def unfit(self, caller: Peer, parts: tuple[bytes | Raw, ...], batch: Batch | None) -> RpcError | None:
+        """Return why a reply of these parts is not sent: it is too large, or the caller does not read. None if it is.
+
+        A reply within a batch is left to the batch.
+        """
+        if self.overflows(parts):
+            return errors.TOO_LARGE
+        return errors.OVERLOADED if batch is None and caller.unheeding and sum(map(len, parts)) > SMALL else None
+
     def _overloaded(self, detail: str) -> Refusal:
         return self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
@@ -244,13 +284,20 @@ class Router:
     ) -> None:
         """Send a request on to a node, and enter it into both tables. Its outcome goes into ``tally``.
 
-        A notification, which has an empty ``request_id``, enters no table. Raises Refusal if too many requests of the
-        caller, or calls to the node, are in flight, and if the gateway's envelope would make the message too large.
+        A notification, which has an empty ``request_id``, enters no table, and is dropped if the node does not read.
+        Raises Refusal if it does not read, if too many requests of the caller, or calls to the node, are in flight, and
+        if the gateway's envelope would make the message too large.
         """
         if len(caller.running) >= self._max_in_flight:
             raise self._overloaded(f"{self._max_in_flight} requests are in flight")
         callee = node.peer
         calls = callee.calls
+        if callee.link.pressed:
+            if request_id:
+                raise self._overloaded(f"{node.name} has not read what was sent to it before")
+            self.dropped["notification"] += 1
+            tally.count(errors.OVERLOADED.name)
+            return
         if request_id and len(calls) >= self._max_node_in_flight:
             raise self._overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
         span = None
@@ -294,16 +341,21 @@ class Router:
     def progress(self, callee: Peer, call_id: bytes, value: bytes) -> bool:
         """Pass a node's report on a call on to the caller, under the caller's id.
 
-        ``call_id`` and ``value`` are JSON. A report that the caller's id would make too large is dropped. Returns False
-        if the node has no such call of a caller's in flight.
+        ``call_id`` and ``value`` are JSON. A report that the caller's id would make too large is dropped. If the caller
+        does not read, the latest report waits and those before it are dropped. Returns False if the node has no such
+        call of a caller's in flight.
         """
         call = callee.calls.get(call_id)
         if not isinstance(call, RoutedCall):
             return False
         head = b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":'
         parts = head, call.request_id, b',"value":', value, b"}}"
-        if not self.overflows(parts):
+        if self.overflows(parts):
+            self.dropped["progress"] += 1
+        elif not call.caller.link.pressed and not call.report:
             call.caller.send(b"".join(parts))
+        else:
+            self.dropped["progress"] += call.keep_report(b"".join(parts))
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
@@ -316,6 +368,8 @@ class Router:
             detail += f": {GARBLED}"
         elif error is errors.TOO_LARGE:
             detail += f": the reply would have more than {self._max_message_bytes} bytes"
+        elif error is errors.OVERLOADED:
+            detail += f": {UNREAD}"
         elif error is not errors.NODE_LOST:
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         self._log(call, reason)

@@ -41,8 +41,25 @@ class CallError(Exception):
         self.data = data
 
 
+class Link(Protocol):
+    """The link of a connection, as far as it matters to others whether its peer reads."""
+
+    pressed: bool
+    """Whether so much waits for the peer that others may send nothing more to it."""
+
+    def wait(self) -> None:
+        """Read no more from the peer until `go_on`, because another peer has to read first. Once for each of those."""
+
+    def go_on(self) -> None:
+        """End one `wait`."""
+
+
 class Callee(Protocol):
     """A peer that can be called."""
+
+    @property
+    def link(self) -> Link:
+        """Its link."""
 
     calls: dict[bytes, Call]
     """The calls to it that are in flight, by their ``call_id``."""

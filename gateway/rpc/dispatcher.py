@@ -22,10 +22,10 @@ from gateway.errors import Disconnect, RpcError
 from gateway.limits import Bucket, Rate
 from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Callee, Calls
+from gateway.rpc.calls import Callee, Calls, Link
 from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect
-from gateway.rpc.replies import Batch, Caller, failure, outcome_of, send_then, success
+from gateway.rpc.replies import ANSWERED, Batch, Caller, failure, fitting, outcome_of, send_then, success
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.websocket.frames import Payload
@@ -42,6 +42,13 @@ class Peer(Callee, Caller, Protocol):
     running: dict[object, Request]
     """What is in flight for it: requests by their id, notifications by an object of their own."""
 
+    @property
+    def unheeding(self) -> bool:
+        """Whether it has held others up for as long as it may, and has not read everything since."""
+
+    def hold_up(self, sender: Link) -> None:
+        """Read no more from ``sender`` until the peer has read what waits for it. May be called again."""
+
     def end(self, end: Disconnect) -> None:
         """End the connection, for this reason."""
 
@@ -54,6 +61,9 @@ class Request(Protocol):
 
     def abandon(self) -> None:
         """End it, because the caller is gone."""
+
+    def drained(self) -> None:
+        """Send what has waited until the caller has read."""
 
 
 class Forward(Protocol):
@@ -108,6 +118,9 @@ class Running:
         """Cancel the task, because the caller is gone."""
         self.abandoned = self.verdict is None
         self.cancel(errors.CANCELLED)
+
+    def drained(self) -> None:
+        """Do nothing: it has sent nothing yet."""
 
 
 class Dispatcher:
@@ -198,10 +211,10 @@ class Dispatcher:
         for message in messages:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
-                    batch.add(self._invalid(peer, message))
+                    batch.add(message.id or _NULL, self._invalid(peer, message))
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
-                batch.add(self._handle(peer, message, batch))
-        batch.done(None)
+                batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
+        batch.done(b"", None)
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:
@@ -335,10 +348,12 @@ class Dispatcher:
         if batch is not None:
             if after is not None:
                 batch.after.append(after)
-            batch.done(reply if running.request_id else None)
+            batch.done(running.request_id, reply if running.request_id else None)
         else:
-            if reply is not None and running.request_id:
-                peer.send(reply)
+            if running.request_id:
+                reply = fitting(peer, running.request_id, reply)
+                if reply is not None:
+                    peer.send(reply)
             if after is not None:
                 after()
         peer.settled()
@@ -346,7 +361,7 @@ class Dispatcher:
     def cancel(self, peer: Peer, request_id: bytes) -> bool:
         """Cancel the peer's request with this id, in JSON. Returns False if none is in flight."""
         running = peer.running.get(request_id)
-        if running is None:
+        if running is None or running is ANSWERED:
             return False
         running.cancel(errors.CANCELLED)
         return True

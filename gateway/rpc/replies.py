@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import Raw
 
 from gateway import errors
+from gateway.errors import RpcError
 from gateway.rpc import jsonrpc
+from gateway.rpc.calls import UNKNOWN, Link
 from gateway.rpc.method import BadParams, Refusal
 
 logger = logging.getLogger(__name__)
+
+UNREAD: Final = "the caller has not read the replies before"
+"""What is added to `OVERLOADED`'s own sentence if the caller has no room for a reply."""
+
+
+SMALL: Final = 4096
+"""A reply of up to so many bytes is sent even if the caller does not read: a refusal would not be smaller."""
 
 
 class Caller(Protocol):
@@ -26,21 +35,59 @@ class Caller(Protocol):
     def remote(self) -> str:
         """Its address, as the log has it."""
 
+    @property
+    def link(self) -> Link:
+        """Its link."""
+
+    running: dict[object, Any]
+    """What is in flight for it, by the id of the request."""
+
     def send(self, payload: bytes) -> None:
         """Send one JSON text. Does nothing once the connection is over."""
+
+    def hold(self, octets: int) -> bool:
+        """Hold so many bytes for it until `let_go`. Returns False if there is no room for them."""
+
+    def let_go(self, octets: int) -> None:
+        """Hold so many bytes no longer."""
+
+    def settled(self) -> None:
+        """Note that a request is no longer in flight."""
+
+
+class Answered:
+    """Stands in flight for a request whose reply waits within its batch."""
+
+    __slots__ = ()
+
+    def cancel(self, verdict: RpcError) -> None:
+        """Do nothing: the request has ended."""
+
+    def abandon(self) -> None:
+        """Do nothing: the request has ended."""
+
+    def drained(self) -> None:
+        """Do nothing: nothing of it waits."""
+
+
+ANSWERED: Final = Answered()
 
 
 class Batch:
     """Gathers the replies to one batch and sends them as one array, once the last is there.
 
-    A batch of notifications has no replies, and nothing is sent.
+    A batch of notifications has no replies, and nothing is sent. Until the array is sent, a request that took its time
+    stays in flight, and the replies are held by the caller's account. A reply for which that has no room is replaced
+    by `OVERLOADED`.
     """
 
-    __slots__ = ("_caller", "_replies", "_waiting", "after")
+    __slots__ = ("_answered", "_caller", "_held", "_replies", "_waiting", "after")
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._replies: list[bytes] = []
+        self._answered: list[bytes] = []
+        self._held = 0
         self._waiting = 1  # for the end of the batch itself
         self.after: list[Callable[[], None]] = []
         """What is done after the array has been sent, even if there is none."""
@@ -49,25 +96,55 @@ class Batch:
         """Wait for one more call of `done`."""
         self._waiting += 1
 
-    def done(self, reply: bytes | None) -> None:
+    def done(self, request_id: bytes, reply: bytes | None) -> None:
         """Take an expected reply; None if the request gets none. The last call sends the array.
 
         The end of the batch itself is expected from the start: it is one call with None.
         """
         if reply is not None:
-            self._replies.append(reply)
+            self._take(request_id, reply)
+            self._answered.append(request_id)
+            self._caller.running[request_id] = ANSWERED
         self._waiting -= 1
-        if self._waiting:
-            return
-        if self._replies:
-            self._caller.send(jsonrpc.batch(self._replies))
-        for act in self.after:
-            act()
+        if not self._waiting:
+            self._send()
 
-    def add(self, reply: bytes | None) -> None:
+    def add(self, request_id: bytes, reply: bytes | None) -> None:
         """Take a reply that was there at once; None if there is none, or none yet."""
         if reply is not None:
-            self._replies.append(reply)
+            self._take(request_id, reply)
+
+    def _take(self, request_id: bytes, reply: bytes) -> None:
+        if not self._caller.hold(len(reply)):
+            reply = too_much(request_id)
+        else:
+            self._held += len(reply)
+        self._replies.append(reply)
+
+    def _send(self) -> None:
+        caller = self._caller
+        for request_id in self._answered:
+            caller.running.pop(request_id, None)
+        caller.let_go(self._held)
+        if self._replies:
+            caller.send(jsonrpc.batch(self._replies))
+        for act in self.after:
+            act()
+        if self._answered:
+            caller.settled()
+
+
+def too_much(request_id: bytes) -> bytes:
+    """Return the reply to a request whose own reply is more than the caller has room for."""
+    data = {"retryAfterMs": errors.RETRY_BUSY_MS, "outcome": UNKNOWN}
+    return jsonrpc.error_reply(request_id, errors.OVERLOADED, UNREAD, **data)
+
+
+def fitting(caller: Caller, request_id: bytes, reply: bytes | None) -> bytes | None:
+    """Return a reply that has taken its time, or a refusal if the caller does not read and the reply is not small."""
+    if reply is None or len(reply) <= SMALL or not caller.link.pressed:
+        return reply
+    return too_much(request_id)
 
 
 def success(request_id: bytes, result: Any) -> bytes:

@@ -41,8 +41,8 @@ class Metrics(Generic[Label]):
     ``roles`` are the roles that a connection may have. ``census`` counts the connections, and ``opened`` returns how
     many have been opened since the start. ``disconnects`` counts the ends of connections by cause, and ``failures`` the
     handshakes that failed, by stage. ``tallies`` returns the counts of requests, by method. ``gauges`` and ``counters``
-    have a help text and a function for each name, which is written without its prefix ``gateway_``. ``clock`` returns
-    monotonic seconds.
+    have a help text and a function for each name, which is written without its prefix ``gateway_``. ``dropped`` counts
+    what was not sent because so much waited for its receiver, by kind. ``clock`` returns monotonic seconds.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Metrics(Generic[Label]):
         tallies: Callable[[], Iterable[tuple[str, Tally]]],
         gauges: Mapping[str, tuple[str, Callable[[], float]]],
         counters: Mapping[str, tuple[str, Callable[[], int]]],
+        dropped: Callable[[], Mapping[str, int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = tuple(roles)
@@ -66,6 +67,7 @@ class Metrics(Generic[Label]):
         self._tallies = tallies
         self._gauges = gauges
         self._counters = counters
+        self._dropped = dropped
         self._clock = clock
         self._text = b""
         self._made = -SHARED
@@ -129,6 +131,8 @@ class Metrics(Generic[Label]):
             yield GaugeMetricFamily(f"gateway_{name}", what, value=number())
         for name, (what, count) in self._counters.items():
             yield CounterMetricFamily(f"gateway_{name}", what, value=count())
+        what = "Messages dropped because so much waited for their receiver, by kind; of events, gaps that were told."
+        yield _counter("gateway_dropped", what, "kind", self._dropped())
         build = GaugeMetricFamily("gateway_build_info", "The gateway's version.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build

@@ -40,6 +40,7 @@ class Heartbeat(Outbox, web.WebSocketResponse):
         "_pong_heartbeat",
         "_regime",
         "last_read",
+        "waits",
     )
 
     def __init__(self, cork: Cork, regime: Regime) -> None:
@@ -52,7 +53,14 @@ class Heartbeat(Outbox, web.WebSocketResponse):
             compress=regime.compression,
             decode_text=False,
         )
-        Outbox.__init__(self, cork, regime.max_outbox_bytes, regime.outbox_timeout, regime.standstill)
+        Outbox.__init__(
+            self,
+            cork,
+            regime.accounts.unbounded,
+            regime.max_outbox_bytes,
+            regime.outbox_timeout,
+            regime.standstill,
+        )
         # When to look after a ping. aiohttp sets it to half of the interval, and takes it for the deadline as well.
         self._pong_heartbeat = min(regime.heartbeat_timeout, regime.heartbeat_interval)
         self._regime = regime
@@ -60,6 +68,8 @@ class Heartbeat(Outbox, web.WebSocketResponse):
         self._drained_at_ping = 0
         self._last_taken = -1.0
         self.last_read = 0.0
+        self.waits = 0
+        """For how many other peers it waits before it is read again. Meanwhile its silence says nothing."""
 
     def _send_heartbeat(self) -> None:
         self._heartbeat_when = max(self._heartbeat_when, self.last_read + self._regime.heartbeat_interval)
@@ -84,7 +94,9 @@ class Heartbeat(Outbox, web.WebSocketResponse):
             look = min(now + self._regime.heartbeat_interval, deadline + SECOND_LOOK)
             self._pong_response_cb = self.loop.call_at(look, self._judge_life)
             return
-        elif self._last_taken >= self._pinged_at or (self.stalled and self.drained > self._drained_at_ping):
+        elif (
+            self.waits or self._last_taken >= self._pinged_at or (self.stalled and self.drained > self._drained_at_ping)
+        ):
             alive_at = now
         elif (grace := self._standstill.left()) > 0:
             self._pong_response_cb = self.loop.call_at(now + grace, self._judge_life)

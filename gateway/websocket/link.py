@@ -20,7 +20,7 @@ from aiohttp.http_websocket import WebSocketError
 from gateway import errors
 from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
-from gateway.limits import Bucket
+from gateway.limits import Account, Bucket
 from gateway.websocket import opening, writer
 from gateway.websocket.deflate import DEFLATE_FROM, deflate, negotiate
 from gateway.websocket.frames import (
@@ -79,6 +79,7 @@ class Link(Heartbeat):
         "_inbox",
         "_max_msg_size",
         "_over",
+        "_partial",
         "_protocols",
         "_receive_timeout",
         "_timeout",
@@ -98,6 +99,7 @@ class Link(Heartbeat):
         self._closings = closings
         self._over: asyncio.Future[None] | None = None
         self._controls: Bucket | None = None
+        self._partial = 0
         self.allowance: int | None = None
         """Bytes that are still accepted from the peer; None for any number."""
         self.ended: Disconnect | None = None
@@ -173,6 +175,8 @@ class Link(Heartbeat):
                 try:
                     message = await self.receive(patience)
                 except TimeoutError:
+                    if self.waits:
+                        self.last_message = self.loop.time()
                     left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
                     if left <= 0:
                         left = self._standstill.left()
@@ -255,6 +259,38 @@ class Link(Heartbeat):
     def on_ping(self, payload: bytes) -> None:
         """Answer a ping at once, whatever the owner is busy with."""
         self.put_control(frame(PONG, payload))
+
+    def wait(self) -> None:
+        """Read no more from the peer until `go_on`, because another peer has to read first. Once for each such peer."""
+        self.waits += 1
+        if self._parser is not None:
+            cast(Reader, self._parser).pause()
+
+    def go_on(self) -> None:
+        """End one `wait`. Does nothing if the link is over."""
+        self.waits -= 1
+        if self.waits or self._parser is None:
+            return
+        self.last_read = self.last_message = self.loop.time()
+        self.loop.call_soon(cast(Reader, self._parser).go_on)
+
+    def charge_to(self, account: Account) -> None:
+        """Let ``account`` have what is held here, from now on."""
+        charged = self._charged + self._partial
+        self.account.held -= charged
+        account.held += charged
+        self.account = account
+
+    def on_partial(self, octets: int) -> bool:
+        """Charge so many more bytes of an unfinished message. Returns False if the account does not suffice."""
+        self._partial += octets
+        self.account.held += octets
+        return self.account.held <= self.account.bound
+
+    def on_whole(self) -> None:
+        """Charge nothing for an unfinished message any more, because it is finished."""
+        self.account.held -= self._partial
+        self._partial = 0
 
     def stall(self) -> None:
         """Read no more from the peer until it reads."""
@@ -391,6 +427,7 @@ class Link(Heartbeat):
         end = self.ended = self.ended or errors.TRANSPORT_LOST
         self._close_code = end.code
         self.discard()
+        self.on_whole()
         self._set_closed()
         self._writer = writer.SPENT
         self._parser = None

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from gateway import errors
 from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
+from gateway.limits import Account
 from gateway.websocket.frames import State, Written
 
 CORK_BYTES: Final = 64 * 1024
@@ -124,19 +125,23 @@ class Outbox(abc.ABC):
 
     __slots__ = (
         "_bytes_out",
+        "_charged",
         "_kept",
         "_kept_bytes",
         "_messages_out",
-        "_outbox_timeout",
         "_outbox_timer",
         "_over_since",
         "_standstill",
+        "account",
         "cork",
         "corked",
         "corked_bytes",
         "flow",
+        "high_mark",
         "loop",
         "outbox_bound",
+        "outbox_timeout",
+        "pressed",
         "stalled",
         "state",
         "transport",
@@ -146,10 +151,18 @@ class Outbox(abc.ABC):
     transport: asyncio.Transport
     flow: Flow
 
-    def __init__(self, cork: Cork, max_outbox_bytes: int, outbox_timeout: float, standstill: Standstill) -> None:
+    def __init__(
+        self, cork: Cork, account: Account, max_outbox_bytes: int, outbox_timeout: float, standstill: Standstill
+    ) -> None:
         self.cork = cork
+        self.account = account
+        """What it charges while the peer does not read: see `charge_to`."""
+        self._charged = 0
         self.outbox_bound = max_outbox_bytes
-        self._outbox_timeout = outbox_timeout
+        self.high_mark = max_outbox_bytes // 2
+        self.pressed = False
+        """Whether others may send nothing more: it is over its high mark, or not empty and its account over its own."""
+        self.outbox_timeout = outbox_timeout
         self._standstill = standstill
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
@@ -242,10 +255,13 @@ class Outbox(abc.ABC):
             data = kept.popleft()
             self._kept_bytes -= len(data)
             self.transport.write(data)
-        if kept:
+        if kept or self.flow.writing_paused:
+            if self.state is _OPEN:
+                self._note(self._unsent)
             return False
         self._kept = None
-        return not self.flow.writing_paused
+        self._note(0)
+        return True
 
     @property
     def outbox_bytes(self) -> int:
@@ -259,19 +275,35 @@ class Outbox(abc.ABC):
         """Bytes that the kernel has taken, in all. While this grows the peer's machine is alive."""
         return self.bytes_out - self._kept_bytes - self.transport.get_write_buffer_size()
 
+    @property
+    def _unsent(self) -> int:
+        return self.transport.get_write_buffer_size() + self._kept_bytes
+
+    def _note(self, size: int) -> None:
+        """Charge the account with so many bytes that wait for the peer, and see whether others may send more."""
+        account = self.account
+        account.held += size - self._charged
+        self._charged = size
+        self.pressed = size > self.high_mark or (size > 0 and account.held > account.high_mark)
+
     def _check(self) -> None:
-        """Cut a peer whose outbox has been over its bound for too long, or is over twice the bound."""
-        size = self.transport.get_write_buffer_size() + self._kept_bytes
-        if size <= self.outbox_bound:
+        """Cut a peer whose outbox has been over its bound for too long, over twice the bound, or has its account full.
+
+        Others send nothing more to one that is `pressed`. So what goes over a bound is what the peer asked for.
+        """
+        size = self._unsent
+        self._note(size)
+        full = self.account.held > self.account.bound
+        if size <= self.outbox_bound and not full:
             self._over_since = 0.0
             return
         now = self.loop.time()
         self._over_since = self._over_since or now
-        late = now - self._over_since >= self._outbox_timeout and not self._standstill.left()
-        if size > 2 * self.outbox_bound or late:
+        late = now - self._over_since >= self.outbox_timeout and not self._standstill.left()
+        if size > 2 * self.outbox_bound or full or late:
             self.end(errors.SLOW_CONSUMER)
         elif self._outbox_timer is None:
-            self._outbox_timer = self.loop.call_later(self._outbox_timeout / _LOOKS, self._look)
+            self._outbox_timer = self.loop.call_later(self.outbox_timeout / _LOOKS, self._look)
 
     def _look(self) -> None:
         self._outbox_timer = None
@@ -283,6 +315,7 @@ class Outbox(abc.ABC):
         self._messages_out += len(self.corked or ())
         self.corked = self._kept = None
         self._kept_bytes = 0
+        self._note(0)
         if self._outbox_timer is not None:
             self._outbox_timer.cancel()
             self._outbox_timer = None

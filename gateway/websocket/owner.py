@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
-from gateway.limits import Rate
+from gateway.limits import Accounts, Rate
 from gateway.websocket.frames import NOTHING_WRITTEN, Payload, Written
 from gateway.websocket.turns import Turns
 
@@ -112,6 +112,10 @@ class Regime(Protocol):
     @property
     def subprotocols(self) -> Container[str]:
         """The names of subprotocols that are chosen if the peer offers them."""
+
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts of all principals."""
 
     @property
     def turns(self) -> Turns:

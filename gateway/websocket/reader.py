@@ -44,6 +44,7 @@ class Sink(Protocol):
     cork: Cork
     corked: list[bytes] | None
     stalled: bool
+    waits: int
     last_read: float
     last_message: float
     messages_in: int
@@ -69,6 +70,12 @@ class Sink(Protocol):
 
     def on_ping(self, payload: bytes) -> None:
         """Answer a ping."""
+
+    def on_partial(self, octets: int) -> bool:
+        """Charge so many more bytes of an unfinished message. Returns False if there is no room for them."""
+
+    def on_whole(self) -> None:
+        """Charge nothing any more: the message is finished."""
 
     def full(self) -> None:
         """Note that the transport takes no more."""
@@ -161,6 +168,7 @@ class Reader(WebSocketReader):
     __slots__ = (
         "_at",
         "_backlog",
+        "_charged",
         "_counted_before",
         "_fragmented",
         "_fragments",
@@ -182,6 +190,7 @@ class Reader(WebSocketReader):
         self._fragments: int | None = None
         self._unfinished = 0
         self._counted_before = 0
+        self._charged = False
         self._paused = False
         self._scheduled = False
         self._backlog = b""
@@ -270,7 +279,7 @@ class Reader(WebSocketReader):
         """Parse one slice of what is left of a read, or read again if nothing is left. Harmless at any time."""
         self._scheduled = False
         sink = self._sink
-        if sink.stalled or sink.state is _CLOSED:
+        if sink.stalled or sink.waits or sink.state is _CLOSED:
             return
         if self._backlog:
             begin, self._at = self._at, self._at + SLICE
@@ -279,7 +288,7 @@ class Reader(WebSocketReader):
                 self._backlog = b""
                 self._at = 0
             self._parse(piece)
-            if sink.stalled:
+            if sink.stalled or sink.waits:
                 return
         if self._backlog:
             self._again(sink)
@@ -311,6 +320,9 @@ class Reader(WebSocketReader):
             cork.reading = None
         if sink.messages_in != before:
             sink.last_message = sink.last_read
+            if self._charged:
+                self._charged = False
+                sink.on_whole()
         else:
             self._count_progress(sink, len(data))
         if sink.corked is not None:
@@ -326,8 +338,11 @@ class Reader(WebSocketReader):
         self._unfinished += size if self._fragments is None else min(size, self._fragments)
         self._fragments = None
         if self._unfinished >= PROGRESS:
-            self._unfinished = 0
             sink.last_message = sink.last_read
+            self._charged = True
+            if not sink.on_partial(self._unfinished) and sink.state is _OPEN:
+                sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "too many unfinished messages of one principal"))
+            self._unfinished = 0
 
     def _ahead(self, sink: Sink, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
         """Parse a read up to its last slice, as long as the peer has an allowance, and return the rest.

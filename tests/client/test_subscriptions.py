@@ -212,3 +212,25 @@ async def test_it_resumes_in_many_topics_with_several_requests_and_gets_each_mes
 
 def test_a_gap_names_its_topic() -> None:
     assert Gap("a.b").topic == "a.b"
+
+
+async def test_a_gap_that_the_gateway_tells_is_passed_on_once_and_in_its_place() -> None:
+    def at(offset: int) -> dict[str, object]:
+        return {"topic": "a.b", "epoch": "x", "offset": offset}
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.answer(await peer.request(), {"topics": {"a.b": {"epoch": "x", "offset": 0}}})
+        await peer.notify("event.message", **at(1), time="2026-01-01T00:00:00Z", data="first")
+        for offset in (7, 7, 1):
+            await peer.notify("event.gap", **at(offset))
+        await peer.notify("event.gap", topic="other", epoch="x", offset=9)
+        await peer.notify("event.message", **at(8), time="2026-01-01T00:00:00Z", data="last")
+        await peer.stay()
+
+    async with (
+        scripted(script) as gateway,
+        connect(gateway.url) as client,
+        client.subscribe("a.*") as events,
+    ):
+        assert await take(events, 3) == ["first", "gap in a.b", "last"]

@@ -25,7 +25,7 @@ class Desk:
             lambda: self.now, lambda: TIME, lambda: f"epoch {next(epochs)}", count=count, age=age, octets=size
         )
         self.heard: list[tuple[str, bytes]] = []
-        at_once(self.stream.connect(lambda topic, message: self.heard.append((topic, message))))
+        at_once(self.stream.connect(lambda topic, before, message: self.heard.append((topic, message))))
 
     def publish(self, name: str, *data: bytes, owner: str = "") -> str:
         """One message after the other; returns the topic's name."""
@@ -35,8 +35,8 @@ class Desk:
 
     def since(self, topic: str, offset: int) -> list[bytes] | None:
         """The data of what is kept of this epoch after an offset."""
-        found = self.stream.since(topic, Position(self.stream.position(topic).epoch, offset))
-        return None if found is None else [data_of(message) for message in found]
+        found = self.stream.since(topic, Position(self.stream.position(topic).epoch, offset), 1000)
+        return None if found is None else [data_of(message) for _, message in found]
 
 
 def data_of(message: bytes) -> bytes:
@@ -66,8 +66,8 @@ def test_messages_of_a_topic_are_handed_over_in_the_order_of_their_offsets() -> 
 def test_asking_where_a_topic_is_begins_none_and_its_first_message_follows() -> None:
     desk = Desk()
     assert desk.stream.position("a") == desk.stream.position("a") == Position("epoch 1", 0)
-    assert desk.stream.since("a", Position("epoch 1", 0)) == [], "nothing was missed"
-    assert desk.stream.since("a", Position("epoch 1", 1)) is None
+    assert desk.stream.since("a", Position("epoch 1", 0), 1000) == [], "nothing was missed"
+    assert desk.stream.since("a", Position("epoch 1", 1), 1000) is None
     assert desk.stream.publish("a", b"1") == Position("epoch 1", 1)
     assert desk.since("a", 0) == [b"1"]
     desk.stream.forget("b")
@@ -78,7 +78,7 @@ def test_where_another_topic_was_forgotten_nobody_can_say_that_nothing_was_misse
     desk = Desk()
     desk.publish("a", b"1")
     desk.stream.forget("a")
-    assert desk.stream.since("b", Position("epoch 1", 0)) is None
+    assert desk.stream.since("b", Position("epoch 1", 0), 1000) is None
     assert desk.stream.position("b") == Position("epoch 2", 0)
 
 
@@ -88,7 +88,7 @@ def test_a_topic_that_is_forgotten_begins_again_in_another_epoch() -> None:
     desk.stream.forget("a")
     desk.stream.forget("never there")
     assert desk.stream.kept_bytes == 0
-    assert desk.stream.since("a", Position("epoch 1", 1)) is None
+    assert desk.stream.since("a", Position("epoch 1", 1), 1000) is None
     assert desk.stream.publish("a", b"3") == Position("epoch 2", 1)
 
 
@@ -117,7 +117,7 @@ def test_all_that_was_missed_is_there() -> None:
         5: None,
     }
     for offset in range(4):
-        assert desk.stream.since(topic, Position("another", offset)) is None
+        assert desk.stream.since(topic, Position("another", offset), 1000) is None
 
 
 def test_a_topic_without_messages_has_nothing_to_miss() -> None:
@@ -229,8 +229,8 @@ def test_whoever_publishes_no_share_is_lost_that_is_smaller_than_the_largest(see
         desk.now += chance.choice((0.0, 0.5))
         assert position.offset == len(told[name])
         for missed in range(len(told[name]) + 1):
-            found = desk.stream.since(name, Position(position.epoch, position.offset - missed))
-            assert found is None or found == told[name][len(told[name]) - missed :]
+            found = desk.stream.since(name, Position(position.epoch, position.offset - missed), 1000)
+            assert found is None or [text for _, text in found] == told[name][len(told[name]) - missed :]
         if number % 20 == 0:
             desk.stream.publish("still", b"1", "little")
             assert desk.since("still", desk.stream.position("still").offset - 1) == [b"1"]
@@ -259,10 +259,11 @@ def test_whatever_is_published_what_is_missed_is_complete_or_nothing(seed: int) 
         desk.now += chance.choice((0.0, 0.5, 4.0))
         own = [(at, text) for one, at, text in told if one == name]
         for missed in range(min(10, len(own)) + 1):
-            found = desk.stream.since(name, Position(position.epoch, position.offset - missed))
+            found = desk.stream.since(name, Position(position.epoch, position.offset - missed), 1000)
             expected = own[len(own) - missed :]
             young = all(desk.now - at < 20.0 for at, _ in expected)
-            assert found is None or (found == [text for _, text in expected] and missed <= 8 and young)
+            numbered = list(enumerate((text for _, text in expected), position.offset - missed + 1))
+            assert found is None or (found == numbered and missed <= 8 and young)
             if missed <= 8 and young and volume(told, expected) <= 1500:
                 assert found is not None, (number, missed)
     assert desk.stream.kept_bytes <= 1500

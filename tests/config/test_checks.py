@@ -55,6 +55,12 @@ WRONG_FILES = [
         " limits.max_message_bytes 1048576; a limits.max_outbox_bytes of at least 2097152",
     ),
     (
+        "[limits]\nmax_principal_bytes = 5242879",
+        "limits.max_principal_bytes: limits.max_principal_bytes 5242879 is less than limits.max_outbox_bytes 4194304"
+        " + limits.max_message_bytes 1048576, which one connection may hold;"
+        " a limits.max_principal_bytes of at least 5242880",
+    ),
+    (
         "[limits]\nmax_call_timeout = 29.5",
         "limits.max_call_timeout: limits.max_call_timeout 29.5 is below limits.call_timeout 30.0;"
         " a limits.max_call_timeout of at least 30.0",

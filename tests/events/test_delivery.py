@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from gateway.events.delivery import AT_ONCE
-from tests.support.ears import Ear, Way, hall, join, size, subscribe, unsubscribe
+from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
 
 
 def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked() -> None:
@@ -59,9 +59,7 @@ def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
     ear.stalled = True
     release()
     assert not past(), "it does not read"
-    ear.stalled = False
-    assert ear.subscriber is not None
-    ear.subscriber.drained()
+    ear.drain()
     assert past()
     way.free = False
     assert not past()
@@ -129,11 +127,9 @@ def test_who_does_not_read_has_the_latest_of_a_conflated_topic() -> None:
     for name in ("pos.a", "pos.b", "pos.a", "other", "other", "pos.b", "pos.a"):
         events.publish(name, b"0")
     assert ear.take() == [("pos.a", 1), ("other", 1), ("other", 2)]
-    ear.stalled = False
-    assert ear.subscriber is not None
-    ear.subscriber.drained()
+    ear.drain()
     assert ear.take() == [("pos.b", 2), ("pos.a", 4)], "in the order in which they were published"
-    ear.subscriber.drained()
+    ear.drain()
     events.publish("pos.a", b"0")
     assert ear.take() == [("pos.a", 5)]
 
@@ -155,9 +151,7 @@ def test_who_has_unsubscribed_has_no_latest_message_later() -> None:
     for name in ("a", "b"):
         events.publish(name, b"0")
     unsubscribe(events, ear, ["a"])
-    ear.stalled = False
-    assert ear.subscriber is not None
-    ear.subscriber.drained()
+    ear.drain()
     assert ear.take() == [("b", 1)]
 
 
@@ -168,7 +162,105 @@ def test_a_latest_message_that_was_asked_for_as_missed_comes_once() -> None:
     events.publish("a", b"0")
     events.publish("a", b"0")
     join(events, ear, "a", a=0)
-    ear.stalled = False
-    assert ear.subscriber is not None
-    ear.subscriber.drained()
+    ear.drain()
     assert ear.take() == [("a", 1), ("a", 2)]
+
+
+# Subscribers that are behind, without sockets
+
+
+def test_one_that_is_full_is_fed_from_the_history_when_it_has_read() -> None:
+    here, ear = hall(), Ear()
+    join(here.events, ear, ">")
+    here.events.publish("a", b"0")
+    ear.stalled = True
+    here.events.publish("a", b"0")
+    ear.pressed = True
+    for name in ("a", "b", "a"):
+        here.events.publish(name, b"0")
+    ear.pressed = False
+    here.events.publish("a", b"0")
+    assert ear.take() == [("a", 1), ("a", 2)], "the rest comes in order, or not at all"
+    assert here.delivery.delivered == 2
+    ear.drain()
+    assert ear.take() == [("a", 3), ("a", 4), ("a", 5), ("b", 1)]
+    assert here.delivery.delivered == 6
+    here.events.publish("b", b"0")
+    assert ear.take() == [("b", 2)]
+
+
+def test_one_that_is_behind_more_than_is_kept_is_told_of_the_gap_and_goes_on() -> None:
+    here, ear = hall(), Ear()
+    join(here.events, ear, "a", "b")
+    ear.stalled = ear.pressed = True
+    for _ in range(15):
+        here.events.publish("a", b"0")
+    ear.drain()
+    method, params = notification_in(ear.frames.pop(0))
+    assert (method, params) == ("event.gap", {"topic": "a", "epoch": "e1", "offset": 5})
+    assert ear.take() == [("a", offset) for offset in range(6, 16)]
+    assert here.delivery.gaps == 1
+
+
+def test_one_that_is_behind_on_a_topic_that_makes_room_is_told_of_the_gap() -> None:
+    here, ear = hall(max_topics=2), Ear()
+    join(here.events, ear, ">")
+    ear.stalled = ear.pressed = True
+    for name in ("a", "b", "c"):
+        here.events.publish(name, b"0")
+    ear.drain()
+    method, params = notification_in(ear.frames.pop(0))
+    assert (method, params) == ("event.gap", {"topic": "a", "epoch": "e2", "offset": 0})
+    assert ear.take() == [("b", 1), ("c", 1)]
+
+
+def test_one_that_has_unsubscribed_is_not_fed_what_it_was_behind_with() -> None:
+    here, ear = hall(max_topics=2), Ear()
+    join(here.events, ear, "a.*", "b")
+    ear.stalled = ear.pressed = True
+    for name in ("a.a", "b", "a.b", "a.c"):
+        here.events.publish(name, b"0")
+    unsubscribe(here.events, ear, ["a.*"])
+    ear.drain()
+    assert ear.take() == [("b", 1)]
+
+
+def test_feeding_stops_when_the_peer_does_not_read_and_goes_on_where_it_was() -> None:
+    class Narrow(Ear):
+        def send_frame(self, frame: bytes) -> None:
+            super().send_frame(frame)
+            self.stalled = len(self.frames) >= 2
+
+    here, ear = hall(), Narrow()
+    join(here.events, ear, "a")
+    ear.stalled = ear.pressed = True
+    for _ in range(5):
+        here.events.publish("a", b"0")
+    heard = []
+    while ear.subscriber is not None and ear.subscriber.behind:
+        ear.drain()
+        assert len(ear.frames) <= 2
+        heard += ear.take()
+    assert heard == [("a", offset) for offset in range(1, 6)]
+
+
+def test_a_latest_message_without_room_comes_from_the_history() -> None:
+    here, ear = hall(conflate=(">",)), Ear()
+    join(here.events, ear, "a")
+    ear.stalled = True
+    ear.room = 0
+    for _ in range(5):
+        here.events.publish("a", b"0")
+    ear.drain()
+    assert ear.take() == [("a", 5)]
+    assert here.delivery.gaps == 0
+
+
+def test_what_a_connection_holds_is_let_go_of_with_it() -> None:
+    here, ear = hall(conflate=(">",)), Ear()
+    join(here.events, ear, "a")
+    room, ear.stalled = ear.room, True
+    here.events.publish("a", b"0")
+    assert ear.room < room
+    here.events.lost(ear)
+    assert ear.room == room

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 
+from gateway.cluster.stream import Position
 from gateway.events.topics import FullError, Topic, Topics, meets
 from gateway.websocket.frames import Written
 
@@ -22,7 +23,7 @@ class Someone:
         """Keep it."""
         self.frames.append(frame)
 
-    def deliver(self, topic: Topic, frame: bytes) -> None:
+    def deliver(self, topic: Topic, before: Position, frame: bytes) -> None:
         """Keep it."""
         self.frames.append(frame)
 

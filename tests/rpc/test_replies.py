@@ -8,7 +8,17 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.rpc.method import BadParams, Refusal
-from gateway.rpc.replies import Batch, failure, outcome_of, send_then, success
+from gateway.rpc.replies import (
+    ANSWERED,
+    SMALL,
+    Batch,
+    failure,
+    fitting,
+    outcome_of,
+    send_then,
+    success,
+    too_much,
+)
 from tests.support.rpc import Listing, accepted, refused
 
 SURROGATE = "\ud83d"
@@ -65,10 +75,10 @@ def test_what_comes_after_a_notification_is_done_without_a_reply(caller: Listing
 def test_what_comes_after_a_reply_in_a_batch_waits_for_the_batch(caller: Listing) -> None:
     batch = Batch(caller)
     done: list[str] = []
-    batch.add(send_then(caller, b"1", lambda: done.append("first"), batch))
-    batch.add(send_then(caller, None, lambda: done.append(caller.sent[0]), batch))
+    batch.add(b"1", send_then(caller, b"1", lambda: done.append("first"), batch))
+    batch.add(b"1", send_then(caller, None, lambda: done.append(caller.sent[0]), batch))
     assert (caller.sent, done) == ([], [])
-    batch.done(None)
+    batch.done(b"", None)
     assert (caller.take(), done) == (["[1]"], ["first", "[1]"])
 
 
@@ -77,24 +87,65 @@ def test_what_comes_after_a_reply_in_a_batch_waits_for_the_batch(caller: Listing
 
 def test_a_batch_is_sent_with_the_last_of_its_replies(caller: Listing) -> None:
     batch = Batch(caller)
-    batch.add(b"1")
+    batch.add(b"1", b"1")
     batch.expect()
     batch.expect()
-    batch.add(b"2")
-    batch.done(None)
-    batch.done(b"3")
+    batch.add(b"2", b"2")
+    batch.done(b"", None)
+    batch.done(b"3", b"3")
     assert caller.take() == []
-    batch.done(b"4")
+    batch.done(b"4", b"4")
     assert caller.take() == ["[1,2,3,4]"]
 
 
 def test_a_batch_waits_for_its_own_end(caller: Listing) -> None:
     batch = Batch(caller)
     batch.expect()
-    batch.done(b"1")
+    batch.done(b"1", b"1")
     assert caller.take() == []
-    batch.done(None)
+    batch.done(b"", None)
     assert caller.take() == ["[1]"]
+
+
+def test_a_batch_holds_no_more_than_its_caller_has_room_for(caller: Listing) -> None:
+    caller.room = 10
+    batch = Batch(caller)
+    batch.add(b"1", b"123456")
+    batch.add(b"2", b"12345")
+    batch.add(b"3", b"1234")
+    assert caller.room == 0
+    batch.done(b"", None)
+    assert caller.take() == [f"[123456,{too_much(b'2').decode()},1234]"]
+    assert caller.room == 10
+
+
+def test_a_reply_without_room_is_refused_and_its_outcome_is_not_known() -> None:
+    detail = "the caller has not read the replies before"
+    assert too_much(b"2").decode() == refused(-32009, detail, "2", retryAfterMs=100, outcome="unknown")
+
+
+def test_what_is_answered_within_a_batch_stays_in_flight_until_the_batch_is_sent(caller: Listing) -> None:
+    batch = Batch(caller)
+    for _ in range(2):
+        batch.expect()
+    batch.done(b"", None)
+    batch.done(b"1", b"11")
+    assert (caller.running, caller.settlements) == ({b"1": ANSWERED}, 0)
+    for waiting in caller.running.values():
+        waiting.cancel(errors.CANCELLED)
+        waiting.abandon()
+        waiting.drained()
+    batch.done(b"2", b"22")
+    assert (caller.take(), caller.running, caller.settlements) == (["[11,22]"], {}, 1)
+
+
+def test_a_late_reply_that_is_not_small_is_refused_while_its_caller_does_not_read(caller: Listing) -> None:
+    small, large = bytes(SMALL), bytes(SMALL + 1)
+    assert fitting(caller, b"1", large) is large
+    caller.link.pressed = True
+    assert fitting(caller, b"1", small) is small
+    assert fitting(caller, b"1", None) is None
+    assert fitting(caller, b"1", large) == too_much(b"1")
 
 
 def test_a_batch_without_replies_sends_nothing_and_goes_on(caller: Listing) -> None:
@@ -102,10 +153,10 @@ def test_a_batch_without_replies_sends_nothing_and_goes_on(caller: Listing) -> N
     done: list[int] = []
     batch.after.append(lambda: done.append(1))
     batch.expect()
-    batch.add(None)
-    batch.done(None)
+    batch.add(b"1", None)
+    batch.done(b"", None)
     assert done == []
-    batch.done(None)
+    batch.done(b"", None)
     assert (caller.take(), done) == ([], [1])
 
 

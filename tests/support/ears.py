@@ -9,7 +9,6 @@ from typing import Any
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.cluster.memory import MemoryStream
 from gateway.cluster.stream import Position
-from gateway.errors import Disconnect
 from gateway.events import hub
 from gateway.events.delivery import Delivery, Subscriber
 from gateway.events.hub import Events, Met
@@ -26,11 +25,11 @@ class Ear:
         self.principal = principal
         self.subscriber: Subscriber | None = None
         self.is_open = True
-        self.max_held_bytes = 4096
+        self.pressed = False
+        self.room = 4096
         self.counted = (0, 0)
         self.sent = 0
         self._stalled = False
-        self.ended: Disconnect | None = None
         self.frames: list[bytes] = []
 
     @property
@@ -70,9 +69,24 @@ class Ear:
         """Add it up."""
         self.counted = (self.counted[0] + messages, self.counted[1] + octets)
 
-    def end(self, end: Disconnect) -> None:
-        """Keep how."""
-        self.ended = self.ended or end
+    def hold(self, octets: int) -> bool:
+        """Take so many bytes of its room, if it has them."""
+        if octets > self.room:
+            return False
+        self.room -= octets
+        return True
+
+    def let_go(self, octets: int) -> None:
+        """Give them back."""
+        self.room += octets
+
+    def drain(self) -> None:
+        """Read all, and take what comes then."""
+        self._stalled = self.pressed = False
+        assert self.subscriber is not None
+        self.subscriber.drained()
+        while self.subscriber.feed():
+            pass
 
     def take(self) -> list[tuple[str, int]]:
         """Topic and offset of each message since this was last asked."""
@@ -93,12 +107,18 @@ class Way:
         return self.free
 
 
-def message(data: bytes) -> dict[str, Any]:
+def notification_in(frame: bytes) -> tuple[str, dict[str, Any]]:
+    """Method and params of the notification in a frame."""
+    start = {126: 4, 127: 10}.get(frame[1], 2)
+    decoded = json.loads(frame[start:])
+    assert decoded["jsonrpc"] == "2.0"
+    return decoded["method"], decoded["params"]
+
+
+def message(frame: bytes) -> dict[str, Any]:
     """The params of the message in a frame."""
-    start = {126: 4, 127: 10}.get(data[1], 2)
-    decoded = json.loads(data[start:])
-    assert (decoded["jsonrpc"], decoded["method"]) == ("2.0", "event.message")
-    params: dict[str, Any] = decoded["params"]
+    method, params = notification_in(frame)
+    assert method == "event.message"
     return params
 
 
@@ -123,7 +143,7 @@ def hall(
     epochs = itertools.count(1)
     stream = MemoryStream(lambda: 0.0, now, lambda: f"e{next(epochs)}", count=10, age=60.0, octets=MIB)
     topics = Topics(stream.forget, max_topics=max_topics, conflate=conflate)
-    delivery = Delivery(topics, way or Way(True))
+    delivery = Delivery(topics, stream, way or Way(True))
     events = Events(topics, stream, delivery)
     at_once(events.start())
     return Hall(events, topics, stream, delivery)
@@ -152,9 +172,9 @@ def subscribe(
     met, subscriber = hub.at_once(events.subscribe(ear, patterns, since))
 
     def release() -> None:
-        more = subscriber.release()
-        while more:
-            more = subscriber.send_held()
+        subscriber.release()
+        while subscriber.feed():
+            pass
 
     return met, release
 

@@ -405,6 +405,10 @@ class RawPeer:
         """Read no more: each later `recv…` is an error of the test. The kernel's buffers fill up."""
         self._reading = False
 
+    def read_on(self) -> None:
+        """Read again, after `stop_reading`."""
+        self._reading = True
+
     def fin(self) -> None:
         """Say that nothing more will be sent (TCP FIN); reading goes on."""
         self.wire.sock.shutdown(socket.SHUT_WR)

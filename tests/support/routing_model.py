@@ -191,7 +191,8 @@ class Link:
     name: str | None = None
     context: bool = False
     methods: dict[str, None] = field(default_factory=dict)
-    requests: dict[str, "Flight"] = field(default_factory=dict)
+    requests: dict[str, "Flight | None"] = field(default_factory=dict)
+    """None stands for one whose reply waits within its batch."""
     flights: dict[int, "Flight"] = field(default_factory=dict)
     patterns: dict[str, None] = field(default_factory=dict)
     expected: list[tuple[int, list[str]]] = field(default_factory=list)
@@ -205,6 +206,7 @@ class Replies:
     """The replies to one batch."""
 
     left: int = 1
+    answered: list[str] = field(default_factory=list)
     there: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -332,6 +334,8 @@ class Model:
         if flight.batch is None:
             self.say(flight.caller, answer)
         else:
+            flight.caller.requests[flight.request] = None
+            flight.batch.answered.append(flight.request)
             self.done(flight.caller, flight.batch, answer)
         for link in (flight.caller, flight.node):
             self.idle(link)
@@ -340,8 +344,12 @@ class Model:
         if answer is not None:
             batch.there.append(answer)
         batch.left -= 1
-        if not batch.left and batch.there:
-            self.say(link, batch.there)
+        if not batch.left:
+            for request in batch.answered:
+                del link.requests[request]
+            if batch.there:
+                self.say(link, batch.there)
+            self.idle(link)
 
     # Connections and nodes
 
@@ -363,7 +371,7 @@ class Model:
             return
         link.released = True
         self.unregister(link, list(link.methods))
-        for flight in list(link.requests.values()):
+        for flight in [flight for flight in link.requests.values() if flight is not None]:
             self.fail(flight, -32800, "caller_lost")
         for flight in list(link.flights.values()):
             self.fail(flight, -32010)

@@ -17,7 +17,7 @@ from gateway.connections.connection import Connection
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.nodes.registry import Node
-from gateway.rpc.calls import Call
+from gateway.rpc.calls import Call, Link
 from gateway.rpc.dispatcher import Request as InFlight
 from tests.support.patience import WAIT
 
@@ -141,6 +141,22 @@ async def serve(aiohttp_client: AiohttpClient, methods: Iterable[object] = (), *
     return await connect(await aiohttp_client(create_app(parse(config), methods)))
 
 
+class Way:
+    """The link of a `Listing`."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self.waits = 0
+
+    def wait(self) -> None:
+        """Count it."""
+        self.waits += 1
+
+    def go_on(self) -> None:
+        """Count it."""
+        self.waits -= 1
+
+
 class Listing:
     """A peer for a dispatcher or for calls, without a connection: what it is sent is kept in `sent`."""
 
@@ -155,6 +171,25 @@ class Listing:
         self.sent: list[str] = []
         self.leaving = True  # so that it is told of each that is settled
         self.settlements = 0
+        self.link = Way()
+        self.room = 1 << 20
+        self.unheeding = False
+        self.held_up: list[Link] = []
+
+    def hold(self, octets: int) -> bool:
+        """Take so many bytes of its room, if it has them."""
+        if octets > self.room:
+            return False
+        self.room -= octets
+        return True
+
+    def let_go(self, octets: int) -> None:
+        """Give them back."""
+        self.room += octets
+
+    def hold_up(self, sender: Link) -> None:
+        """Keep which."""
+        self.held_up.append(sender)
 
     def send(self, payload: bytes) -> None:
         """Keep it."""

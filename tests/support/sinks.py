@@ -56,6 +56,10 @@ class Sink:
         self.transport: asyncio.Transport = Pausable()
         self.corked: list[bytes] | None = None
         self.stalled = False
+        self.waits = 0
+        self.partial = 0
+        self.room = float(LIMIT)
+        """How many bytes of unfinished messages there is room for."""
         self.cork = Cork()
         self.last_read = 0.0
         self.last_message = 0.0
@@ -109,6 +113,15 @@ class Sink:
     def on_ping(self, payload: bytes) -> None:
         """Note it."""
         self._see("ping", payload)
+
+    def on_partial(self, octets: int) -> bool:
+        """Add them up."""
+        self.partial += octets
+        return self.partial <= self.room
+
+    def on_whole(self) -> None:
+        """Forget them."""
+        self.partial = 0
 
     def full(self) -> None:
         """Note it."""

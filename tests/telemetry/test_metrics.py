@@ -36,6 +36,7 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "gateway_events_delivered_total": ("counter", ()),
     "gateway_outbox_bytes": ("gauge", ()),
     "gateway_loop_lag_seconds": ("gauge", ()),
+    "gateway_dropped_total": ("counter", ("kind",)),
     "gateway_build_info": ("gauge", ("version",)),
 }
 """Every name of section 7, its type and its labels."""
@@ -103,6 +104,7 @@ class Numbers:
                 "events_published": ("Messages.", lambda: self.published),
                 "events_delivered": ("Frames.", lambda: self.published * 3),
             },
+            dropped=lambda: {"notification": self.published, "progress": 0},
             clock=lambda: self.now,
         )
 
@@ -181,6 +183,7 @@ async def test_before_the_first_event_everything_is_zero_and_has_all_its_labels(
         expected |= {(f"gateway_{name}_total", direction): 0.0 for direction in ("in", "out")}
     expected |= {(f"gateway_{name}",): 0.0 for name in ("calls_in_flight", "outbox_bytes", "loop_lag_seconds")}
     expected |= {(f"gateway_events_{what}_total",): 0.0 for what in ("published", "delivered")}
+    expected |= {("gateway_dropped_total", kind): 0.0 for kind in ("notification", "progress")}
     expected |= {("gateway_connections_opened_total",): 0.0, ("gateway_build_info", __version__): 1.0}
     assert await Numbers().scrape() == expected
 
@@ -209,6 +212,7 @@ async def test_a_scrape_reads_the_numbers_of_the_moment() -> None:
         ("gateway_bytes_total", "in"): 3.0,
         ("gateway_bytes_total", "out"): 4.0,
         ("gateway_outbox_bytes",): 77.0,
+        ("gateway_dropped_total", "notification"): 2.0,
         ("gateway_requests_total", "routed", "forbidden"): 1.0,
         ("gateway_requests_total", PING, "ok"): 1.0,
         ("gateway_request_seconds_bucket", PING, "60.0"): 1.0,

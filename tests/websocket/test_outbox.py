@@ -17,6 +17,7 @@ from gateway import errors
 from gateway.connections.connection import Connection
 from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
+from gateway.limits import Account
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
 from tests.support.fleet import (
@@ -366,7 +367,8 @@ class Box(Outbox):
 
     def __init__(self, cork: Cork) -> None:
         self.standstill = Standstill(10.0)
-        super().__init__(cork, max_outbox_bytes=1000, outbox_timeout=5.0, standstill=self.standstill)
+        account = Account(10_000)
+        super().__init__(cork, account, max_outbox_bytes=1000, outbox_timeout=5.0, standstill=self.standstill)
         self.loop = asyncio.get_running_loop()
         self.wire = self.transport = Wire()
         self.control = self.flow = Flow()
@@ -472,6 +474,42 @@ async def test_over_twice_the_bound_is_cut_at_once() -> None:
         assert box.ends == ends
         assert box.stalled
     box.discard()
+
+
+async def test_what_waits_is_charged_and_beyond_half_of_the_bound_it_is_pressed() -> None:
+    box = Box(Cork())
+    box.control.writing_paused = True
+    for size, pressed in ((499, False), (2, True)):
+        box.send_frame_bytes(bytes(size))
+        box.flush()
+        assert box.pressed is pressed
+    assert box.account.held == 501
+    box.control.writing_paused = False
+    assert box.pump()
+    assert (box.pressed, box.account.held) == (False, 0)
+    box.control.writing_paused = True
+    box.send_frame_bytes(bytes(600))
+    box.flush()
+    box.discard()
+    assert (box.pressed, box.account.held, box.ends) == (False, 0, [])
+
+
+async def test_one_that_does_not_read_is_pressed_if_others_of_its_principal_hold_much() -> None:
+    box = Box(Cork())
+    box.account.held = 5000
+    box.send_frame_bytes(b"1")
+    box.flush()
+    assert not box.pressed, "it reads"
+    box.control.writing_paused = True
+    box.send_frame_bytes(b"1")
+    box.flush()
+    assert (box.pressed, box.ends) == (True, [])
+    box.account.held = 10_000
+    box.send_frame_bytes(b"1")
+    box.flush()
+    assert box.ends == [errors.SLOW_CONSUMER]
+    box.discard()
+    assert box.account.held == 10_000 - 1, "what it had charged before"
 
 
 async def test_a_message_to_very_many_leaves_in_order_and_others_have_their_turn() -> None:
