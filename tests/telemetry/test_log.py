@@ -193,6 +193,43 @@ def test_nothing_breaks_a_json_line() -> None:
     assert line["event"] == "log"
 
 
+# What some viewer takes for the end of a line, what controls a terminal or turns the direction of writing, and what has
+# no glyph: C0, DEL, C1 with U+0085, U+2028, U+2029, bidi controls, a byte order mark, a tag beyond the first plane.
+UNSEEN = "\t\n\v\f\r\x1b\x1c\x1e\x7f\x80\x85\x9b\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\U000e0041"
+
+
+@pytest.mark.parametrize("character", UNSEEN, ids=lambda each: f"{ord(each):04x}")
+def test_one_event_is_one_line_in_every_viewer(character: str) -> None:
+    hostile = f"a{character}b"
+    made = record(hostile, extra={"event": hostile, "field": hostile, hostile: [hostile, {hostile: hostile}]})
+    for formatter in (log.JsonFormatter(), log.TextFormatter()):
+        line = formatter.format(made)
+        assert line.isprintable(), formatter
+        assert len(line.splitlines()) == 1
+    found = as_json(made)
+    assert (found["message"], found["event"], found["field"]) == (hostile, hostile, hostile)
+    assert found[hostile] == [hostile, {hostile: hostile}]
+
+
+def test_lone_surrogates_and_tracebacks_are_escaped_too() -> None:
+    made = record(
+        "\udc80", extra={"event": "e", "field": ["\ud83d"]}, exc_info=raised(RuntimeError("a\u2028b\x85\u202e"))
+    )
+    line = log.JsonFormatter().format(made)
+    assert line.isprintable()
+    assert "RuntimeError: a\u2028b\x85\u202e" in json.loads(line)["traceback"]
+    below = log.TextFormatter().format(made).split("\n")
+    assert all(part.isprintable() for part in below)
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r", "\t"])
+def test_blank_space_of_raw_json_does_not_get_out(blank: str) -> None:
+    raw = msgspec.Raw(f'{{{blank}"a":1}}'.encode())
+    line = log.JsonFormatter().format(record("m", extra={"event": "e", "raw": raw, "u": "\u2028"}))
+    assert line.isprintable()
+    assert isinstance(json.loads(line)["raw"], str)
+
+
 # Text
 
 
