@@ -631,7 +631,7 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
 ) -> None:
     caplog.set_level(logging.INFO, "gateway.nodes.routing")
     now = [1000.0]
-    nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
+    nodes, calls, caller = Nodes(lambda node, change: None, lambda node: None), Calls(), Listing()
     burst, window = FAILURES
     router = Router(
         nodes,

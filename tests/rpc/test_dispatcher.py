@@ -241,7 +241,7 @@ class Bench:
         self.status = Status("instance", lambda: 0.0)
         self.status.ready()
         self.calls = Calls()
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        nodes = Nodes(lambda node, change: None, lambda node: None)
         self.router = Router(
             nodes,
             self.calls,

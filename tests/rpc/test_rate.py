@@ -37,7 +37,7 @@ class Paced:
         self.peer = Listing()
         self.served = 0
         calls = Calls()
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        nodes = Nodes(lambda node, change: None, lambda node: None)
         self._dispatcher = Dispatcher(
             Status("3f0c", self.clock),
             calls,

@@ -31,7 +31,7 @@ class Traced:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        nodes = Nodes(lambda node, change: None, lambda node: None)
         self.machine, self.caller = NodeListing(), Listing()
         nodes.register(self.machine, "pi", [Served("lamp.on", b'"lamp.on"', "call:lamp.on", "", b"")], False)
         status, calls = Status("1", lambda: 0.0), Calls()
