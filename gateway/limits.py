@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 PATIENCE: Final = 10
@@ -31,7 +32,13 @@ def address_key(remote: str) -> str:
     address = remote.rpartition(":")[0]
     if not address.startswith("["):
         return address
-    host = ipaddress.IPv6Address(address[1:-1].partition("%")[0])
+    return _network(address[1:-1].partition("%")[0])
+
+
+@lru_cache(1024)
+def _network(address: str) -> str:
+    """Return the /64 of an IPv6 address. Remembered, because it takes longer than all else that is done with a key."""
+    host = ipaddress.IPv6Address(address)
     if host.ipv4_mapped is not None:  # how a socket of both families shows an IPv4 peer
         return str(host.ipv4_mapped)
     return str(ipaddress.ip_network((host, 64), strict=False))
