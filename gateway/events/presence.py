@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Protocol
 
-from gateway.auth.scopes import Principal
+from gateway.auth.scopes import Principal, origin
 from gateway.errors import Disconnect
 from gateway.events.hub import Events
+from gateway.telemetry.lines import OFFLINE, ONLINE, Line, Lines
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,9 @@ class Presence:
     A node that is replaced stays online; only its ``connId`` changes.
     """
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, lines: Lines) -> None:
         self._events = events
+        self._lines = lines
 
     def opened(self, peer: Peer) -> None:
         """Tell that a connection is open."""
@@ -95,15 +97,19 @@ class Presence:
         fields = _fields_of_node(node) | {"serves": len(node.methods)}
         if change.replaced is not None:
             fields["replaced"] = change.replaced.peer.conn_id
-        logger.info("node %s online", node.name, extra={"event": "node.online", "remote": node.peer.remote, **fields})
+        self._log(ONLINE, node, "node %s online", fields)
         if self._events.wanted("gateway.node.online"):
             self._events.own("gateway.node.online", fields | _named(change))
 
     def offline(self, node: Node) -> None:
         """Tell that a node is gone."""
         fields = _fields_of_node(node)
-        logger.info("node %s offline", node.name, extra={"event": "node.offline", "remote": node.peer.remote, **fields})
+        self._log(OFFLINE, node, "node %s offline", fields)
         self._events.own("gateway.node.offline", fields)
+
+    def _log(self, line: Line, node: Node, message: str, fields: Mapping[str, object]) -> None:
+        key, remote = origin(node.peer.principal, node.peer.remote), node.peer.remote
+        self._lines.log(logger, line, key, message, node.name, fields={"remote": remote, **fields})
 
     def draining(self, drain_timeout: float) -> None:
         """Tell that the gateway shuts down, within ``drain_timeout`` seconds."""

@@ -24,6 +24,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from gateway import config
+from gateway.limits import Sampler
 from gateway.text import json_plain, plain
 
 QUEUE_BYTES = 8 * 1024 * 1024
@@ -40,6 +41,13 @@ RETRY = 1.0
 
 CLOSE_TIMEOUT = 0.5
 """Seconds in which the last lines may be written when the process exits, or when another descriptor takes over."""
+
+LIBRARIES = frozenset({"aiohttp", "asyncio", "opentelemetry", "py"})
+"""Whose lines are sampled: those of the libraries below, which do it not themselves. `py` stands for warnings."""
+
+LIBRARY_LINES = (100, 10.0)
+"""How many lines of one logger of these are written, and in how many seconds. The lines of the gateway's own loggers
+are bounded in `telemetry.lines`, and those of a user's methods are the user's."""
 
 _OWN = "gateway"
 _LEVELS = {
@@ -360,15 +368,25 @@ class LogWriter:
 
 
 class LogHandler(logging.Handler):
-    """Hands the line of each record to a writer. `logging.shutdown`, which runs at exit, closes both."""
+    """Hands the line of each record to a writer. `logging.shutdown`, which runs at exit, closes both.
 
-    def __init__(self, writer: LogWriter) -> None:
+    The lines of `LIBRARIES` are sampled. What is left out is counted in the next line of the same logger.
+    """
+
+    def __init__(self, writer: LogWriter, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.writer = writer
+        self._sampler = Sampler(clock, *LIBRARY_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line. A record that cannot be made into a line is counted as lost."""
         try:
+            if record.name.partition(".")[0] in LIBRARIES:
+                left_out = self._sampler.admit(record.name)
+                if left_out is None:
+                    return
+                if left_out:
+                    record.__dict__["leftOut"] = left_out
             self.writer.write(self.format(record).encode() + b"\n")
         except Exception:
             self.writer.drop()

@@ -10,6 +10,7 @@ import pytest
 from gateway.auth.scopes import ANONYMOUS
 from gateway.errors import CLIENT_CLOSE
 from gateway.events.presence import MAX_NAMED, Presence
+from gateway.telemetry.lines import Lines
 from tests.support.credentials import farewell
 from tests.support.ears import hall
 from tests.support.fleet import request
@@ -27,7 +28,7 @@ class Someone:
 
 def test_what_nobody_has_asked_for_is_not_published() -> None:
     here = hall()
-    presence = Presence(here.events)
+    presence = Presence(here.events, Lines())
     presence.opened(Someone())
     presence.closed(Someone(), CLIENT_CLOSE, 1.0)
     presence.draining(10.0)

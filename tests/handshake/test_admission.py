@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import pytest
 import pytest_asyncio
 
+from gateway.telemetry.lines import REFRESHED
 from tests.support.credentials import (
     HOUR,
     OP,
@@ -93,6 +94,27 @@ async def test_requests_behind_a_refresh_have_the_new_scopes_at_once(tmp_path: P
             assert (replies[0]["error"]["code"], replies[1]["result"]["name"]) == (-32003, "page")
             assert replies[2] == {"jsonrpc": "2.0", "id": 2, "result": []}
             await peer.leave()
+
+
+async def test_a_refresh_that_changes_nothing_is_neither_logged_nor_heeded(tmp_path: Path) -> None:
+    """A peer that refreshed all the time once wrote thousands of lines a second."""
+    keys = KeySet(tmp_path / "keys.json", "rsa", "ed")
+    async with discreet(METHODS | {"auth": keys.auth}) as where:
+        brought = signed(OP, "rsa")
+        with await RawPeer.open(where, headers=bearer(brought)) as peer:
+            conn = (await peer.welcome())["connId"]
+            for _ in range(200):
+                assert (await authenticate(peer, brought))["result"]["name"] == "op"
+            assert not where.events("connection.authenticated", connId=conn)
+            # One that changes something each time is sampled.
+            for number in range(2 * REFRESHED.burst):
+                scopes = ("call:>",) if number % 2 else ("call:>", "admin")
+                reply = await authenticate(peer, signed(OP._replace(scopes=scopes)))
+                assert reply["result"]["scopes"] == [*scopes]
+            await peer.leave()
+            await ended(where, peer, "client_close", 1000)
+        lines = where.events("connection.authenticated", connId=conn)
+        assert REFRESHED.burst <= len(lines) < 2 * REFRESHED.burst
 
 
 # Expiry

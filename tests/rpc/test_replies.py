@@ -9,6 +9,7 @@ from msgspec import Raw
 from gateway import errors
 from gateway.rpc.method import BadParams, Refusal
 from gateway.rpc.replies import Batch, failure, outcome_of, send_then, success
+from gateway.telemetry.lines import Lines
 from tests.support.rpc import Listing, accepted, refused
 
 SURROGATE = "\ud83d"
@@ -21,7 +22,7 @@ def caller() -> Listing:
 
 def failed(caller: Listing, error: BaseException, request_id: bytes = b"1") -> str | None:
     """The error reply as text; None if there is none."""
-    reply = failure(caller, "lamp.on", request_id, error)
+    reply = failure(caller, "lamp.on", request_id, error, Lines())
     return None if reply is None else reply.decode()
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -521,6 +522,29 @@ def test_a_line_that_is_lost_while_a_loss_is_reported_is_reported_next(pipe: Pip
     assert writer.close(DEADLINE)
     assert pipe.until(b'{"lines":1}') == [{"lines": 3}, {"lines": 1}]
     assert writer.lost == 4
+
+
+def test_lines_of_libraries_are_sampled_and_counted_by_logger(pipe: Pipe) -> None:
+    now = [1000.0]
+    pipe.read()
+    writer = log.LogWriter(pipe.writer, lambda lost: b"")
+    handler = log.LogHandler(writer, lambda: now[0])
+    handler.setFormatter(log.JsonFormatter())
+    burst, window = log.LIBRARY_LINES
+    for _ in range(burst + 7):
+        for name in ("asyncio", "aiohttp.server", "gateway.x", "a.method.of.yours"):
+            handler.handle(record("m", name=name))
+    now[0] += window
+    handler.handle(record("later", name="asyncio"))
+    found = pipe.until(b'"later"')
+    handler.close()
+    assert Counter(line["logger"] for line in found) == {
+        "asyncio": burst + 1,
+        "aiohttp.server": burst,
+        "gateway.x": burst + 7,
+        "a.method.of.yours": burst + 7,
+    }
+    assert [line["leftOut"] for line in found if "leftOut" in line] == [7]
 
 
 def test_closing_writes_what_waits_and_may_be_repeated(pipe: Pipe) -> None:
