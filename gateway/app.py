@@ -45,6 +45,7 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Phase, Status
 from gateway.telemetry import log
+from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
@@ -101,19 +102,20 @@ class Gateway:
         self._regime = Regime(config)
         self.standstill: Final = self._regime.standstill
         self.gatekeeper: Final = Gatekeeper(config.server)
-        self.rejections: Final = Rejections()
-        self.admission: Final = Admission(config, status, authenticators.load(config.auth), self.rescoped)
+        self.lines: Final = self._regime.lines
+        self.rejections: Final = Rejections(self.lines)
+        self.admission: Final = Admission(config, status, authenticators.load(config.auth), self.rescoped, self.lines)
         stream = _stream(config)
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
         self._delivery = Delivery(topics, stream, self._regime.cork)
         self.events: Final = Events(topics, stream, self._delivery)
-        self._presence = Presence(self.events)
+        self._presence = Presence(self.events, self.lines)
         self.nodes: Final = Nodes(
             self._presence.online, self._presence.offline, max_bytes=config.limits.max_registration_bytes
         )
         self.calls: Final = Calls()
-        self.router: Final = _router(config, self.nodes, self.calls)
-        self.dispatcher: Final = _dispatcher(config, status, self.calls, self.router)
+        self.router: Final = _router(config, self.nodes, self.calls, self.lines)
+        self.dispatcher: Final = _dispatcher(config, status, self.calls, self.router, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
@@ -172,15 +174,17 @@ class Gateway:
         )
 
     async def start(self) -> None:
-        """Connect the stream of events, and watch the event loop. Once, before the first request."""
+        """Connect the stream of events, and watch the event loop and the log. Once, before the first request."""
         await self.events.start()
         self.lag.start()
+        self.lines.start()
         self.standstill.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
         """Let go of what `start` has connected. After the last connection; may be called twice."""
         self.standstill.stop()
         self.lag.stop()
+        self.lines.stop()
         await self.events.stop()
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
@@ -253,7 +257,7 @@ class Gateway:
         return await self.admission.renew(authenticator, self._connections.values())
 
 
-def _router(config: Config, nodes: Nodes, calls: Calls) -> Router:
+def _router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:
     limits = config.limits
     return Router(
         nodes,
@@ -262,11 +266,12 @@ def _router(config: Config, nodes: Nodes, calls: Calls) -> Router:
         max_in_flight=limits.max_in_flight,
         max_node_in_flight=limits.max_node_in_flight,
         max_message_bytes=limits.max_message_bytes,
+        lines=lines,
         tracing=load_tracing() if config.tracing.enabled else None,
     )
 
 
-def _dispatcher(config: Config, status: Status, calls: Calls, router: Router) -> Dispatcher:
+def _dispatcher(config: Config, status: Status, calls: Calls, router: Router, lines: Lines) -> Dispatcher:
     limits = config.limits
     return Dispatcher(
         status,
@@ -275,6 +280,7 @@ def _dispatcher(config: Config, status: Status, calls: Calls, router: Router) ->
         max_in_flight=limits.max_in_flight,
         max_batch=limits.max_batch,
         call_timeout=limits.call_timeout,
+        lines=lines,
         rate=Rate(limits.rate, limits.burst) if limits.rate else None,
     )
 

@@ -6,6 +6,7 @@ import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -34,7 +35,13 @@ def address_key(remote: str) -> str:
     address = remote.rpartition(":")[0]
     if not address.startswith("["):
         return address
-    host = ipaddress.IPv6Address(address[1:-1].partition("%")[0])
+    return _network(address[1:-1].partition("%")[0])
+
+
+@lru_cache(1024)
+def _network(address: str) -> str:
+    """Return the /64 of an IPv6 address. Remembered, because it takes longer than all else that is done with a key."""
+    host = ipaddress.IPv6Address(address)
     if host.ipv4_mapped is not None:  # how a socket of both families shows an IPv4 peer
         return str(host.ipv4_mapped)
     return str(ipaddress.ip_network((host, 64), strict=False))
@@ -204,35 +211,75 @@ class Sampler:
     """Decides which of many similar lines reach the log: the first ``burst`` of each key in ``window`` seconds.
 
     It counts the lines that it leaves out, and returns the count with the next line of the same key. At most
-    ``max_keys`` keys are remembered, and the oldest is forgotten to make room, so many addresses cannot make it grow.
+    ``max_keys`` keys are remembered. While all of them are in their window, further keys are taken for one, which is
+    the empty text. So many addresses can neither make it grow, nor have more lines than so many bursts.
     """
 
-    __slots__ = ("_burst", "_clock", "_keys", "_max_keys", "_window")
+    __slots__ = ("_burst", "_clock", "_keys", "_max_keys", "_others", "_window")
 
     def __init__(self, clock: Callable[[], float], burst: int, window: float, max_keys: int = 1024) -> None:
         self._clock = clock
         self._burst = burst
         self._window = window
         self._max_keys = max_keys
-        self._keys: dict[str, _Tally] = {}
+        self._keys: dict[str, _Tally] = {}  # in the order in which their windows began
+        self._others = _Tally(-window)
 
     def admit(self, key: str) -> int | None:
         """Count a line. Returns None if it is to be left out, otherwise how many were left out since the last line."""
         now = self._clock()
         tally = self._keys.get(key)
-        if tally is None:
-            if len(self._keys) >= self._max_keys:
-                del self._keys[next(iter(self._keys))]
-            tally = self._keys[key] = _Tally(now)
-        elif now - tally.since >= self._window:
-            tally.since = now
-            tally.seen = 0
+        if tally is None or now - tally.since >= self._window:
+            tally = self._begin(key, now)
         tally.seen += 1
         if tally.seen > self._burst:
             tally.left_out += 1
             return None
         left_out, tally.left_out = tally.left_out, 0
         return left_out
+
+    def _begin(self, key: str, now: float) -> _Tally:
+        """Begin the window of a key, or return that of the further keys if there is no room for its own."""
+        tally = self._keys.pop(key, None)
+        if tally is None:
+            if len(self._keys) >= self._max_keys and not self._make_room(now):
+                tally = self._others
+                if now - tally.since >= self._window:
+                    tally.since, tally.seen = now, 0
+                return tally
+            tally = _Tally(now)
+        tally.since, tally.seen = now, 0
+        self._keys[key] = tally
+        return tally
+
+    def _make_room(self, now: float) -> bool:
+        """Forget the oldest key, if its window is over. What it has left out is told for the further keys."""
+        oldest = next(iter(self._keys), "")
+        tally = self._keys.get(oldest)
+        if tally is None or now - tally.since < self._window:
+            return False
+        self._others.left_out += tally.left_out
+        del self._keys[oldest]
+        return True
+
+    def sweep(self, *, everything: bool = False) -> list[tuple[str, int]]:
+        """Forget the keys whose window is over, or all keys.
+
+        Returns those of which lines were left out that no line has told of, and how many.
+        """
+        now, told = self._clock(), list[tuple[str, int]]()
+        while self._keys:
+            key, tally = next(iter(self._keys.items()))
+            if not everything and now - tally.since < self._window:
+                break
+            del self._keys[key]
+            if tally.left_out:
+                told.append((key, tally.left_out))
+        others = self._others
+        if others.left_out and (everything or now - others.since >= self._window):
+            told.append(("", others.left_out))
+            others.left_out = 0
+        return told
 
 
 class _Tally:

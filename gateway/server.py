@@ -118,6 +118,7 @@ class Server:
                 self._gateway.standstill,
             ),
             rejections=rejections,
+            lines=self._gateway.lines,
             context=context,
         )
         return runner

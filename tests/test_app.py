@@ -31,8 +31,8 @@ from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import Config, ConfigError, parse
 from gateway.config.certificates import tls_context
 from gateway.connections.connection import Connection
-from gateway.handshake.rejections import REJECTIONS
 from gateway.status import Phase
+from gateway.telemetry.lines import REJECTED
 from tests.support.certs import authority
 from tests.support.fleet import in_process, until
 from tests.support.patience import SLACK, START, TICK, WAIT
@@ -214,7 +214,7 @@ async def test_rejections_are_sampled_by_address(
 ) -> None:
     caplog.set_level(logging.INFO, "gateway")
     client = await aiohttp_client(create_app(Config()))
-    burst, _ = REJECTIONS
+    burst = REJECTED.burst
     for _ in range(burst + 5):
         async with client.get("/ws") as response:
             assert response.status == 426

@@ -309,21 +309,39 @@ def test_keys_do_not_share(clock: Clock) -> None:
     assert [sampler.admit(key) for key in "aabbc"] == [0, None, 0, None, 0]
 
 
-def test_remembers_so_many_keys_and_forgets_the_oldest(clock: Clock) -> None:
-    sampler = Sampler(clock, burst=1, window=10.0, max_keys=3)
-    for key in "abcd":
-        assert sampler.admit(key) == 0
-    assert [sampler.admit(key) for key in "bcd"] == [None, None, None]
-    assert sampler.admit("a") == 0, "it was forgotten"
-    assert sampler.admit("b") == 0, "it was the oldest, and made room"
+def test_while_so_many_keys_are_remembered_all_others_are_one(clock: Clock) -> None:
+    sampler = Sampler(clock, burst=2, window=10.0, max_keys=3)
+    assert [sampler.admit(key) for key in "aaabc"] == [0, 0, None, 0, 0]
+    assert [sampler.admit(key) for key in "defg"] == [0, 0, None, None]
+    assert [sampler.admit(key) for key in "abbc"] == [None, 0, None, 0], "they are counted by themselves"
+    clock.now += 10.0
+    assert sampler.admit("d") == 0, "the oldest has made room, which took no line more than it had"
+    assert sorted(sampler.sweep()) == [("", 4), ("b", 1)], "those of the oldest, too"
+    assert sampler.sweep(everything=True) == []
 
 
-def test_many_keys_do_not_make_it_grow(clock: Clock) -> None:
+def test_what_was_left_out_is_told_when_its_window_is_over_even_if_no_line_follows(clock: Clock) -> None:
+    sampler = Sampler(clock, burst=1, window=10.0)
+    admitted(sampler, "a", 4)
+    clock.now += 5.0
+    admitted(sampler, "b", 2)
+    admitted(sampler, "c", 1)
+    assert sampler.sweep() == []
+    clock.now += 5.0
+    assert sampler.sweep() == [("a", 3)]
+    assert sampler.sweep() == []
+    assert sampler.admit("a") == 0
+    assert sampler.sweep(everything=True) == [("b", 1)]
+    assert sampler.admit("b") == 0, "it is forgotten"
+
+
+def test_many_keys_do_not_make_it_grow_and_have_no_more_lines_than_so_many_bursts(clock: Clock) -> None:
     sampler = Sampler(clock, burst=1, window=10.0, max_keys=100)
-    for number in range(10_000):
-        assert sampler.admit(f"198.51.100.{number}") == 0
-    assert sampler.admit("198.51.100.9999") is None
-    assert sampler.admit("198.51.100.9899") == 0
+    told = [sampler.admit(f"198.51.100.{number}") for number in range(10_000)]
+    assert told == [0] * 101 + [None] * 9899
+    clock.now += 10.0
+    assert sampler.sweep() == [("", 9899)]
+    assert sampler.admit("another") == 0
 
 
 # Who holds the most

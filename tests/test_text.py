@@ -1,10 +1,13 @@
 """What others have written is shown as one line that drives no terminal."""
 
+import json
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.text import plain
+from gateway.text import json_plain, plain
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,14 @@ def test_the_result_is_printable_and_stays_as_it_is(text: str) -> None:
     shown = plain(text)
     assert shown.isprintable()
     assert plain(shown) == shown
+
+
+@given(st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner) | st.lists(inner)))
+def test_json_is_escaped_to_the_same_value(value: object) -> None:
+    shown = json_plain(msgspec.json.encode(value).decode())
+    assert shown.isprintable()
+    assert json.loads(shown) == value
+
+
+def test_json_escapes_are_utf_16() -> None:
+    assert json_plain('"\u2028\x85\U000e0001\ud83d魔"') == '"\\u2028\\u0085\\udb40\\udc01\\ud83d魔"'

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from gateway.limits import address_key
 from gateway.names import OWN, PATTERN, RESERVED, is_part, matches
 
 ADMIN: Final = "admin"
@@ -73,6 +74,17 @@ class Principal:
         if len(scope) <= _LONGEST and len(self._known) < _MOST and not scope.startswith(("serve:", "share:")):
             self._known[scope] = allowed
         return allowed
+
+
+def origin(principal: Principal, remote: str) -> str:
+    """Return the key under which the gateway accounts for what a connection causes, such as lines of the log.
+
+    It is the principal's name. For a peer that has named no principal, because it owes its credential or none is asked
+    for, it is the address (`limits.address_key`). The two never have the same key.
+    """
+    if principal is ANONYMOUS or principal is NOBODY:
+        return f"@{address_key(remote)}"
+    return f"={principal.name}"
 
 
 def _allow(scopes: tuple[str, ...], scope: str) -> bool:

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
-from gateway.auth.scopes import NOBODY
+from gateway.auth.scopes import NOBODY, origin
 from gateway.config import Config
 from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
@@ -28,6 +28,7 @@ from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Calls, call, failed
 from gateway.rpc.calls import Link as Sender
 from gateway.rpc.dispatcher import Request
+from gateway.telemetry.lines import CLOSED, DEFECT, OPENED, Lines
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.link import Closings, Link
 from gateway.websocket.outbox import Cork
@@ -44,7 +45,7 @@ class Regime:
     """The limits of all links of a process, taken from the configuration once. Implements `websocket.owner.Regime`.
 
     It also has what the links share: the cork, the turns of those that owe a credential, the deadlines of those that
-    are closing, and what says whether the process has stood still.
+    are closing, what says whether the process has stood still, and what samples the lines of the log.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Regime:
         "cork",
         "heartbeat_interval",
         "heartbeat_timeout",
+        "lines",
         "max_message_bytes",
         "max_outbox_bytes",
         "outbox_timeout",
@@ -83,6 +85,7 @@ class Regime:
         self.turns = Turns()
         self.standstill = Standstill(self.heartbeat_timeout)
         self.closings = Closings(self.close_timeout)
+        self.lines = Lines()
 
 
 class Endpoint(Receiver, Protocol):
@@ -122,6 +125,7 @@ class Connection:
         "_accounts",
         "_held_bytes",
         "_held_up",
+        "_lines",
         "_opened",
         "_patience",
         "_released",
@@ -164,6 +168,7 @@ class Connection:
         self.leaving = False
         self._released = False
         self.endpoint = endpoint
+        self._lines = regime.lines
         self.attach(Link(self, regime.cork, regime, regime.closings))
 
     def attach(self, link: Link) -> None:
@@ -392,24 +397,21 @@ class Connection:
         self.endpoint.opened(self)
 
     def _log_opened(self) -> None:
-        logger.info(
-            "connection opened",
-            extra={
-                "event": "connection.opened",
-                "connId": self.conn_id,
-                "remote": self.remote,
-                "principal": self.principal.name,
-                "role": self.principal.role,
-            },
-        )
+        fields = self._known() | {"principal": self.principal.name, "role": self.principal.role}
+        self._lines.log(logger, OPENED, self._origin, "connection opened", fields=fields)
+
+    @property
+    def _origin(self) -> str:
+        return origin(self.principal, self.remote)
+
+    def _known(self) -> dict[str, object]:
+        """Return the fields that every line about the connection has."""
+        return {"connId": self.conn_id, "remote": self.remote}
 
     def on_defect(self, error: BaseException) -> None:
         """Log a defect of ours with its traceback. Nothing of it goes out on the wire."""
-        logger.error(
-            "a message could not be handled",
-            exc_info=error,
-            extra={"event": "connection.defect", "connId": self.conn_id, "remote": self.remote},
-        )
+        message = "a message could not be handled"
+        self._lines.log(logger, DEFECT, self._origin, message, fields=self._known(), exc_info=error)
 
     @property
     def past(self) -> Written:
@@ -463,24 +465,22 @@ class Connection:
             raise
 
     def _log_closed(self, end: Disconnect) -> None:
-        logger.info(
-            "connection closed: %s",
-            end.cause,
-            extra={
-                "event": "connection.closed",
-                "connId": self.conn_id,
-                "remote": self.remote,
-                "principal": self.principal.name,
-                "duration": self.duration,
-                "code": end.code,
-                "reason": end.reason,
-                "cause": end.cause,
-                "messagesIn": self.messages_in,
-                "messagesOut": self.messages_out,
-                "bytesIn": self.bytes_in,
-                "bytesOut": self.bytes_out,
-            },
-        )
+        message = "connection closed: %s"
+        fields = self._known() | {
+            "principal": self.principal.name,
+            "duration": self.duration,
+            "code": end.code,
+            "reason": end.reason,
+            "cause": end.cause,
+            "messagesIn": self.messages_in,
+            "messagesOut": self.messages_out,
+            "bytesIn": self.bytes_in,
+            "bytesOut": self.bytes_out,
+        }
+        if end.cause == errors.SHUTDOWN.cause:  # once a connection, at the end of the process: all of them are logged
+            logger.info(message, end.cause, extra={"event": "connection.closed", **fields})
+        else:
+            self._lines.log(logger, CLOSED, self._origin, message, end.cause, fields=fields)
 
 
 _entropy = bytearray()

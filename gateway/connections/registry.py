@@ -6,15 +6,15 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway import errors
-from gateway.auth.scopes import Principal
 from gateway.connections.connection import Connection
+from gateway.connections.history import Closed, History
 from gateway.errors import Disconnect
 from gateway.telemetry.counts import Census, Traffic
 
@@ -26,30 +26,9 @@ LEAVE_WITHIN: Final = 1.0
 RECONNECT_MS: Final = (500, 10_000)
 """The least and the most that ``reconnectAfterMs`` may be; it is random."""
 
-HISTORY: Final = 1000
-"""How many ended connections are remembered."""
-
 _CHUNK: Final = 200
 _COUNTED: Final = 500
 _CUT_GRACE: Final = 0.2
-
-
-class Closed(NamedTuple):
-    """What is kept of a connection that is over.
-
-    ``closed_at`` is in seconds since the epoch, ``duration`` in seconds, and the rest is as the connection had it.
-    """
-
-    conn_id: str
-    principal: Principal
-    remote: str
-    closed_at: float
-    duration: float
-    end: Disconnect
-    messages_in: int
-    messages_out: int
-    bytes_in: int
-    bytes_out: int
 
 
 class Connections(dict[str, Connection]):
@@ -64,7 +43,7 @@ class Connections(dict[str, Connection]):
         self.opened_total = 0
         self.disconnects: Counter[str] = Counter(dict.fromkeys((end.cause for end in errors.DISCONNECTS), 0))
         """How many connections have ended, by cause, including those that were never registered."""
-        self.history: deque[Closed] = deque(maxlen=HISTORY)
+        self.history = History()
         self.owing: set[Connection] = set()
         self._traffic = Traffic()
         self._empty: asyncio.Event | None = None

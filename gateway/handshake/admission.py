@@ -25,6 +25,7 @@ from gateway.auth.credentials import (
     is_too_long,
 )
 from gateway.auth.expiry import Expiries
+from gateway.auth.scopes import origin
 from gateway.config import Config
 from gateway.connections.connection import Connection
 from gateway.handshake.rejections import Stage
@@ -32,6 +33,7 @@ from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
 from gateway.rpc.method import Refusal
 from gateway.status import Phase, Status
+from gateway.telemetry.lines import AUTHENTICATED, REFRESHED, Line, Lines
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,9 @@ class Admission:
         status: Status,
         authenticator: Authenticator,
         rescoped: Callable[[Connection], None],
+        lines: Lines,
     ) -> None:
+        self._lines = lines
         self._status = status
         self._limits = config.limits
         self._authenticator = authenticator
@@ -127,14 +131,16 @@ class Admission:
     def refresh(self, connection: Connection, token: str) -> None:
         """Handle `gateway.authenticate` of an open connection.
 
-        Raises Refusal if the connection is to keep the credential that it has.
+        If name, role, scopes and expiry stay as they are, nothing else happens and nothing is logged. Raises Refusal if
+        the connection is to keep the credential that it has.
         """
-        credential = self.by_message(connection, token)
+        before, credential = connection.principal, self.by_message(connection, token)
         if self._authenticator.asks:
             connection.adopt(credential)
-            self._rescoped(connection)
-            self._expiries.watch(connection)
-            self.authenticated(connection)
+            if credential.principal != before:
+                self._rescoped(connection)
+                self._expiries.watch(connection)
+                self._log(REFRESHED, connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
         """Return the credential of a `gateway.authenticate`. Raises Refusal.
@@ -221,19 +227,19 @@ class Admission:
             self._expiries.watch(connection)
 
     def authenticated(self, connection: Connection) -> None:
-        """Log that a connection has brought a credential in a message."""
+        """Log that a connection has brought the credential that it owed."""
+        self._log(AUTHENTICATED, connection)
+
+    def _log(self, line: Line, connection: Connection) -> None:
         principal = connection.principal
-        logger.info(
-            "%s authenticated",
-            principal.name,
-            extra={
-                "event": "connection.authenticated",
-                "connId": connection.conn_id,
-                "remote": connection.remote,
-                "principal": principal.name,
-                "role": principal.role,
-            },
-        )
+        fields = {
+            "connId": connection.conn_id,
+            "remote": connection.remote,
+            "principal": principal.name,
+            "role": principal.role,
+        }
+        key = origin(principal, connection.remote)
+        self._lines.log(logger, line, key, "%s authenticated", principal.name, fields=fields)
 
     def left(self, connection: Connection) -> None:
         """Stop counting a connection that has entered, and is over."""

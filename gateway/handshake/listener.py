@@ -23,6 +23,7 @@ from aiohttp.http import HttpProcessingError
 from gateway.deadlines import Deadlines, Standstill
 from gateway.handshake.proxies import format_address
 from gateway.handshake.rejections import Rejections, Stage
+from gateway.telemetry.lines import ACCEPT_FAILED, ACCEPT_PAUSED, Lines
 from gateway.websocket.opening import RequestProtocol
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,6 @@ _ACCEPTS: Final = 64
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NEVER: Final = 365 * 24 * 3600.0
 _PAUSE: Final = 0.5
-_PAUSE_LOG: Final = 60.0
 
 _BAD_REQUEST: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -218,6 +218,7 @@ class Listener:
         handler_args: Mapping[str, Any],
         handshakes: Handshakes,
         rejections: Rejections,
+        lines: Lines,
         context: ssl.SSLContext | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -228,7 +229,7 @@ class Listener:
         self._server = server
         self._sockets: list[socket.socket] = []
         self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
-        self._paused_logged = float("-inf")
+        self._lines = lines
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, sockets: list[socket.socket]) -> None:
@@ -296,14 +297,11 @@ class Listener:
         Otherwise the event loop, which is level-triggered, would spin and log until a descriptor is free.
         """
         if error.errno not in _EXHAUSTED:
-            logger.error("accept failed: %s", error, extra={"event": "server.accept_failed"})
-        elif self.loop.time() - self._paused_logged >= _PAUSE_LOG:
-            self._paused_logged = self.loop.time()
-            logger.warning(
-                "cannot accept: %s; see LimitNOFILE in docs/operations.md",
-                error.strerror,
-                extra={"event": "server.accept_paused", "errno": errno.errorcode[error.errno]},
-            )
+            self._lines.log(logger, ACCEPT_FAILED, "", "accept failed: %s", error, fields={})
+        else:
+            why = "cannot accept: %s; see LimitNOFILE in docs/operations.md"
+            fields = {"errno": errno.errorcode[error.errno]}
+            self._lines.log(logger, ACCEPT_PAUSED, "", why, error.strerror, fields=fields)
         self.loop.remove_reader(listening)
         self._paused[listening] = self.loop.call_later(_PAUSE, self._resume, listening)
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from typing import Final, Literal, get_args
 
-from gateway.limits import Sampler, address_key
+from gateway.auth.scopes import NOBODY, origin
+from gateway.telemetry.lines import LATE, REJECTED, Lines
 
 logger = logging.getLogger(__name__)
-
-REJECTIONS: Final = (20, 10.0)
-TIMEOUTS: Final = (100, 10.0)
-"""How many of one address are logged, and in how many seconds. The rest is counted."""
 
 Stage = Literal["tls", "request", "authenticate"]
 """Where a handshake ended: before the request, at it, or at the credential."""
@@ -27,31 +23,18 @@ class Rejections:
     ``failures`` has the counts since the start, by stage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Lines) -> None:
         self.failures: Counter[Stage] = Counter(dict.fromkeys(_STAGES, 0))
-        self._rejected = Sampler(time.monotonic, *REJECTIONS)
-        self._late = Sampler(time.monotonic, *TIMEOUTS)
+        self._lines = lines
 
     def rejected(self, remote: str, reason: str, stage: Stage, **fields: object) -> bool:
         """Count a peer that the gateway has refused. ``fields`` go into the log line, such as the HTTP status."""
         self.failures[stage] += 1
-        left_out = self._rejected.admit(address_key(remote))
-        if left_out is None:
-            return False
-        line = {"event": "handshake.rejected", "remote": remote, "stage": stage, **fields, "reason": reason}
-        logger.info("handshake rejected: %s", reason, extra=_with(line, left_out))
-        return True
+        known = {"remote": remote, "stage": stage, **fields, "reason": reason}
+        return self._lines.log(logger, REJECTED, origin(NOBODY, remote), "handshake rejected: %s", reason, fields=known)
 
     def late(self, remote: str, stage: Stage, timeout: float, **fields: object) -> bool:
         """Count a peer whose deadline has passed. ``timeout`` is the handshake's whole time in seconds."""
         self.failures[stage] += 1
-        left_out = self._late.admit(address_key(remote))
-        if left_out is None:
-            return False
-        line = {"event": "handshake.timeout", "remote": remote, "stage": stage, "timeout": timeout, **fields}
-        logger.info("no handshake within %s s", timeout, extra=_with(line, left_out))
-        return True
-
-
-def _with(line: dict[str, object], left_out: int) -> dict[str, object]:
-    return line | {"leftOut": left_out} if left_out else line
+        known = {"remote": remote, "stage": stage, "timeout": timeout, **fields}
+        return self._lines.log(logger, LATE, origin(NOBODY, remote), "no handshake within %s s", timeout, fields=known)

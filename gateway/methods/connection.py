@@ -13,7 +13,8 @@ from msgspec import Meta
 from gateway import errors
 from gateway.auth.scopes import ADMIN
 from gateway.connections.connection import Connection
-from gateway.connections.registry import HISTORY, Connections
+from gateway.connections.history import HISTORY
+from gateway.connections.registry import Connections
 from gateway.rpc.method import Refusal, method
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import cut
@@ -140,7 +141,10 @@ class ConnectionMethods:
 
     @method("connection.history", scope=ADMIN)
     def history(self, peer: Connection, params: HistoryParams) -> History:
-        """List the connections that have ended, and why. The last thousand are kept; the newest come first."""
+        """List the connections that have ended, and why. A thousand are kept; the newest come first.
+
+        If there are more, the oldest of the principal that has the most is dropped, or of the address if it named none.
+        """
         found: list[ClosedInfo] = []
         for closed in reversed(self._connections.history):
             if params.conn_id is None or closed.conn_id == params.conn_id:

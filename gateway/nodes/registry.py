@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -96,18 +96,32 @@ class Node:
         return len(self.peer.calls)
 
 
+class Change(NamedTuple):
+    """What a registration, or taking back some methods, has changed about the node of a name.
+
+    ``added``, ``removed`` and ``changed`` are names of methods; those in ``changed`` are described in another way now.
+    ``replaced`` is the older node of this name, if the name has gone to another connection. The names are then those
+    by which the newer node differs from it.
+    """
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+    replaced: Node | None = None
+
+
 class Nodes:
     """The registry.
 
     ``online`` is called after a node has registered methods, or has taken some of them back: with the node, and with
-    the one that it has replaced, or None. ``offline`` is called after a node is gone. ``wall`` returns seconds since
-    the epoch. ``version`` grows with each change of what is served. ``max_bytes`` bounds the ``octets`` of one node;
-    ``cost`` is that of all nodes, which `MAX_BYTES` bounds.
+    what has changed. If nothing has, it is not called. ``offline`` is called after a node is gone. ``wall`` returns
+    seconds since the epoch. ``version`` grows with each change of what is served. ``max_bytes`` bounds the ``octets``
+    of one node; ``cost`` is that of all nodes, which `MAX_BYTES` bounds.
     """
 
     def __init__(
         self,
-        online: Callable[[Node, Node | None], None],
+        online: Callable[[Node, Change], None],
         offline: Callable[[Node], None],
         wall: Callable[[], float] = time.time,
         *,
@@ -173,6 +187,7 @@ class Nodes:
             node = Node(name, peer, self._wall())
         self._check_owners(node, entries)
         self._check(node, entries, 0 if replaced is None else replaced.cost)
+        change = _change(node.methods if replaced is None else replaced.methods, entries, replaced)
         if peer.node is None:
             if replaced is None:
                 insort(self._names, name)
@@ -181,9 +196,10 @@ class Nodes:
                 replaced.peer.node = None
             peer.node = self._by_name[name] = node
         node.context = context
-        self._add(node, entries)
-        self.version += 1
-        self._online(node, replaced)
+        if any(change):
+            self._add(node, entries)
+            self.version += 1
+            self._online(node, change)
         return replaced
 
     def _check_owners(self, node: Node, methods: Iterable[str]) -> None:
@@ -239,10 +255,11 @@ class Nodes:
         Harmless if the connection is not a node, or does not serve these methods.
         """
         node = peer.node
-        if node is None or not self._withdraw(node, list(node.methods) if methods is None else methods):
+        removed = [] if node is None else self._withdraw(node, list(node.methods) if methods is None else methods)
+        if node is None or not removed:
             return
         if node.methods:
-            self._online(node, None)
+            self._online(node, Change([], removed, []))
             return
         del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
         peer.node = None
@@ -261,21 +278,22 @@ class Nodes:
         alone = len(self._by_method[method]) == 1
         return node.peer.principal.allows(f"serve:{method}") and (alone or _may_share(node, method))
 
-    def _withdraw(self, node: Node, methods: Iterable[str]) -> bool:
-        """Take these methods from a node. Returns whether it had any of them."""
-        before, cost = len(node.methods), node.cost
+    def _withdraw(self, node: Node, methods: Iterable[str]) -> list[str]:
+        """Take these methods from a node. Returns those that it had."""
+        removed, cost = [], node.cost
         for name in methods:
             served = node.methods.pop(name, None)
             if served is None:
                 continue
+            removed.append(name)
             node.octets -= served.octets
             nodes = self._by_method[name]
             nodes.remove(node)
             if not nodes:
                 del self._by_method[name]
         self.cost += node.cost - cost
-        self.version += 1
-        return len(node.methods) < before
+        self.version += bool(removed)
+        return removed
 
 
 def _may_share(node: Node, method: str) -> bool:
@@ -285,3 +303,13 @@ def _may_share(node: Node, method: str) -> bool:
 
 def _in_flight(node: Node) -> int:
     return len(node.peer.calls)
+
+
+def _change(before: Mapping[str, Served], entries: Mapping[str, Served], replaced: Node | None) -> Change:
+    """Say what changes if a node that serves ``before``, or takes over from one that does, registers ``entries``."""
+    return Change(
+        added=[name for name in entries if name not in before],
+        removed=[] if replaced is None else [name for name in before if name not in entries],
+        changed=[name for name, served in entries.items() if before.get(name, served) != served],
+        replaced=replaced,
+    )

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Raw
 
 from gateway import errors
+from gateway.auth.scopes import origin
 from gateway.errors import RpcError
-from gateway.limits import Sampler
 from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
@@ -28,6 +28,7 @@ from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import SMALL, UNREAD, Batch
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
+from gateway.telemetry.lines import CALL_FAILED, Lines
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ ENVELOPE: Final = 4096
 A `traceparent` is not among them: it is the caller's, and may have any length.
 """
 
-FAILURES: Final = (20, 10.0)
-"""How many failed calls of one connection are logged, and in how many seconds. The others are only counted."""
+_OF_THE_NODE: Final = frozenset({errors.INTERNAL_ERROR.name, errors.TOO_LARGE.name, errors.NODE_LOST.name})
+"""What ends a call because of what the node does. All else the caller can cause by itself."""
 
 
 class Span(Protocol):
@@ -196,6 +197,7 @@ class Router:
         max_in_flight: int,
         max_node_in_flight: int,
         max_message_bytes: int,
+        lines: Lines,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -212,7 +214,7 @@ class Router:
         self.dropped: Final = Counter({"notification": 0, "progress": 0})
         """How many messages were dropped because so much waits for their receiver, by kind."""
         self._tracing = tracing
-        self._failures = Sampler(clock, *FAILURES)
+        self._lines = lines
         self.clock: Final = clock
 
     # The way there
@@ -376,25 +378,26 @@ class Router:
         return jsonrpc.error_reply(call.request_id, error, detail, outcome=UNKNOWN)
 
     def _log(self, call: RoutedCall, reason: str) -> None:
-        caller = call.caller
-        left_out = self._failures.admit(caller.conn_id)
-        if left_out is None:
-            return
-        method, node = call.served.name, call.node
-        fields: dict[str, object] = {
-            "event": "call.failed",
-            "connId": caller.conn_id,
-            "remote": caller.remote,
-            "method": method,
-            "node": node.name,
-            "nodeConnId": node.peer.conn_id,
-            "error": reason,
-            "outcome": UNKNOWN,
-            "duration": round(self.clock() - call.begun, 3),
-        }
-        if left_out:
-            fields["leftOut"] = left_out
-        logger.info("call of %s failed: %s", method, reason, extra=fields)
+        caller, node = call.caller, call.node
+        cause = node.peer if reason in _OF_THE_NODE else caller
+        self._lines.log(
+            logger,
+            CALL_FAILED,
+            origin(cause.principal, cause.remote),
+            "call of %s failed: %s",
+            call.served.name,
+            reason,
+            fields={
+                "connId": caller.conn_id,
+                "remote": caller.remote,
+                "method": call.served.name,
+                "node": node.name,
+                "nodeConnId": node.peer.conn_id,
+                "error": reason,
+                "outcome": UNKNOWN,
+                "duration": round(self.clock() - call.begun, 3),
+            },
+        )
 
 
 def _tail(node: Node, caller: Peer, timeout: float, traceparent: Raw) -> bytes:

@@ -28,6 +28,7 @@ from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, c
 from gateway.rpc.replies import ANSWERED, Batch, Caller, failure, fitting, outcome_of, send_then, success
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
+from gateway.telemetry.lines import Lines
 from gateway.websocket.frames import Payload
 
 _NULL: Final = b"null"
@@ -140,6 +141,7 @@ class Dispatcher:
         max_in_flight: int,
         max_batch: int,
         call_timeout: float,
+        lines: Lines,
         rate: Rate | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -149,6 +151,7 @@ class Dispatcher:
         self._max_in_flight = max_in_flight
         self._max_batch = max_batch
         self._call_timeout = call_timeout
+        self._lines = lines
         self._rate = rate
         self._clock = clock
         self._methods: dict[str, Method] = {}
@@ -284,7 +287,7 @@ class Dispatcher:
             return self._continue(peer, method, more, message, batch) if method is not None else None
         except Exception as error:
             (self._route.tally if method is None else method.tally).count(outcome_of(error))
-            return failure(peer, name, request_id, error)
+            return failure(peer, name, request_id, error, self._lines)
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
@@ -316,7 +319,7 @@ class Dispatcher:
             self._make_room(peer)
         except Refusal as refusal:
             method.tally.count(outcome_of(refusal))
-            return failure(peer, method.name, b"" + message.id, refusal)
+            return failure(peer, method.name, b"" + message.id, refusal, self._lines)
         self._start(peer, method, more.work(), message, batch)
         return None
 
@@ -342,7 +345,7 @@ class Dispatcher:
         peer, batch = running.peer, running.batch
         self._sweep.done(running)
         peer.running.pop(running.key, None)
-        reply, outcome, after = _outcome(running, task)
+        reply, outcome, after = _outcome(running, task, self._lines)
         if outcome is not None:
             running.method.tally.ended(outcome, self._clock() - running.begun)
         if batch is not None:
@@ -392,7 +395,7 @@ def _may(peer: Peer, method: Method) -> bool:
 _Outcome = tuple[bytes | None, str | None, Callable[[], None] | None]
 
 
-def _outcome(running: Running, task: asyncio.Task[Any]) -> _Outcome:
+def _outcome(running: Running, task: asyncio.Task[Any], lines: Lines) -> _Outcome:
     """Return what a finished task has come to: the reply, the outcome's name, and what to do after the reply.
 
     Reply and outcome are None for a request that has been sent on: they are still to come.
@@ -407,7 +410,7 @@ def _outcome(running: Running, task: asyncio.Task[Any]) -> _Outcome:
             return _returned(running, task.result())
         except Exception as defect:
             error = defect
-    return failure(peer, name, request_id, error), outcome_of(error), None
+    return failure(peer, name, request_id, error, lines), outcome_of(error), None
 
 
 def _returned(running: Running, result: Any) -> _Outcome:

@@ -9,10 +9,12 @@ from typing import Any, Final, Protocol
 from msgspec import Raw
 
 from gateway import errors
+from gateway.auth.scopes import Principal, origin
 from gateway.errors import RpcError
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import UNKNOWN, Link
 from gateway.rpc.method import BadParams, Refusal
+from gateway.telemetry.lines import METHOD_FAILED, Lines
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ SMALL: Final = 4096
 
 class Caller(Protocol):
     """The connection that a request came from."""
+
+    principal: Principal
 
     @property
     def conn_id(self) -> str:
@@ -175,31 +179,28 @@ def outcome_of(error: BaseException) -> str:
     return errors.INVALID_PARAMS.name if isinstance(error, BadParams) else errors.INTERNAL_ERROR.name
 
 
-def failure(caller: Caller, method: str, request_id: bytes, error: BaseException) -> bytes | None:
+def failure(caller: Caller, method: str, request_id: bytes, error: BaseException, lines: Lines) -> bytes | None:
     """Return the error reply to a request that has failed; None for a notification, whose ``request_id`` is empty.
 
-    `Refusal` and `BadParams` are told to the caller. Everything else is a defect, which is logged here.
+    `Refusal` and `BadParams` are told to the caller. Everything else is a defect, which is logged here, to ``lines``.
     """
     if isinstance(error, Refusal):
-        return _refusal(caller, method, request_id, error) if request_id else None
+        return _refusal(caller, method, request_id, error, lines) if request_id else None
     if isinstance(error, BadParams):
         return jsonrpc.error_reply(request_id, errors.INVALID_PARAMS, str(error)) if request_id else None
-    return _defect(caller, method, request_id, error)
+    return _defect(caller, method, request_id, error, lines)
 
 
-def _refusal(caller: Caller, method: str, request_id: bytes, refusal: Refusal) -> bytes | None:
+def _refusal(caller: Caller, method: str, request_id: bytes, refusal: Refusal, lines: Lines) -> bytes | None:
     try:
         return jsonrpc.error_reply(request_id, refusal.error, refusal.detail, **refusal.data)
     except Exception as error:  # the method's own text or data is no JSON
-        return _defect(caller, method, request_id, error)
+        return _defect(caller, method, request_id, error, lines)
 
 
-def _defect(caller: Caller, method: str, request_id: bytes, error: BaseException) -> bytes | None:
+def _defect(caller: Caller, method: str, request_id: bytes, error: BaseException, lines: Lines) -> bytes | None:
     """A method has raised what it should not: all of it goes into the log, nothing of it into the reply."""
-    logger.error(
-        "method %s failed",
-        method,
-        exc_info=error,
-        extra={"event": "call.failed", "connId": caller.conn_id, "remote": caller.remote, "method": method},
-    )
+    key = origin(caller.principal, caller.remote)
+    known = {"connId": caller.conn_id, "remote": caller.remote, "method": method}
+    lines.log(logger, METHOD_FAILED, key, "method %s failed", method, fields=known, exc_info=error)
     return jsonrpc.error_reply(request_id, errors.INTERNAL_ERROR) if request_id else None

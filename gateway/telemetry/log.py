@@ -11,6 +11,7 @@ waits in a queue that is bounded in bytes. Lost lines are counted, and a line `l
 
 import logging
 import os
+import re
 import select
 import sys
 import threading
@@ -23,7 +24,8 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from gateway import config
-from gateway.text import plain
+from gateway.limits import Sampler
+from gateway.text import json_plain, plain
 
 QUEUE_BYTES = 8 * 1024 * 1024
 """How much may wait for the writer, in bytes of finished lines: about 30,000 lines of the usual length."""
@@ -40,6 +42,13 @@ RETRY = 1.0
 CLOSE_TIMEOUT = 0.5
 """Seconds in which the last lines may be written when the process exits, or when another descriptor takes over."""
 
+LIBRARIES = frozenset({"aiohttp", "asyncio", "opentelemetry", "py"})
+"""Whose lines are sampled: those of the libraries below, which do it not themselves. `py` stands for warnings."""
+
+LIBRARY_LINES = (100, 10.0)
+"""How many lines of one logger of these are written, and in how many seconds. The lines of the gateway's own loggers
+are bounded in `telemetry.lines`, and those of a user's methods are the user's."""
+
 _OWN = "gateway"
 _LEVELS = {
     logging.DEBUG: "debug",
@@ -55,6 +64,9 @@ _SHORT_LEVELS = {
     "error": "ERROR",
     "critical": "CRIT ",
 }
+_CONTROL = re.compile("[\\x00-\\x1f]")
+"""What JSON does not have within a text, and msgspec writes nowhere. Beside a text it may be blank space."""
+
 _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
 
 
@@ -63,7 +75,9 @@ class JsonFormatter(MsgspecFormatter):
 
     `time` is RFC 3339 in UTC with milliseconds. A record without an event, such as another library's, has the
     event `log`. A traceback is one string, in the field `traceback`. A value that JSON cannot express becomes
-    text. A field with the name of one of the first five gets an underscore after its name.
+    text. A field with the name of one of the first five gets an underscore after its name. Characters that are not
+    printable, such as U+2028, U+0085 and what changes the direction of writing, are escaped: in every viewer a line is
+    one line, and reads as it was written.
     """
 
     def __init__(self) -> None:
@@ -89,9 +103,11 @@ class JsonFormatter(MsgspecFormatter):
             text = self.jsonify_log_record(line)
         except Exception:  # a value's own __str__ has failed, or JSON or UTF-8 cannot express a value
             text = ""
-        if not text or "\n" in text:  # msgspec.Raw goes out as it is, line breaks included
+        if text.isprintable() and text:  # nearly always
+            return text
+        if not text or _CONTROL.search(text):  # msgspec.Raw goes out as it is, line breaks included
             text = self.jsonify_log_record({_text(name): _encodable(value) for name, value in line.items()})
-        return text
+        return json_plain(text)
 
 
 class TextFormatter(logging.Formatter):
@@ -169,7 +185,7 @@ def _text(value: object) -> str:
 def _encodable(value: object) -> object:
     """Return `value` if it can be one line of JSON, otherwise its text."""
     try:
-        if b"\n" not in msgspec.json.encode(value, enc_hook=_text):
+        if not _CONTROL.search(msgspec.json.encode(value, enc_hook=_text).decode()):
             return value
     except Exception:
         return _text(value)
@@ -352,15 +368,25 @@ class LogWriter:
 
 
 class LogHandler(logging.Handler):
-    """Hands the line of each record to a writer. `logging.shutdown`, which runs at exit, closes both."""
+    """Hands the line of each record to a writer. `logging.shutdown`, which runs at exit, closes both.
 
-    def __init__(self, writer: LogWriter) -> None:
+    The lines of `LIBRARIES` are sampled. What is left out is counted in the next line of the same logger.
+    """
+
+    def __init__(self, writer: LogWriter, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.writer = writer
+        self._sampler = Sampler(clock, *LIBRARY_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line. A record that cannot be made into a line is counted as lost."""
         try:
+            if record.name.partition(".")[0] in LIBRARIES:
+                left_out = self._sampler.admit(record.name)
+                if left_out is None:
+                    return
+                if left_out:
+                    record.__dict__["leftOut"] = left_out
             self.writer.write(self.format(record).encode() + b"\n")
         except Exception:
             self.writer.drop()

@@ -11,11 +11,13 @@ from gateway.auth.scopes import (
     ANONYMOUS,
     ANY_CALL,
     EVERYTHING,
+    NOBODY,
     ROLES,
     Principal,
     callable_by,
     covers,
     is_scope,
+    origin,
     role_scopes,
 )
 from gateway.config import parse
@@ -404,3 +406,15 @@ def test_what_tells_many_names_apart_says_the_same_as_a_principal(scopes: tuple[
         "a.bc",
     ):
         assert may(name) is principal.allows(f"call:{name}"), name
+
+
+def test_what_is_caused_is_the_principals_or_the_address_if_there_is_none() -> None:
+    op = Principal("op", "operator", ())
+    other = Principal("op", "node", ("call:>",), 1.0)
+    assert origin(op, "192.0.2.7:1") == origin(other, "[2001:db8::1]:2"), "by whatever credential, from wherever"
+    for nameless in (ANONYMOUS, NOBODY):
+        assert origin(nameless, "192.0.2.7:1") == origin(nameless, "192.0.2.7:2") != origin(nameless, "192.0.2.8:1")
+        assert origin(nameless, "[2001:db8::1]:1") == origin(nameless, "[2001:db8::2]:1")
+        assert origin(nameless, "unix") == origin(nameless, "unix")
+    for name in ("192.0.2.7", "@192.0.2.7", "", "anonymous"):
+        assert origin(Principal(name, "node", ()), "192.0.2.7:1") != origin(NOBODY, "192.0.2.7:1")

@@ -1,7 +1,7 @@
 """Who comes and goes: the gateway's own topics, and the log's lines about nodes, after every kind of end."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +9,8 @@ import pytest
 
 from gateway.auth.scopes import ANONYMOUS
 from gateway.errors import CLIENT_CLOSE
-from gateway.events.presence import Presence
+from gateway.events.presence import MAX_NAMED, Presence
+from gateway.telemetry.lines import Lines
 from tests.support.credentials import farewell
 from tests.support.ears import hall
 from tests.support.fleet import request
@@ -27,7 +28,7 @@ class Someone:
 
 def test_what_nobody_has_asked_for_is_not_published() -> None:
     here = hall()
-    presence = Presence(here.events)
+    presence = Presence(here.events, Lines())
     presence.opened(Someone())
     presence.closed(Someone(), CLIENT_CLOSE, 1.0)
     presence.draining(10.0)
@@ -86,6 +87,11 @@ async def watcher(gateway: StartGateway) -> AsyncIterator[Watcher]:
         yield Watcher(where, peer)
 
 
+def news(*added: str, removed: Sequence[str] = (), changed: Sequence[str] = ()) -> dict[str, Any]:
+    """What an event says of the methods of a node."""
+    return {"added": [*added], "removed": [*removed], "changed": [*changed]}
+
+
 async def register(peer: RawPeer, *methods: str, name: str = "pi") -> None:
     """Be a node."""
     await request(peer, "node.register", name=name, methods=[{"name": method} for method in methods])
@@ -98,18 +104,59 @@ async def test_a_node_that_comes_serves_more_and_less_and_leaves(watcher: Watche
         node, conn_id = await watcher.enters(stack)
         who = {"connId": conn_id, "node": "pi"}
         await register(node, "a.b", "a.c")
-        assert await watcher.next("gateway.node.online") == who | {"serves": 2, "methods": ["a.b", "a.c"]}
+        assert await watcher.next("gateway.node.online") == who | {"serves": 2} | news("a.b", "a.c")
         assert await watcher.line("node.online") == who | {"serves": 2, "remote": node.local}
-        await register(node, "a.d")
-        assert await watcher.next("gateway.node.online") == who | {"serves": 3, "methods": ["a.b", "a.c", "a.d"]}
+        await register(node, "a.d", "a.c")
+        assert await watcher.next("gateway.node.online") == who | {"serves": 3} | news("a.d")
         assert await watcher.line("node.online") == who | {"serves": 3, "remote": node.local}
-        await request(node, "node.unregister", methods=["a.b", "a.c", "a.d"])
+        await request(node, "node.unregister", methods=["a.b", "never there"])
+        await node.recv_json()
+        assert await watcher.next("gateway.node.online") == who | {"serves": 2} | news(removed=["a.b"])
+        await request(node, "node.unregister", methods=["a.c", "a.d"])
         await node.recv_json()
         assert await watcher.next("gateway.node.offline") == who
         assert await watcher.line("node.offline") == who | {"remote": node.local}
         await node.leave()
         await watcher.leaves(conn_id, "client_close", 1000)
     assert len(watcher.where.events("node.offline")) == 1
+
+
+async def test_a_registration_that_changes_nothing_leaves_no_line_and_no_event(watcher: Watcher) -> None:
+    with ExitStack() as stack:
+        node, conn_id = await watcher.enters(stack)
+        for _ in range(500):
+            await register(node, "a.b", "a.c")
+        await request(node, "node.register", name="pi", methods=[{"name": "a.b", "summary": "Anew."}, {"name": "a.d"}])
+        await node.recv_json()
+        await request(node, "node.unregister")
+        await node.recv_json()
+        who = {"connId": conn_id, "node": "pi"}
+        assert await watcher.next("gateway.node.online") == who | {"serves": 2} | news("a.b", "a.c")
+        assert await watcher.next("gateway.node.online") == who | {"serves": 3} | news("a.d", changed=["a.b"])
+        assert await watcher.next("gateway.node.offline") == who
+        await watcher.line("node.offline")
+    assert [line["serves"] for line in watcher.where.events("node.online")] == [2, 3]
+
+
+async def test_an_event_names_a_hundred_methods_at_most(watcher: Watcher) -> None:
+    """And who has a thousand, and registers one more, causes a message about one."""
+    with ExitStack() as stack:
+        node, _ = await watcher.enters(stack)
+        many = [f"a.{'x' * 190}{number:03}" for number in range(999)]
+        await register(node, *many)
+        first = await watcher.next("gateway.node.online")
+        assert (first["serves"], first["added"], first["truncated"]) == (999, many[:MAX_NAMED], True)
+        await register(node, *many, "b")
+        second = await watcher.next("gateway.node.online")
+        assert (second["serves"], second["added"], "truncated" in second) == (1000, ["b"], False)
+        await request(node, "node.unregister", methods=many[: MAX_NAMED + 1])
+        await node.recv_json()
+        third = await watcher.next("gateway.node.online")
+        assert (third["removed"], third["truncated"]) == (many[:MAX_NAMED], True)
+        await request(node, "node.unregister", methods=many[MAX_NAMED + 1 : 2 * MAX_NAMED + 1])
+        await node.recv_json()
+        fourth = await watcher.next("gateway.node.online")
+        assert (len(fourth["removed"]), "truncated" in fourth) == (MAX_NAMED, False)
 
 
 @pytest.mark.parametrize("how", ["close", "leave", "rst", "fin"])
@@ -135,7 +182,8 @@ async def test_a_node_that_is_replaced_stays_online(watcher: Watcher) -> None:
         assert (await watcher.next("gateway.node.online"))["connId"] == older_id
         await register(newer, "a")
         online = await watcher.next("gateway.node.online")
-        assert online == {"connId": newer_id, "node": "pi", "serves": 1, "methods": ["a"], "replaced": older_id}
+        who = {"connId": newer_id, "node": "pi", "serves": 1, "replaced": older_id}
+        assert online == who | news(removed=["b"])
         line = await watcher.line("node.online", connId=newer_id)
         assert line == {"connId": newer_id, "node": "pi", "serves": 1, "replaced": older_id, "remote": newer.local}
         assert await farewell(older) == []

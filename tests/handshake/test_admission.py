@@ -17,6 +17,7 @@ from gateway.config import parse
 from gateway.handshake.admission import Admission
 from gateway.handshake.upgrade import RefusedError
 from gateway.status import Status
+from gateway.telemetry.lines import REFRESHED, Lines
 from tests.support.credentials import (
     HOUR,
     OLD,
@@ -100,6 +101,27 @@ async def test_requests_behind_a_refresh_have_the_new_scopes_at_once(tmp_path: P
             assert (replies[0]["error"]["code"], replies[1]["result"]["name"]) == (-32003, "page")
             assert replies[2] == {"jsonrpc": "2.0", "id": 2, "result": []}
             await peer.leave()
+
+
+async def test_a_refresh_that_changes_nothing_is_neither_logged_nor_heeded(tmp_path: Path) -> None:
+    """A peer that refreshed all the time once wrote thousands of lines a second."""
+    keys = KeySet(tmp_path / "keys.json", "rsa", "ed")
+    async with discreet(METHODS | {"auth": keys.auth}) as where:
+        brought = signed(OP, "rsa")
+        with await RawPeer.open(where, headers=bearer(brought)) as peer:
+            conn = (await peer.welcome())["connId"]
+            for _ in range(200):
+                assert (await authenticate(peer, brought))["result"]["name"] == "op"
+            assert not where.events("connection.authenticated", connId=conn)
+            # One that changes something each time is sampled.
+            for number in range(2 * REFRESHED.burst):
+                scopes = ("call:>",) if number % 2 else ("call:>", "admin")
+                reply = await authenticate(peer, signed(OP._replace(scopes=scopes)))
+                assert reply["result"]["scopes"] == [*scopes]
+            await peer.leave()
+            await ended(where, peer, "client_close", 1000)
+        lines = where.events("connection.authenticated", connId=conn)
+        assert REFRESHED.burst <= len(lines) < 2 * REFRESHED.burst
 
 
 # Expiry
@@ -570,7 +592,7 @@ async def test_a_bearer_of_more_than_16_kib_is_refused_before_it_is_looked_at() 
 
     status = Status("instance", time.monotonic)
     status.ready()
-    admission = Admission(parse({}), status, Watching(), lambda connection: None)
+    admission = Admission(parse({}), status, Watching(), lambda connection: None, Lines())
     with pytest.raises(RefusedError) as refusal:
         admission.at_upgrade([f"Bearer {'x' * 16_385}"], "192.0.2.1:5", 0)
     assert (refusal.value.status, str(refusal.value), looked) == (401, "a credential has at most 16384 bytes", [])

@@ -2,17 +2,16 @@
 
 import json
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.handshake import rejections
-from gateway.handshake.rejections import REJECTIONS, TIMEOUTS, Rejections
+from gateway.handshake.rejections import Rejections
 from gateway.telemetry import log
+from gateway.telemetry.lines import LATE, REJECTED, Lines
 
-LOGGED, SECONDS = REJECTIONS
-LOGGED_LATE, SECONDS_LATE = TIMEOUTS
+LOGGED, SECONDS = REJECTED.burst, REJECTED.window
+LOGGED_LATE, SECONDS_LATE = LATE.burst, LATE.window
 
 
 class Clock:
@@ -26,24 +25,22 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(rejections, "time", SimpleNamespace(monotonic=clock.monotonic))
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
 def refusals(clock: Clock, caplog: pytest.LogCaptureFixture) -> Rejections:
     caplog.set_level(logging.INFO, "gateway.handshake.rejections")
-    return Rejections()
+    return Rejections(Lines(clock.monotonic))
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> "Lines":
-    return Lines(caplog)
+def lines(caplog: pytest.LogCaptureFixture) -> "Written":
+    return Written(caplog)
 
 
-class Lines:
+class Written:
     """The log, as the gateway writes it."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,7 +59,7 @@ def test_before_the_first_every_stage_has_its_zero(refusals: Rejections) -> None
 
 
 def test_a_rejection_is_logged_with_its_stage_its_reason_and_what_else_is_known(
-    refusals: Rejections, lines: Lines
+    refusals: Rejections, lines: Written
 ) -> None:
     assert refusals.rejected("192.0.2.7:47011", "no such host", "request", status=421)
     (line,) = lines.take()
@@ -79,7 +76,7 @@ def test_a_rejection_is_logged_with_its_stage_its_reason_and_what_else_is_known(
     }
 
 
-def test_a_timeout_is_logged_with_its_stage_and_the_whole_time(refusals: Rejections, lines: Lines) -> None:
+def test_a_timeout_is_logged_with_its_stage_and_the_whole_time(refusals: Rejections, lines: Written) -> None:
     assert refusals.late("unix", "authenticate", 5.0, connId="c")
     (line,) = lines.take()
     assert line.pop("time")
@@ -104,7 +101,7 @@ def test_each_is_counted_under_its_stage(refusals: Rejections) -> None:
     assert refusals.failures == {"tls": 1, "request": 3, "authenticate": 2}
 
 
-def test_of_very_many_the_first_are_logged_and_all_are_counted(refusals: Rejections, lines: Lines) -> None:
+def test_of_very_many_the_first_are_logged_and_all_are_counted(refusals: Rejections, lines: Written) -> None:
     told = [refusals.rejected(f"192.0.2.7:{port}", "why", "request") for port in range(1000)]
     assert told == [True] * LOGGED + [False] * (1000 - LOGGED)
     told = [refusals.late(f"192.0.2.7:{port}", "tls", 5.0) for port in range(1000)]
@@ -117,7 +114,7 @@ def test_of_very_many_the_first_are_logged_and_all_are_counted(refusals: Rejecti
 
 
 def test_the_next_line_of_that_address_tells_how_many_were_left_out(
-    refusals: Rejections, lines: Lines, clock: Clock
+    refusals: Rejections, lines: Written, clock: Clock
 ) -> None:
     for _ in range(LOGGED + 7):
         refusals.rejected("192.0.2.7:1", "why", "request")
@@ -132,7 +129,7 @@ def test_the_next_line_of_that_address_tells_how_many_were_left_out(
     assert "leftOut" not in third
 
 
-def test_timeouts_tell_how_many_were_left_out_too(refusals: Rejections, lines: Lines, clock: Clock) -> None:
+def test_timeouts_tell_how_many_were_left_out_too(refusals: Rejections, lines: Written, clock: Clock) -> None:
     for _ in range(LOGGED_LATE + 5):
         refusals.late("192.0.2.7:1", "request", 5.0)
     lines.take()

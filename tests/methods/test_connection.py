@@ -15,7 +15,8 @@ from gateway.app import CONNECTIONS, GATEWAY
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.config import Config
 from gateway.connections.connection import Connection, Regime
-from gateway.connections.registry import HISTORY, Closed, Connections
+from gateway.connections.history import HISTORY, Closed
+from gateway.connections.registry import Connections
 from gateway.errors import Disconnect
 from gateway.methods.connection import ConnectionMethods, ListParams
 from tests.support import sample_methods

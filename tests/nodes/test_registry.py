@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.auth.scopes import ANONYMOUS, Principal, role_scopes
-from gateway.nodes.registry import MAX_BYTES, METHOD_BYTES, Node, Nodes, Served
+from gateway.nodes.registry import MAX_BYTES, METHOD_BYTES, Change, Node, Nodes, Served
 from gateway.rpc.method import Refusal
 from tests.support.rpc import Listing
 from tests.support.serving import Unanswered
@@ -38,10 +38,12 @@ class Registry(Nodes):
         self.now = 1000.0
         super().__init__(self._went_online, self._went_offline, lambda: self.now, max_bytes=max_bytes)
 
-    def _went_online(self, node: Node, replaced: Node | None) -> None:
+    def _went_online(self, node: Node, change: Change) -> None:
         assert self.named(node.name) is node, "it is told after the change"
-        behind = "" if replaced is None else f" for {replaced.peer.conn_id}"
-        self.told.append(f"{node.name} online by {node.peer.conn_id}{behind}: {' '.join(node.methods)}")
+        behind = "" if change.replaced is None else f" for {change.replaced.peer.conn_id}"
+        signs = ("+", change.added), ("-", change.removed), ("~", change.changed)
+        told = " ".join(f"{sign}{name}" for sign, names in signs for name in names)
+        self.told.append(f"{node.name} online by {node.peer.conn_id}{behind}: {told}")
 
     def _went_offline(self, node: Node) -> None:
         assert self.named(node.name) is None, "it is told after the change"
@@ -95,7 +97,7 @@ def test_a_node_is_found_by_its_name_and_by_each_of_its_methods(nodes: Registry)
     assert list(node.methods.values()) == [served("snap"), served("zoom")]
     assert nodes.serving("snap") is nodes.serving("zoom") is node
     assert nodes.serving("pi") is None
-    assert nodes.take() == ["pi online by 1: snap zoom"]
+    assert nodes.take() == ["pi online by 1: +snap +zoom"]
 
 
 def test_methods_are_added_and_described_anew(nodes: Registry) -> None:
@@ -110,9 +112,34 @@ def test_methods_are_added_and_described_anew(nodes: Registry) -> None:
     assert (node.since, node.context) == (1000.0, True)
     assert nodes.served() == {"snap": again[0], "zoom": again[1]}
     assert serving(nodes, "snap", 2) == ["1", "1"]
-    assert nodes.take() == ["pi online by 1: snap", "pi online by 1: snap zoom"]
+    assert nodes.take() == ["pi online by 1: +snap", "pi online by 1: +zoom ~snap"]
     nodes.unregister(peer, ["snap"])
     assert serving(nodes, "snap") == ["-"], "it was entered twice"
+
+
+def test_a_registration_that_changes_nothing_is_not_told_and_costs_no_document(nodes: Registry) -> None:
+    peer = Peer()
+    described = [served("snap", "Shoot.", b"{}"), served("zoom")]
+    nodes.register(peer, "pi", described, False)
+    nodes.take()
+    version, cost = nodes.version, nodes.cost
+    for again in (described, described[::-1], described[:1], described * 2, []):
+        assert nodes.register(peer, "pi", again, False) is None
+    nodes.unregister(peer, ["never there"])
+    assert (nodes.take(), nodes.version, nodes.cost) == ([], version, cost)
+    nodes.register(peer, "pi", described, True)
+    assert (nodes.take(), nodes.version) == ([], version), "how it is called is nothing that others see"
+    assert peer.node is not None and peer.node.context
+    nodes.register(peer, "pi", [served("snap", "Shoot!", b"{}"), served("zoom"), served("off")], True)
+    assert (nodes.take(), nodes.version) == (["pi online by 1: +off ~snap"], version + 1)
+
+
+def test_a_name_that_goes_to_another_connection_is_told_even_if_it_serves_the_same(nodes: Registry) -> None:
+    old, new = Peer("old"), Peer("new")
+    nodes.enter(old, "pi", "snap")
+    nodes.enter(new, "pi", "snap")
+    assert nodes.take() == ["pi online by old: +snap", "pi online by new for old: "]
+    assert serving(nodes, "snap") == ["new"]
 
 
 def test_some_methods_are_taken_back_and_then_the_rest(nodes: Registry) -> None:
@@ -121,7 +148,7 @@ def test_some_methods_are_taken_back_and_then_the_rest(nodes: Registry) -> None:
     nodes.take()
     nodes.unregister(peer, ["zoom", "never there", "zoom"])
     assert list(nodes.served()) == ["off", "snap"]
-    assert nodes.take() == ["pi online by 1: snap off"]
+    assert nodes.take() == ["pi online by 1: -zoom"]
     nodes.unregister(peer, ["never there"])
     assert nodes.take() == [], "nothing has changed"
     assert peer.node is nodes.named("pi")
@@ -140,10 +167,10 @@ def test_all_methods_are_taken_back_at_once_and_the_name_is_free(nodes: Registry
     assert nodes.enter(other, "pi", "snap") is None
     assert nodes.enter(peer, "lamp", "on") is None
     assert nodes.take() == [
-        "pi online by 1: snap zoom",
+        "pi online by 1: +snap +zoom",
         "pi offline by 1",
-        "pi online by 2: snap",
-        "lamp online by 1: on",
+        "pi online by 2: +snap",
+        "lamp online by 1: +on",
     ]
 
 
@@ -334,7 +361,7 @@ def test_the_newer_connection_of_a_name_takes_over(nodes: Registry) -> None:
     assert (old.node, new.node) == (None, node)
     assert list(nodes.served()) == ["off", "snap"], "what only the older has served is gone"
     assert serving(nodes, "snap", 2) == ["new", "new"]
-    assert nodes.take() == ["pi online by old: snap zoom", "pi online by new for old: snap off"]
+    assert nodes.take() == ["pi online by old: +snap +zoom", "pi online by new for old: +off -zoom"]
 
 
 ORDERS = sorted(

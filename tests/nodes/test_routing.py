@@ -18,9 +18,10 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY
 from gateway.nodes.registry import Nodes, Served
-from gateway.nodes.routing import FAILURES, Router
+from gateway.nodes.routing import Router
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
+from gateway.telemetry.lines import CALL_FAILED, Lines
 from tests.support.credentials import OP, PI, Holder, TokensFile, entered
 from tests.support.fleet import until
 from tests.support.patience import START
@@ -631,8 +632,8 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
 ) -> None:
     caplog.set_level(logging.INFO, "gateway.nodes.routing")
     now = [1000.0]
-    nodes, calls, caller = Nodes(lambda node, replaced: None, lambda node: None), Calls(), Listing()
-    burst, window = FAILURES
+    nodes, calls, caller = Nodes(lambda node, change: None, lambda node: None), Calls(), Listing()
+    burst, window = CALL_FAILED.burst, CALL_FAILED.window
     router = Router(
         nodes,
         calls,
@@ -640,6 +641,7 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
         max_in_flight=100,
         max_node_in_flight=100,
         max_message_bytes=MESSAGE,
+        lines=Lines(lambda: now[0]),
         clock=lambda: now[0],
     )
 

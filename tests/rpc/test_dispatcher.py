@@ -27,6 +27,7 @@ from gateway.rpc.method import CALL, Continue, Refusal, Then, method
 from gateway.rpc.replies import Batch
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
+from gateway.telemetry.lines import Lines
 from tests.support import sample_methods
 from tests.support.fleet import until
 from tests.support.patience import WAIT
@@ -241,7 +242,7 @@ class Bench:
         self.status = Status("instance", lambda: 0.0)
         self.status.ready()
         self.calls = Calls()
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        nodes = Nodes(lambda node, change: None, lambda node: None)
         self.router = Router(
             nodes,
             self.calls,
@@ -249,6 +250,7 @@ class Bench:
             max_in_flight=MAX_IN_FLIGHT,
             max_node_in_flight=2,
             max_message_bytes=1_048_576,
+            lines=Lines(),
         )
         self.dispatcher = Dispatcher(
             self.status,
@@ -257,6 +259,7 @@ class Bench:
             max_in_flight=MAX_IN_FLIGHT,
             max_batch=10,
             call_timeout=call_timeout,
+            lines=Lines(),
         )
         self.works = Works()
         self.dispatcher.add(self.works)

@@ -11,6 +11,7 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.method import AUTHENTICATED, method
 from gateway.status import Status
+from gateway.telemetry.lines import Lines
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
 from tests.support.rpc import Listing, notification, request
@@ -37,14 +38,23 @@ class Paced:
         self.peer = Listing()
         self.served = 0
         calls = Calls()
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        nodes = Nodes(lambda node, change: None, lambda node: None)
         self._dispatcher = Dispatcher(
             Status("3f0c", self.clock),
             calls,
-            Router(nodes, calls, call_timeout=1.0, max_in_flight=4, max_node_in_flight=4, max_message_bytes=1_048_576),
+            Router(
+                nodes,
+                calls,
+                call_timeout=1.0,
+                max_in_flight=4,
+                max_node_in_flight=4,
+                max_message_bytes=1_048_576,
+                lines=Lines(),
+            ),
             max_in_flight=4,
             max_batch=100,
             call_timeout=1.0,
+            lines=Lines(),
             rate=RATE,
             clock=self.clock,
         )

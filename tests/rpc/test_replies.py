@@ -19,6 +19,7 @@ from gateway.rpc.replies import (
     success,
     too_much,
 )
+from gateway.telemetry.lines import Lines
 from tests.support.rpc import Listing, accepted, refused
 
 SURROGATE = "\ud83d"
@@ -31,7 +32,7 @@ def caller() -> Listing:
 
 def failed(caller: Listing, error: BaseException, request_id: bytes = b"1") -> str | None:
     """The error reply as text; None if there is none."""
-    reply = failure(caller, "lamp.on", request_id, error)
+    reply = failure(caller, "lamp.on", request_id, error, Lines())
     return None if reply is None else reply.decode()
 
 

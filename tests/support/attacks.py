@@ -94,6 +94,19 @@ def _of_one_byte() -> bytes:
 _DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate"
 _GUESSED: Final = {"jsonrpc": "2.0", "id": 1, "method": "gateway.authenticate", "params": {"token": GUESS}}
 
+_UNREGISTER: Final = {"jsonrpc": "2.0", "method": "node.unregister"}
+_LEAVE: Final = frame(Opcode.CLOSE, struct.pack("!H", 1000))
+SAME: Final = 500
+"""How often a connection registers the same."""
+FLAPS: Final = 100
+"""How often a connection registers and takes it back."""
+
+
+def _register() -> bytes:
+    methods = [{"name": f"pi.{number}"} for number in range(3)]
+    return _text({"jsonrpc": "2.0", "method": "node.register", "params": {"name": "pi", "methods": methods}})
+
+
 KINDS: Final[Mapping[str, Callable[[], Callable[[int], Script]]]] = {
     # Refused before they are WebSockets.
     "mute": lambda: lambda port: Script(b""),
@@ -122,6 +135,10 @@ KINDS: Final[Mapping[str, Callable[[], Callable[[int], Script]]]] = {
     "empty": lambda: _block("empty"),
     "tiny": lambda: _block("tiny"),
     "mebibyte": lambda: _block("mebibyte", again=True),
+    # Which fill the log, and then leave.
+    "same-node": lambda: _inside(_register() * SAME + _LEAVE),
+    "flapping-node": lambda: _inside((_register() + _text(_UNREGISTER)) * FLAPS + _LEAVE),
+    "visits": lambda: _inside(_LEAVE),
 } | {
     f"close-{code}": (lambda code=code: _inside(frame(Opcode.CLOSE, struct.pack("!H", code)))) for code in FOREIGN_CODES
 }
@@ -132,7 +149,7 @@ class Storm:
     """So many connections, `at_once` at a time.
 
     kinds: names of KINDS in turn, with commas. They come from `sources` addresses, the first is 127.0.0.`source`; that
-    one has `hold` connections open before the storm begins.
+    one has `hold` connections open before the storm begins. With a `token` each upgrade brings it.
     """
 
     kinds: str
@@ -141,6 +158,7 @@ class Storm:
     source: int = 2
     sources: int = 1
     hold: int = 0
+    token: str = ""
 
 
 @dataclass
@@ -167,6 +185,14 @@ class Outcome:
 
 
 # The attacker
+
+
+def _as(token: str, script: Script) -> Script:
+    """Return the script of a peer that brings this token, if there is one."""
+    if not token:
+        return script
+    head, end, rest = script.first.partition(HEAD_END)
+    return script._replace(first=head + f"\r\nAuthorization: Bearer {token}".encode() + end + rest)
 
 
 class Visit:
@@ -234,7 +260,7 @@ class Attacker:
         self._storm = storm
         self._port = port
         self._names = storm.kinds.split(",")
-        self._scripts = [KINDS[name]()(port) for name in self._names]
+        self._scripts = [_as(storm.token, KINDS[name]()(port)) for name in self._names]
         self._outcome = Outcome({name: Counter() for name in self._names}, Counter(), 0, 0.0)
         self._visits: dict[int, Visit] = {}
         self._poll = select.epoll()
@@ -376,13 +402,13 @@ async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> 
 async def by_hand(kind: str, count: int) -> None:
     """Let one address come so often, and tell the figures. NoticedError where another peer has noticed."""
     config, hold = (UPGRADES, HOLD) if kind == "upgrades" else ({}, 0)
+    at_once = 1 if kind.endswith("-node") else Storm.at_once  # one node, not one that replaces another
     async with GatewayProcess(config) as where:
         used = where.cpu()
         async with siege(where) as under:
-            outcome = await under.attack(Storm(kind, count=count, hold=hold))
+            outcome = await under.attack(Storm(kind, count=count, at_once=at_once, hold=hold))
         used = where.cpu() - used
-        lines = where.events("handshake.rejected")
-        told = len(lines), sum(line.get("leftOut", 0) for line in lines)
+        told = len(where.lines), sum(line.get("leftOut", 0) for line in where.lines)
         print(f"{outcome.count / outcome.seconds:.0f}/s, processor {used:.1f} s; lines {told[0]}, left out {told[1]}")
     under.fair.check(under.told())
 

@@ -38,6 +38,7 @@ class Echo:
     def __init__(self, config: Config) -> None:
         self.calls = Calls()
         self._regime = Regime(config)
+        self.lines = self._regime.lines
         self._open: set[Connection] = set()
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
@@ -94,13 +95,14 @@ async def serve(host: str, port: int, config: Config) -> None:
     await runner.setup()
     assert runner.server is not None
     timeout = config.server.handshake_timeout
-    rejections = Rejections()
+    rejections = Rejections(echo.lines)
     handshakes = Handshakes(timeout, rejections)
     listener = Listener(
         runner.server,
         handler_args=arguments,
         handshakes=handshakes,
         rejections=rejections,
+        lines=echo.lines,
         context=None,
     )
     sockets = bind((host,), port, "")

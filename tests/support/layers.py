@@ -72,6 +72,7 @@ PURE: Final = frozenset(
         "config.schema",
         "config.sources",
         "config.types",
+        "connections.history",
         "errors",
         "events.delivery",
         "events.hub",

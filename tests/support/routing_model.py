@@ -383,30 +383,36 @@ class Model:
             return
         older = self.nodes.get(name)
         replaced = older if older is not link else None
+        before = [] if older is None else list(older.methods)
         if replaced is not None:
             replaced.name = None
             replaced.methods.clear()
         self.nodes[name] = link
         link.name, link.context = name, context
         link.methods.update(dict.fromkeys(methods))
-        self._online(link, replaced)
+        added = [method for method in link.methods if method not in before]
+        removed = [method for method in before if method not in link.methods]
+        if added or replaced is not None:
+            self._online(link, replaced, added, removed)
         if replaced is not None:
             self.end(replaced, 4502)
         self.say(link, {"jsonrpc": "2.0", "id": 0, "result": {"name": name, "methods": list(link.methods)}})
 
-    def _online(self, link: Link, replaced: Link | None) -> None:
-        methods = list(link.methods)
-        news = {"connId": link.connection.conn_id, "node": link.name, "serves": len(methods), "methods": methods}
+    def _online(self, link: Link, replaced: Link | None, added: list[str], removed: list[str]) -> None:
+        news: dict[str, Any] = {"connId": link.connection.conn_id, "node": link.name, "serves": len(link.methods)}
+        news |= {"added": added, "removed": removed, "changed": []}
         if replaced is not None:
             news["replaced"] = replaced.connection.conn_id
         self.publish("gateway.node.online", news)
 
     def unregister(self, link: Link, methods: list[str]) -> None:
-        gone = [link.methods.pop(method) for method in methods if method in link.methods]
+        gone = [method for method in dict.fromkeys(methods) if method in link.methods]
+        for method in gone:
+            del link.methods[method]
         if not gone:
             return
         if link.methods:
-            self._online(link, None)
+            self._online(link, None, [], gone)
             return
         assert link.name is not None
         del self.nodes[link.name]

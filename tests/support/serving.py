@@ -149,13 +149,14 @@ async def serving(
         files = authority().issue(Path(directory)) if tls else None
         context = tls_context(str(files.cert), str(files.key)) if files else None
     timeout = settings.server.handshake_timeout
-    rejections = Rejections()
+    rejections = Rejections(regime.lines)
     handshakes = Handshakes(timeout, rejections, most, regime.standstill)
     listener = Listener(
         runner.server,
         handler_args=handler_args(settings),
         handshakes=handshakes,
         rejections=rejections,
+        lines=regime.lines,
         context=context,
     )
     sockets = bind(("127.0.0.1",), 0, "")

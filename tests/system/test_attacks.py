@@ -4,6 +4,7 @@ How long the others wait is told by `python -m tests.support.attacks`.
 """
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.handshake.rejections import REJECTIONS
-from tests.support.attacks import FOREIGN_CODES, GUESS, HOLD, KIB, MIB, UPGRADES, Outcome, Siege, Storm, siege
-from tests.support.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
+from gateway.telemetry import lines
+from gateway.telemetry.lines import CLOSED, OFFLINE, ONLINE, REJECTED
+from tests.support.attacks import FLAPS, FOREIGN_CODES, GUESS, HOLD, KIB, MIB, UPGRADES, Outcome, Siege, Storm, siege
+from tests.support.credentials import FAILURE, OP, OPENED, PI, TokensFile, bearer, disconnects, farewell, scrape
 from tests.support.fleet import FLOOD_SERVER, ended, request
 from tests.support.insiders import hoarder, rogue
 from tests.support.patience import WAIT, Sized
@@ -22,7 +24,7 @@ from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import EventLoopName, GatewayProcess, Line, StartGateway
 
 REFUSED = 'gateway_handshake_failures_total{stage="request"}'
-LOGGED = 20
+LOGGED = REJECTED.burst
 """Rejections of one address that are logged in ten seconds."""
 FULL = {"limits": {"max_connections": 101}}
 ROOM = 100
@@ -115,19 +117,20 @@ async def refuse(process: GatewayProcess, refused: Refused, storm: Storm) -> Out
 
 
 async def test_upgrades_without_end_from_one_address(gateway: StartGateway, sized: Sized) -> None:
-    """The log tells how many it has left out, with the next that is logged."""
+    """The log tells how many it has left out, with the next that is logged or in a line of its own."""
     process = await gateway(UPGRADES)
     async with siege(process) as under:
         outcome = await under.attack(Storm("upgrades", count=sized(500, 10_000), hold=HOLD))
-        _, seconds = REJECTIONS
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(REJECTED.window)
         await under.attack(Storm("upgrades", count=1, hold=HOLD))
     assert outcome.all() == {"429": outcome.count}
     assert outcome.retry_after == outcome.count
     assert under.gains[REFUSED] == outcome.count + 1
     lines = process.events("handshake.rejected")
-    sampled(lines, outcome.seconds + seconds)
-    assert len(lines) + sum(line.get("leftOut", 0) for line in lines) == outcome.count + 1
+    sampled(lines, outcome.seconds + REJECTED.window)
+    process.signal(signal.SIGTERM)
+    assert await process.wait() == 0
+    assert told(process.lines, "handshake.rejected") == outcome.count + 1
 
 
 # Who says nothing
@@ -389,6 +392,63 @@ async def test_a_flood_of_one_principal_erases_no_history_and_takes_no_topic_of_
     found = await hoarder(topics, {"events": {"max_topics": bound, "history_bytes": octets}}, size, 68)
     assert found.recovered == {f"pi.{number}": True for number in range(10)}
     assert found.codes == {"a new topic": 0, "a newcomer's": 0}
+
+
+# Who fills the log
+
+
+class Filling(NamedTuple):
+    """What fills the log, and how often each connection does it, with the kinds of lines that come of it."""
+
+    kind: str
+    times: int
+    lines: tuple[lines.Line, ...]
+
+
+FILLING = (
+    Filling("same-node", 1, (ONLINE, OFFLINE)),
+    Filling("flapping-node", FLAPS, (ONLINE, OFFLINE)),
+    Filling("visits", 1, (lines.OPENED, CLOSED)),
+)
+
+
+@pytest.mark.parametrize("filling", FILLING, ids=lambda each: each.kind)
+async def test_who_fills_the_log_has_few_lines_and_all_others_have_theirs(
+    gateway: StartGateway, tokens: TokensFile, sized: Sized, filling: Filling
+) -> None:
+    """A peer that came, went or registered all the time once wrote 7,000 lines a second."""
+    bystander = PI._replace(name="bystander")
+    tokens.put(PI, bystander)
+    process = await gateway({"auth": tokens.auth})
+    count, at_once = (sized(3000, 20_000), 64) if filling.kind == "visits" else (sized(20, 200), 1)
+    async with asking(process, tokens) as under:
+        with await RawPeer.open(process, headers=bearer(tokens.of(bystander))) as other:
+            conn_id = (await other.welcome())["connId"]
+            outcome = await under.attack(Storm(filling.kind, count=count, at_once=at_once, token=tokens.of(PI)))
+            await request(other, "node.register", methods=[{"name": "a"}])
+            await other.recv_json()
+            await process.wait_event("node.online", connId=conn_id)
+            await other.leave()
+            await ended(process, other, "client_close", 1000)
+        with await RawPeer.open(process, headers=bearer(tokens.of(OP))) as admin:
+            await admin.welcome()
+            await request(admin, "connection.history", connId=conn_id)
+            (past,) = (await admin.recv_json())["result"]["connections"]
+            assert past["name"] == "bystander"
+    assert outcome.all() == {"101 1000": count}
+    process.signal(signal.SIGTERM)
+    assert await process.wait() == 0
+    for line in filling.lines:
+        written = [each for each in process.events(line.event) if each["remote"].startswith("127.0.0.2:")]
+        assert 0 < len(written) <= line.burst * (2 + outcome.seconds // line.window), line.event
+        others = 3 if line in {lines.OPENED, CLOSED} else 1
+        assert told(process.lines, line.event) == filling.times * count + others, line.event
+
+
+def told(lines: list[Line], event: str) -> int:
+    """How many lines of an event there were, those included that were left out."""
+    written = [line for line in lines if event in {line["event"], line.get("of")}]
+    return sum((line["event"] == event) + line.get("leftOut", 0) for line in written)
 
 
 # Who does not read

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,6 +192,43 @@ def test_nothing_breaks_a_json_line() -> None:
     assert line["message"] == hostile and line["field"] == hostile and line[hostile] == 1
     assert isinstance(line["raw"], str)
     assert line["event"] == "log"
+
+
+# What some viewer takes for the end of a line, what controls a terminal or turns the direction of writing, and what has
+# no glyph: C0, DEL, C1 with U+0085, U+2028, U+2029, bidi controls, a byte order mark, a tag beyond the first plane.
+UNSEEN = "\t\n\v\f\r\x1b\x1c\x1e\x7f\x80\x85\x9b\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\U000e0041"
+
+
+@pytest.mark.parametrize("character", UNSEEN, ids=lambda each: f"{ord(each):04x}")
+def test_one_event_is_one_line_in_every_viewer(character: str) -> None:
+    hostile = f"a{character}b"
+    made = record(hostile, extra={"event": hostile, "field": hostile, hostile: [hostile, {hostile: hostile}]})
+    for formatter in (log.JsonFormatter(), log.TextFormatter()):
+        line = formatter.format(made)
+        assert line.isprintable(), formatter
+        assert len(line.splitlines()) == 1
+    found = as_json(made)
+    assert (found["message"], found["event"], found["field"]) == (hostile, hostile, hostile)
+    assert found[hostile] == [hostile, {hostile: hostile}]
+
+
+def test_lone_surrogates_and_tracebacks_are_escaped_too() -> None:
+    made = record(
+        "\udc80", extra={"event": "e", "field": ["\ud83d"]}, exc_info=raised(RuntimeError("a\u2028b\x85\u202e"))
+    )
+    line = log.JsonFormatter().format(made)
+    assert line.isprintable()
+    assert "RuntimeError: a\u2028b\x85\u202e" in json.loads(line)["traceback"]
+    below = log.TextFormatter().format(made).split("\n")
+    assert all(part.isprintable() for part in below)
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r", "\t"])
+def test_blank_space_of_raw_json_does_not_get_out(blank: str) -> None:
+    raw = msgspec.Raw(f'{{{blank}"a":1}}'.encode())
+    line = log.JsonFormatter().format(record("m", extra={"event": "e", "raw": raw, "u": "\u2028"}))
+    assert line.isprintable()
+    assert isinstance(json.loads(line)["raw"], str)
 
 
 # Text
@@ -484,6 +522,29 @@ def test_a_line_that_is_lost_while_a_loss_is_reported_is_reported_next(pipe: Pip
     assert writer.close(DEADLINE)
     assert pipe.until(b'{"lines":1}') == [{"lines": 3}, {"lines": 1}]
     assert writer.lost == 4
+
+
+def test_lines_of_libraries_are_sampled_and_counted_by_logger(pipe: Pipe) -> None:
+    now = [1000.0]
+    pipe.read()
+    writer = log.LogWriter(pipe.writer, lambda lost: b"")
+    handler = log.LogHandler(writer, lambda: now[0])
+    handler.setFormatter(log.JsonFormatter())
+    burst, window = log.LIBRARY_LINES
+    for _ in range(burst + 7):
+        for name in ("asyncio", "aiohttp.server", "gateway.x", "a.method.of.yours"):
+            handler.handle(record("m", name=name))
+    now[0] += window
+    handler.handle(record("later", name="asyncio"))
+    found = pipe.until(b'"later"')
+    handler.close()
+    assert Counter(line["logger"] for line in found) == {
+        "asyncio": burst + 1,
+        "aiohttp.server": burst,
+        "gateway.x": burst + 7,
+        "a.method.of.yours": burst + 7,
+    }
+    assert [line["leftOut"] for line in found if "leftOut" in line] == [7]
 
 
 def test_closing_writes_what_waits_and_may_be_repeated(pipe: Pipe) -> None:

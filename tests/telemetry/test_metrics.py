@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import __version__, errors
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
+from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import EVERY, REMEMBERED, SHARED, LoopLag, Metrics
 from tests.support.fleet import ended, request
 from tests.support.patience import START, WAIT
@@ -82,7 +83,7 @@ class Numbers:
         self.census = Census()
         self.opened = 0
         self.disconnects = Counter(dict.fromkeys(CAUSES, 0))
-        self.failures: Counter[Stage] = Rejections().failures
+        self.failures: Counter[Stage] = Rejections(Lines()).failures
         self.ping, self.routed = Tally(), Tally(*OUTCOMES)
         self.in_flight = self.published = 0
         self.lag = 0.0

@@ -14,6 +14,7 @@ from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.status import Status
+from gateway.telemetry.lines import Lines
 from gateway.telemetry.tracing import Tracing
 from tests.support.command import run
 from tests.support.peers import RawPeer
@@ -31,7 +32,7 @@ class Traced:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        nodes = Nodes(lambda node, replaced: None, lambda node: None)
+        nodes = Nodes(lambda node, change: None, lambda node: None)
         self.machine, self.caller = NodeListing(), Listing()
         nodes.register(self.machine, "pi", [Served("lamp.on", b'"lamp.on"', "call:lamp.on", "", b"")], False)
         status, calls = Status("1", lambda: 0.0), Calls()
@@ -42,9 +43,12 @@ class Traced:
             max_in_flight=4,
             max_node_in_flight=4,
             max_message_bytes=1_048_576,
+            lines=Lines(),
             tracing=Tracing(provider) if tracing else None,
         )
-        self._dispatcher = Dispatcher(status, calls, router, max_in_flight=4, max_batch=4, call_timeout=9.0)
+        self._dispatcher = Dispatcher(
+            status, calls, router, max_in_flight=4, max_batch=4, call_timeout=9.0, lines=Lines()
+        )
 
     def ask(self, **members: object) -> dict[str, Any]:
         """Call, and return what the node gets."""
