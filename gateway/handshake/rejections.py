@@ -15,8 +15,8 @@ REJECTIONS: Final = (20, 10.0)
 TIMEOUTS: Final = (100, 10.0)
 """How many of one address are logged, and in how many seconds. The rest is counted."""
 
-Stage = Literal["tls", "request", "authenticate"]
-"""Where a handshake ended: before the request, at it, or at the credential."""
+Stage = Literal["tls", "request", "response", "idle", "authenticate"]
+"""Where a peer ended: before the request, at it, at its response, between two requests, or at the credential."""
 
 _STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
@@ -49,7 +49,8 @@ class Rejections:
         if left_out is None:
             return False
         line = {"event": "handshake.timeout", "remote": remote, "stage": stage, "timeout": timeout, **fields}
-        logger.info("no handshake within %s s", timeout, extra=_with(line, left_out))
+        what = "a response has not left" if stage == "response" else "no handshake"
+        logger.info("%s within %s s", what, timeout, extra=_with(line, left_out))
         return True
 
 

@@ -64,6 +64,10 @@ class Gatekeeper:
         self._check_origin(request, host)
         _check_upgrade(request)
 
+    def is_proxy(self, remote: str) -> bool:
+        """Return whether a peer is a trusted proxy, behind which there may be any number of clients."""
+        return bool(self._proxies) and self._proxies.trusts(remote)
+
     def remote_of(self, request: web.Request) -> str:
         """Return where a request comes from. If a trusted proxy has passed it on, that is where the proxy says.
 
@@ -71,7 +75,7 @@ class Gatekeeper:
         wrote it.
         """
         remote = remote_of(request)
-        if not self._proxies or not self._proxies.trusts(remote):
+        if not self.is_proxy(remote):
             return remote
         lines = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
         if lines:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from tests.bench.client import HOST, IP_BIND_ADDRESS_NO_PORT, Target, open_websocket
@@ -45,14 +46,20 @@ FOREIGN_CODES: Final = (1004, 1005, 1006, 1015, 2999, 5000)
 HOLD: Final = 8
 UPGRADES: Final = {"limits": {"max_connections_per_address": HOLD}}
 """The configuration for `upgrades`, whose address holds all its connections before it begins."""
+KEPT_ALIVE: Final = {"server": {"keepalive_timeout": 5.0}}
+"""The configuration for `kept-alive`: the last ones go by themselves, before the storm is taken for stuck."""
 
 
 class Script(NamedTuple):
-    """What one connection sends: at once, and when its upgrade was granted; `again`: the latter for ever."""
+    """What one connection sends: at once, and when its upgrade was granted; `again`: the latter for ever.
+
+    reads False: it reads nothing, and is over when the gateway resets it.
+    """
 
     first: bytes
     then: bytes = b""
     again: bool = False
+    reads: bool = True
 
 
 def _deflated(data: bytes) -> bytes:
@@ -76,6 +83,11 @@ def _head(line: str, host: str = HOST) -> Callable[[int], Script]:
 def _inside(then: bytes, line: str = "", again: bool = False) -> Callable[[int], Script]:
     """Something that an upgrade is good for."""
     return lambda port: Script(upgrade_request(HOST, port, line), then, again)
+
+
+def _get(path: str, times: int = 1, reads: bool = True) -> Callable[[int], Script]:
+    """Plain requests, which leave the connection open."""
+    return lambda port: Script(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode() * times, reads=reads)
 
 
 def _block(kind: str, again: bool = False) -> Callable[[int], Script]:
@@ -106,6 +118,9 @@ KINDS: Final[Mapping[str, Callable[[], Callable[[int], Script]]]] = {
     "large-headers": lambda: _head(_fields(110, 8000)),
     "endless-headers": lambda: lambda port: Script(upgrade_request(HOST, port, _fields(1000, 1000))[:-4]),
     "bearer": lambda: _head(f"Authorization: Bearer {GUESS}"),
+    # Never WebSockets.
+    "kept-alive": lambda: _get("/healthz"),
+    "unread": lambda: _get("/console/gateway-client.js", times=16_000, reads=False),
     # Ended afterwards.
     "silent": lambda: _head(""),
     "guess": lambda: _inside(_text(_GUESSED)),
@@ -180,9 +195,9 @@ class Visit:
         self._frames = FrameReader()
 
     @property
-    def sending(self) -> bool:
-        """Whether something is left to send."""
-        return bool(self._unsent)
+    def events(self) -> int:
+        """What it waits for: something to read, if it reads, and room to send what is left."""
+        return (select.EPOLLIN if self._script.reads else 0) | (select.EPOLLOUT if self._unsent else 0)
 
     def step(self, events: int) -> bool:
         """Read and write what can be. Returns True when it is over, and counted."""
@@ -203,6 +218,8 @@ class Visit:
 
     def _read(self) -> str:
         """Return how it ended, "" if it has not."""
+        if not self._script.reads:
+            return "reset"
         data = self.sock.recv(READ)
         if not data:
             return self._status or "eof"
@@ -272,16 +289,16 @@ class Attacker:
         sock.connect_ex((HOST, self._port))
         visit = Visit(sock, self._names[which], self._scripts[which], self._outcome)
         self._visits[sock.fileno()] = visit
-        self._poll.register(sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if visit.sending else 0))
+        self._poll.register(sock.fileno(), visit.events)
         self._opened += 1
 
     def _step(self, descriptor: int, events: int) -> None:
         visit = self._visits[descriptor]
-        sending = visit.sending
+        before = visit.events
         if visit.step(events):
             del self._visits[descriptor]
-        elif visit.sending != sending:
-            self._poll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if visit.sending else 0))
+        elif visit.events != before:
+            self._poll.modify(descriptor, visit.events)
 
 
 # The defender
@@ -370,13 +387,29 @@ async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> 
         await asyncio.sleep(every)
 
 
+class ByHand(NamedTuple):
+    """What the gateway of an attack by hand is like, and the storm."""
+
+    config: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+    hold: int = 0
+    at_once: int = 64
+
+
+BY_HAND: Final = {
+    "upgrades": ByHand(UPGRADES, HOLD),
+    "kept-alive": ByHand(KEPT_ALIVE, at_once=2000),
+    "unread": ByHand(at_once=300),
+}
+
+
 async def by_hand(kind: str, count: int) -> None:
     """Let one address come so often, and tell the figures. NoticedError where another peer has noticed."""
-    config, hold = (UPGRADES, HOLD) if kind == "upgrades" else ({}, 0)
-    async with GatewayProcess(config) as where:
+    how = BY_HAND.get(kind, ByHand())
+    storm = Storm(kind, count=count, at_once=how.at_once, hold=how.hold)
+    async with GatewayProcess(how.config) as where:
         used = where.cpu()
         async with siege(where) as under:
-            outcome = await under.attack(Storm(kind, count=count, hold=hold))
+            outcome = await under.attack(storm)
         used = where.cpu() - used
         lines = where.events("handshake.rejected")
         told = len(lines), sum(line.get("leftOut", 0) for line in lines)
