@@ -188,7 +188,7 @@ class Gateway:
         try:
             self.gatekeeper.admit(request)
             authorization = request.headers.getall(hdrs.AUTHORIZATION, ())
-            credential = self.admission.at_upgrade(authorization, remote, len(self._connections))
+            credential = self.admission.at_upgrade(authorization, remote)
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
             return refused(refusal)

@@ -100,7 +100,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     `max_connections` counts WebSockets. `max_http_connections` counts what is accepted and not upgraded: TLS
     handshakes, requests, and HTTP connections between two requests. `max_connections_per_address` bounds both, each by
     itself. `max_connections_per_address` and `max_connections_per_principal` 0: no limit. An IPv6 address counts as its
-    /64.
+    /64. `reserved_for_admin` places of `max_connections` are for principals with the scope admin. That bound and
+    `max_connections_per_principal` do not hold in mode none, in which all connections have the same principal.
     `max_unauthenticated` bounds the connections that have not brought their credential yet, and
     `max_unauthenticated_per_address` such connections of one address.
 
@@ -118,7 +119,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_connections: Count = 10_000
     max_http_connections: Count = 1000
     max_connections_per_address: CountOrZero = 0
-    max_connections_per_principal: CountOrZero = 0
+    max_connections_per_principal: CountOrZero = 1000
+    reserved_for_admin: CountOrZero = 16
     max_unauthenticated: Count = 1000
     max_unauthenticated_per_address: Count = 100
     max_message_bytes: MessageBytes = 1_048_576

@@ -17,6 +17,7 @@ from aiohttp import hdrs
 from gateway import errors
 from gateway.auth.credentials import ANYBODY, NO_CREDENTIAL, Authenticator, Credential, CredentialError
 from gateway.auth.expiry import Expiries
+from gateway.auth.scopes import ADMIN
 from gateway.config import Config
 from gateway.connections.connection import Connection
 from gateway.handshake.rejections import Stage
@@ -28,6 +29,8 @@ from gateway.status import Phase, Status
 logger = logging.getLogger(__name__)
 
 _CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisopod-gateway", error="invalid_token"'}
+_FULL: Final = "the gateway is full; see limits.max_connections"
+_RESERVED: Final = "the places that are left are kept for admins; see limits.reserved_for_admin"
 _SLICE: Final = 200
 """How many connections a reload checks in one event-loop iteration."""
 
@@ -53,23 +56,28 @@ class Admission:
         self._expiries = Expiries(config.auth.expiry_notice)
         self._of_address = Counts()
         self._of_principal = Counts()
+        self._entered: set[Connection] = set()
+        self._admins: set[Connection] = set()
         self._owing = Counts()
         self._owing_in_all = 0
 
     # At the upgrade
 
-    def at_upgrade(self, authorization: Sequence[str], remote: str, opened: int) -> Credential:
+    def at_upgrade(self, authorization: Sequence[str], remote: str) -> Credential:
         """Return the credential of a request, or `NO_CREDENTIAL` if it is to follow. Raises RefusedError.
 
-        ``authorization`` has the headers of that name; ``opened`` is how many connections are open now.
+        ``authorization`` has the headers of that name.
+
+        A connection that owes its credential takes no place until it has brought it. It may come as long as there is a
+        place of any kind, because it may turn out to be an admin's.
 
         Nothing may await between this call and `owes` or `entered`, which count the connection. Otherwise several
         requests at once would all find the room that there is for one.
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")
-        if opened + self._owing_in_all >= self._limits.max_connections:
-            raise _unavailable("the gateway is full; see limits.max_connections")
+        if self._is_full():
+            raise _unavailable(_FULL)
         address = address_key(remote)
         most = self._limits.max_connections_per_address
         if most and address and self._of_address.of(address) >= most:
@@ -97,6 +105,8 @@ class Admission:
             credential = self._verified(token.strip(), address)
         except CredentialError as error:
             raise _unauthenticated(str(error)) from None
+        if self._is_reserved_from(credential):
+            raise _unavailable(_RESERVED)
         if self._is_crowded(credential):
             raise _too_many("too many connections of this principal; see limits.max_connections_per_principal")
         return credential
@@ -110,9 +120,7 @@ class Admission:
         """
         credential = self.by_message(connection, token)
         if self._authenticator.asks:
-            connection.adopt(credential)
-            self._rescoped(connection)
-            self._expiries.watch(connection)
+            self._adopted(connection, credential)
             self.authenticated(connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
@@ -133,13 +141,31 @@ class Admission:
             raise Refusal(errors.UNAUTHENTICATED, str(error)) from None
         before = connection.credential
         if before is NO_CREDENTIAL:
-            if self._is_crowded(credential):
-                raise Refusal(
-                    errors.OVERLOADED, "too many connections of this principal", retryAfterMs=errors.RETRY_FULL_MS
-                )
+            self._check_room(credential)
         elif credential.principal.name != before.principal.name:
             raise Refusal(errors.CONFLICT, f"this connection is {before.principal.name}'s")
         return credential
+
+    def _check_room(self, credential: Credential) -> None:
+        """Look for a place for a connection that has owed its credential. Raises Refusal if there is none."""
+        why = ""
+        if self._is_full():
+            why = _FULL
+        elif self._is_reserved_from(credential):
+            why = _RESERVED
+        elif self._is_crowded(credential):
+            why = "too many connections of this principal"
+        if why:
+            raise Refusal(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
+
+    def _is_full(self) -> bool:
+        return len(self._entered) >= self._limits.max_connections
+
+    def _is_reserved_from(self, credential: Credential) -> bool:
+        """Return whether all places that are left are kept for admins, and the credential is not an admin's."""
+        others = len(self._entered) - len(self._admins)
+        most = self._limits.max_connections - self._limits.reserved_for_admin
+        return others >= most and not credential.principal.allows(ADMIN)
 
     def _verified(self, token: str, address: str) -> Credential:
         try:
@@ -171,10 +197,12 @@ class Admission:
 
     def entered(self, connection: Connection) -> None:
         """Count a connection that is open, with the credential that it has."""
+        self._entered.add(connection)
         if self._limits.max_connections_per_address:
             self._of_address.enter(address_key(connection.remote))
         if self._authenticator.asks:
             self._of_principal.enter(connection.principal.name)
+            self._count_admin(connection)
             self._expiries.watch(connection)
 
     def authenticated(self, connection: Connection) -> None:
@@ -194,6 +222,8 @@ class Admission:
 
     def left(self, connection: Connection) -> None:
         """Stop counting a connection that has entered, and is over."""
+        self._entered.discard(connection)
+        self._admins.discard(connection)
         if self._limits.max_connections_per_address:
             self._of_address.leave(address_key(connection.remote))
         if self._authenticator.asks:
@@ -218,10 +248,21 @@ class Admission:
                 connection.end(errors.CREDENTIAL_REVOKED)
                 revoked += 1
             elif renewed is not connection.credential:
-                connection.adopt(renewed)
-                self._rescoped(connection)
-                self._expiries.watch(connection)
+                self._adopted(connection, renewed)
         return revoked
+
+    def _adopted(self, connection: Connection, credential: Credential) -> None:
+        """Give an open connection another credential of its principal."""
+        connection.adopt(credential)
+        self._count_admin(connection)
+        self._rescoped(connection)
+        self._expiries.watch(connection)
+
+    def _count_admin(self, connection: Connection) -> None:
+        if connection.principal.allows(ADMIN):
+            self._admins.add(connection)
+        else:
+            self._admins.discard(connection)
 
 
 def _unavailable(why: str) -> RefusedError:

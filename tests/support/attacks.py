@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 import select
+import signal
 import socket
 import struct
 import sys
@@ -21,14 +22,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from tests.bench.client import HOST, IP_BIND_ADDRESS_NO_PORT, Target, open_websocket
 from tests.bench.frames import CLOSE, HEAD_END, FrameReader, upgrade_request
-from tests.support.credentials import gains, scrape
+from tests.support.credentials import OP, PI, TokensFile, authenticate, bearer, entered, gains, scrape
 from tests.support.fair import Fair
-from tests.support.fleet import forget_peak, peak, sockets_back
+from tests.support.fleet import ended, forget_peak, peak, sockets_back
 from tests.support.flood import blocks
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer, frame
@@ -60,6 +63,10 @@ class Script(NamedTuple):
     then: bytes = b""
     again: bool = False
     reads: bool = True
+
+    def bringing(self, token: str) -> "Script":
+        """The same with a token in the place of GUESS."""
+        return self._replace(first=self.first.replace(GUESS.encode(), token.encode()))
 
 
 def _deflated(data: bytes) -> bytes:
@@ -144,7 +151,7 @@ class Storm:
     """So many connections, `at_once` at a time.
 
     kinds: names of KINDS in turn, with commas. They come from `sources` addresses, the first is 127.0.0.`source`; that
-    one has `hold` connections open before the storm begins.
+    one has `hold` connections open before the storm begins. token: what `bearer` brings instead of GUESS.
     """
 
     kinds: str
@@ -153,6 +160,7 @@ class Storm:
     source: int = 2
     sources: int = 1
     hold: int = 0
+    token: str = GUESS
 
 
 @dataclass
@@ -248,7 +256,7 @@ class Attacker:
         self._storm = storm
         self._port = port
         self._names = storm.kinds.split(",")
-        self._scripts = [KINDS[name]()(port) for name in self._names]
+        self._scripts = [KINDS[name]()(port).bringing(storm.token) for name in self._names]
         self._outcome = Outcome({name: Counter() for name in self._names}, Counter(), 0, 0.0)
         self._visits: dict[int, Visit] = {}
         self._poll = select.epoll()
@@ -387,6 +395,40 @@ async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> 
         await asyncio.sleep(every)
 
 
+async def crowd(where: GatewayProcess, under: Siege, tokens: TokensFile, count: int) -> tuple[Outcome, int]:
+    """Let PI come so often and stay, and OP meanwhile: in turn with the upgrade and by message. Then PI is revoked.
+
+    Return what became of PI, and how often OP got in after all places but the reserved ones were taken.
+    """
+    attack = asyncio.create_task(under.attack(Storm("bearer", count=count, at_once=count, token=tokens.of(PI))))
+    entries = 0
+    try:
+        await where.wait_event("handshake.rejected", status=503)
+        for entries in range(1, 11):
+            with await entered(where, tokens.of(OP) if entries % 2 else None) as peer:
+                reply = await authenticate(peer, tokens.of(OP))
+                assert reply["result"]["name"] == OP.name
+                await peer.leave()
+                await ended(where, peer, "client_close", 1000)
+    finally:
+        tokens.drop(PI)
+        where.signal(signal.SIGHUP)
+        outcome = await attack
+    return outcome, entries
+
+
+async def crowd_by_hand(count: int) -> None:
+    """`crowd`, against a gateway of its own with 1,000 places."""
+    with TemporaryDirectory(prefix="gateway-test-") as directory:
+        tokens = TokensFile(Path(directory) / "tokens.toml", OP, PI)
+        limits = {"max_connections": 1000, "max_http_connections": count + 100}
+        async with GatewayProcess({"auth": tokens.auth, "limits": limits}) as where:
+            async with siege(where, headers=bearer(tokens.of(OP))) as under:
+                outcome, entries = await crowd(where, under, tokens, count)
+            print(f"{outcome.all()}; the operator got in {entries} times")
+    under.fair.check(under.told())
+
+
 class ByHand(NamedTuple):
     """What the gateway of an attack by hand is like, and the storm."""
 
@@ -420,12 +462,14 @@ async def by_hand(kind: str, count: int) -> None:
 def main() -> int:
     """Be the attacker, or run one attack by hand."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.attacks")
-    parser.add_argument("kind", choices=[*KINDS, "storm"], help="storm: for the tests")
+    parser.add_argument("kind", choices=[*KINDS, "crowd", "storm"], help="storm: for the tests")
     parser.add_argument("storm", nargs="?", help="a Storm as JSON")
     parser.add_argument("--port", type=int, help="where the storm goes")
     parser.add_argument("--count", type=int, default=100_000, help="how many (default: %(default)s)")
     options = parser.parse_args()
-    if options.kind == "storm":
+    if options.kind == "crowd":
+        asyncio.run(crowd_by_hand(options.count))
+    elif options.kind == "storm":
         print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
     else:
         asyncio.run(by_hand(options.kind, options.count))

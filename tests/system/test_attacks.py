@@ -24,9 +24,10 @@ from tests.support.attacks import (
     Outcome,
     Siege,
     Storm,
+    crowd,
     siege,
 )
-from tests.support.credentials import FAILURE, OP, OPENED, TokensFile, bearer, disconnects, farewell, scrape
+from tests.support.credentials import FAILURE, OP, OPENED, PI, TokensFile, bearer, disconnects, farewell, scrape
 from tests.support.fleet import FLOOD_SERVER, ended, request
 from tests.support.patience import WAIT, Sized
 from tests.support.peers import Opcode, PeerClosed, RawPeer, frame
@@ -251,6 +252,20 @@ async def many_others(process: GatewayProcess, under: Siege, count: int) -> Outc
         while not (await scrape(process))[REFUSED]:
             await asyncio.sleep(0.02)
     return await under.attack(Storm("silent", count=count, at_once=count, source=3, sources=15))
+
+
+# Who takes all places
+
+
+async def test_one_token_that_takes_all_places_leaves_the_operators(gateway: StartGateway, tmp_path: Path) -> None:
+    tokens = TokensFile(tmp_path / "tokens.toml", OP, PI)
+    process = await gateway({"auth": tokens.auth, "limits": {"max_connections": ROOM}})
+    async with asking(process, tokens) as under:
+        outcome, entries = await crowd(process, under, tokens, 2 * ROOM)
+    assert entries == 10
+    places = ROOM - 16
+    assert outcome.all() == {"101 4503": places, "503": 2 * ROOM - places}
+    assert outcome.retry_after == 2 * ROOM - places
 
 
 # Who guesses
