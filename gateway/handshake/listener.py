@@ -55,7 +55,7 @@ _PAUSE_LOG: Final = 60.0
 
 _BAD_REQUEST: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\n\r\n%b"
+    b"X-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n%b"
 )
 
 
@@ -236,7 +236,8 @@ class HandshakeProtocol(RequestProtocol):
         # Not aiohttp's own words: they quote the request, and a credential may be in it.
         reason = f"malformed HTTP ({type(exc).__name__})"
         self._rejections.rejected(self.remote, reason, "request", status=status)
-        response = web.Response(status=status, text=f"{reason}\n")
+        # No signal of the application is sent for it.
+        response = web.Response(status=status, text=f"{reason}\n", headers={"X-Content-Type-Options": "nosniff"})
         response.force_close()
         return response
 
