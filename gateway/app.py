@@ -88,6 +88,7 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
     app.router.add_get("/metrics", metrics)
     pages.add_to(app, foreign, login=config.auth.mode != "none")
 
+    app.on_response_prepare.append(nosniff)
     app.on_startup.append(on_startup)
     app.on_shutdown.append(on_shutdown)
     app.on_cleanup.append(on_cleanup)
@@ -193,7 +194,7 @@ class Gateway:
         try:
             self.gatekeeper.admit(request)
             authorization = request.headers.getall(hdrs.AUTHORIZATION, ())
-            credential = self.admission.at_upgrade(authorization, remote, len(self._connections))
+            credential = self.admission.at_upgrade(authorization, remote)
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
             return refused(refusal)
@@ -373,6 +374,11 @@ async def metrics(request: web.Request) -> web.Response:
         return refusal
     text = await request.app[GATEWAY].metrics.text()
     return web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+
+async def nosniff(request: web.Request, response: web.StreamResponse) -> None:
+    """Forbid browsers to guess the type of a response, whatever made it. A 101 has no part in this."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 async def on_startup(app: web.Application) -> None:

@@ -22,7 +22,8 @@ from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
 from gateway.auth import authenticators
 from gateway.config import Config, ConfigError, is_loopback
 from gateway.config.certificates import tls_context
-from gateway.handshake.listener import Handshakes, Listener, address_of, bind, response_begins
+from gateway.handshake.listener import Listener, address_of, bind, response_begins
+from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.systemd import Notifier, Watchdog, listen_fds
 from gateway.telemetry.log import LogWriter
 
@@ -107,21 +108,28 @@ class Server:
         runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
         await runner.setup()
         assert runner.server is not None
-        rejections = self._gateway.rejections
-        self._listener = Listener(
-            runner.server,
+        self._listener = self._make_listener(runner.server, context)
+        return runner
+
+    def _make_listener(self, server: web.Server, context: ssl.SSLContext | None) -> Listener:
+        gateway, limits = self._gateway, self._config.limits
+        handshakes = Handshakes(self._config.server.handshake_timeout, gateway.rejections, gateway.standstill)
+        plain = PlainConnections(
+            gateway.rejections,
+            handshakes,
+            most=limits.max_http_connections,
+            most_of_address=limits.max_connections_per_address,
+            exempt=gateway.gatekeeper.is_proxy,
+        )
+        return Listener(
+            server,
             handler_args=handler_args(self._config),
-            handshakes=Handshakes(
-                self._config.server.handshake_timeout,
-                rejections,
-                self._config.limits.max_connections,
-                self._gateway.standstill,
-            ),
-            rejections=rejections,
-            lines=self._gateway.lines,
+            handshakes=handshakes,
+            plain=plain,
+            rejections=gateway.rejections,
+            lines=gateway.lines,
             context=context,
         )
-        return runner
 
     def _begin(self, sockets: list[socket.socket]) -> Watchdog:
         loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ def check(config: Config, values: Values) -> None:
 
     Of the keys that are involved, the error names one from the strongest source.
     """
-    for check_one in (_check_times, _check_sizes, _check_auth, _check_tls):
+    for check_one in (_check_times, _check_sizes, _check_room, _check_auth, _check_tls):
         check_one(config, values)
 
 
@@ -78,6 +78,19 @@ def _check_sizes(config: Config, values: Values) -> None:
             "limits.max_principal_bytes",
             "limits.max_outbox_bytes",
             "limits.max_message_bytes",
+        )
+
+
+def _check_room(config: Config, values: Values) -> None:
+    """In mode none every peer may take every place, so nothing is reserved."""
+    reserved, most = config.limits.reserved_for_admin, config.limits.max_connections
+    if config.auth.mode != "none" and reserved >= most:
+        _blame(
+            values,
+            f"limits.reserved_for_admin {reserved} is not below limits.max_connections {most}",
+            f"a limits.reserved_for_admin below {most}",
+            "limits.reserved_for_admin",
+            "limits.max_connections",
         )
 
 

@@ -50,9 +50,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is.
 
     `handshake_timeout` is one budget from TCP accept, through TLS and the request head, to the 101, and to the
-    credential of a peer that brings it in a message. `receive_timeout` is the longest time without a complete message,
-    a control frame or 16 KiB of a message. `close_timeout` is how long a peer may take to answer a close frame.
-    `drain_timeout` is how long calls in flight may go on after SIGTERM; 0: the gateway does not wait for them.
+    credential of a peer that brings it in a message. Any other response has the same time again to leave.
+    `receive_timeout` is the longest time without a complete message, a control frame or 16 KiB of a message.
+    `close_timeout` is how long a peer may take to answer a close frame. `drain_timeout` is how long calls in flight may
+    go on after SIGTERM; 0: the gateway does not wait for them.
     `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
 
     If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
@@ -96,7 +97,11 @@ class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[limits]`: what one connection, one address and all connections together may use.
 
-    `max_connections_per_address` and `max_connections_per_principal` 0: no limit. An IPv6 address counts as its /64.
+    `max_connections` counts WebSockets. `max_http_connections` counts what is accepted and not upgraded: TLS
+    handshakes, requests, and HTTP connections between two requests. `max_connections_per_address` bounds both, each by
+    itself. `max_connections_per_address` and `max_connections_per_principal` 0: no limit. An IPv6 address counts as its
+    /64. `reserved_for_admin` places of `max_connections` are for principals with the scope admin. That bound and
+    `max_connections_per_principal` do not hold in mode none, in which all connections have the same principal.
     `max_unauthenticated` bounds the connections that have not brought their credential yet, and
     `max_unauthenticated_per_address` such connections of one address.
 
@@ -113,8 +118,10 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     max_connections: Count = 10_000
+    max_http_connections: Count = 1000
     max_connections_per_address: CountOrZero = 0
-    max_connections_per_principal: CountOrZero = 0
+    max_connections_per_principal: CountOrZero = 1000
+    reserved_for_admin: CountOrZero = 16
     max_unauthenticated: Count = 1000
     max_unauthenticated_per_address: Count = 100
     max_message_bytes: MessageBytes = 1_048_576

@@ -25,7 +25,7 @@ from gateway.auth.credentials import (
     is_too_long,
 )
 from gateway.auth.expiry import Expiries
-from gateway.auth.scopes import origin
+from gateway.auth.scopes import ADMIN, origin
 from gateway.config import Config
 from gateway.connections.connection import Connection
 from gateway.handshake.rejections import Stage
@@ -41,6 +41,8 @@ _CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisop
 _TOO_LONG: Final = f"a credential has at most {MAX_CREDENTIAL} bytes"
 _AT_ONCE: Final = 2
 """How many credentials of one connection are verified in one event-loop iteration."""
+_FULL: Final = "the gateway is full; see limits.max_connections"
+_RESERVED: Final = "the places that are left are kept for admins; see limits.reserved_for_admin"
 _SLICE: Final = 200
 """How many connections a reload checks in one event-loop iteration."""
 
@@ -77,23 +79,28 @@ class Admission:
         self._expiries = Expiries(config.auth.expiry_notice)
         self._of_address = Counts()
         self._of_principal = Counts()
+        self._entered: set[Connection] = set()
+        self._admins: set[Connection] = set()
         self._owing = Counts()
         self._owing_in_all = 0
 
     # At the upgrade
 
-    def at_upgrade(self, authorization: Sequence[str], remote: str, opened: int) -> Credential:
+    def at_upgrade(self, authorization: Sequence[str], remote: str) -> Credential:
         """Return the credential of a request, or `NO_CREDENTIAL` if it is to follow. Raises RefusedError.
 
-        ``authorization`` has the headers of that name; ``opened`` is how many connections are open now.
+        ``authorization`` has the headers of that name.
+
+        A connection that owes its credential takes no place until it has brought it. It may come as long as there is a
+        place of any kind, because it may turn out to be an admin's.
 
         Nothing may await between this call and `owes` or `entered`, which count the connection. Otherwise several
         requests at once would all find the room that there is for one.
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")
-        if opened + self._owing_in_all >= self._limits.max_connections:
-            raise _unavailable("the gateway is full; see limits.max_connections")
+        if self._is_full():
+            raise _unavailable(_FULL)
         address = address_key(remote)
         most = self._limits.max_connections_per_address
         if most and address and self._of_address.of(address) >= most:
@@ -122,6 +129,8 @@ class Admission:
             raise _too_many(str(error), math.ceil(error.seconds), stage="authenticate") from None
         except CredentialError as error:
             raise _unauthenticated(str(error)) from None
+        if self._is_reserved_from(credential):
+            raise _unavailable(_RESERVED)
         if self._is_crowded(credential):
             raise _too_many("too many connections of this principal; see limits.max_connections_per_principal")
         return credential
@@ -136,10 +145,8 @@ class Admission:
         """
         before, credential = connection.principal, self.by_message(connection, token)
         if self._authenticator.asks:
-            connection.adopt(credential)
+            self._adopted(connection, credential)
             if credential.principal != before:
-                self._rescoped(connection)
-                self._expiries.watch(connection)
                 self._log(REFRESHED, connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
@@ -160,13 +167,31 @@ class Admission:
             raise Refusal(errors.UNAUTHENTICATED, str(error)) from None
         before = connection.credential
         if before is NO_CREDENTIAL:
-            if self._is_crowded(credential):
-                raise Refusal(
-                    errors.OVERLOADED, "too many connections of this principal", retryAfterMs=errors.RETRY_FULL_MS
-                )
+            self._check_room(credential)
         elif credential.principal.name != before.principal.name:
             raise Refusal(errors.CONFLICT, f"this connection is {before.principal.name}'s")
         return credential
+
+    def _check_room(self, credential: Credential) -> None:
+        """Look for a place for a connection that has owed its credential. Raises Refusal if there is none."""
+        why = ""
+        if self._is_full():
+            why = _FULL
+        elif self._is_reserved_from(credential):
+            why = _RESERVED
+        elif self._is_crowded(credential):
+            why = "too many connections of this principal"
+        if why:
+            raise Refusal(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
+
+    def _is_full(self) -> bool:
+        return len(self._entered) >= self._limits.max_connections
+
+    def _is_reserved_from(self, credential: Credential) -> bool:
+        """Return whether all places that are left are kept for admins, and the credential is not an admin's."""
+        others = len(self._entered) - len(self._admins)
+        most = self._limits.max_connections - self._limits.reserved_for_admin
+        return others >= most and not credential.principal.allows(ADMIN)
 
     def _verified(self, token: str, address: str, connection: Connection | None = None) -> Credential:
         """Return what a credential gives. Raises CredentialError, or _WaitError if it has not been looked at.
@@ -220,10 +245,12 @@ class Admission:
 
     def entered(self, connection: Connection) -> None:
         """Count a connection that is open, with the credential that it has."""
+        self._entered.add(connection)
         if self._limits.max_connections_per_address:
             self._of_address.enter(address_key(connection.remote))
         if self._authenticator.asks:
             self._of_principal.enter(connection.principal.name)
+            self._count_admin(connection)
             self._expiries.watch(connection)
 
     def authenticated(self, connection: Connection) -> None:
@@ -243,6 +270,8 @@ class Admission:
 
     def left(self, connection: Connection) -> None:
         """Stop counting a connection that has entered, and is over."""
+        self._entered.discard(connection)
+        self._admins.discard(connection)
         if self._limits.max_connections_per_address:
             self._of_address.leave(address_key(connection.remote))
         if self._authenticator.asks:
@@ -267,10 +296,23 @@ class Admission:
                 connection.end(errors.CREDENTIAL_REVOKED)
                 revoked += 1
             elif renewed is not connection.credential:
-                connection.adopt(renewed)
-                self._rescoped(connection)
-                self._expiries.watch(connection)
+                self._adopted(connection, renewed)
         return revoked
+
+    def _adopted(self, connection: Connection, credential: Credential) -> None:
+        """Give an open connection another credential of its principal. Nothing else happens if that says the same."""
+        before = connection.principal
+        connection.adopt(credential)
+        if connection.principal != before:
+            self._count_admin(connection)
+            self._rescoped(connection)
+            self._expiries.watch(connection)
+
+    def _count_admin(self, connection: Connection) -> None:
+        if connection.principal.allows(ADMIN):
+            self._admins.add(connection)
+        else:
+            self._admins.discard(connection)
 
 
 def _unavailable(why: str) -> RefusedError:

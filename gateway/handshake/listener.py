@@ -1,5 +1,7 @@
 """Where connections come in: sockets, TLS, an accept loop of our own, and one deadline for the whole handshake.
 
+How many may be here before they are WebSockets is in `plain`.
+
 asyncio's own server has no common deadline for TLS and the request head, does not name a peer that never got through,
 and logs a traceback for every accept that finds no file descriptor.
 """
@@ -10,19 +12,20 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from gateway.deadlines import Deadlines, Standstill
+from gateway.handshake.plain import Handshake, Handshakes, PlainConnections, nothing
 from gateway.handshake.proxies import format_address
-from gateway.handshake.rejections import Rejections, Stage
+from gateway.handshake.rejections import Rejections
 from gateway.telemetry.lines import ACCEPT_FAILED, ACCEPT_PAUSED, Lines
 from gateway.websocket.opening import RequestProtocol
 
@@ -52,72 +55,36 @@ _PAUSE: Final = 0.5
 
 _BAD_REQUEST: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\n\r\n%b"
+    b"X-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n%b"
 )
 
 
-class Handshake:
-    """One peer between its accept and its 101. ``drop`` is called to end it, such as when the deadline passes."""
-
-    __slots__ = ("drop", "remote", "stage")
-
-    def __init__(self, remote: str, stage: Stage) -> None:
-        self.remote = remote
-        self.stage: Stage = stage
-        self.drop: Callable[[], None] = _nothing
-
-
-def _nothing() -> None:
-    """Do nothing: the handshake is not under way yet, or no longer."""
-
-
-class Handshakes(Deadlines[Handshake]):
-    """The handshakes that are under way. One that is late is logged, with its stage, and dropped.
-
-    If ``most`` are under way, the oldest one makes room for each that begins.
-    """
-
-    __slots__ = ("_most", "_rejections")
-
-    def __init__(
-        self, timeout: float, rejections: Rejections, most: int = 10_000, standstill: Standstill | None = None
-    ) -> None:
-        super().__init__(timeout, self._late, standstill)
-        self._rejections = rejections
-        self._most = most
-
-    def accepted(self, handshake: Handshake) -> None:
-        """Begin the time of a peer that was just accepted."""
-        if len(self) >= self._most:
-            oldest = self.oldest()
-            self.done(oldest)
-            self._rejections.rejected(oldest.remote, "too many handshakes under way", oldest.stage)
-            oldest.drop()
-        self.begin(handshake)
-
-    def drop_all(self) -> None:
-        """Drop all that are under way, at the end of the process."""
-        for handshake in self.take_all():
-            handshake.drop()
-
-    def _late(self, handshake: Handshake) -> None:
-        self._rejections.late(handshake.remote, handshake.stage, self._timeout)
-        handshake.drop()
-
-
 class HandshakeProtocol(RequestProtocol):
-    """An HTTP connection, each of whose request heads has the handshake deadline."""
+    """A plain HTTP connection. Each of its requests has the handshake deadline, and each response has it again."""
 
-    __slots__ = ("_cut_short", "_handshake", "_handshakes", "_head_bytes", "_rejections", "remote")
+    __slots__ = (
+        "_cut_short",
+        "_handshake",
+        "_handshakes",
+        "_head_bytes",
+        "_plain",
+        "_rejections",
+        "_unread",
+        "_wire",
+        "remote",
+    )
 
     def __init__(self, manager: web.Server, handshake: Handshake, listener: Listener) -> None:
         super().__init__(manager, loop=listener.loop, **listener.handler_args)
         self.remote = handshake.remote
         self._handshake: Handshake | None = handshake
         self._handshakes = listener.handshakes
+        self._plain = listener.plain
         self._cut_short = False
+        self._unread = False
         self._head_bytes = 0
         self._rejections = listener.rejections
+        self._wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with the request: TCP is through, and TLS if it is on."""
@@ -128,16 +95,20 @@ class HandshakeProtocol(RequestProtocol):
         if handshake is not None:
             handshake.stage = "request"
             # Not every event loop's transports inherit from asyncio.Transport, but all can abort.
-            handshake.drop = cast(asyncio.Transport, transport).abort
+            self._wire = cast(asyncio.Transport, transport)
+            handshake.drop = self._wire.abort
+            handshake.settled = self._settled
 
     def request_bytes(self, data: bytes) -> bool:
         """Return whether to parse these bytes. A head over its bound, or of the PROXY protocol, ends here.
 
         On a kept-alive connection a fresh deadline begins with the next request.
         """
-        if self._handshake is None:
+        handshake = self._handshake
+        if handshake is None:
             return True
-        self._handshakes.begin(self._handshake)
+        if handshake.stage == "idle":
+            self._expect(handshake)
         if not self._head_bytes and data.startswith(_PROXY_PROTOCOL):
             return self._refuse("PROXY protocol, see docs/operations.md", b"no PROXY protocol is spoken here\n")
         self._cut_short = not data.endswith(HEAD_END)
@@ -146,6 +117,12 @@ class HandshakeProtocol(RequestProtocol):
         if self._head_bytes <= MAX_HEAD:
             return True
         return self._refuse("the request head is over 32 KiB", b"request head over 32 KiB \n")
+
+    def _expect(self, handshake: Handshake) -> None:
+        """Begin the time of a further request."""
+        self._plain.works(handshake)
+        handshake.stage = "request"
+        self._handshakes.again(handshake)
 
     def _refuse(self, why: str, body: bytes) -> bool:
         """Answer with 400, once, and close. Returns False: nothing is parsed any more."""
@@ -162,22 +139,88 @@ class HandshakeProtocol(RequestProtocol):
     def upgraded(self) -> None:
         """Note that the deadline is met, for good: it never ends an open connection."""
         if self._handshake is not None:
-            self._handshakes.done(self._handshake)
+            self._let_go(self._handshake)
             self._handshake = None
 
     def response_begins(self) -> None:
-        """Note that this request has met its deadline."""
+        """Note that this request has met its deadline. Its response has a deadline of its own.
+
+        If the response before it has not left, that one's deadline runs on: otherwise a peer that asks again and again
+        would never have to read.
+        """
         self._head_bytes = 0
-        if self._handshake is not None:
-            self._handshakes.done(self._handshake)
-            if self._cut_short:  # the next request has begun, in the same read
-                self._handshakes.begin(self._handshake)
+        handshake = self._handshake
+        if handshake is None or (self._unread and not self._has_left()):
+            return
+        self._unread = False
+        self._plain.works(handshake)
+        handshake.stage = "response"
+        self._handshakes.again(handshake)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Write a response, and look whether it has left. After a WebSocket's life there is nothing to look at."""
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            handshake = self._handshake
+            if handshake is not None:
+                self._unread = not resp.keep_alive or not self._has_left()
+                if self._unread:  # it is closed after this response, or the deadline will see
+                    self._handshakes.begin(handshake)
+                else:
+                    self._answered(handshake)
+
+    def _answered(self, handshake: Handshake) -> None:
+        """Wait for the next request, or go on with it if it has begun already."""
+        if self._cut_short or self.has_more:
+            self._expect(handshake)
+            return
+        handshake.stage = "idle"
+        self._handshakes.done(handshake)
+        self._plain.idles(handshake)
+
+    def _settled(self) -> bool:
+        """Return whether a response that was still in a buffer when it was finished has left since."""
+        if self._handshake is None or self._wire is None or not self._unread or not self._has_left():
+            return False
+        if not self._wire.is_closing():
+            self._unread = False
+            self._answered(self._handshake)
+        return True
+
+    def _has_left(self) -> bool:
+        """Return whether all that was written is in the kernel's hands.
+
+        Under TLS there is a transport below this one, which cannot be asked. If something waits in it, the socket takes
+        no more.
+        """
+        wire = self._wire
+        if wire is None:
+            return True
+        if wire.get_write_buffer_size():
+            return False
+        if wire.get_extra_info("ssl_object") is None:
+            return True
+        sock = wire.get_extra_info("socket")
+        poll = select.poll()
+        try:
+            poll.register(sock.fileno(), select.POLLOUT)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # it is closed
+            return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Note that the transport is gone."""
         if self._handshake is not None:
-            self._handshakes.done(self._handshake)
+            self._let_go(self._handshake)
         super().connection_lost(exc)
+
+    def _let_go(self, handshake: Handshake) -> None:
+        self._plain.gone(handshake)
+        self._wire = None
+        handshake.drop, handshake.settled = nothing, _settled_already
 
     def handle_error(
         self,
@@ -193,7 +236,8 @@ class HandshakeProtocol(RequestProtocol):
         # Not aiohttp's own words: they quote the request, and a credential may be in it.
         reason = f"malformed HTTP ({type(exc).__name__})"
         self._rejections.rejected(self.remote, reason, "request", status=status)
-        response = web.Response(status=status, text=f"{reason}\n")
+        # No signal of the application is sent for it.
+        response = web.Response(status=status, text=f"{reason}\n", headers={"X-Content-Type-Options": "nosniff"})
         response.force_close()
         return response
 
@@ -217,6 +261,7 @@ class Listener:
         *,
         handler_args: Mapping[str, Any],
         handshakes: Handshakes,
+        plain: PlainConnections,
         rejections: Rejections,
         lines: Lines,
         context: ssl.SSLContext | None,
@@ -224,6 +269,7 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.handler_args = handler_args
         self.handshakes = handshakes
+        self.plain = plain
         self.rejections = rejections
         self.context = context
         self._server = server
@@ -254,19 +300,21 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._pause(listening, error)
+                if error.errno not in _EXHAUSTED or not self.plain.make_room():
+                    self._pause(listening, error)
                 return
             handshake = Handshake(format_address(address), "request" if self.context is None else "tls")
             task = self.loop.create_task(self._serve(sock, handshake))
             handshake.drop = partial(_cancel, task)
-            self.handshakes.accepted(handshake)
+            self.plain.accepted(handshake)
             self._tasks.add(task)
-            task.add_done_callback(partial(self._served, sock))
+            task.add_done_callback(partial(self._served, sock, handshake))
 
-    def _served(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+    def _served(self, sock: socket.socket, handshake: Handshake, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():  # before it had begun: nothing in it has closed the socket
             sock.close()
+            self.plain.gone(handshake)
 
     async def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
         """Hand the socket to aiohttp, through TLS if that is on. Returns when the connection is made."""
@@ -285,10 +333,10 @@ class Listener:
             sock.close()
             if handshake.stage == "tls" and not isinstance(error, asyncio.CancelledError):
                 self.rejections.rejected(handshake.remote, f"TLS: {_reason(error)}", "tls", status=0)
-            self.handshakes.done(handshake)
+            self.plain.gone(handshake)
             # Otherwise the error's frames would keep the TLS machinery, a quarter of a megabyte, until a collection.
             protocol.never_connected()
-            handshake.drop = _nothing
+            handshake.drop = nothing
             error.__traceback__ = error.__context__ = None
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
@@ -308,6 +356,10 @@ class Listener:
     def _resume(self, listening: socket.socket) -> None:
         del self._paused[listening]
         self.loop.add_reader(listening, self._accept, listening)
+
+
+def _settled_already() -> bool:
+    return True
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -25,6 +25,10 @@ def format_address(address: object) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+_LONGEST: Final = 45
+"""Characters of the longest way to write an address: IPv6 that ends in IPv4."""
+
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 _VALUE: Final = re.compile(r'"[^"]*"|[^\s"]*')
 
 
@@ -61,7 +65,9 @@ class Proxies:
         """Whether this peer is a trusted proxy. ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``."""
         if remote == UNIX:
             return self._unix
-        hop = _hop(remote)
+        address, zone, rest = remote.partition("%")
+        # The kernel names the zone of a link-local peer, which is about this machine and in no network's name.
+        hop = _hop(address + rest[rest.find("]") :] if zone else remote)
         return hop is not None and self._is_trusted(hop[0])
 
     def client(self, remote: str, hops: Iterable[str | None]) -> str:
@@ -87,7 +93,8 @@ class Proxies:
 def _hop(text: str) -> tuple[_Address, int] | None:
     """Parse an address with or without a port (RFC 7239 section 6). Returns None if it is neither.
 
-    It may be ``192.0.2.1``, ``192.0.2.1:47011``, ``2001:db8::1`` or ``[2001:db8::1]:47011``. Without a port it is 0.
+    It may be ``192.0.2.1``, ``192.0.2.1:47011``, ``2001:db8::1`` or ``[2001:db8::1]:47011``. Without a port it is 0. A
+    zone, which may have any length and any letters, means nothing to another machine: an address with one is none.
     """
     text = text.strip()
     port = "0"
@@ -96,11 +103,11 @@ def _hop(text: str) -> tuple[_Address, int] | None:
         port = rest[1:] if rest.startswith(":") else rest or "0"
     elif text.count(":") == 1:
         text, _, port = text.partition(":")
+    if len(text) > _LONGEST or "%" in text or not _PORT.fullmatch(port) or int(port) > 65535:
+        return None
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return None
-    if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
         return None
     if address.version == 6 and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

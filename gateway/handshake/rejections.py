@@ -11,8 +11,8 @@ from gateway.telemetry.lines import LATE, REJECTED, Lines
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["tls", "request", "authenticate"]
-"""Where a handshake ended: before the request, at it, or at the credential."""
+Stage = Literal["tls", "request", "response", "idle", "authenticate"]
+"""Where a peer ended: before the request, at it, at its response, between two requests, or at the credential."""
 
 _STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
@@ -37,4 +37,5 @@ class Rejections:
         """Count a peer whose deadline has passed. ``timeout`` is the handshake's whole time in seconds."""
         self.failures[stage] += 1
         known = {"remote": remote, "stage": stage, "timeout": timeout, **fields}
-        return self._lines.log(logger, LATE, origin(NOBODY, remote), "no handshake within %s s", timeout, fields=known)
+        message = "a response has not left within %s s" if stage == "response" else "no handshake within %s s"
+        return self._lines.log(logger, LATE, origin(NOBODY, remote), message, timeout, fields=known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ RETRY_AFTER: Final = 5
 """Seconds that a client is asked to wait if the gateway is full, starting or draining."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST: Final = re.compile(
+    r"(\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
+    r"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?"
+)
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")
 _UPGRADE_HEADERS: Final[dict[str, str]] = {
     hdrs.CONNECTION: "close, Upgrade",  # RFC 9110 section 7.8
@@ -64,6 +69,10 @@ class Gatekeeper:
         self._check_origin(request, host)
         _check_upgrade(request)
 
+    def is_proxy(self, remote: str) -> bool:
+        """Return whether a peer is a trusted proxy, behind which there may be any number of clients."""
+        return bool(self._proxies) and self._proxies.trusts(remote)
+
     def remote_of(self, request: web.Request) -> str:
         """Return where a request comes from. If a trusted proxy has passed it on, that is where the proxy says.
 
@@ -71,7 +80,7 @@ class Gatekeeper:
         wrote it.
         """
         remote = remote_of(request)
-        if not self._proxies or not self._proxies.trusts(remote):
+        if not self.is_proxy(remote):
             return remote
         lines = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
         if lines:
@@ -84,7 +93,9 @@ class Gatekeeper:
         hosts = request.headers.getall(hdrs.HOST, [])
         if len(hosts) != 1 or not hosts[0]:
             raise RefusedError(400, "exactly one Host header is needed (RFC 9112 section 3.2)")
-        name = _host_name(hosts[0])
+        name = host_name(hosts[0])
+        if name is None:
+            raise RefusedError(400, "Host must be a name or an address, with or without a port (RFC 9110 section 7.2)")
         if self._allowed_hosts:
             allowed = name in self._allowed_hosts
         else:
@@ -136,11 +147,22 @@ def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:
     return value == token or token in (part.strip() for part in value.split(","))
 
 
-def _host_name(host: str) -> str:
-    """Return the name in a Host header, in lower case and without its port. An IPv6 address stays in brackets."""
-    if host.startswith("["):
-        return host.partition("]")[0].lower() + "]"
-    return host.partition(":")[0].lower()
+def host_name(host: str) -> str | None:
+    """Return the name in a Host header, in lower case and without its port. An IPv6 address stays in brackets.
+
+    Returns None if the header is not ``uri-host [":" port]`` (RFC 9110 section 7.2, RFC 3986 section 3.2.2), such as
+    ``localhost:1@evil.example``, in which other parsers find another host.
+    """
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return None
+    name = match[1].lower()
+    if name.startswith("[") and not name.startswith("[v"):  # v: an address of the future
+        try:
+            ipaddress.IPv6Address(name[1:-1])
+        except ValueError:
+            return None
+    return name
 
 
 def _is_same_origin(origin: str, host: str) -> bool:

@@ -45,6 +45,11 @@ class RequestProtocol(web.RequestHandler):
         if self.request_bytes(data):
             super().data_received(data)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether another whole request has come, and waits for its turn."""
+        return bool(self._messages)
+
     def never_connected(self) -> None:
         """Let go of aiohttp's parser, which refers back. For a protocol that never had ``connection_made`` called."""
         self._parser = None

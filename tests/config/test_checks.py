@@ -65,6 +65,11 @@ WRONG_FILES = [
         "limits.max_call_timeout: limits.max_call_timeout 29.5 is below limits.call_timeout 30.0;"
         " a limits.max_call_timeout of at least 30.0",
     ),
+    (
+        "[auth]\nmode = 'token'\ntokens_file = 't'\n[limits]\nmax_connections = 16",
+        "limits.max_connections: limits.reserved_for_admin 16 is not below limits.max_connections 16;"
+        " a limits.reserved_for_admin below 16",
+    ),
     ("[server]\ntls_cert = 'a.pem'", "server.tls_cert: set without server.tls_key; both or neither"),
     ("[server]\ntls_key = 'a.key'", "server.tls_key: set without server.tls_cert; both or neither"),
     (

@@ -334,6 +334,7 @@ Come = tuple[str, Holder | None]
 """The address that somebody comes from, and who he is; None: the credential is still owed."""
 LIMITS: Final = {
     "max_connections": 6,
+    "reserved_for_admin": 0,
     "max_connections_per_address": 4,
     "max_connections_per_principal": 3,
     "max_unauthenticated": 3,
@@ -355,7 +356,7 @@ class Full(NamedTuple):
 
 
 FULL: Final = {
-    "in all": Full([(A, OP)] * 2 + [(B, PI)] * 3 + [(C, None)], (C, PAGE), 503, "max_connections"),
+    "in all": Full([(A, OP)] * 2 + [(B, PI)] * 3 + [(C, PAGE)], (C, PAGE), 503, "max_connections"),
     "in all, one who owes": Full([(A, OP)] * 3 + [(B, PI)] * 3, (C, None), 503, "max_connections"),
     "per address": Full([(A, OP)] * 2 + [(A, PI), (A, None)], (A, PAGE), 429, "max_connections_per_address", (B, PAGE)),
     "per /64": Full([(A, OP), (A_TOO, PI)] * 2, (A_TOO, PAGE), 429, "max_connections_per_address", (B, PAGE)),
@@ -454,8 +455,75 @@ async def test_of_one_principal_too_many_by_message_end_with_4003(house: House) 
     await house.leave(*peers)
 
 
+# Places for admins
+
+CROWD: Final = {"max_connections": 4, "reserved_for_admin": 1}
+
+
+async def test_one_principal_cannot_keep_the_operator_out(tmp_path: Path) -> None:
+    """All places but those that are reserved are its own; the operator comes with the request, or by message."""
+    tokens = TokensFile(tmp_path / "tokens.toml", OP, PI, PAGE)
+    async with discreet(QUICK | {"limits": CROWD, "auth": tokens.auth}) as where, AsyncExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(await entered(where, tokens.of(PI)))
+        last = stack.enter_context(await RawPeer.open(where, headers=bearer(tokens.of(PI))))
+        conn = (await last.welcome())["connId"]
+        for holder in (PI, PAGE):
+            status, headers = await refused(where, bearer(tokens.of(holder)))
+            assert (status, headers["retry-after"]) == (503, "5")
+        line = await where.wait_event("handshake.rejected", status=503)
+        assert line["reason"].endswith("limits.reserved_for_admin")
+        for late in (False, True):
+            op = await entered(where, None if late else tokens.of(OP))
+            if late:
+                assert_is((await authenticate(op, tokens.of(OP)))["result"], OP)
+            assert (await refused(where, bearer(tokens.of(OP))))[0] == 503, "it is full now"
+            if late:
+                await request(op, "connection.close", connId=conn)
+                assert (await op.recv_json())["result"] == {"closed": True}
+                await farewell(last)
+            await op.leave()
+            await ended(where, op, "client_close", 1000)
+        await (await entered(where, tokens.of(PAGE))).leave()
+
+
+async def test_who_owes_a_credential_takes_no_place_and_gets_none_that_is_reserved(tmp_path: Path) -> None:
+    tokens = TokensFile(tmp_path / "tokens.toml", OP, PI, PAGE)
+    async with discreet(QUICK | {"limits": CROWD, "auth": tokens.auth}) as where, AsyncExitStack() as stack:
+        owing = [stack.enter_context(await entered(where)) for _ in range(6)]
+        crowd = [stack.enter_context(await entered(where, tokens.of(PI))) for _ in range(3)]
+        error = (await authenticate(owing[0], tokens.of(PAGE)))["error"]
+        assert (error["code"], error["data"]["retryAfterMs"]) == (-32009, 1000)
+        await farewell(owing[0])
+        assert owing[0].close_code == 4003
+        assert_is((await authenticate(owing[1], tokens.of(OP)))["result"], OP)
+        error = (await authenticate(owing[2], tokens.of(OP)))["error"]
+        assert error["code"] == -32009, "the last place is taken"
+        await farewell(owing[2])
+        assert (await refused(where, {}))[0] == 503, "there is no place for anybody"
+        await crowd[0].leave()
+        await ended(where, crowd[0], "client_close", 1000)
+        assert_is((await authenticate(owing[3], tokens.of(PAGE)))["result"], PAGE)
+
+
+async def test_a_connection_that_loses_or_gets_the_scope_counts_as_what_it_is_now(tmp_path: Path) -> None:
+    tokens = TokensFile(tmp_path / "tokens.toml", OP, PI, PAGE)
+    async with discreet(QUICK | {"limits": CROWD, "auth": tokens.auth}) as where, AsyncExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(await entered(where, tokens.of(PI)))
+        assert (await refused(where, bearer(tokens.of(PAGE))))[0] == 503
+        tokens.put(PI._replace(scopes=("admin",)))
+        await reload(where)
+        stack.enter_context(await entered(where, tokens.of(PAGE)))
+        tokens.put(PI)
+        await reload(where)
+        assert (await refused(where, bearer(tokens.of(OP))))[0] == 503, "all four are taken"
+
+
 async def test_limits_hold_in_mode_none_too() -> None:
-    async with discreet({"limits": {"max_connections": 2, "max_connections_per_address": 1}}) as where:
+    """But nothing is reserved, and all are one principal."""
+    limits = {"max_connections": 2, "max_connections_per_address": 1, "max_connections_per_principal": 1}
+    async with discreet({"limits": limits | {"reserved_for_admin": 2}}) as where:
         with await entered(where, source="127.0.0.2") as first:
             assert (await refused(where, {}, "127.0.0.2"))[0] == 429
             with await entered(where, source="127.0.0.3") as second:
@@ -594,9 +662,9 @@ async def test_a_bearer_of_more_than_16_kib_is_refused_before_it_is_looked_at() 
     status.ready()
     admission = Admission(parse({}), status, Watching(), lambda connection: None, Lines())
     with pytest.raises(RefusedError) as refusal:
-        admission.at_upgrade([f"Bearer {'x' * 16_385}"], "192.0.2.1:5", 0)
+        admission.at_upgrade([f"Bearer {'x' * 16_385}"], "192.0.2.1:5")
     assert (refusal.value.status, str(refusal.value), looked) == (401, "a credential has at most 16384 bytes", [])
-    admission.at_upgrade([f"Bearer {'x' * 16_384}"], "192.0.2.1:5", 0)
+    admission.at_upgrade([f"Bearer {'x' * 16_384}"], "192.0.2.1:5")
     assert len(looked) == 1
 
 

@@ -55,7 +55,7 @@ class Written:
 
 
 def test_before_the_first_every_stage_has_its_zero(refusals: Rejections) -> None:
-    assert refusals.failures == {"tls": 0, "request": 0, "authenticate": 0}
+    assert refusals.failures == {"tls": 0, "request": 0, "response": 0, "idle": 0, "authenticate": 0}
 
 
 def test_a_rejection_is_logged_with_its_stage_its_reason_and_what_else_is_known(
@@ -98,7 +98,8 @@ def test_each_is_counted_under_its_stage(refusals: Rejections) -> None:
     refusals.rejected("192.0.2.7:1", "why", "authenticate")
     refusals.late("192.0.2.7:1", "tls", 5.0)
     refusals.late("192.0.2.7:1", "authenticate", 5.0)
-    assert refusals.failures == {"tls": 1, "request": 3, "authenticate": 2}
+    refusals.late("192.0.2.7:1", "response", 5.0)
+    assert refusals.failures == {"tls": 1, "request": 3, "response": 1, "idle": 0, "authenticate": 2}
 
 
 def test_of_very_many_the_first_are_logged_and_all_are_counted(refusals: Rejections, lines: Written) -> None:
@@ -110,7 +111,7 @@ def test_of_very_many_the_first_are_logged_and_all_are_counted(refusals: Rejecti
     assert [line["remote"] for line in written[:LOGGED]] == [f"192.0.2.7:{port}" for port in range(LOGGED)]
     assert len(written) == LOGGED + LOGGED_LATE
     assert not any("leftOut" in line for line in written)
-    assert refusals.failures == {"tls": 1000, "request": 1000, "authenticate": 0}
+    assert +refusals.failures == {"tls": 1000, "request": 1000}
 
 
 def test_the_next_line_of_that_address_tells_how_many_were_left_out(

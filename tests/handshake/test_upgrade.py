@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from gateway.handshake.upgrade import host_name
 from tests.support.peers import RawPeer, Response
 from tests.support.process import GatewayProcess
 
@@ -218,6 +219,91 @@ async def test_h11_rebinding_host(served: GatewayProcess, host: str) -> None:
     assert (await ask(served, Host=host)).status == 421
     assert (await ask(served, Host=host, Origin=f"http://{host}")).status == 421
     await still_serves(served)
+
+
+BAD_HOSTS = [
+    "localhost:1@evil.example",
+    "localhost@evil.example",
+    "evil.example@localhost",
+    "localhost/",
+    "localhost:80/",
+    "localhost:x",
+    "localhost:-1",
+    "localhost:80:80",
+    "local host",
+    "localhost, evil.example",
+    "localhost#x",
+    "localhost?x",
+    "localhost\\x",
+    "localh\xf6st",
+    "%zz",
+    ":80",
+    "[::1",
+    "[::1]x",
+    "[::1]80",
+    "[::1%25lo]",
+    "[localhost]",
+    "[127.0.0.1]",
+    "::1",
+    "http://localhost",
+]
+
+
+@pytest.mark.parametrize("host", BAD_HOSTS)
+async def test_a_host_that_other_parsers_read_otherwise(served: GatewayProcess, host: str) -> None:
+    """The origin is what such a parser finds."""
+    for origin in ("http://evil.example", "http://localhost"):
+        assert (await ask(served, Host=host, Origin=origin)).status == 400
+    with await RawPeer.connect(served) as peer:
+        assert (await peer.get("/metrics", headers={"Host": host})).status == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("Example.COM", "example.com"),
+        ("example.com:", "example.com"),
+        ("example.com:8765", "example.com"),
+        ("a_b~c!$&'()*+,;=-.d", "a_b~c!$&'()*+,;=-.d"),
+        ("caf%C3%A9.example", "caf%c3%a9.example"),
+        ("192.0.2.1:80", "192.0.2.1"),
+        ("[2001:DB8::1]", "[2001:db8::1]"),
+        ("[::ffff:192.0.2.1]:80", "[::ffff:192.0.2.1]"),
+        ("[v1.future:address]:80", "[v1.future:address]"),
+        *((host, None) for host in BAD_HOSTS),
+    ],
+)
+async def test_the_name_in_a_host_header(host: str, name: str | None) -> None:
+    assert host_name(host) == name
+
+
+async def test_every_response_forbids_to_guess_its_type(served: GatewayProcess) -> None:
+    async def sent(data: str) -> Response:
+        with await RawPeer.connect(served) as peer:
+            await peer.send_raw(data.replace("$", f"HTTP/1.1\r\nHost: {peer.authority}").encode() + b"\r\n\r\n")
+            return await peer.read_response()
+
+    requests = {
+        "GET /healthz $": 200,
+        "GET /readyz $": 200,
+        "GET /metrics $": 200,
+        "GET / $": 200,
+        "GET /console/nothing $": 404,
+        "GET /nothing $": 404,
+        "POST /metrics $": 405,
+        "GET /healthz $\r\nExpect: nonsense": 417,
+        "GET /ws $": 426,
+        "GET /ws $\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13": 400,
+        "GET /metrics HTTP/1.1\r\nHost: evil.example": 421,
+        "GET /ws HTTP/1.1": 400,
+        "no HTTP": 400,
+        "PROXY TCP4 192.0.2.1 192.0.2.2 1 2": 400,
+        f"GET / $\r\nX: {'x' * 9000}": 400,
+        "GET / $" + "\r\nX: x" * 200: 400,
+    }
+    for request, status in requests.items():
+        response = await sent(request)
+        assert (response.status, response.headers.get("x-content-type-options")) == (status, "nosniff"), request[:80]
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8765", "127.0.0.1", "[::1]:8765", "127.0.0.1:1"])

@@ -14,6 +14,7 @@ import asyncio
 import json
 import re
 import select
+import signal
 import socket
 import struct
 import sys
@@ -23,13 +24,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from tests.bench.client import HOST, IP_BIND_ADDRESS_NO_PORT, Target, open_websocket
 from tests.bench.frames import CLOSE, HEAD_END, FrameReader, upgrade_request
-from tests.support.credentials import gains, scrape
+from tests.support.credentials import OP, PI, TokensFile, authenticate, bearer, entered, gains, scrape
 from tests.support.fair import Fair
-from tests.support.fleet import forget_peak, peak, sockets_back
+from tests.support.fleet import ended, forget_peak, peak, sockets_back
 from tests.support.flood import blocks
 from tests.support.insiders import INSIDERS
 from tests.support.patience import WAIT
@@ -48,14 +52,20 @@ FOREIGN_CODES: Final = (1004, 1005, 1006, 1015, 2999, 5000)
 HOLD: Final = 8
 UPGRADES: Final = {"limits": {"max_connections_per_address": HOLD}}
 """The configuration for `upgrades`, whose address holds all its connections before it begins."""
+KEPT_ALIVE: Final = {"server": {"keepalive_timeout": 5.0}}
+"""The configuration for `kept-alive`: the last ones go by themselves, before the storm is taken for stuck."""
 
 
 class Script(NamedTuple):
-    """What one connection sends: at once, and when its upgrade was granted; `again`: the latter for ever."""
+    """What one connection sends: at once, and when its upgrade was granted; `again`: the latter for ever.
+
+    reads False: it reads nothing, and is over when the gateway resets it.
+    """
 
     first: bytes
     then: bytes = b""
     again: bool = False
+    reads: bool = True
 
 
 def _deflated(data: bytes) -> bytes:
@@ -79,6 +89,11 @@ def _head(line: str, host: str = HOST) -> Callable[[int], Script]:
 def _inside(then: bytes, line: str = "", again: bool = False) -> Callable[[int], Script]:
     """Something that an upgrade is good for."""
     return lambda port: Script(upgrade_request(HOST, port, line), then, again)
+
+
+def _get(path: str, times: int = 1, reads: bool = True) -> Callable[[int], Script]:
+    """Plain requests, which leave the connection open."""
+    return lambda port: Script(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode() * times, reads=reads)
 
 
 def _block(kind: str, again: bool = False) -> Callable[[int], Script]:
@@ -122,6 +137,9 @@ KINDS: Final[Mapping[str, Callable[[], Callable[[int], Script]]]] = {
     "large-headers": lambda: _head(_fields(110, 8000)),
     "endless-headers": lambda: lambda port: Script(upgrade_request(HOST, port, _fields(1000, 1000))[:-4]),
     "bearer": lambda: _head(f"Authorization: Bearer {GUESS}"),
+    # Never WebSockets.
+    "kept-alive": lambda: _get("/healthz"),
+    "unread": lambda: _get("/console/gateway-client.js", times=16_000, reads=False),
     # Ended afterwards.
     "silent": lambda: _head(""),
     "guess": lambda: _inside(_text(_GUESSED)),
@@ -188,9 +206,11 @@ class Outcome:
 
 
 def _as(token: str, script: Script) -> Script:
-    """Return the script of a peer that brings this token, if there is one."""
+    """Return the script of a peer that brings this token, if there is one, in the place of GUESS if it has that."""
     if not token:
         return script
+    if GUESS.encode() in script.first:
+        return script._replace(first=script.first.replace(GUESS.encode(), token.encode()))
     head, end, rest = script.first.partition(HEAD_END)
     return script._replace(first=head + f"\r\nAuthorization: Bearer {token}".encode() + end + rest)
 
@@ -209,9 +229,9 @@ class Visit:
         self._frames = FrameReader()
 
     @property
-    def sending(self) -> bool:
-        """Whether something is left to send."""
-        return bool(self._unsent)
+    def events(self) -> int:
+        """What it waits for: something to read, if it reads, and room to send what is left."""
+        return (select.EPOLLIN if self._script.reads else 0) | (select.EPOLLOUT if self._unsent else 0)
 
     def step(self, events: int) -> bool:
         """Read and write what can be. Returns True when it is over, and counted."""
@@ -232,6 +252,8 @@ class Visit:
 
     def _read(self) -> str:
         """Return how it ended, "" if it has not."""
+        if not self._script.reads:
+            return "reset"
         data = self.sock.recv(READ)
         if not data:
             return self._status or "eof"
@@ -301,16 +323,16 @@ class Attacker:
         sock.connect_ex((HOST, self._port))
         visit = Visit(sock, self._names[which], self._scripts[which], self._outcome)
         self._visits[sock.fileno()] = visit
-        self._poll.register(sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if visit.sending else 0))
+        self._poll.register(sock.fileno(), visit.events)
         self._opened += 1
 
     def _step(self, descriptor: int, events: int) -> None:
         visit = self._visits[descriptor]
-        sending = visit.sending
+        before = visit.events
         if visit.step(events):
             del self._visits[descriptor]
-        elif visit.sending != sending:
-            self._poll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if visit.sending else 0))
+        elif visit.events != before:
+            self._poll.modify(descriptor, visit.events)
 
 
 # The defender
@@ -399,14 +421,65 @@ async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> 
         await asyncio.sleep(every)
 
 
+async def crowd(where: GatewayProcess, under: Siege, tokens: TokensFile, count: int) -> tuple[Outcome, int]:
+    """Let PI come so often and stay, and OP meanwhile: in turn with the upgrade and by message. Then PI is revoked.
+
+    Return what became of PI, and how often OP got in after all places but the reserved ones were taken.
+    """
+    attack = asyncio.create_task(under.attack(Storm("bearer", count=count, at_once=count, token=tokens.of(PI))))
+    entries = 0
+    try:
+        await where.wait_event("handshake.rejected", status=503)
+        for entries in range(1, 11):
+            with await entered(where, tokens.of(OP) if entries % 2 else None) as peer:
+                reply = await authenticate(peer, tokens.of(OP))
+                assert reply["result"]["name"] == OP.name
+                await peer.leave()
+                await ended(where, peer, "client_close", 1000)
+    finally:
+        tokens.drop(PI)
+        where.signal(signal.SIGHUP)
+        outcome = await attack
+    return outcome, entries
+
+
+async def crowd_by_hand(count: int) -> None:
+    """`crowd`, against a gateway of its own with 1,000 places."""
+    with TemporaryDirectory(prefix="gateway-test-") as directory:
+        tokens = TokensFile(Path(directory) / "tokens.toml", OP, PI)
+        limits = {"max_connections": 1000, "max_http_connections": count + 100}
+        async with GatewayProcess({"auth": tokens.auth, "limits": limits}) as where:
+            async with siege(where, headers=bearer(tokens.of(OP))) as under:
+                outcome, entries = await crowd(where, under, tokens, count)
+            print(f"{outcome.all()}; the operator got in {entries} times")
+    under.fair.check(under.told())
+
+
+class ByHand(NamedTuple):
+    """What the gateway of an attack by hand is like, and the storm."""
+
+    config: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+    hold: int = 0
+    at_once: int = 64
+
+
+BY_HAND: Final = {
+    "upgrades": ByHand(UPGRADES, HOLD),
+    "kept-alive": ByHand(KEPT_ALIVE, at_once=2000),
+    "unread": ByHand(at_once=300),
+    "same-node": ByHand(at_once=1),  # one node, not one that replaces another
+    "flapping-node": ByHand(at_once=1),
+}
+
+
 async def by_hand(kind: str, count: int) -> None:
     """Let one address come so often, and tell the figures. NoticedError where another peer has noticed."""
-    config, hold = (UPGRADES, HOLD) if kind == "upgrades" else ({}, 0)
-    at_once = 1 if kind.endswith("-node") else Storm.at_once  # one node, not one that replaces another
-    async with GatewayProcess(config) as where:
+    how = BY_HAND.get(kind, ByHand())
+    storm = Storm(kind, count=count, at_once=how.at_once, hold=how.hold)
+    async with GatewayProcess(how.config) as where:
         used = where.cpu()
         async with siege(where) as under:
-            outcome = await under.attack(Storm(kind, count=count, at_once=at_once, hold=hold))
+            outcome = await under.attack(storm)
         used = where.cpu() - used
         told = len(where.lines), sum(line.get("leftOut", 0) for line in where.lines)
         print(f"{outcome.count / outcome.seconds:.0f}/s, processor {used:.1f} s; lines {told[0]}, left out {told[1]}")
@@ -416,12 +489,14 @@ async def by_hand(kind: str, count: int) -> None:
 def main() -> int:
     """Be the attacker, or run one attack by hand."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.attacks")
-    parser.add_argument("kind", choices=[*KINDS, *INSIDERS, "storm"], help="storm: for the tests")
+    parser.add_argument("kind", choices=[*KINDS, *INSIDERS, "crowd", "storm"], help="storm: for the tests")
     parser.add_argument("storm", nargs="?", help="a Storm as JSON")
     parser.add_argument("--port", type=int, help="where the storm goes")
     parser.add_argument("--count", type=int, default=100_000, help="how many (default: %(default)s)")
     options = parser.parse_args()
-    if options.kind == "storm":
+    if options.kind == "crowd":
+        asyncio.run(crowd_by_hand(options.count))
+    elif options.kind == "storm":
         print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
     elif options.kind in INSIDERS:
         print(asyncio.run(INSIDERS[options.kind](options.count)))

@@ -20,7 +20,8 @@ from gateway.app import handler_args
 from gateway.config import Config, parse
 from gateway.connections.connection import Connection, Regime
 from gateway.errors import Disconnect
-from gateway.handshake.listener import Handshakes, Listener, address_of, bind, response_begins
+from gateway.handshake.listener import Listener, address_of, bind, response_begins
+from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
 from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Calls
@@ -101,6 +102,7 @@ async def serve(host: str, port: int, config: Config) -> None:
         runner.server,
         handler_args=arguments,
         handshakes=handshakes,
+        plain=PlainConnections(rejections, handshakes, most=config.limits.max_http_connections),
         rejections=rejections,
         lines=echo.lines,
         context=None,

@@ -19,7 +19,8 @@ from gateway.config import parse
 from gateway.config.certificates import tls_context
 from gateway.connections.connection import Connection, Regime
 from gateway.errors import Disconnect, RpcError
-from gateway.handshake.listener import Handshakes, Listener, bind, response_begins
+from gateway.handshake.listener import Listener, bind, response_begins
+from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
 from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Call, Callee, Calls
@@ -127,7 +128,7 @@ async def serving(
     most: int = 10_000,
     watched: bool = False,
 ) -> AsyncIterator[Target]:
-    """Serve `/ws` with this endpoint on a free port; `config` as for GatewayProcess; ``most`` handshakes.
+    """Serve `/ws` with this endpoint on a free port; `config` as for GatewayProcess; ``most`` plain connections.
 
     watched: a jump of the loop's clock is a standstill, as it is for a gateway.
     """
@@ -150,11 +151,12 @@ async def serving(
         context = tls_context(str(files.cert), str(files.key)) if files else None
     timeout = settings.server.handshake_timeout
     rejections = Rejections(regime.lines)
-    handshakes = Handshakes(timeout, rejections, most, regime.standstill)
+    handshakes = Handshakes(timeout, rejections, regime.standstill)
     listener = Listener(
         runner.server,
         handler_args=handler_args(settings),
         handshakes=handshakes,
+        plain=PlainConnections(rejections, handshakes, most=most),
         rejections=rejections,
         lines=regime.lines,
         context=context,

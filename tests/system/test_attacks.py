@@ -6,7 +6,7 @@ How long the others wait is told by `python -m tests.support.attacks`.
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,12 +15,26 @@ import pytest
 
 from gateway.telemetry import lines
 from gateway.telemetry.lines import CLOSED, OFFLINE, ONLINE, REJECTED
-from tests.support.attacks import FLAPS, FOREIGN_CODES, GUESS, HOLD, KIB, MIB, UPGRADES, Outcome, Siege, Storm, siege
+from tests.support.attacks import (
+    FLAPS,
+    FOREIGN_CODES,
+    GUESS,
+    HOLD,
+    KEPT_ALIVE,
+    KIB,
+    MIB,
+    UPGRADES,
+    Outcome,
+    Siege,
+    Storm,
+    crowd,
+    siege,
+)
 from tests.support.credentials import FAILURE, OP, OPENED, PI, TokensFile, bearer, disconnects, farewell, scrape
 from tests.support.fleet import FLOOD_SERVER, ended, request
 from tests.support.insiders import hoarder, rogue
 from tests.support.patience import WAIT, Sized
-from tests.support.peers import Opcode, RawPeer, frame
+from tests.support.peers import Opcode, PeerClosed, RawPeer, frame
 from tests.support.process import EventLoopName, GatewayProcess, Line, StartGateway
 
 REFUSED = 'gateway_handshake_failures_total{stage="request"}'
@@ -140,7 +154,7 @@ async def test_upgrades_without_end_from_one_address(gateway: StartGateway, size
 async def test_the_silent_make_room_for_those_who_speak(gateway: StartGateway, stage: str) -> None:
     """Handshakes under way have a bound: where it is reached, the oldest goes."""
     process = await gateway(
-        {"limits": {"max_connections": ROOM}, "server": {"handshake_timeout": 100.0}}, tls=stage == "tls"
+        {"limits": {"max_http_connections": ROOM}, "server": {"handshake_timeout": 100.0}}, tls=stage == "tls"
     )
     async with siege(process):
         with ExitStack() as stack:
@@ -157,7 +171,57 @@ async def test_the_silent_make_room_for_those_who_speak(gateway: StartGateway, s
             for peer in mute[15:]:
                 await peer.send_raw(b"!")  # it is there still
             lines = [await process.wait_event("handshake.rejected", remote=peer.local) for peer in mute[:15]]
-    assert {(line["reason"], line["stage"]) for line in lines} == {("too many handshakes under way", stage)}
+    assert {(line["reason"], line["stage"]) for line in lines} == {
+        ("too many HTTP connections; see limits.max_http_connections", stage)
+    }
+
+
+# Who stays plain HTTP
+
+
+async def test_kept_alive_connections_without_end(gateway: StartGateway, loop: EventLoopName, sized: Sized) -> None:
+    """They hold a bounded number of descriptors, and who upgrades gets in meanwhile.
+
+    That one may have to come again: here a handful of accepts are as many as there may be.
+    """
+    config = {"limits": {"max_http_connections": ROOM}} | KEPT_ALIVE
+    process = await gateway(config, loop=loop, nofile=8192)
+    count = sized(400, 2000)
+    async with siege(process) as under:
+        attack = asyncio.create_task(under.attack(Storm("kept-alive", count=count, at_once=count)))
+        most, entries, before = 0, 0, process.sockets()
+        while not attack.done():
+            with suppress(PeerClosed, ConnectionError), await RawPeer.open(process) as peer:
+                await peer.welcome()
+                entries += 1
+                most = max(most, process.sockets())
+                await peer.leave()
+            await asyncio.sleep(0.05)
+        ends = (await attack).all()
+    assert entries > 0
+    # Some go before they are answered: the storm is quicker than the gateway.
+    assert ends.keys() <= {"200", "eof", "reset"} and ends.total() == count
+    # Besides, those that the event loop has dropped and not closed yet, of one round of accepts.
+    assert ROOM / 2 < most - before <= 2 * ROOM
+    assert under.failures() >= count - 2 * ROOM
+    sampled(process.events("handshake.rejected"), 60.0)
+
+
+async def test_requests_whose_responses_are_never_read(
+    gateway: StartGateway, loop: EventLoopName, sized: Sized
+) -> None:
+    """Each asks for half a gigabyte in files."""
+    count = sized(60, 300)
+    process = await gateway({"server": {"handshake_timeout": 2.0}}, loop=loop)
+    async with siege(process, growth=count * 512 * KIB) as under:
+        outcome = await under.attack(Storm("unread", count=count, at_once=count))
+    assert outcome.all() == {"reset": count}
+    assert under.gains['gateway_handshake_failures_total{stage="response"}'] == count
+    lines = process.events("handshake.timeout")
+    assert 0 < len(lines) <= count and {line["stage"] for line in lines} == {"response"}
+
+
+# Who never authenticates
 
 
 async def test_sockets_that_never_authenticate(gateway: StartGateway, tokens: TokensFile, sized: Sized) -> None:
@@ -193,6 +257,20 @@ async def many_others(process: GatewayProcess, under: Siege, count: int) -> Outc
         while not (await scrape(process))[REFUSED]:
             await asyncio.sleep(0.02)
     return await under.attack(Storm("silent", count=count, at_once=count, source=3, sources=15))
+
+
+# Who takes all places
+
+
+async def test_one_token_that_takes_all_places_leaves_the_operators(gateway: StartGateway, tmp_path: Path) -> None:
+    tokens = TokensFile(tmp_path / "tokens.toml", OP, PI)
+    process = await gateway({"auth": tokens.auth, "limits": {"max_connections": ROOM}})
+    async with asking(process, tokens) as under:
+        outcome, entries = await crowd(process, under, tokens, 2 * ROOM)
+    assert entries == 10
+    places = ROOM - 16
+    assert outcome.all() == {"101 4503": places, "503": 2 * ROOM - places}
+    assert outcome.retry_after == 2 * ROOM - places
 
 
 # Who guesses

@@ -43,7 +43,7 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 """Every name of section 7, its type and its labels."""
 
 ROLES: Final = ("operator", "node", "ui")
-STAGES: Final = ("tls", "request", "authenticate")
+STAGES: Final = ("tls", "request", "response", "idle", "authenticate")
 CAUSES: Final = {end.cause for end in errors.DISCONNECTS}
 
 OUTCOMES: Final = ("ok", "internal_error", "error", "caller_lost", "timeout", "node_lost")

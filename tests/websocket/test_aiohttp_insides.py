@@ -49,6 +49,7 @@ SIGNATURES: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         "pause_writing": ("self",),
         "resume_writing": ("self",),
         "handle_error": ("self", "request", "status", "exc", "message"),
+        "finish_response": ("self", "request", "resp", "start_time"),
         "_drain_helper": ("self",),
     },
     WebSocketWriter: {"_get_compressor": ("self", "compress")},
