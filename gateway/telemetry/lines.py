@@ -87,6 +87,7 @@ SAMPLED: Final = (
 """All kinds of lines that are sampled."""
 
 RARE: Final = {
+    "auth.file_readable": "once a file at the start and at each SIGHUP",
     "connection.closed": "of a drain alone: once a connection, at the end of the process",
     "log.lost": "in the place of lines that were lost: at most one in each pause of the writer",
     "log.sampled": "once a key and kind in each window of which lines were left out",

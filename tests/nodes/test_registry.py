@@ -454,7 +454,7 @@ def test_a_method_belongs_to_the_node_that_has_it(nodes: Registry) -> None:
     assert (rogue.node, len(nodes)) == (None, 1), "nothing has changed"
     assert serving(nodes, "disk.free", 300) == ["pi"] * 300
     assert nodes.described("disk.free") == served("disk.free")
-    assert nodes.take() == ["pi online by pi: disk.free lamp.on"]
+    assert nodes.take() == ["pi online by pi: +disk.free +lamp.on"]
 
 
 @pytest.mark.parametrize(("mine", "yours"), [((), ()), (("disk.*",), ()), ((), (">",)), (("disk.*",), ("lamp.>",))])

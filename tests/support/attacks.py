@@ -481,8 +481,9 @@ async def by_hand(kind: str, count: int) -> None:
         async with siege(where) as under:
             outcome = await under.attack(storm)
         used = where.cpu() - used
-        told = len(where.lines), sum(line.get("leftOut", 0) for line in where.lines)
-        print(f"{outcome.count / outcome.seconds:.0f}/s, processor {used:.1f} s; lines {told[0]}, left out {told[1]}")
+    # Only now, because the last lines tell what was left out.
+    told = len(where.lines), sum(line.get("leftOut", 0) for line in where.lines)
+    print(f"{outcome.count / outcome.seconds:.0f}/s, processor {used:.1f} s; lines {told[0]}, left out {told[1]}")
     under.fair.check(under.told())
 
 
