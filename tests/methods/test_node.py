@@ -189,6 +189,13 @@ async def test_a_call_in_flight_is_answered_after_its_method_is_gone(node: Calle
     assert await caller.receive() == accepted("true", "5")
 
 
+async def test_very_many_names_are_not_taken_back(node: Caller) -> None:
+    await register(node, "a")
+    reply = await node.call("node.unregister", {"methods": ["a"] * (MAX_METHODS + 1)})
+    assert reply["error"]["code"] == -32602
+    assert await node.result("node.unregister", {"methods": ["a"] * MAX_METHODS}) == {"name": "pi", "methods": []}
+
+
 async def test_what_a_new_credential_does_not_allow_is_served_no_more(node: Caller) -> None:
     await register(node, "camera.snap", "lamp.on")
     node.connection.principal = Principal("pi", "node", ("serve:lamp.on", "call:>"))
