@@ -12,6 +12,9 @@ from typing import Final, NamedTuple
 
 from gateway.cluster.stream import Deliver, Position, message
 
+EXPIRE: Final = 1000
+"""How many messages that are too old are dropped in one go at most. The others go with the next messages."""
+
 _NONE: Final[deque[int]] = deque()
 """No messages: most topics that are only expected have none, and an empty deque takes 600 bytes."""
 
@@ -98,14 +101,18 @@ class MemoryStream:
 
     def since(self, topic: str, position: Position) -> list[bytes] | None:
         """Return all messages after a position; None if some are gone, or the topic has no such position."""
-        self._expire(self._clock())
+        now = self._clock()
+        self._expire(now)
         sequence = self._sequences.get(topic)
         if sequence is None:
             return [] if position == self._beginning else None
         missed = sequence.position.offset - position.offset
         if position.epoch != sequence.position.epoch or not 0 <= missed <= len(sequence.kept):
             return None
-        return [self._kept[number].message for number in islice(sequence.kept, len(sequence.kept) - missed, None)]
+        found = [self._kept[number] for number in islice(sequence.kept, len(sequence.kept) - missed, None)]
+        if found and now - found[0].at >= self._age:
+            return None
+        return [kept.message for kept in found]
 
     def forget(self, topic: str) -> None:
         """Drop a topic with all that is kept of it. If it begins again, it has a new epoch."""
@@ -137,11 +144,16 @@ class MemoryStream:
         self._expire(now)
 
     def _expire(self, now: float) -> None:
-        """Drop what is too old or too much, from the oldest message on: it is the oldest of its topic, too."""
+        """Drop what is too much, and some of what is too old, from the oldest message on.
+
+        The oldest message is the oldest of its topic, too.
+        """
+        left = EXPIRE
         while self._kept:
             oldest = next(iter(self._kept.values()))
-            if self.kept_bytes <= self._octets and now - oldest.at < self._age:
+            if self.kept_bytes <= self._octets and (not left or now - oldest.at < self._age):
                 break
+            left = max(0, left - 1)
             self._drop(oldest.sequence)
 
     def _drop(self, sequence: _Sequence) -> None:
