@@ -22,7 +22,10 @@ from gateway.connections.connection import Connection
 from gateway.handshake.rejections import Stage
 from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
+from gateway.rpc import work
 from gateway.rpc.method import Refusal
+from gateway.rpc.steps import Steps
+from gateway.rpc.work import Work
 from gateway.status import Phase, Status
 
 logger = logging.getLogger(__name__)
@@ -35,7 +38,9 @@ _SLICE: Final = 200
 class Admission:
     """The bounds and the credentials. Every call but ``renew`` is plain, and each is made once for an event.
 
-    ``rescoped`` is called with each open connection that has taken another credential.
+    ``rescoped`` is called with each open connection that has taken another credential, and returns the work of ending
+    what that does not allow. ``at_once`` returns whether that is little work for a connection. If it is not, `renew`
+    leaves it to ``steps``.
     """
 
     def __init__(
@@ -43,12 +48,18 @@ class Admission:
         config: Config,
         status: Status,
         authenticator: Authenticator,
-        rescoped: Callable[[Connection], None],
+        rescoped: Callable[[Connection], Work[None]],
+        *,
+        at_once: Callable[[Connection], bool],
+        steps: Steps,
     ) -> None:
         self._status = status
         self._limits = config.limits
         self._authenticator = authenticator
         self._rescoped = rescoped
+        self.refreshes_at_once: Final = at_once
+        """Returns whether it is little work to give a connection another credential."""
+        self._steps = steps
         self._failures = Failures(time.monotonic)
         self._expiries = Expiries(config.auth.expiry_notice)
         self._of_address = Counts()
@@ -103,17 +114,19 @@ class Admission:
 
     # By a message
 
-    def refresh(self, connection: Connection, token: str) -> None:
-        """Handle `gateway.authenticate` of an open connection.
+    def refresh(self, connection: Connection, token: str) -> Work[None]:
+        """Handle `gateway.authenticate` of an open connection, in steps. The first one takes the new credential.
 
-        Raises Refusal if the connection is to keep the credential that it has.
+        Raises Refusal in the first step if the connection is to keep the credential that it has. All other steps must
+        be taken, because they end what the new credential does not allow.
         """
         credential = self.by_message(connection, token)
         if self._authenticator.asks:
             connection.adopt(credential)
-            self._rescoped(connection)
             self._expiries.watch(connection)
             self.authenticated(connection)
+            yield
+            yield from self._rescoped(connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
         """Return the credential of a `gateway.authenticate`. Raises Refusal.
@@ -219,7 +232,10 @@ class Admission:
                 revoked += 1
             elif renewed is not connection.credential:
                 connection.adopt(renewed)
-                self._rescoped(connection)
+                if self.refreshes_at_once(connection):
+                    work.at_once(self._rescoped(connection))
+                else:
+                    await self._steps.take(self._rescoped(connection))
                 self._expiries.watch(connection)
         return revoked
 

@@ -83,6 +83,7 @@ PURE: Final = frozenset(
         "rpc.jsonrpc",
         "rpc.method",
         "rpc.openrpc",
+        "rpc.work",
         "status",
         "telemetry.counts",
         "text",
