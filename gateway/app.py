@@ -43,12 +43,17 @@ from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router, Tracing
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
+from gateway.rpc.steps import Steps
+from gateway.rpc.work import Work
 from gateway.status import Phase, Status
 from gateway.telemetry import log
 from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
+
+FEW_METHODS: Final = 50
+"""How many methods of one node are looked at in passing."""
 
 
 def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> web.Application:
@@ -105,7 +110,16 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.lines: Final = self._regime.lines
         self.rejections: Final = Rejections(self.lines)
-        self.admission: Final = Admission(config, status, authenticators.load(config.auth), self.rescoped, self.lines)
+        self._steps = Steps()
+        self.admission: Final = Admission(
+            config,
+            status,
+            authenticators.load(config.auth),
+            self.rescoped,
+            self.lines,
+            at_once=self.rescopes_at_once,
+            steps=self._steps,
+        )
         stream = _stream(config)
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
         self._delivery = Delivery(topics, stream, self._regime.cork)
@@ -120,7 +134,7 @@ class Gateway:
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
-        own = GatewayMethods(config, status, connections, self.admission)
+        own = GatewayMethods(config, status, connections, self.admission, self._steps)
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
@@ -152,7 +166,7 @@ class Gateway:
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
         )
-        yield EventMethods(self.events, config.limits.max_message_bytes)
+        yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 
     def _metrics(self) -> Metrics[Stage]:
         connections = self._connections
@@ -234,10 +248,17 @@ class Gateway:
             self.admission.left(connection)
         self._presence.closed(connection, end, connection.duration)
 
-    def rescoped(self, connection: Connection) -> None:
-        """The connection has another credential: registrations and subscriptions that it does not allow end."""
-        self.nodes.rescoped(connection)
-        self.events.rescoped(connection)
+    def rescoped(self, connection: Connection) -> Work[None]:
+        """End, in steps, registrations and subscriptions that the connection's new credential does not allow."""
+        if connection.node is not None:
+            self.nodes.rescoped(connection)
+            yield
+        yield from self.events.rescoped(connection)
+
+    def rescopes_at_once(self, connection: Connection) -> bool:
+        """Return whether `rescoped` is little work for this connection."""
+        few = connection.node is None or len(connection.node.methods) <= FEW_METHODS
+        return few and self.events.rescopes_at_once(connection)
 
     async def drain(self, server: Server) -> None:
         """Let all connections go. The first call begins the drain, and every call returns when it is over.

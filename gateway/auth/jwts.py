@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from jwt.exceptions import InvalidTokenError, PyJWTError
 
 from gateway.auth.credentials import Credential, CredentialError
-from gateway.auth.scopes import ROLES, Principal, is_scope, role_scopes
+from gateway.auth.scopes import MAX_SCOPES, ROLES, Principal, is_scope, role_scopes
 from gateway.config import ConfigError, Jwt, read_file
 from gateway.names import is_peer_name
 
@@ -165,6 +165,8 @@ def _principal(claims: Mapping[str, Any], now: float) -> Principal:
         return Principal(name, role, role_scopes(role, name), expires)
     if not isinstance(scope, str):
         raise CredentialError("the JWT's scope is no string")
+    if scope.count(" ") >= MAX_SCOPES:
+        raise CredentialError(f"the JWT has more than {MAX_SCOPES} scopes")
     # Other services share this claim (RFC 8693 section 4.2), so a scope of theirs, such as "openid", gives nothing.
     return Principal(name, role, tuple(filter(is_scope, scope.split())), expires)
 

@@ -8,13 +8,13 @@ has; ``share:`` lets it serve them together with others that may share them, too
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
 from gateway.limits import address_key
-from gateway.names import OWN, PATTERN, RESERVED, is_part, matches
+from gateway.names import OWN, PATTERN, RESERVED, is_part
 
 ADMIN: Final = "admin"
 EVERYTHING: Final = "*"
@@ -22,6 +22,9 @@ EVERYTHING: Final = "*"
 
 ANY_CALL: Final = "call:"
 """The scope of a caller that may call at least one method. Every ``call:`` scope covers it."""
+
+MAX_SCOPES: Final = 1000
+"""The most scopes that a JWT may have."""
 
 _ROLE_SCOPES: Final[dict[str, tuple[str, ...]]] = {
     "operator": ("admin", "call:>", "subscribe:>", "publish:>"),
@@ -42,7 +45,101 @@ def role_scopes(role: str, name: str) -> tuple[str, ...]:
     return (*scopes, f"publish:{name}.>") if role == "node" and is_part(name) else scopes
 
 
+_ANY: Final = "*"
+_REST: Final = ">"
 _SCOPE: Final = re.compile(f"(?:call|serve|share|subscribe|publish):{PATTERN}")
+
+
+class _Branch:
+    """The patterns of one verb that begin with the same parts. ``ends`` is whether one of them ends here."""
+
+    __slots__ = ("below", "ends")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Branch] = {}
+        self.ends = False
+
+    def enter(self, pattern: str) -> None:
+        """Add a pattern."""
+        branch = self
+        for part in pattern.split("."):
+            below = branch.below.get(part)
+            if below is None:
+                below = branch.below[part] = _Branch()
+            branch = below
+        branch.ends = True
+
+    def matches(self, name: str) -> bool:
+        """Whether a pattern matches this name, or every name that it matches if it is a pattern (`names.matches`)."""
+        level = [self]
+        for part in name.split("."):
+            below: list[_Branch] = []
+            for branch in level:
+                get = branch.below.get
+                if get(_REST) is not None:
+                    return True
+                if (same := get(part)) is not None:
+                    below.append(same)
+                if part not in (_ANY, _REST) and (some := get(_ANY)) is not None:
+                    below.append(some)
+            level = below
+        return any(branch.ends for branch in level)
+
+
+class Grant:
+    """What a set of scopes covers. ``known`` remembers what `Principal.allows` has found out.
+
+    The patterns are kept by their parts, so that a question costs little even if there are very many scopes.
+    """
+
+    __slots__ = ("_everything", "_scopes", "_verbs", "known")
+
+    def __init__(self, scopes: Iterable[str]) -> None:
+        self._scopes = frozenset(scopes)
+        self._everything = EVERYTHING in self._scopes
+        self._verbs: dict[str, _Branch] = {}
+        for scope in self._scopes:
+            verb, colon, pattern = scope.partition(":")
+            if colon:
+                self._verbs.setdefault(verb, _Branch()).enter(pattern)
+        self.known: dict[str, bool] = {}
+
+    def covers(self, wanted: str) -> bool:
+        """Whether one of the scopes covers the scope ``wanted``.
+
+        It may have a pattern, or be a verb without a name, such as `ANY_CALL`.
+        """
+        if self._everything or wanted in self._scopes:
+            return True
+        verb, colon, name = wanted.partition(":")
+        branch = self._verbs.get(verb) if colon else None
+        return branch is not None and (not name or branch.matches(name))
+
+    @property
+    def callable(self) -> Callable[[str], bool]:
+        """What tells whether the scopes allow a call of the method of a node, given its name.
+
+        `Principal.allows` says the same, but would take long for very many names.
+        """
+        if self.covers("call:>"):
+            return lambda name: True
+        names = frozenset(scope.removeprefix(ANY_CALL) for scope in self._scopes if scope.startswith(ANY_CALL))
+        if not any(_ANY in name or _REST in name for name in names):
+            return names.__contains__
+        matches = self._verbs["call"].matches
+        return lambda name: name in names or matches(name)
+
+
+@lru_cache(64)
+def granted(scopes: tuple[str, ...]) -> Grant:
+    """Return what these scopes cover."""
+    return Grant(scopes)
+
+
+@lru_cache(64)
+def callable_by(scopes: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return what tells whether these scopes allow a call of the method of a node, given its name."""
+    return granted(scopes).callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +150,14 @@ class Principal:
     role: str
     scopes: tuple[str, ...]
     expires_at: float | None = None
+    _grant: Grant = field(init=False, repr=False, compare=False)
     _known: dict[str, bool] = field(init=False, repr=False, compare=False)
     """Remembered answers of `allows`, shared by all principals with the same scopes. Each routed call asks for one."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_known", _known_of(self.scopes))
+        grant = granted(self.scopes)
+        object.__setattr__(self, "_grant", grant)
+        object.__setattr__(self, "_known", grant.known)
 
     def allows(self, scope: str) -> bool:
         """Whether the principal has a scope that covers ``scope``, such as ``call:camera.snapshot`` or ``admin``.
@@ -69,7 +169,7 @@ class Principal:
         return self._find_out(scope) if known is None else known
 
     def _find_out(self, scope: str) -> bool:
-        allowed = _allow(self.scopes, scope)
+        allowed = _allow(self._grant, scope)
         # Callers may ask for any text. What is asked at a registration only is not worth the room.
         if len(scope) <= _LONGEST and len(self._known) < _MOST and not scope.startswith(("serve:", "share:")):
             self._known[scope] = allowed
@@ -87,19 +187,14 @@ def origin(principal: Principal, remote: str) -> str:
     return f"={principal.name}"
 
 
-def _allow(scopes: tuple[str, ...], scope: str) -> bool:
+def _allow(grant: Grant, scope: str) -> bool:
     verb, _, name = scope.partition(":")
     if name.startswith(RESERVED):
         if verb in ("serve", "publish"):
             return False
         if verb == "subscribe" and name.startswith(OWN):
             scope = ADMIN
-    return any(covers(held, scope) for held in scopes)
-
-
-@lru_cache(64)
-def _known_of(scopes: tuple[str, ...]) -> dict[str, bool]:
-    return {}
+    return grant.covers(scope)
 
 
 _LONGEST: Final = 256
@@ -115,41 +210,6 @@ ANONYMOUS: Final = Principal("anonymous", "operator", (EVERYTHING,))
 """The principal of every connection in mode none."""
 
 
-@lru_cache(64)
-def callable_by(scopes: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return what tells whether these scopes allow a call of the method of a node, given its name.
-
-    `Principal.allows` says the same, but would take long for very many names.
-    """
-    if any(covers(held, "call:>") for held in scopes):
-        return lambda name: True
-    held = [scope.removeprefix(ANY_CALL) for scope in scopes if scope.startswith(ANY_CALL)]
-    names = frozenset(held)
-    patterns = "|".join(_expression(pattern) for pattern in held if "*" in pattern or ">" in pattern)
-    if not patterns:
-        return names.__contains__
-    matched = re.compile(patterns).fullmatch
-    return lambda name: name in names or matched(name) is not None
-
-
-def _expression(pattern: str) -> str:
-    """Return the regular expression for a pattern: ``*`` is one part, a final ``>`` all that is left."""
-    parts = {"*": r"[^.]+", ">": ".+"}
-    return r"\.".join(parts.get(part) or re.escape(part) for part in pattern.split("."))
-
-
 def is_scope(text: str) -> bool:
     """Whether a credential may have this scope: ``admin``, or a verb and a pattern."""
     return text == ADMIN or (text.isprintable() and _SCOPE.fullmatch(text) is not None)
-
-
-def covers(held: str, wanted: str) -> bool:
-    """Whether the scope ``held`` covers the scope ``wanted``.
-
-    Both may have a pattern. ``wanted`` may also be a verb without a name, such as `ANY_CALL`.
-    """
-    if held in (EVERYTHING, wanted):
-        return True
-    verb, colon, pattern = held.partition(":")
-    wanted_verb, wanted_colon, name = wanted.partition(":")
-    return bool(colon and wanted_colon) and verb == wanted_verb and (not name or matches(pattern, name))

@@ -17,6 +17,9 @@ from gateway.cluster.stream import Deliver, Position, message_of
 from gateway.limits import Largest
 from gateway.rpc import jsonrpc
 
+EXPIRE: Final = 1000
+"""How many messages that are too old are dropped in one go at most. The others go with the next messages."""
+
 _NONE: Final[deque[int]] = deque()
 """No messages: most topics that are only expected have none, and an empty deque takes 600 bytes."""
 
@@ -133,7 +136,8 @@ class MemoryStream:
 
     def since(self, topic: str, position: Position, most: int) -> list[tuple[int, bytes]] | None:
         """Return the first messages after a position; None if the next is gone, or the topic has no such position."""
-        self._expire(self._clock())
+        now = self._clock()
+        self._expire(now)
         sequence = self._sequences.get(topic)
         if sequence is None:
             return [] if position == self._beginning else None
@@ -141,16 +145,24 @@ class MemoryStream:
         if position.epoch != sequence.position.epoch or not 0 <= missed <= len(sequence.kept):
             return None
         first = len(sequence.kept) - missed
-        numbers = islice(sequence.kept, first, first + most)
-        return [(position.offset + n, self._kept[number].message) for n, number in enumerate(numbers, 1)]
+        found = [self._kept[number] for number in islice(sequence.kept, first, first + most)]
+        if found and now - found[0].at >= self._age:
+            return None
+        return [(position.offset + n, kept.message) for n, kept in enumerate(found, 1)]
 
     def oldest(self, topic: str) -> Position:
         """Return the position right before the oldest message that is kept; where the topic is now if none is."""
-        self._expire(self._clock())
+        now = self._clock()
+        self._expire(now)
         sequence = self._sequences.get(topic)
         if sequence is None:
             return self._beginning
-        return Position(sequence.position.epoch, sequence.position.offset - len(sequence.kept))
+        young = len(sequence.kept)
+        for number in sequence.kept:
+            if now - self._kept[number].at < self._age:
+                break
+            young -= 1
+        return Position(sequence.position.epoch, sequence.position.offset - young)
 
     def forget(self, topic: str) -> None:
         """Drop a topic with all that is kept of it. If it begins again, it has a new epoch."""
@@ -189,11 +201,13 @@ class MemoryStream:
         self._expire(now)
 
     def _expire(self, now: float) -> None:
-        """Drop what is too old or too much."""
+        """Drop what is too much, and some of what is too old."""
+        left = EXPIRE
         while self._kept:
             oldest = next(iter(self._kept.values()))  # the oldest of its topic, too
-            if now - oldest.at < self._age:
+            if not left or now - oldest.at < self._age:
                 break
+            left -= 1
             self._drop(oldest.sequence)
         while self.kept_bytes > self._octets and (account := self._largest.holder()) is not None:
             number = next(iter(account.kept))

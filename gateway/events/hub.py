@@ -6,17 +6,18 @@ Messages of one topic arrive in the order of their offsets, or the subscriber is
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from gateway import errors
 from gateway.cluster.stream import Position, Stream
 from gateway.events.delivery import Delivery, Recipient, Subscriber
 from gateway.events.index import Patterns, is_wild
-from gateway.events.topics import FullError, Topics, meets
+from gateway.events.topics import FullError, Topic, Topics, meets
 from gateway.names import OWN, is_dotted_name
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal
+from gateway.rpc.work import STEPS, Pace, Work
 
 MAX_SUBSCRIPTIONS: Final = 1000
 """The most topics and patterns that one connection may be subscribed to."""
@@ -37,40 +38,8 @@ The latter is None if the subscriber did not say which message it had last.
 """
 
 
-STEPS: Final = 1000
-"""How many topics one step of a subscription meets at most, or a few more: a pattern is one step at least."""
-
 SINCE_STEPS: Final = 10
 """What a position in ``since`` counts for."""
-
-Result = TypeVar("Result")
-
-
-class Pace:
-    """Says when it is time to let others have their turn."""
-
-    __slots__ = ("_done",)
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def over(self, steps: int) -> bool:
-        """Count so many steps. Returns whether that makes `STEPS`, and then begins again."""
-        self._done += steps
-        if self._done < STEPS:
-            return False
-        self._done = 0
-        return True
-
-
-def at_once(work: Generator[None, None, Result]) -> Result:
-    """Take all steps of this work, and return its result."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: Result = done.value
-            return result
 
 
 class Events:
@@ -129,7 +98,7 @@ class Events:
 
     def subscribe(
         self, recipient: Recipient, patterns: Sequence[str], since: Mapping[str, Position]
-    ) -> Generator[None, None, tuple[Met, Subscriber]]:
+    ) -> Work[tuple[Met, Subscriber]]:
         """Subscribe a connection to topics and patterns, in steps. The caller has checked that it may.
 
         ``since`` has, by topic, the position of the last message that the connection got. Returns the topics that are
@@ -148,33 +117,40 @@ class Events:
             yield from self._catch_up(subscriber, patterns, since, met)
         return met, subscriber
 
-    def _join(
-        self, recipient: Recipient, subscriber: Subscriber, patterns: Sequence[str], met: Met
-    ) -> Generator[None, None, None]:
-        """Join the topics of each pattern at one moment, together with noting where they are."""
+    def _join(self, recipient: Recipient, subscriber: Subscriber, patterns: Sequence[str], met: Met) -> Work[None]:
+        """Join the topics of each pattern at one moment, and note where they were."""
         pace = Pace()
+        principal = recipient.principal
         for pattern in patterns:
             if recipient.subscriber is not subscriber:
                 return
+            if recipient.principal is not principal and not recipient.principal.allows(f"subscribe:{pattern}"):
+                continue  # another credential has come meanwhile
             if pattern.startswith(OWN):  # the gateway's own topics begin with their first subscription
                 for name in OWN_TOPICS:
                     if meets(pattern, name):
                         self._topics.open(name)
             topics = self._topics.subscribe(subscriber, pattern)
-            position, behind = self._stream.position, subscriber.behind
-            for topic in topics:
-                name = topic.name
-                if name not in met:
-                    met[name] = (behind.get(name) or position(name), None)
             if not topics and not is_wild(pattern):
                 at = self._stream.expect(pattern)
-                met[pattern] = (behind.get(pattern) or at, None)
+                met[pattern] = (subscriber.behind.get(pattern) or at, None)
+            fresh = [topic for topic in topics if topic.name not in met]
+            for begin in range(0, len(fresh), STEPS):
+                if len(fresh) > STEPS:
+                    yield
+                self._note(subscriber, fresh[begin : begin + STEPS], met)
             if pace.over(1 + len(topics)):
                 yield
 
+    def _note(self, subscriber: Subscriber, topics: Iterable[Topic], met: Met) -> None:
+        """Note where these topics were when the subscriber joined them: it is behind on what has come since then."""
+        position, behind = self._stream.position, subscriber.behind
+        for topic in topics:
+            met[topic.name] = (behind.get(topic.name) or position(topic.name), None)
+
     def _catch_up(
         self, subscriber: Subscriber, patterns: Sequence[str], since: Mapping[str, Position], met: Met
-    ) -> Generator[None, None, None]:
+    ) -> Work[None]:
         """Have the subscriber sent what comes after the positions in ``since``, of topics of which all that is kept."""
         pace = Pace()
         wanted: Patterns[None] = Patterns()
@@ -200,7 +176,7 @@ class Events:
             if pace.over(SINCE_STEPS + wanted.visits - visits):
                 yield
 
-    def unsubscribe(self, recipient: Recipient, patterns: Iterable[str]) -> Generator[None, None, list[str]]:
+    def unsubscribe(self, recipient: Recipient, patterns: Iterable[str]) -> Work[list[str]]:
         """End subscriptions of a connection, in steps. Returns those that are left."""
         pace = Pace()
         subscriber = recipient.subscriber
@@ -211,12 +187,26 @@ class Events:
                 yield
         return [] if subscriber is None else list(subscriber.patterns)
 
-    def rescoped(self, recipient: Recipient) -> None:
-        """End the subscriptions that a connection's new credential does not allow."""
+    def rescoped(self, recipient: Recipient) -> Work[None]:
+        """End the subscriptions that a connection's new credential does not allow, in steps.
+
+        A subscription that is being made meanwhile heeds the new credential itself.
+        """
+        pace = Pace()
         subscriber = recipient.subscriber
-        if subscriber is not None:
-            allows = recipient.principal.allows
-            at_once(self.unsubscribe(recipient, [p for p in subscriber.patterns if not allows(f"subscribe:{p}")]))
+        for pattern in () if subscriber is None else list(subscriber.patterns):
+            if subscriber is None or recipient.subscriber is not subscriber:
+                return
+            steps = 1
+            if not recipient.principal.allows(f"subscribe:{pattern}"):
+                steps += self._topics.unsubscribe(subscriber, pattern)
+            if pace.over(steps):
+                yield
+
+    def rescopes_at_once(self, recipient: Recipient) -> bool:
+        """Return whether to look at all subscriptions of a connection again is little work."""
+        subscriber = recipient.subscriber
+        return subscriber is None or self.is_small(list(subscriber.patterns))
 
     def lost(self, recipient: Recipient) -> None:
         """End all subscriptions of a connection, because it is over. May be called twice."""

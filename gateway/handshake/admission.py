@@ -31,7 +31,10 @@ from gateway.connections.connection import Connection
 from gateway.handshake.rejections import Stage
 from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
+from gateway.rpc import work
 from gateway.rpc.method import Refusal
+from gateway.rpc.steps import Steps
+from gateway.rpc.work import Work
 from gateway.status import Phase, Status
 from gateway.telemetry.lines import AUTHENTICATED, REFRESHED, Line, Lines
 
@@ -58,7 +61,9 @@ class _WaitError(Exception):
 class Admission:
     """The bounds and the credentials. Every call but ``renew`` is plain, and each is made once for an event.
 
-    ``rescoped`` is called with each open connection that has taken another credential.
+    ``rescoped`` is called with each open connection that has taken another credential, and returns the work of ending
+    what that does not allow. ``at_once`` returns whether that is little work for a connection. If it is not, `renew`
+    leaves it to ``steps``.
     """
 
     def __init__(
@@ -66,14 +71,20 @@ class Admission:
         config: Config,
         status: Status,
         authenticator: Authenticator,
-        rescoped: Callable[[Connection], None],
+        rescoped: Callable[[Connection], Work[None]],
         lines: Lines,
+        *,
+        at_once: Callable[[Connection], bool],
+        steps: Steps,
     ) -> None:
         self._lines = lines
         self._status = status
         self._limits = config.limits
         self._authenticator = authenticator
         self._rescoped = rescoped
+        self.refreshes_at_once: Final = at_once
+        """Returns whether it is little work to give a connection another credential."""
+        self._steps = steps
         self._failures = Failures(time.monotonic)
         self._verifying: dict[Connection, int] = {}
         self._expiries = Expiries(config.auth.expiry_notice)
@@ -137,17 +148,21 @@ class Admission:
 
     # By a message
 
-    def refresh(self, connection: Connection, token: str) -> None:
-        """Handle `gateway.authenticate` of an open connection.
+    def refresh(self, connection: Connection, token: str) -> Work[None]:
+        """Handle `gateway.authenticate` of an open connection, in steps. The first one takes the new credential.
 
-        If name, role, scopes and expiry stay as they are, nothing else happens and nothing is logged. Raises Refusal if
-        the connection is to keep the credential that it has.
+        If name, role, scopes and expiry stay as they are, nothing else happens and nothing is logged. Raises Refusal in
+        the first step if the connection is to keep the credential that it has. All other steps must be taken, because
+        they end what the new credential does not allow.
         """
         before, credential = connection.principal, self.by_message(connection, token)
         if self._authenticator.asks:
-            self._adopted(connection, credential)
+            connection.adopt(credential)
             if credential.principal != before:
+                self._changed(connection)
                 self._log(REFRESHED, connection)
+                yield
+                yield from self._rescoped(connection)
 
     def by_message(self, connection: Connection, token: str) -> Credential:
         """Return the credential of a `gateway.authenticate`. Raises Refusal.
@@ -296,17 +311,23 @@ class Admission:
                 connection.end(errors.CREDENTIAL_REVOKED)
                 revoked += 1
             elif renewed is not connection.credential:
-                self._adopted(connection, renewed)
+                before = connection.principal
+                connection.adopt(renewed)
+                if renewed.principal != before:
+                    self._changed(connection)
+                    await self._rescope(connection)
         return revoked
 
-    def _adopted(self, connection: Connection, credential: Credential) -> None:
-        """Give an open connection another credential of its principal. Nothing else happens if that says the same."""
-        before = connection.principal
-        connection.adopt(credential)
-        if connection.principal != before:
-            self._count_admin(connection)
-            self._rescoped(connection)
-            self._expiries.watch(connection)
+    async def _rescope(self, connection: Connection) -> None:
+        if self.refreshes_at_once(connection):
+            work.at_once(self._rescoped(connection))
+        else:
+            await self._steps.take(self._rescoped(connection))
+
+    def _changed(self, connection: Connection) -> None:
+        """Count a connection as what its other credential makes it."""
+        self._count_admin(connection)
+        self._expiries.watch(connection)
 
     def _count_admin(self, connection: Connection) -> None:
         if connection.principal.allows(ADMIN):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from gateway import errors
 from gateway.auth.credentials import described
@@ -39,7 +40,7 @@ _ENDS: Final = {
 class AuthenticateParams(msgspec.Struct, forbid_unknown_fields=True):
     """``token``: a token, or a JSON Web Token, without the word Bearer. It has at most 16,384 bytes."""
 
-    token: str
+    token: Annotated[str, Meta(max_length=MAX_FIRST_MESSAGE)]
 
 
 class Preauth:

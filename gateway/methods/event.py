@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Raw
@@ -16,15 +16,16 @@ from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position, envelope
 from gateway.connections.connection import Connection
 from gateway.events.delivery import Subscriber
-from gateway.events.hub import Events, Met, Pace, at_once
+from gateway.events.hub import Events, Met
 from gateway.events.index import MAX_PARTS, fits
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
 from gateway.rpc.dispatcher import Running
 from gateway.rpc.method import AUTHENTICATED, BadParams, Continue, Refusal, Then, method
+from gateway.rpc.steps import Steps
+from gateway.rpc.work import Pace, Work, at_once
 
 _ONE_BY_ONE: Final = frozenset({"event.subscribe", "event.unsubscribe"})
 
-Result = TypeVar("Result")
 Patterns = Annotated[list[str], Meta(min_length=1, max_length=1000)]
 
 
@@ -85,8 +86,9 @@ class Published(msgspec.Struct):
 class EventMethods:
     """The methods of `event.*`. ``max_message_bytes`` bounds the messages that are made of what is published."""
 
-    def __init__(self, events: Events, max_message_bytes: int) -> None:
+    def __init__(self, events: Events, steps: Steps, max_message_bytes: int) -> None:
         self._events = events
+        self._steps = steps
         self._max_message_bytes = max_message_bytes
         self._turns: dict[Connection, asyncio.Lock] = {}
         self._in_turn: Counter[Connection] = Counter()
@@ -125,9 +127,9 @@ class EventMethods:
             checked: Principal | None = None
             while checked is not peer.principal:  # another credential may come meanwhile
                 checked = peer.principal
-                await _in_steps(_check(peer, params.topics))
+                await self._steps.take(_check(peer, params.topics))
             try:
-                done = await _in_steps(self._events.subscribe(peer, params.topics, _positions(params)))
+                done = await self._steps.take(self._events.subscribe(peer, params.topics, _positions(params)))
             except asyncio.CancelledError:
                 if peer.subscriber is not None:
                     _release(peer, peer.subscriber)
@@ -143,7 +145,7 @@ class EventMethods:
 
     async def _unsubscribe_in_steps(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
         async with self._turn(peer):
-            return Subscriptions(await _in_steps(self._events.unsubscribe(peer, params.topics)))
+            return Subscriptions(await self._steps.take(self._events.unsubscribe(peer, params.topics)))
 
     @method("event.publish", scope=AUTHENTICATED)
     def publish(self, peer: Connection, params: PublishParams) -> Published:
@@ -159,18 +161,7 @@ class EventMethods:
         return Published(position.offset, position.epoch)
 
 
-async def _in_steps(work: Generator[None, None, Result]) -> Result:
-    """Take one step of this work in each event-loop iteration, and return its result."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: Result = done.value
-            return result
-        await asyncio.sleep(0)
-
-
-def _check(peer: Connection, patterns: Sequence[str]) -> Generator[None, None, None]:
+def _check(peer: Connection, patterns: Sequence[str]) -> Work[None]:
     """Raise BadParams or Refusal for a pattern that is none, or that the connection may not subscribe to."""
     pace = Pace()
     for number, pattern in enumerate(patterns):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -18,7 +20,9 @@ from gateway.handshake.admission import Admission
 from gateway.handshake.preauth import AuthenticateParams
 from gateway.limits import Rate
 from gateway.rpc import jsonrpc
-from gateway.rpc.method import AUTHENTICATED, method
+from gateway.rpc.method import AUTHENTICATED, Continue, Refusal, method
+from gateway.rpc.steps import Steps
+from gateway.rpc.work import at_once
 from gateway.status import Status
 from gateway.websocket import frames
 
@@ -84,8 +88,11 @@ class Info(msgspec.Struct, rename="camel"):
 class GatewayMethods:
     """The methods of `gateway.*`, and the welcome, which has much of the same content."""
 
-    def __init__(self, config: Config, status: Status, connections: Connections, admission: Admission) -> None:
+    def __init__(
+        self, config: Config, status: Status, connections: Connections, admission: Admission, steps: Steps
+    ) -> None:
         self._admission = admission
+        self._steps = steps
         self._status = status
         self._connections = connections
         self._server = ServerInfo("aisopod-gateway", __version__, status.instance)
@@ -110,8 +117,17 @@ class GatewayMethods:
         Calls and subscriptions stay. If the connection has not brought a credential yet, this is its first message. A
         wrong credential leaves an open connection as it was.
         """
-        self._admission.refresh(peer, params.token)
+        if not self._admission.refreshes_at_once(peer):
+            raise Continue(lambda: self._begin_to_authenticate(peer, params.token))
+        at_once(self._admission.refresh(peer, params.token))
         return described(peer.principal)
+
+    def _begin_to_authenticate(self, peer: Connection, token: str) -> Coroutine[Any, Any, PrincipalInfo]:
+        """Take the credential now, so that what follows has its scopes. The rest is done even if it is cancelled."""
+        try:
+            return _authenticated(peer, self._steps.begin(self._admission.refresh(peer, token)))
+        except Refusal as refusal:
+            return _refused(refusal)
 
     @method("gateway.ping", scope=AUTHENTICATED, while_draining=True)
     def ping(self, peer: Connection, params: bytes) -> Raw:
@@ -150,3 +166,12 @@ class GatewayMethods:
         head, _, rest = text.partition(jsonrpc.encode(conn_id)[1:-1])
         middle, _, tail = rest.partition(jsonrpc.encode(principal))
         return head, middle, tail
+
+
+async def _authenticated(peer: Connection, done: asyncio.Future[None]) -> PrincipalInfo:
+    await asyncio.shield(done)
+    return described(peer.principal)
+
+
+async def _refused(refusal: Refusal) -> PrincipalInfo:
+    raise refusal

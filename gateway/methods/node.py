@@ -47,7 +47,7 @@ class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
 class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
     """Names the methods to serve no more. Without ``methods`` it is all of them."""
 
-    methods: list[str] | None = None
+    methods: Annotated[list[str], Meta(max_length=MAX_METHODS)] | None = None
 
 
 class Registration(msgspec.Struct):

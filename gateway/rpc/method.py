@@ -20,10 +20,9 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Raw
 
 from gateway.errors import RpcError
-from gateway.rpc.jsonrpc import MAX_DETAIL
+from gateway.rpc.jsonrpc import MAX_DETAIL, first_elements
 from gateway.telemetry.counts import Tally
 
 AUTHENTICATED: Final = "authenticated"
@@ -228,9 +227,9 @@ def _none(data: bytes) -> None:
 
 def _by_name(data: bytes, names: list[str]) -> bytes:
     """Turn parameters by position into parameters by name (the specification, section 4.2)."""
-    values = msgspec.json.decode(data, type=list[Raw])
+    values = first_elements(data, len(names) + 1)
     if len(values) > len(names):
-        raise BadParams(f"{len(values)} parameters by position, there are {len(names)}")
+        raise BadParams(f"more than {len(names)} parameters by position")
     return msgspec.json.encode(dict(zip(names, values, strict=False)))
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from gateway.auth import jwts
 from gateway.auth.credentials import CredentialError
 from gateway.auth.jwts import Jwts, load
-from gateway.auth.scopes import ROLES, Principal, role_scopes
+from gateway.auth.scopes import MAX_SCOPES, ROLES, Principal, role_scopes
 from gateway.config import ConfigError, Jwt
 
 NOW = 1_700_000_000.0
@@ -235,6 +235,12 @@ def test_a_jwt_is_right_from_nbf_until_exp(plain: Jwts) -> None:
 )
 def test_of_the_scope_claim_only_the_gateway_s_own_count(scope: str, scopes: tuple[str, ...], plain: Jwts) -> None:
     assert plain.verify(signed(scope=scope), NOW).principal.scopes == scopes
+
+
+def test_a_jwt_has_a_thousand_scopes_at_most(plain: Jwts) -> None:
+    scopes = [f"call:a{number}" for number in range(MAX_SCOPES)]
+    assert plain.verify(signed(scope=" ".join(scopes)), NOW).principal.scopes == tuple(scopes)
+    assert refusal(plain, signed(scope=" ".join([*scopes, "x"]))) == "the JWT has more than 1000 scopes"
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -4,6 +4,8 @@ import json
 from typing import Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.app import GATEWAY, create_app
 from gateway.auth.scopes import (
@@ -13,15 +15,15 @@ from gateway.auth.scopes import (
     EVERYTHING,
     NOBODY,
     ROLES,
+    Grant,
     Principal,
     callable_by,
-    covers,
     is_scope,
     origin,
     role_scopes,
 )
 from gateway.config import parse
-from gateway.names import RESERVED
+from gateway.names import RESERVED, matches
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.method import method
 from tests.support.rpc import Listing, accepted, refused, request
@@ -45,7 +47,7 @@ from tests.support.rpc import Listing, accepted, refused, request
     ],
 )
 def test_a_scope_covers(held: str, wanted: str) -> None:
-    assert covers(held, wanted)
+    assert Grant([held]).covers(wanted)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,17 @@ def test_a_scope_covers(held: str, wanted: str) -> None:
     ],
 )
 def test_a_scope_does_not_cover(held: str, wanted: str) -> None:
-    assert not covers(held, wanted)
+    assert not Grant([held]).covers(wanted)
+
+
+PARTS = st.lists(st.sampled_from("ab*"), min_size=1, max_size=4)
+PATTERNS = st.builds(lambda parts, rest: ".".join(parts + rest), PARTS, st.sampled_from([[], [">"]]))
+
+
+@given(st.lists(PATTERNS, max_size=12), PATTERNS)
+def test_very_many_scopes_cover_what_one_of_them_does(held: list[str], wanted: str) -> None:
+    covered = any(matches(pattern, wanted) for pattern in held)
+    assert Grant([f"call:{pattern}" for pattern in held]).covers(f"call:{wanted}") is covered
 
 
 def test_one_scope_of_many_is_enough() -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.cluster.memory import MemoryStream
+from gateway.cluster.memory import EXPIRE, MemoryStream
 from gateway.cluster.stream import Position, message
 from tests.support.ears import at_once
 
@@ -152,6 +152,20 @@ def test_history_has_an_age() -> None:
     assert desk.since(topic, 1) is None
     assert desk.since(topic, 2) == [], "who has all is told so, however long ago that was"
     assert desk.stream.kept_bytes == OVERHEAD + 1
+
+
+def test_very_many_messages_that_are_too_old_at_once_go_bit_by_bit_and_are_gone_at_once() -> None:
+    desk = Desk(count=10 * EXPIRE, age=10.0, size=10**9)
+    topic = desk.publish("a", *[b"1"] * (3 * EXPIRE))
+    size = desk.stream.kept_bytes // (3 * EXPIRE)
+    desk.now += 10.0
+    left = []
+    for _ in range(4):
+        desk.publish("b", b"2")
+        assert desk.since(topic, 3 * EXPIRE - 1) is None
+        left.append(desk.stream.kept_bytes)
+    assert all(0 < before - after < 2.1 * EXPIRE * size for before, after in itertools.pairwise(left[:2]))
+    assert left[-1] < 5 * size, "in the end nothing is left of them"
 
 
 def test_history_has_bytes_over_all_topics() -> None:

@@ -13,10 +13,11 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position
-from gateway.events import hub
 from gateway.events.delivery import SENT_AT_ONCE
 from gateway.events.hub import MAX_SUBSCRIPTIONS, OWN_TOPICS
+from gateway.rpc import work
 from gateway.rpc.method import Refusal
+from gateway.rpc.work import at_once
 from tests.support import sample_methods
 from tests.support.ears import MIB, Ear, Hall, Way, hall, join, notification_in, subscribe, unsubscribe
 from tests.support.rpc import Caller, connect, notification, serve
@@ -203,7 +204,7 @@ def test_the_dearest_subscription_looks_at_all_topics_once_a_step_at_most() -> N
     met, subscriber = begin.take(here.events.subscribe(ear, patterns, {}))
     subscriber.release()
     assert len(met) == 1200
-    assert len(begin.visits) == MAX_SUBSCRIPTIONS + 1, "each pattern has a step of its own"
+    assert len(begin.visits) == MAX_SUBSCRIPTIONS + 3, "each pattern has a step, and noting so many topics two"
     assert end.take(here.events.unsubscribe(ear, patterns)) == []
     assert max(begin.visits + end.visits) <= 1200 + 11
     assert len(end.visits) == MAX_SUBSCRIPTIONS + 1
@@ -258,7 +259,7 @@ def test_between_the_steps_of_a_subscription_nothing_is_lost_and_nothing_comes_t
     patterns = ["a.*", *(f"a.{number}" for number in range(0, 50, 3)), "*.*", ">", "*.>", "a.>"]
     places = {}
     steps = Steps(here)
-    with mock.patch.object(hub, "STEPS", 1):
+    with mock.patch.object(work, "STEPS", 1):
         met, subscriber = steps.take(here.events.subscribe(ear, patterns, since), publish)
     assert len(steps.visits) > 20
     publish()
@@ -328,16 +329,45 @@ def test_another_credential_takes_what_it_does_not_allow() -> None:
     join(events, ear, "a.b", "a.*", "a.>", "b", ">", "gateway.>", "gateway.draining")
     for scopes, left in ((("subscribe:>",), ["a.b", "a.*", "a.>", "b", ">"]), (("subscribe:a.*",), ["a.b", "a.*"])):
         ear.principal = Principal("op", "operator", scopes)
-        events.rescoped(ear)
+        at_once(events.rescoped(ear))
         assert unsubscribe(events, ear, []) == left
     for name in ("a.b", "a.b.c", "b"):
         events.publish(name, b"0")
     events.own("gateway.draining", {})
     assert ear.take() == [("a.b", 1)]
     ear.principal = Principal("op", "operator", ())
-    events.rescoped(ear)
-    events.rescoped(Ear())
+    at_once(events.rescoped(ear))
+    at_once(events.rescoped(Ear()))
     assert unsubscribe(events, ear, []) == []
+
+
+def test_subscriptions_that_another_credential_does_not_allow_end_in_steps() -> None:
+    here = hall(max_topics=1200)
+    ear = Ear(Principal("op", "operator", ("subscribe:>",)))
+    for number in range(1200):
+        here.events.publish(f"a.a.a.a.a.a.a.a.a.a.a.{number}", b"0")
+    patterns = [f"{'.'.join(parts)}.*" for parts in islice(itertools.product("a*", repeat=11), MAX_SUBSCRIPTIONS)]
+    assert here.events.rescopes_at_once(ear)
+    join(here.events, ear, *patterns)
+    assert not here.events.rescopes_at_once(ear)
+    ear.principal = Principal("op", "operator", ())
+    steps = Steps(here)
+    steps.take(here.events.rescoped(ear))
+    assert len(steps.visits) == MAX_SUBSCRIPTIONS + 1
+    assert unsubscribe(here.events, ear, []) == []
+
+
+def test_a_subscription_heeds_the_credential_that_comes_between_its_steps() -> None:
+    here, ear = hall(), Ear(Principal("op", "operator", ("subscribe:>",)))
+    events = here.events
+    with mock.patch.object(work, "STEPS", 1):
+        subscribing = events.subscribe(ear, ["a.*", "b.*", "c.*"], {})
+        next(subscribing)
+        ear.principal = Principal("op", "operator", ("subscribe:c.*",))
+        at_once(events.rescoped(ear))
+        _, subscriber = at_once(subscribing)
+    subscriber.release()
+    assert unsubscribe(events, ear, []) == ["c.*"]
 
 
 def test_who_is_lost_is_forgotten() -> None:
@@ -459,7 +489,7 @@ async def test_a_subscription_that_is_cancelled_holds_nothing_back(aiohttp_clien
     caller, other, _ = await with_many_topics(aiohttp_client)
     await caller.result("event.subscribe", {"topics": ["x"]})
     patterns = [f"{number}.*" for number in range(900)]
-    with mock.patch.object(hub, "STEPS", 1):
+    with mock.patch.object(work, "STEPS", 1):
         await caller.send(asked("event.subscribe", {"topics": patterns}, id=1))
         await caller.send(notification("rpc.cancel", {"id": 1}))
         await other.result("event.publish", {"topic": "x", "data": None})

@@ -14,8 +14,11 @@ import pytest_asyncio
 from gateway.auth.authenticators import AllowAny
 from gateway.auth.credentials import Credential
 from gateway.config import parse
+from gateway.connections.connection import Connection
 from gateway.handshake.admission import Admission
 from gateway.handshake.upgrade import RefusedError
+from gateway.rpc.steps import Steps
+from gateway.rpc.work import Work
 from gateway.status import Status
 from gateway.telemetry.lines import REFRESHED, Lines
 from tests.support.credentials import (
@@ -658,9 +661,20 @@ async def test_a_bearer_of_more_than_16_kib_is_refused_before_it_is_looked_at() 
 
         known = verify
 
+    def nothing(connection: Connection) -> Work[None]:
+        yield
+
     status = Status("instance", time.monotonic)
     status.ready()
-    admission = Admission(parse({}), status, Watching(), lambda connection: None, Lines())
+    admission = Admission(
+        parse({}),
+        status,
+        Watching(),
+        nothing,
+        Lines(),
+        at_once=lambda connection: True,
+        steps=Steps(),
+    )
     with pytest.raises(RefusedError) as refusal:
         admission.at_upgrade([f"Bearer {'x' * 16_385}"], "192.0.2.1:5")
     assert (refusal.value.status, str(refusal.value), looked) == (401, "a credential has at most 16384 bytes", [])

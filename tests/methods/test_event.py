@@ -12,7 +12,7 @@ from pytest_aiohttp import AiohttpClient
 from gateway.events.hub import OWN_TOPICS
 from tests.support.credentials import Holder, KeySet, TokensFile, authenticate, discreet, entered, signed
 from tests.support.fleet import request as ask
-from tests.support.peers import RawPeer
+from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess
 from tests.support.rpc import Caller, refused, request, serve
 
@@ -264,6 +264,36 @@ async def test_a_refreshed_credential_with_fewer_scopes_takes_what_it_does_not_a
             await assert_narrowed(peer, "pi")
             assert where.events("node.offline") == []
             await authenticate(peer, signed(Holder("pi", "node", ("subscribe:a.b",))))
+            await where.wait_event("node.offline", node="pi")
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_refresh_that_is_much_work_is_done_whatever_the_client_does(tmp_path: Path, cancelled: bool) -> None:
+    """What follows it has the new scopes at once, and cancelling it saves no subscription."""
+    keys = KeySet(tmp_path / "keys.json", "ed")
+    async with discreet({"auth": keys.auth}) as where:
+        with await entered(where, signed(Holder("pi", "node", WIDE))) as peer:
+            await ask(peer, "node.register", methods=[{"name": f"m{number}"} for number in range(60)])
+            await reply(peer)
+            await ask(peer, "event.subscribe", topics=[f"x.y{number}" for number in range(900)] + ["a.b"])
+            await reply(peer)
+            token = signed(Holder("pi", "node", NARROW))
+            messages = [
+                {"jsonrpc": "2.0", "id": "new", "method": "gateway.authenticate", "params": {"token": token}},
+                {"jsonrpc": "2.0", "id": "sub", "method": "event.subscribe", "params": {"topics": ["x.z"]}},
+            ]
+            if cancelled:
+                messages.append({"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": "new"}})
+            await peer.send_raw(b"".join(frame(Opcode.TEXT, json.dumps(message).encode()) for message in messages))
+            replies = {answer["id"]: answer for answer in [await peer.recv_json(), await peer.recv_json()]}
+            assert replies["sub"]["error"]["code"] == -32003
+            assert ("error" in replies["new"]) is cancelled
+            while True:
+                await ask(peer, "event.unsubscribe", topics=["nothing"])
+                left = await reply(peer)
+                if left == {"topics": ["a.b"]} or not cancelled:
+                    break
+            assert left == {"topics": ["a.b"]}
             await where.wait_event("node.offline", node="pi")
 
 

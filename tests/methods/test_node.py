@@ -14,6 +14,7 @@ from gateway.auth.scopes import Principal
 from gateway.methods.node import PAGE_BYTES, PAGE_METHODS
 from gateway.names import MAX_NAME
 from gateway.nodes.registry import MAX_METHODS, Served
+from gateway.rpc.work import at_once
 from tests.support import sample_methods
 from tests.support.credentials import OP, Holder, TokensFile, entered
 from tests.support.meta_schema import params_problems, result_problems
@@ -190,15 +191,22 @@ async def test_a_call_in_flight_is_answered_after_its_method_is_gone(node: Calle
     assert await caller.receive() == accepted("true", "5")
 
 
+async def test_very_many_names_are_not_taken_back(node: Caller) -> None:
+    await register(node, "a")
+    reply = await node.call("node.unregister", {"methods": ["a"] * (MAX_METHODS + 1)})
+    assert reply["error"]["code"] == -32602
+    assert await node.result("node.unregister", {"methods": ["a"] * MAX_METHODS}) == {"name": "pi", "methods": []}
+
+
 async def test_what_a_new_credential_does_not_allow_is_served_no_more(node: Caller) -> None:
     await register(node, "camera.snap", "lamp.on")
     node.connection.principal = Principal("pi", "node", ("serve:lamp.on", "call:>"))
-    node.app[GATEWAY].rescoped(node.connection)
+    at_once(node.app[GATEWAY].rescoped(node.connection))
     assert (await node.result("node.get", {"name": "pi"}))["methods"] == [{"name": "lamp.on"}]
     node.connection.principal = Principal("pi", "node", ("call:>",))
-    node.app[GATEWAY].rescoped(node.connection)
+    at_once(node.app[GATEWAY].rescoped(node.connection))
     assert await node.result("node.list") == {"nodes": [], "next": None}
-    node.app[GATEWAY].rescoped(node.connection)
+    at_once(node.app[GATEWAY].rescoped(node.connection))
 
 
 # node.list and node.get

@@ -9,6 +9,7 @@ import pytest
 from msgspec import Meta, Raw
 
 from gateway import errors
+from gateway.rpc.jsonrpc import first_elements
 from gateway.rpc.method import AUTHENTICATED, CALL, BadParams, Method, Refusal, collect, method
 
 
@@ -265,7 +266,7 @@ def test_names_are_those_on_the_wire_and_unknown_ones_are_the_structs_business(d
         (takes_point, '{"x":1,"z":1}', "Object contains unknown field `z`"),
         (takes_point, '["1"]', "x: Expected `int`, got `str`"),
         (takes_point, "[1,-1]", "y: Expected `int` >= 0"),
-        (takes_point, "[1,2,3]", "3 parameters by position, there are 2"),
+        (takes_point, "[1,2,3]", "more than 2 parameters by position"),
         (takes_snapshot, '{"file_name":"a"}', "Object missing required field `fileName`"),
         (takes_snapshot, '{"fileName":1}', "fileName: Expected `str`, got `int`"),
         (takes_snapshot, '{"fileName":"a","at":[{"x":1},{"x":true}]}', "at[1].x: Expected `int`, got `bool`"),
@@ -281,6 +282,14 @@ def test_what_does_not_fit_is_named(function: Callable[..., Any], data: str, why
     with pytest.raises(BadParams) as caught:
         decode(function, data)
     assert str(caught.value) == why
+
+
+def test_very_many_parameters_by_position_are_not_decoded() -> None:
+    data = "[" + ",".join(["1"] * 500_000)
+    with pytest.raises(BadParams) as caught:
+        decode(takes_point, data + "]")
+    assert str(caught.value) == "more than 2 parameters by position"
+    assert len(first_elements(data.encode() + b"]", 3)) == 3
 
 
 @pytest.mark.parametrize("data", ["", "{}", "[]", "{ }", "[ \n]"])

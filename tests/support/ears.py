@@ -9,10 +9,10 @@ from typing import Any
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.cluster.memory import MemoryStream
 from gateway.cluster.stream import Position
-from gateway.events import hub
 from gateway.events.delivery import Delivery, Subscriber
 from gateway.events.hub import Events, Met
 from gateway.events.topics import Topics
+from gateway.rpc import work
 from gateway.websocket.frames import NOTHING_WRITTEN
 
 MIB = 1 << 20
@@ -169,7 +169,7 @@ def subscribe(
     events: Events, ear: Ear, patterns: Sequence[str], since: Mapping[str, Position]
 ) -> tuple[Met, Callable[[], None]]:
     """Subscribe in one go; returns the topics that are met, and what is to be called behind the reply."""
-    met, subscriber = hub.at_once(events.subscribe(ear, patterns, since))
+    met, subscriber = work.at_once(events.subscribe(ear, patterns, since))
 
     def release() -> None:
         subscriber.release()
@@ -181,7 +181,7 @@ def subscribe(
 
 def unsubscribe(events: Events, ear: Ear, patterns: Sequence[str]) -> list[str]:
     """Unsubscribe in one go; returns what is left."""
-    return hub.at_once(events.unsubscribe(ear, patterns))
+    return work.at_once(events.unsubscribe(ear, patterns))
 
 
 def size(frames: list[bytes]) -> tuple[int, int]:
