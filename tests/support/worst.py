@@ -33,6 +33,8 @@ TRIES: Final = 3
 BATCH: Final = 100
 AGE: Final = 5.0
 """Seconds that messages are kept."""
+SERVING: Final = ("serve:>", "share:>", "subscribe:>")
+"""The scopes of the nodes, which all serve the same."""
 FORMS: Final = ("request", "notification", "batch")
 MESSAGE_BYTES: Final = 1 << 20
 EVERY: Final = 0.001
@@ -92,7 +94,7 @@ class Stage:
 
     def _connect(self, population: Population) -> None:
         crowd = signed(Holder("crowd", "ui"))
-        kinds = [Holder(f"node{number}", "node") for number in range(population.nodes)]
+        kinds = [Holder(f"node{number}", "node", SERVING) for number in range(population.nodes)]
         tokens = [*map(signed, kinds), *[crowd] * (population.connections - population.nodes)]
         target = Target(self.where.port, self.where.pid, True, tuple(f"Authorization: Bearer {t}" for t in tokens))
         methods = [{"name": f"m{number:03}"} for number in range(population.methods)]
@@ -286,7 +288,11 @@ async def staged(population: Population) -> AsyncIterator[Stage]:
             "auth": auth,
             "heartbeat": {"interval": 1800.0},
             "server": {"receive_timeout": 3600.0},
-            "limits": {"max_connections": population.connections + 100, "max_batch": BATCH},
+            "limits": {
+                "max_connections": population.connections + 100,
+                "max_connections_per_principal": 0,
+                "max_batch": BATCH,
+            },
             "events": {"max_topics": population.topics, "history_age": AGE},
             "methods": {"modules": ["tests.support.watched"]},
         }

@@ -10,7 +10,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from gateway.handshake.preauth import MAX_FIRST_MESSAGE
+from gateway.auth.credentials import MAX_CREDENTIAL
 from tests.support.credentials import Holder, signed
 from tests.support.peers import RawPeer
 
@@ -19,7 +19,7 @@ ROOM: Final = MIB - 400
 """Bytes of the largest parameters: what is around them has its room."""
 DEEP: Final = ".".join("a" * 11)
 """What the names of all topics begin with, so that very many patterns can meet each of them."""
-SCOPES: Final = ("admin", "call:>", "serve:>", "subscribe:>", "publish:>")
+SCOPES: Final = ("admin", "call:>", "serve:>", "share:>", "subscribe:>", "publish:>")
 EVERYONE: Final = "everyone.*"
 """The pattern to which every connection is subscribed."""
 
@@ -175,6 +175,15 @@ async def full(stage: Stage, name: str = "actor") -> RawPeer:
     return peer
 
 
+def as_many(scope: str) -> list[str]:
+    """Return as many scopes of this form as a JWT may have."""
+    room, scopes = MAX_CREDENTIAL * 3 // 4 - 600, list[str]()
+    while room > 0 and len(scopes) < 999:
+        scopes.append(scope.format(len(scopes)))
+        room -= len(scopes[-1]) + 1
+    return scopes
+
+
 @worst("gateway.info", "as it is")
 async def _info(stage: Stage) -> Message:
     return Message(await stage.enter(), "gateway.info")
@@ -196,20 +205,20 @@ async def _half_rescoped(stage: Stage) -> Message:
 @worst("gateway.authenticate", "very many scopes")
 async def _very_many_scopes(stage: Stage) -> Message:
     peer = await full(stage)
-    scopes = [f"subscribe:{DEEP}.*.{number:x}" for number in range(1000)]
+    scopes = as_many(f"subscribe:{DEEP}.*.{{:x}}")
     return Message(peer, "gateway.authenticate", encoded({"token": signed(Holder("actor", "node", tuple(scopes)))}))
 
 
 @worst("gateway.authenticate", "a token that is none, as long as may be")
 async def _no_token(stage: Stage) -> Message:
     return Message(
-        await stage.enter(), "gateway.authenticate", encoded({"token": "x" * MAX_FIRST_MESSAGE}), (-32001, -32002)
+        await stage.enter(), "gateway.authenticate", encoded({"token": "x" * MAX_CREDENTIAL}), (-32001, -32002)
     )
 
 
 @worst("gateway.authenticate", "a token with nothing but a head, as long as may be")
 async def _large_token(stage: Stage) -> Message:
-    head = urlsafe_b64encode(filled(b"[]", MAX_FIRST_MESSAGE * 3 // 4 - 20)).rstrip(b"=")
+    head = urlsafe_b64encode(filled(b"[]", MAX_CREDENTIAL * 3 // 4 - 20)).rstrip(b"=")
     token = b".".join((head, b"e30", b"AAAA")).decode()
     return Message(await stage.enter(), "gateway.authenticate", encoded({"token": token}), (-32001, -32002))
 
@@ -357,7 +366,7 @@ async def _list_nodes(stage: Stage) -> Message:
 
 @worst("node.list", "a page from which a caller with very many scopes may call nothing")
 async def _list_no_nodes(stage: Stage) -> Message:
-    scopes = [f"call:m{number:03}.*.{number:x}" for number in range(1000)]
+    scopes = as_many("call:m{0:03}.*.{0:x}")
     return Message(await stage.enter(scopes=scopes), "node.list", encoded({"limit": 200}))
 
 
@@ -453,7 +462,7 @@ async def _subscribe_nothing(stage: Stage) -> Message:
 
 @worst("event.subscribe", "as a peer with very many scopes")
 async def _subscribe_scopes(stage: Stage) -> Message:
-    scopes = [f"subscribe:{DEEP}.*.{number:x}" for number in range(999)] + ["subscribe:x.>"]
+    scopes = [*as_many(f"subscribe:{DEEP}.*.{{:x}}"), "subscribe:x.>"]
     names = [f"x.{number}" for number in range(1000)]
     return Message(await stage.enter(scopes=scopes), "event.subscribe", encoded({"topics": names}))
 
