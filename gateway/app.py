@@ -21,7 +21,8 @@ from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
-from gateway.connections.connection import Connection, Regime
+from gateway.connections.connection import Connection
+from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
 from gateway.console import pages
 from gateway.errors import Disconnect

@@ -19,8 +19,8 @@ from gateway.events.delivery import Subscriber
 from gateway.events.hub import Events, Met
 from gateway.events.index import MAX_PARTS, fits
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
-from gateway.rpc.dispatcher import Running
 from gateway.rpc.method import AUTHENTICATED, BadParams, Continue, Refusal, Then, method
+from gateway.rpc.requests import Running
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Pace, Work, at_once
 

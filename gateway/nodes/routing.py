@@ -23,10 +23,10 @@ from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import GARBLED, UNKNOWN, Call, Callee, Calls
-from gateway.rpc.dispatcher import Peer
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import SMALL, UNREAD, Batch
+from gateway.rpc.requests import Peer
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.telemetry.lines import CALL_FAILED, Lines
 
@@ -63,7 +63,7 @@ class Tracing(Protocol):
 
 
 class RoutedCall(msgspec.Struct, eq=False, gc=False):
-    """One routed call in flight: a `calls.Call`, and a `dispatcher.Request`.
+    """One routed call in flight: a `calls.Call`, and a `requests.Request`.
 
     ``request_id`` is the id that the caller has given it, ``call_id`` the id under which the node has it, both in JSON.
     A struct costs half as much as an object. It is harmless that the garbage collector does not see it, because the
@@ -163,7 +163,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
 
 class NodeForward(msgspec.Struct, gc=False):
-    """A `dispatcher.Forward` to one node.
+    """A `requests.Forward` to one node.
 
     It says which of the node's methods is called, with which parameters, in JSON, and how many seconds the call has.
     """

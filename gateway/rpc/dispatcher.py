@@ -9,119 +9,30 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final, Protocol
-
-from msgspec import Raw
+from typing import Any, Final
 
 from gateway import errors
-from gateway.auth.scopes import Principal
 from gateway.deadlines import Sweep
-from gateway.errors import Disconnect, RpcError
 from gateway.limits import Bucket, Rate
 from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Callee, Calls, Link
+from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect
-from gateway.rpc.replies import ANSWERED, Batch, Caller, failure, fitting, outcome_of, send_then, success
+from gateway.rpc.replies import ANSWERED, Batch, failure, fitting, outcome_of, send_then, success
+from gateway.rpc.requests import Peer, Route, Running
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.telemetry.lines import Lines
 from gateway.websocket.frames import Payload
 
+TURN: Final = 0.005
+"""Seconds for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
+
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
-
-
-class Peer(Callee, Caller, Protocol):
-    """The connection that a message came from."""
-
-    principal: Principal
-    bucket: Bucket | None
-    running: dict[object, Request]
-    """What is in flight for it: requests by their id, notifications by an object of their own."""
-
-    @property
-    def unheeding(self) -> bool:
-        """Whether it has held others up for as long as it may, and has not read everything since."""
-
-    def hold_up(self, sender: Link) -> None:
-        """Read no more from ``sender`` until the peer has read what waits for it. May be called again."""
-
-    def end(self, end: Disconnect) -> None:
-        """End the connection, for this reason."""
-
-
-class Request(Protocol):
-    """A request in flight."""
-
-    def cancel(self, verdict: RpcError) -> None:
-        """End it, for this reason."""
-
-    def abandon(self) -> None:
-        """End it, because the caller is gone."""
-
-    def drained(self) -> None:
-        """Send what has waited until the caller has read."""
-
-
-class Forward(Protocol):
-    """What a method with ``forwards`` returns: it sends the method's request on, to where the answer comes from."""
-
-    def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
-        """Send the request on; its answer goes to the caller, and its outcome into ``tally``.
-
-        ``request_id`` is empty for a notification. Raises Refusal if the request is not sent on.
-        """
-
-
-class Route(Protocol):
-    """Takes the requests whose method the gateway does not have itself (`nodes.routing.Router`)."""
-
-    @property
-    def tally(self) -> Tally:
-        """What became of these requests."""
-
-    def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
-        """Send a request on, or a notification, whose ``request_id`` is empty. Raises Refusal if that cannot be."""
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """Return the refusal of a call that is not sent on, as the caller is to be told of it."""
-
-
-class Running:
-    """The task of one ``async def`` method, and the request that it runs for."""
-
-    __slots__ = ("abandoned", "batch", "begun", "key", "method", "peer", "request_id", "task", "traceparent", "verdict")
-
-    def __init__(self, peer: Peer, method: Method, message: Message, batch: Batch | None, begun: float) -> None:
-        self.peer = peer
-        self.method = method
-        self.request_id = b"" + message.id
-        self.key: object = self.request_id or object()
-        self.traceparent = message.traceparent
-        self.batch = batch
-        self.begun = begun
-        self.abandoned = False
-        self.task: asyncio.Task[Any] | None = None
-        self.verdict: RpcError | None = None
-        """Why it is being cancelled."""
-
-    def cancel(self, verdict: RpcError) -> None:
-        """Cancel the task, for this reason. The first verdict stands; later calls do nothing."""
-        if self.task is not None and self.verdict is None:
-            self.verdict = verdict
-            self.task.cancel()
-
-    def abandon(self) -> None:
-        """Cancel the task, because the caller is gone."""
-        self.abandoned = self.verdict is None
-        self.cancel(errors.CANCELLED)
-
-    def drained(self) -> None:
-        """Do nothing: it has sent nothing yet."""
 
 
 class Dispatcher:
@@ -210,14 +121,35 @@ class Dispatcher:
             peer.send(self._invalid(peer, found))
 
     def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
-        batch = Batch(peer)
+        self._take(peer, iter(messages), Batch(peer))
+
+    def _take(self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch) -> None:
+        """Handle elements of a batch for `TURN` seconds. The rest has its turn in the next event-loop iteration.
+
+        Until then nothing more is read from the peer.
+        """
+        until = self._clock() + TURN
         for message in messages:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
                     batch.add(message.id or _NULL, self._invalid(peer, message))
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
+            if self._clock() >= until:
+                peer.link.wait()
+                peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
+                asyncio.get_running_loop().call_soon(self._take_rest, peer, messages, batch)
+                return
         batch.done(b"", None)
+
+    def _take_rest(self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch) -> None:
+        peer.link.go_on()
+        peer.running.pop(batch, None)
+        if peer.is_open:
+            self._take(peer, messages, batch)
+        else:
+            batch.done(b"", None)
+        peer.settled()
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:

@@ -104,7 +104,7 @@ def method(
     ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. A method without a
     scope cannot be called at all. ``timeout`` is the deadline of an ``async def`` in seconds, by default
     ``limits.call_timeout``. A method with ``while_draining`` is answered even while the gateway shuts down. A method
-    with ``forwards`` returns a `dispatcher.Forward` instead of a result.
+    with ``forwards`` returns a `requests.Forward` instead of a result.
     """
 
     def mark(function: Function) -> Function:

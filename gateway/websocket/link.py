@@ -20,7 +20,7 @@ from aiohttp.http_websocket import WebSocketError
 from gateway import errors
 from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
-from gateway.limits import Account, Bucket
+from gateway.limits import Bucket
 from gateway.websocket import opening, writer
 from gateway.websocket.deflate import DEFLATE_FROM, deflate, negotiate
 from gateway.websocket.frames import (
@@ -79,7 +79,6 @@ class Link(Heartbeat):
         "_inbox",
         "_max_msg_size",
         "_over",
-        "_partial",
         "_protocols",
         "_receive_timeout",
         "_timeout",
@@ -99,7 +98,6 @@ class Link(Heartbeat):
         self._closings = closings
         self._over: asyncio.Future[None] | None = None
         self._controls: Bucket | None = None
-        self._partial = 0
         self.allowance: int | None = None
         """Bytes that are still accepted from the peer; None for any number."""
         self.ended: Disconnect | None = None
@@ -273,24 +271,6 @@ class Link(Heartbeat):
             return
         self.last_read = self.last_message = self.loop.time()
         self.loop.call_soon(cast(Reader, self._parser).go_on)
-
-    def charge_to(self, account: Account) -> None:
-        """Let ``account`` have what is held here, from now on."""
-        charged = self._charged + self._partial
-        self.account.held -= charged
-        account.held += charged
-        self.account = account
-
-    def on_partial(self, octets: int) -> bool:
-        """Charge so many more bytes of an unfinished message. Returns False if the account does not suffice."""
-        self._partial += octets
-        self.account.held += octets
-        return self.account.held <= self.account.bound
-
-    def on_whole(self) -> None:
-        """Charge nothing for an unfinished message any more, because it is finished."""
-        self.account.held -= self._partial
-        self._partial = 0
 
     def stall(self) -> None:
         """Read no more from the peer until it reads."""

@@ -131,6 +131,7 @@ class Outbox(abc.ABC):
         "_messages_out",
         "_outbox_timer",
         "_over_since",
+        "_partial",
         "_standstill",
         "account",
         "cork",
@@ -158,6 +159,7 @@ class Outbox(abc.ABC):
         self.account = account
         """What it charges while the peer does not read: see `charge_to`."""
         self._charged = 0
+        self._partial = 0
         self.outbox_bound = max_outbox_bytes
         self.high_mark = max_outbox_bytes // 2
         self.pressed = False
@@ -285,6 +287,24 @@ class Outbox(abc.ABC):
         account.held += size - self._charged
         self._charged = size
         self.pressed = size > self.high_mark or (size > 0 and account.held > account.high_mark)
+
+    def charge_to(self, account: Account) -> None:
+        """Let ``account`` have what is held here, from now on."""
+        charged = self._charged + self._partial
+        self.account.held -= charged
+        account.held += charged
+        self.account = account
+
+    def on_partial(self, octets: int) -> bool:
+        """Charge so many more bytes of an unfinished message. Returns False if the account does not suffice."""
+        self._partial += octets
+        self.account.held += octets
+        return self.account.held <= self.account.bound
+
+    def on_whole(self) -> None:
+        """Charge nothing for an unfinished message any more, because it is finished."""
+        self.account.held -= self._partial
+        self._partial = 0
 
     def _check(self) -> None:
         """Cut a peer whose outbox has been over its bound for too long, over twice the bound, or has its account full.

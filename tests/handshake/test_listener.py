@@ -11,7 +11,6 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -19,7 +18,7 @@ import pytest_asyncio
 from tests.support.certs import Authority
 from tests.support.fleet import in_process, sockets_back
 from tests.support.patience import SLACK, START, TICK, WAIT
-from tests.support.peers import Opcode, RawPeer, Response, Target
+from tests.support.peers import RawPeer, Response, Target
 from tests.support.process import EventLoopName, GatewayProcess, StartGateway
 from tests.support.serving import Script, serving
 
@@ -119,21 +118,6 @@ async def test_e8_a_gateway_that_was_stopped_goes_on_with_tls() -> None:
                 assert not process.events("handshake.timeout")
 
     await asyncio.gather(scenario("uvloop"), scenario("asyncio"))
-
-
-async def test_several_addresses_have_one_port() -> None:
-    """Loopback names alone are served if all of them are loopback, and any name if one of them is not."""
-    both = {"server": {"host": ["127.0.0.1", "::1", "localhost"]}}
-    mixed = {"server": {"host": ["0.0.0.0", "::1"]}, "auth": {"allow_insecure": True}}
-    for config, first, status in ((both, "127.0.0.1", 421), (mixed, "0.0.0.0", 101)):
-        async with GatewayProcess(config) as process:
-            assert process.listeners == [f"{first}:{process.port}", f"[::1]:{process.port}"]
-            for host in ("127.0.0.1", "::1"):
-                with await RawPeer.open(Target(process.port, host)) as peer:
-                    await peer.welcome()
-                with await RawPeer.connect(Target(process.port, host)) as peer:
-                    await peer.send_raw(peer.upgrade_head(headers={"Host": "gateway.example"}))
-                    assert (await peer.read_response()).status == status
 
 
 async def test_a_header_of_the_proxy_protocol_is_called_by_its_name() -> None:
@@ -496,38 +480,6 @@ async def expect_one_more_error(process: GatewayProcess, before: int) -> None:
 
 
 # The Unix socket
-
-
-async def test_unix_socket(gateway: StartGateway, tmp_path: Path, loop: EventLoopName) -> None:
-    path = tmp_path / "gateway.sock"
-    process = await gateway({"server": {"unix_socket": str(path), "handshake_timeout": LIMIT}}, loop=loop)
-    assert f"unix:{path}" in process.listeners
-    where = Target(unix=path)
-    begin = time.monotonic()
-    with await RawPeer.open(where) as peer, await RawPeer.connect(where) as quiet:
-        conn = (await peer.welcome())["connId"]
-        assert (await process.wait_event("connection.opened", connId=conn))["remote"] == "unix"
-        await peer.send_frame(Opcode.PING, b"x")
-        assert (await peer.recv_frame()).payload == b"x"
-        await quiet.wait_closed()
-        assert LIMIT - TICK <= time.monotonic() - begin <= LIMIT + SLACK
-        assert (await process.wait_event("handshake.timeout", remote="unix"))["stage"] == "request"
-        await peer.leave()
-    process.terminate()
-    assert await process.wait() == 0
-    assert not path.exists()
-
-
-async def test_unix_socket_of_a_process_that_died(gateway: StartGateway, tmp_path: Path) -> None:
-    """A socket file that nobody listens on is replaced."""
-    config = {"server": {"unix_socket": str(tmp_path / "gateway.sock")}}
-    first = await gateway(config)
-    first.signal(signal.SIGKILL)
-    assert await first.wait() == -signal.SIGKILL
-    assert (tmp_path / "gateway.sock").exists()
-    await gateway(config)
-    with await RawPeer.open(Target(unix=tmp_path / "gateway.sock")) as peer:
-        await peer.welcome()
 
 
 async def test_one_that_has_to_go_before_its_task_has_begun_is_closed() -> None:

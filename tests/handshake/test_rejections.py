@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.handshake.rejections import Rejections
-from gateway.telemetry import log
+from gateway.telemetry.formats import JsonFormatter
 from gateway.telemetry.lines import LATE, REJECTED, Lines
 
 LOGGED, SECONDS = REJECTED.burst, REJECTED.window
@@ -48,7 +48,7 @@ class Written:
 
     def take(self) -> list[dict[str, Any]]:
         """The lines since this was last asked."""
-        formatter = log.JsonFormatter()
+        formatter = JsonFormatter()
         found = [json.loads(formatter.format(record)) for record in self._caplog.records]
         self._caplog.clear()
         return found

@@ -14,8 +14,9 @@ from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.config import Config
-from gateway.connections.connection import Connection, Regime
+from gateway.connections.connection import Connection
 from gateway.connections.history import HISTORY, Closed
+from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
 from gateway.errors import Disconnect
 from gateway.methods.connection import ConnectionMethods, ListParams

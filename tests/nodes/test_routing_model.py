@@ -107,6 +107,7 @@ class Routing(RuleBasedStateMachine):
         self.app = create_app(parse(cast(Any, CONFIGURATION)))
         self.app[STATUS].ready()
         self.gateway = self.app[GATEWAY]
+        self.gateway.dispatcher._clock = self.loop.time  # so that no batch takes more than one turn
         at_once(self.gateway.events.start())
         self.model = Model(self.loop.time)
 

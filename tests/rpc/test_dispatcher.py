@@ -21,10 +21,11 @@ from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Dispatcher, Peer, Route
+from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import CALL, Continue, Refusal, Then, method
 from gateway.rpc.replies import Batch
+from gateway.rpc.requests import Peer, Route
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from gateway.telemetry.lines import Lines
@@ -260,7 +261,9 @@ class Bench:
             max_batch=10,
             call_timeout=call_timeout,
             lines=Lines(),
+            clock=lambda: self.now,
         )
+        self.now = 0.0
         self.works = Works()
         self.dispatcher.add(self.works)
         documents = Documents(self.dispatcher, nodes, 65536)
@@ -709,6 +712,40 @@ async def test_a_batch_is_answered_when_its_last_is_ready(bench: Bench) -> None:
     ]
     assert by_id(reply) == [json.loads(part) for part in expected]
     assert bench.peer.settlements == 3, "each of the two that took their time, and the batch"
+
+
+async def test_a_batch_that_is_much_work_has_its_turn_again_and_again(bench: Bench) -> None:
+    done: list[float] = []
+
+    @method("much", scope="call:much")
+    def much(peer: Listing) -> None:
+        """Take 3 ms."""
+        bench.now += 0.003
+        done.append(bench.now)
+
+    bench.dispatcher.add(much)
+    assert bench.tell(f"[{','.join(request('much', id=number) for number in range(5))}]") == []
+    assert (len(done), bench.peer.link.waits) == (2, 1), "5 ms are over, and nothing more is read"
+    assert bench.peer.running, "it does not count as idle"
+    await asyncio.sleep(0)
+    assert len(done) == 4
+    await passes()
+    assert (len(done), bench.peer.link.waits, bench.peer.running) == (5, 0, {})
+    (reply,) = bench.peer.take()
+    assert by_id(reply) == [json.loads(accepted("null", str(number))) for number in range(5)]
+
+
+async def test_the_rest_of_a_batch_is_not_begun_for_a_peer_that_is_gone(bench: Bench) -> None:
+    @method("much", scope="call:much")
+    def much(peer: Listing) -> None:
+        """Take 6 ms, and the connection with it."""
+        bench.now += 0.006
+        peer.is_open = False
+
+    bench.dispatcher.add(much)
+    bench.tell(f"[{','.join([request('much'), work('a', 2)])}]")
+    await passes()
+    assert (bench.peer.running, bench.peer.link.waits) == ({}, 0)
 
 
 async def test_a_batch_of_notifications_is_not_answered(bench: Bench) -> None:

@@ -18,11 +18,13 @@ from aiohttp import web
 from gateway import errors
 from gateway.app import handler_args
 from gateway.config import Config, parse
-from gateway.connections.connection import Connection, Regime
+from gateway.connections.connection import Connection
+from gateway.connections.regime import Regime
 from gateway.errors import Disconnect
-from gateway.handshake.listener import Listener, address_of, bind, response_begins
+from gateway.handshake.listener import Listener, response_begins
 from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
+from gateway.handshake.sockets import address_of, bind
 from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Calls
 from gateway.websocket.frames import BINARY, Payload, frame

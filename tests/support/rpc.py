@@ -18,7 +18,7 @@ from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.nodes.registry import Node
 from gateway.rpc.calls import Call, Link
-from gateway.rpc.dispatcher import Request as InFlight
+from gateway.rpc.requests import Request as InFlight
 from tests.support.patience import WAIT
 
 LAST = '{"jsonrpc":"2.0","id":"the last","result":null}'
@@ -174,6 +174,7 @@ class Listing:
         self.link = Way()
         self.room = 1 << 20
         self.unheeding = False
+        self.is_open = True
         self.held_up: list[Link] = []
 
     def hold(self, octets: int) -> bool:

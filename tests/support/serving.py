@@ -17,11 +17,13 @@ from aiohttp import web
 from gateway.app import handler_args
 from gateway.config import parse
 from gateway.config.certificates import tls_context
-from gateway.connections.connection import Connection, Regime
+from gateway.connections.connection import Connection
+from gateway.connections.regime import Regime
 from gateway.errors import Disconnect, RpcError
-from gateway.handshake.listener import Listener, bind, response_begins
+from gateway.handshake.listener import Listener, response_begins
 from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
+from gateway.handshake.sockets import bind
 from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Call, Callee, Calls
 from gateway.rpc.jsonrpc import Message

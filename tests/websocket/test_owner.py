@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from gateway import errors
 from gateway.config import parse
-from gateway.connections.connection import Regime
+from gateway.connections.regime import Regime
 from gateway.errors import Disconnect
 from gateway.websocket.frames import NOTHING_WRITTEN, TEXT, Payload, Written
 from gateway.websocket.link import Link

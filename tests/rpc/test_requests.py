@@ -1,0 +1,39 @@
+"""The task of a method, as a request in flight: who ends it, and for which reason."""
+
+import asyncio
+
+from gateway import errors
+from gateway.rpc.jsonrpc import decode
+from gateway.rpc.method import collect, method
+from gateway.rpc.requests import Running
+from tests.support.rpc import Listing
+
+
+@method("forever", scope="call:forever")
+async def forever(peer: Listing) -> None:
+    """Wait."""
+    await asyncio.Event().wait()
+
+
+async def running() -> Running:
+    (entry,) = collect(forever)
+    found = Running(Listing(), entry, decode(b'{"jsonrpc":"2.0","id":1,"method":"forever"}'), None, 0.0)
+    found.task = asyncio.create_task(asyncio.Event().wait())
+    return found
+
+
+async def test_the_first_reason_for_the_end_stands() -> None:
+    it = await running()
+    it.cancel(errors.TIMEOUT)
+    it.cancel(errors.CANCELLED)
+    it.abandon()
+    it.drained()
+    assert (it.verdict, it.abandoned) == (errors.TIMEOUT, False)
+    assert it.task is not None
+    assert it.task.cancelling() == 1
+
+
+async def test_one_whose_caller_is_gone_is_abandoned() -> None:
+    it = await running()
+    it.abandon()
+    assert (it.verdict, it.abandoned) == (errors.CANCELLED, True)
