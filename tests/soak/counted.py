@@ -17,6 +17,7 @@ from gateway import cli
 from gateway.app import CONNECTIONS, create_app
 from gateway.config import Config
 from gateway.connections.history import History
+from gateway.limits import Sampler
 
 
 class MallInfo(ctypes.Structure):
@@ -75,9 +76,14 @@ def create_counted_app(config: Config) -> web.Application:
     return app
 
 
+def admit_all(sampler: Sampler, key: str) -> int:
+    """Let each line be written, because each opening and each end is looked at. A mock would remember its calls."""
+    return 0
+
+
 if __name__ == "__main__":
     with (
         mock.patch("gateway.server.create_app", create_counted_app),
-        mock.patch("gateway.limits.Sampler.admit", lambda self, key: 0),  # each opening and each end is looked at
+        mock.patch("gateway.limits.Sampler.admit", admit_all),
     ):
         sys.exit(cli.main())
