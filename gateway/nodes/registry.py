@@ -152,14 +152,14 @@ class Nodes:
     def serving(self, method: str) -> Node | None:
         """Return a node with this method, or None.
 
-        It is the node with the fewest calls in flight; nodes with equally many take turns.
+        It is the node with the fewest calls in flight, of those that read; nodes with equally many take turns.
         """
         nodes = self._by_method.get(method)
         if nodes is None:
             return None
         if len(nodes) == 1:
             return nodes[0]
-        node = min(nodes, key=_in_flight)
+        node = min(nodes, key=_load)
         nodes.remove(node)
         nodes.append(node)
         return node
@@ -301,8 +301,10 @@ def _may_share(node: Node, method: str) -> bool:
     return node.peer.principal.allows(f"share:{method}")
 
 
-def _in_flight(node: Node) -> int:
-    return len(node.peer.calls)
+def _load(node: Node) -> tuple[bool, int]:
+    """Return what the node with the least of it is chosen by: one that does not read would refuse the call."""
+    peer = node.peer
+    return peer.link.pressed, len(peer.calls)
 
 
 def _change(before: Mapping[str, Served], entries: Mapping[str, Served], replaced: Node | None) -> Change:

@@ -103,6 +103,8 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
             self.failed(error)
         else:
             self._over(outcome, b"".join(parts))
+            if self.caller.link.pressed and self.batch is None:
+                self.caller.hold_up(self.node.peer.link)
 
     def failed(self, error: RpcError) -> None:
         """Tell the caller why there is no answer."""
@@ -154,8 +156,6 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         if self.batch is None:
             send = caller.send
             send(reply)
-            if caller.link.pressed:
-                caller.hold_up(self.node.peer.link)
         else:
             self.batch.done(self.request_id, reply)
         if caller.leaving:

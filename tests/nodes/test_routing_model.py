@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 
+import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -44,6 +45,7 @@ from tests.support.routing_model import (
     Model,
     Replies,
     Wire,
+    plain,
 )
 
 EXAMPLES: Final = 120
@@ -84,8 +86,21 @@ def some(links: "Callable[[Routing], list[Link]]") -> Callable[[Rule], Rule]:
 
 
 def present(machine: "Routing") -> list[Link]:
-    """Those who can still send, heard or not."""
-    return [link for link in machine.model.links if not link.wire.is_closing()]
+    """Those who can still send, and are read, heard or not."""
+    return [link for link in machine.model.links if not link.wire.is_closing() and not link.full and not link.waits]
+
+
+def calm(machine: "Routing") -> list[Link]:
+    """Those of these that may stop reading: they hear no events, so what waits for them has one order.
+
+    If some of them have called, only those.
+    """
+    calm = [link for link in present(machine) if link.open and not link.patterns]
+    return [link for link in calm if link.requests] or calm
+
+
+def full(machine: "Routing") -> list[Link]:
+    return [link for link in machine.model.links if link.full]
 
 
 def callers(machine: "Routing") -> list[Link]:
@@ -225,7 +240,8 @@ class Routing(RuleBasedStateMachine):
         params: dict[str, Any] = {"id": identity, "value": self.model.step}
         if self.send(sender, {"jsonrpc": "2.0", "method": "rpc.progress", "params": params}) and sender is node:
             params = {"id": json.loads(flight.request), "value": params["value"]}
-            self.model.say(flight.caller, {"jsonrpc": "2.0", "method": "rpc.progress", "params": params})
+            report = plain({"jsonrpc": "2.0", "method": "rpc.progress", "params": params})
+            self.model.reported(flight, report)
         self.turn(passes)
 
     @some(callers)
@@ -294,6 +310,36 @@ class Routing(RuleBasedStateMachine):
                 self.model.say(link, {**message, "result": {"offset": self.model.topics["t.b"]}})
         self.turn(passes)
 
+    @some(calm)
+    @precondition(lambda self: self.model.draining is None)
+    @rule(at=PICK, seldom=st.integers(0, 2))
+    def stop_reading(self, at: int, seldom: int) -> None:
+        """Much waits for it from now on. What it is sent comes when it reads on."""
+        link = self._one(calm, at)
+        if seldom or len(present(self)) < 3:
+            return
+        self.turn(SETTLED)
+        if link not in calm(self):
+            return
+        self.model.step += 1
+        link.full = True
+        with self.loop.inside():
+            link.wire.parser.pause_writing()
+
+    @some(full)
+    @rule(at=PICK)
+    def read_on(self, at: int) -> None:
+        self._read_on(self._one(full, at))
+
+    def _read_on(self, link: Link) -> None:
+        self.model.step += 1
+        with self.loop.inside():
+            link.wire.parser.resume_writing()
+        self.turn(SETTLED)
+        self.model.step += 1
+        self.model.reads_on(link)
+        self.turn(SETTLED)
+
     @rule(quarters=st.sampled_from((1, 1, 1, 4, 4, 20, 8, 125)), passes=PASSES)
     def wait(self, quarters: int, passes: int) -> None:
         """Quarters of a second: a deadline is a multiple of them, so it has passed for certain, or not at all."""
@@ -311,6 +357,8 @@ class Routing(RuleBasedStateMachine):
         """Nobody is told of nodes that go offline then: who goes first is left to chance."""
         if not now:
             return
+        for link in full(self):
+            self._read_on(link)
         self.turn(SETTLED)
         for link in present(self):
             params = {"topics": list(link.patterns)}
@@ -384,6 +432,8 @@ class Routing(RuleBasedStateMachine):
         assert self.gateway.dispatcher.late_replies == model.late
         tallies = dict(self.gateway.dispatcher.tallies())
         assert +(tallies["routed"].outcomes() + tallies["node.call"].outcomes()) == +model.outcomes
+        assert +self.gateway.router.dropped == +model.dropped
+        assert [link.connection.link.waits for link in model.links] == [link.waits for link in model.links]
 
     def teardown(self) -> None:
         try:
@@ -394,6 +444,9 @@ class Routing(RuleBasedStateMachine):
 
     def _finish(self) -> None:
         """The gateway drains, or everybody is lost; then nothing is left of anything."""
+        for link in full(self):
+            self._read_on(link)
+        assert [link.waits for link in self.model.links if link.waits] == []
         if self.model.issued % 2 and self.model.draining is None:
             self.drain(True)
             self.everybody_gets_what_the_model_says()
@@ -442,6 +495,32 @@ def chances(examples: int, *, same: bool) -> settings:
 
 def test_whatever_peers_do_each_request_is_answered_once_and_as_the_model_says() -> None:
     run_state_machine_as_test(Routing, settings=chances(EXAMPLES, same=True))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_caller_that_does_not_read_gets_its_results_and_the_latest_report_when_it_reads_on(late: bool) -> None:
+    state = Routing()
+    state.begin()
+    state.call([(2, Ask(identity, METHODS[0], NAMES[0], None, False)) for identity in ("1", "2", '"x"')], SETTLED)
+    state.stop_reading(0, 0)
+    for which in (0, 1, 1, 1):
+        state.progress(0, which, False, SETTLED)
+        state.the_tables_are_those_of_the_model()
+    state.answer(0, 0, {"result": None}, SETTLED)
+    state.the_tables_are_those_of_the_model()
+    node = state.model.links[0]
+    assert node.waits == 1, "its node is held up"
+    state.wait(20 if late else 4, SETTLED)
+    state.the_tables_are_those_of_the_model()
+    assert node.waits == (not late)
+    if late:
+        state.answer(0, 0, {"result": None}, SETTLED)
+        assert node.waits == 0, "once, until it has read"
+    state.read_on(0)
+    state.everybody_gets_what_the_model_says()
+    state.the_tables_are_those_of_the_model()
+    assert state.model.dropped["progress"] == 3 + late
+    state.teardown()
 
 
 def test_a_call_that_is_cancelled_during_the_drain_is_told_to_its_node_before_the_close_frame() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from gateway.connections.connection import Connection
@@ -13,6 +14,10 @@ from gateway.websocket.reader import Reader
 from tests.support.peers import Opcode, frame
 
 MAX_LINKS: Final = 6
+FULL: Final = 3 << 20
+"""Bytes that wait for a peer that does not read: more than half of `limits.max_outbox_bytes`, and less than all."""
+PATIENCE: Final = 5.0
+"""The default of `limits.outbox_timeout`."""
 MAX_IN_FLIGHT: Final = 4
 MAX_NODE_IN_FLIGHT: Final = 3
 CALL_TIMEOUT: Final = 30.0
@@ -44,6 +49,7 @@ ERRORS: Final = {
     -32800: "cancelled",
 }
 NEVER_SEEN: Final = "not_delivered"
+FULL_UP: Final = (-32009, NEVER_SEEN)
 
 
 class HandLoop(asyncio.SelectorEventLoop):
@@ -72,13 +78,14 @@ class HandLoop(asyncio.SelectorEventLoop):
 class Wire:
     """One connection below the frames: the transport and aiohttp's handler of it. What is written is there at once."""
 
-    writing_paused = False
     _timeout_ceil_threshold = float("inf")
     parser: Reader
 
     def __init__(self, loop: HandLoop, polite: bool) -> None:
         self.transport = self
         self.lost = False
+        self.writing_paused = False
+        self._drained: asyncio.Future[None] | None = None
         self._loop = loop
         self._polite = polite
         self._closing = False
@@ -97,8 +104,25 @@ class Wire:
     def is_closing(self) -> bool:
         return self._closing
 
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def _drain_helper(self) -> None:
+        if self.writing_paused:
+            self._drained = self._loop.create_future()
+            await self._drained
+
     def get_write_buffer_size(self) -> int:
-        return 0
+        return FULL * self.writing_paused
 
     def close(self) -> None:
         if not self._closing:
@@ -113,6 +137,7 @@ class Wire:
         if not self.lost:
             self.lost = True
             self.parser.feed_eof()
+            self.resume_writing()
 
     def feed(self, payload: str | bytes, opcode: Opcode = Opcode.TEXT) -> None:
         """The peer sends a frame."""
@@ -199,6 +224,16 @@ class Link:
     """By step: within one the order is free."""
     got: list[str] = field(default_factory=list)
     closed: bool = False
+    full: bool = False
+    """It does not read, and much waits for it."""
+    held_up: dict["Link", None] = field(default_factory=dict)
+    """Those that it holds up."""
+    patience: float | None = None
+    """Until when it may hold others up; later ones go on, until it has read."""
+    waits: int = 0
+    """How many hold it up: it is not read."""
+    reports: dict["Flight", str] = field(default_factory=dict)
+    """The latest report on each of its calls, if that waits until it reads."""
 
 
 @dataclass(eq=False)
@@ -239,6 +274,7 @@ class Model:
         self.issued = 0
         self.tags = 0
         self.late = 0
+        self.dropped: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.draining: float | None = None
 
@@ -256,6 +292,46 @@ class Model:
             act()
         for flight in [f for link in self.links for f in link.flights.values() if f.due < self._now()]:
             self.fail(flight, -32008)
+        for link in self.links:
+            if link.patience is not None and link.patience <= self._now():
+                self.let_go_on(link)
+
+    # Pressure
+
+    def hold_up(self, caller: Link, node: Link) -> None:
+        """The result of a call goes to one that does not read."""
+        if not caller.full or caller is node or (caller.patience is not None and not caller.held_up):
+            return
+        if caller.patience is None:
+            caller.patience = self._now() + PATIENCE
+        if node not in caller.held_up:
+            caller.held_up[node] = None
+            node.waits += 1
+
+    def let_go_on(self, caller: Link) -> None:
+        """Those that it holds up are read again: in the next pass."""
+        held_up, caller.held_up = caller.held_up, {}
+        self.soon += [partial(self._read_again, node) for node in held_up]
+
+    def _read_again(self, node: Link) -> None:
+        node.waits -= 1
+
+    def reported(self, flight: "Flight", report: str) -> None:
+        """A node reports on a call."""
+        caller = flight.caller
+        if not caller.full:
+            self.say(caller, report)
+            return
+        self.dropped["progress"] += flight in caller.reports
+        caller.reports[flight] = report
+
+    def reads_on(self, link: Link) -> None:
+        """It has read all, and gets what has waited for that."""
+        link.full, link.patience = False, None
+        self.let_go_on(link)
+        for report in link.reports.values():
+            self.say(link, report)
+        link.reports.clear()
 
     # Calls
 
@@ -266,7 +342,7 @@ class Model:
             return
         self.outcomes[ERRORS[found[0]]] += 1
         if ask.quiet:
-            pass
+            self.dropped["notification"] += found is FULL_UP
         elif batch is None:
             self.say(link, reply(ask.id, *found))
         else:
@@ -290,6 +366,11 @@ class Model:
             return -32601, NEVER_SEEN
         if len(link.requests) >= MAX_IN_FLIGHT:
             return -32009, NEVER_SEEN
+        return self._choose([node for node in serving if not node.full], ask)
+
+    def _choose(self, serving: list[Link], ask: Ask) -> tuple[int, str | None] | list[Link]:
+        if not serving:
+            return FULL_UP
         fewest = min(len(node.flights) for node in serving)
         if fewest >= MAX_NODE_IN_FLIGHT and not ask.quiet:
             return -32009, NEVER_SEEN
@@ -322,6 +403,8 @@ class Model:
             return
         self.outcomes["ok" if "result" in answer else "error"] += 1
         self.finish(flight, {"jsonrpc": "2.0", "id": json.loads(flight.request), **answer})
+        if flight.batch is None:
+            self.hold_up(flight.caller, link)
 
     def fail(self, flight: Flight, code: int, end: str = "") -> None:
         self.outcomes[end or ERRORS[code]] += 1
@@ -331,6 +414,7 @@ class Model:
 
     def finish(self, flight: Flight, answer: dict[str, Any]) -> None:
         del flight.caller.requests[flight.request], flight.node.flights[flight.identity]
+        self.dropped["progress"] += flight.caller.reports.pop(flight, None) is not None
         if flight.batch is None:
             self.say(flight.caller, answer)
         else:
@@ -364,12 +448,15 @@ class Model:
         if code is not None:
             self.say(link, f"close {code}")
         link.open = False
+        link.abrupt |= link.full  # if it does not read on in time, it is cut
         self.soon.append(lambda: self.release(link))
 
     def release(self, link: Link) -> None:
         if link.released:
             return
         link.released = True
+        link.patience = None
+        self.let_go_on(link)
         self.unregister(link, list(link.methods))
         for flight in [flight for flight in link.requests.values() if flight is not None]:
             self.fail(flight, -32800, "caller_lost")
