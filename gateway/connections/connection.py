@@ -179,7 +179,7 @@ class Connection:
     @property
     def pressed(self) -> bool:
         """Whether so much waits for the peer that nothing more may be sent to it of others' own accord."""
-        return self.link.pressed
+        return self.link.barred
 
     def hold(self, octets: int) -> bool:
         """Hold so many bytes for the peer, beside its outbox, until `let_go`. Returns False if there is no room.
@@ -379,8 +379,14 @@ class Connection:
             request.drained()
         if self.subscriber is not None:
             self.subscriber.drained()
-            # Not in the next event-loop iteration: before the outbox fills again the peer has a turn to be read.
-            link.loop.call_soon(link.loop.call_soon, self.feed)
+        # Not in the next event-loop iteration: before the outbox fills again the peer has a turn to be read.
+        link.loop.call_soon(link.loop.call_soon, self._admit_others, link)
+
+    def _admit_others(self, link: Link) -> None:
+        link.unbar()
+        if self.subscriber is not None:
+            self.subscriber.review()
+            self.feed()
 
     def on_ending(self, link: Link) -> None:
         """Release the connection, if its own link is no longer open."""

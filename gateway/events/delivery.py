@@ -228,7 +228,8 @@ class Subscriber:
         """Step aside if what is sent has to wait now, otherwise step back in line. May be called at any time."""
         if self._recipient.subscriber is not self:
             return  # a reply may end its hold after the connection is lost, and nothing would take it out again
-        if self._holds or self.behind or self._recipient.stalled or not self._recipient.is_open:
+        recipient = self._recipient
+        if self._holds or self.behind or recipient.stalled or recipient.pressed or not recipient.is_open:
             self._delivery.aside.add(self)
         else:
             self._delivery.aside.discard(self)

@@ -304,7 +304,7 @@ def _may_share(node: Node, method: str) -> bool:
 def _load(node: Node) -> tuple[bool, int]:
     """Return what the node with the least of it is chosen by: one that does not read would refuse the call."""
     peer = node.peer
-    return peer.link.pressed, len(peer.calls)
+    return peer.link.barred, len(peer.calls)
 
 
 def _change(before: Mapping[str, Served], entries: Mapping[str, Served], replaced: Node | None) -> Change:

@@ -294,7 +294,7 @@ class Router:
             raise self._overloaded(f"{self._max_in_flight} requests are in flight")
         callee = node.peer
         calls = callee.calls
-        if callee.link.pressed:
+        if callee.link.barred:
             if request_id:
                 raise self._overloaded(f"{node.name} has not read what was sent to it before")
             self.dropped["notification"] += 1

@@ -45,7 +45,10 @@ class Link(Protocol):
     """The link of a connection, as far as it matters to others whether its peer reads."""
 
     pressed: bool
-    """Whether so much waits for the peer that others may send nothing more to it."""
+    """Whether so much waits for the peer that those who send to it have to wait."""
+
+    barred: bool
+    """Whether others may send nothing more to the peer: it is pressed, or was, and has not been read since."""
 
     def wait(self) -> None:
         """Read no more from the peer until `go_on`, because another peer has to read first. Once for each of those."""

@@ -134,6 +134,7 @@ class Outbox(abc.ABC):
         "_partial",
         "_standstill",
         "account",
+        "barred",
         "cork",
         "corked",
         "corked_bytes",
@@ -163,7 +164,9 @@ class Outbox(abc.ABC):
         self.outbox_bound = max_outbox_bytes
         self.high_mark = max_outbox_bytes // 2
         self.pressed = False
-        """Whether others may send nothing more: it is over its high mark, or not empty and its account over its own."""
+        """Whether it is over its high mark, or not empty and its account over its own."""
+        self.barred = False
+        """Whether others may send nothing more: it is `pressed`, or was, and the peer has not been read since."""
         self.outbox_timeout = outbox_timeout
         self._standstill = standstill
         self._over_since = 0.0
@@ -281,12 +284,18 @@ class Outbox(abc.ABC):
     def _unsent(self) -> int:
         return self.transport.get_write_buffer_size() + self._kept_bytes
 
+    def unbar(self) -> None:
+        """Let others send again, unless the outbox is over its high mark again."""
+        self.barred = self.pressed
+
     def _note(self, size: int) -> None:
         """Charge the account with so many bytes that wait for the peer, and see whether others may send more."""
         account = self.account
         account.held += size - self._charged
         self._charged = size
         self.pressed = size > self.high_mark or (size > 0 and account.held > account.high_mark)
+        if self.pressed:
+            self.barred = True
 
     def charge_to(self, account: Account) -> None:
         """Let ``account`` have what is held here, from now on."""
@@ -309,7 +318,7 @@ class Outbox(abc.ABC):
     def _check(self) -> None:
         """Cut a peer whose outbox has been over its bound for too long, over twice the bound, or has its account full.
 
-        Others send nothing more to one that is `pressed`. So what goes over a bound is what the peer asked for.
+        Others send nothing more to one that is `barred`. So what goes over a bound is what the peer asked for.
         """
         size = self._unsent
         self._note(size)
@@ -336,6 +345,7 @@ class Outbox(abc.ABC):
         self.corked = self._kept = None
         self._kept_bytes = 0
         self._note(0)
+        self.barred = False
         if self._outbox_timer is not None:
             self._outbox_timer.cancel()
             self._outbox_timer = None

@@ -40,6 +40,7 @@ from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
 from tests.support.reaping import kill
+from tests.support.siegers import GROWTH, PRESSURE, growth, pressure
 
 KIB: Final = 1024
 MIB: Final = 1 << 20
@@ -490,7 +491,9 @@ async def by_hand(kind: str, count: int) -> None:
 def main() -> int:
     """Be the attacker, or run one attack by hand."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.attacks")
-    parser.add_argument("kind", choices=[*KINDS, *INSIDERS, "crowd", "storm"], help="storm: for the tests")
+    parser.add_argument(
+        "kind", choices=[*KINDS, *INSIDERS, *PRESSURE, *GROWTH, "crowd", "storm"], help="storm: for the tests"
+    )
     parser.add_argument("storm", nargs="?", help="a Storm as JSON")
     parser.add_argument("--port", type=int, help="where the storm goes")
     parser.add_argument("--count", type=int, default=100_000, help="how many (default: %(default)s)")
@@ -499,6 +502,10 @@ def main() -> int:
         asyncio.run(crowd_by_hand(options.count))
     elif options.kind == "storm":
         print(json.dumps(vars(Attacker(Storm(**json.loads(options.storm)), options.port).run())))
+    elif options.kind in PRESSURE:
+        print(asyncio.run(pressure(options.kind, options.count)))
+    elif options.kind in GROWTH:
+        print(asyncio.run(growth(options.kind, options.count)))
     elif options.kind in INSIDERS:
         print(asyncio.run(INSIDERS[options.kind](options.count)))
     else:

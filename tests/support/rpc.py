@@ -145,7 +145,7 @@ class Way:
     """The link of a `Listing`."""
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.pressed = self.barred = False
         self.waits = 0
 
     def wait(self) -> None:

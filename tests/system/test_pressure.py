@@ -6,11 +6,15 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from tests.support.credentials import OP, Holder, TokensFile, bearer, entered, scrape
 from tests.support.fleet import ended
+from tests.support.patience import Sized
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import Config, GatewayProcess, StartGateway
 from tests.support.routed import register
+from tests.support.siegers import GROWTH, MIB, PRESSURE, growth, pressure
 
 KIB: Final = 1 << 10
 SIZE: Final = 60 * KIB
@@ -276,3 +280,22 @@ async def ask_on(peer: RawPeer) -> None:
     """Ask for much, again and again, as fast as it is taken."""
     while True:
         await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping", "params": [PAD]})
+
+
+# The attacks as a whole
+
+
+@pytest.mark.parametrize("kind", PRESSURE)
+async def test_nobody_is_cut_by_others(kind: str, sized: Sized) -> None:
+    found = await pressure(kind, sized(6, 30))
+    assert found.ended == []
+    assert found.waits, "it is answered"
+
+
+@pytest.mark.parametrize("kind", GROWTH)
+async def test_nothing_grows_beyond_what_one_principal_may_hold(kind: str, sized: Sized) -> None:
+    """What is held for it, the history, and what the allocator keeps of both."""
+    found = await growth(kind, sized(2, 60))
+    assert found.ended == []
+    assert found.waits, "others are answered"
+    assert found.grown < (256 + 64 + 128) * MIB
