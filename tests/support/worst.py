@@ -37,8 +37,10 @@ FORMS: Final = ("request", "notification", "batch")
 MESSAGE_BYTES: Final = 1 << 20
 EVERY: Final = 0.001
 """Seconds between two pings of the other peer."""
-BUSY: Final = (-32007, -32009)
-"""The errors that may answer an element of a batch: too many are in flight, or another one has taken the name."""
+BUSY: Final = (-32007, -32008, -32009)
+"""The errors that may answer an element of a batch: another one has taken the name, it is late, or too many wait."""
+LATE: Final = 300.0
+"""Seconds in which everything of a batch has come: each of its elements may take `limits.call_timeout`."""
 
 
 class Population(NamedTuple):
@@ -209,7 +211,7 @@ class Stage:
         """Wait until nothing of the message is in flight any more. Whatever else comes for it is no reply."""
         for peer in [message.peer] if message.sender is None else [message.peer, message.sender]:
             await peer.send_frame(Opcode.TEXT, _request("watched.settled", ident="settled"))
-            while decoded((await peer.recv_frame()).payload).get("id") != "settled":
+            while decoded((await peer.recv_frame(LATE)).payload).get("id") != "settled":
                 pass
 
     async def leave(self) -> None:
@@ -257,11 +259,11 @@ def _formed(message: Message, form: str) -> tuple[bytes, int]:
 
 async def _checked(message: Message, form: str) -> None:
     """Read one answer, or a batch of them, and check that they are legal, and as they should be."""
-    got = await message.peer.recv_frame()
+    got = await message.peer.recv_frame(LATE)
     assert (got.fin, got.opcode) == (True, Opcode.TEXT), got
     answer = decoded(got.payload)
     while answer_of_event(answer):
-        answer = decoded((await message.peer.recv_frame()).payload)
+        answer = decoded((await message.peer.recv_frame(LATE)).payload)
     codes = (*message.codes, *BUSY) if form == "batch" else message.codes
     for reply in answer if isinstance(answer, list) else [answer]:
         assert reply["jsonrpc"] == "2.0", reply
