@@ -239,7 +239,7 @@ class Gateway:
             try:
                 self.dispatcher.lost(connection)
             finally:
-                self.events.lost(connection)
+                self._steps.begin(self.events.lost(connection))
 
     def closed(self, connection: Connection, end: Disconnect) -> None:
         """Forget the connection."""

@@ -41,6 +41,9 @@ The latter is None if the subscriber did not say which message it had last.
 SINCE_STEPS: Final = 10
 """What a position in ``since`` counts for."""
 
+PARTED: Final = 4 * STEPS
+"""How many topics a subscriber parts from in one step."""
+
 
 class Events:
     """Publishing and subscribing, over one table of topics and one stream. ``published`` counts the messages.
@@ -183,7 +186,9 @@ class Events:
         for pattern in dict.fromkeys(patterns):
             if subscriber is None or recipient.subscriber is not subscriber:
                 return []
-            if pace.over(1 + self._topics.unsubscribe(subscriber, pattern)):
+            topics = self._topics.drop(subscriber, pattern)
+            yield from self._part(subscriber, topics)
+            if pace.over(1 + len(topics)):
                 yield
         return [] if subscriber is None else list(subscriber.patterns)
 
@@ -197,19 +202,36 @@ class Events:
         for pattern in () if subscriber is None else list(subscriber.patterns):
             if subscriber is None or recipient.subscriber is not subscriber:
                 return
-            steps = 1
+            topics: list[Topic] = []
             if not recipient.principal.allows(f"subscribe:{pattern}"):
-                steps += self._topics.unsubscribe(subscriber, pattern)
-            if pace.over(steps):
+                topics = self._topics.drop(subscriber, pattern)
+                yield from self._part(subscriber, topics)
+            if pace.over(1 + len(topics)):
                 yield
+
+    def _part(self, subscriber: Subscriber, topics: Sequence[Topic]) -> Work[None]:
+        """Part a subscriber from topics that a pattern of its met, in steps."""
+        for begin in range(0, len(topics), PARTED):
+            if begin:
+                yield
+            self._topics.part(subscriber, topics[begin : begin + PARTED])
 
     def rescopes_at_once(self, recipient: Recipient) -> bool:
         """Return whether to look at all subscriptions of a connection again is little work."""
         subscriber = recipient.subscriber
         return subscriber is None or self.is_small(list(subscriber.patterns))
 
-    def lost(self, recipient: Recipient) -> None:
-        """End all subscriptions of a connection, because it is over. May be called twice."""
+    def lost(self, recipient: Recipient) -> Work[None]:
+        """End all subscriptions of a connection, because it is over, in steps. May be called twice.
+
+        What comes meanwhile is kept back, and dropped in the end.
+        """
+        subscriber = recipient.subscriber
+        if subscriber is None:
+            return
+        subscriber.hold()
+        while self._topics.leave_some(subscriber, PARTED):
+            yield
         self._delivery.lost(recipient)
 
 

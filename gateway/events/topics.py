@@ -7,8 +7,8 @@ subscriber knows how many of its patterns meet each of its topics, so ending a s
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import Protocol
 
 from gateway.cluster.stream import Position
@@ -254,13 +254,24 @@ class Topics:
 
         Topics that another pattern of the subscriber meets stay.
         """
+        topics = self.drop(follower, pattern)
+        self.part(follower, topics)
+        return len(topics)
+
+    def drop(self, follower: Follower, pattern: str) -> list[Topic]:
+        """Begin to end a subscription. Harmless if there is none. Returns the topics that are to be given to `part`."""
         if pattern not in follower.patterns:
-            return 0
+            return []
         del follower.patterns[pattern]
         self._drop(follower, pattern)
-        overlaps = follower.overlaps
-        topics = self.met_by(pattern)
+        return self.met_by(pattern)
+
+    def part(self, follower: Follower, topics: Iterable[Topic]) -> None:
+        """Take one subscription to each of these topics from a subscriber. Those that were forgotten do no harm."""
+        overlaps, joined = follower.overlaps, follower.topics
         for topic in topics:
+            if topic not in joined:
+                continue
             others = overlaps.get(topic, 0)
             if not others:
                 self._part(follower, topic)
@@ -268,16 +279,29 @@ class Topics:
                 del overlaps[topic]
             else:
                 overlaps[topic] = others - 1
-        return len(topics)
 
     def leave(self, follower: Follower) -> None:
         """End all subscriptions of a subscriber. May be called twice."""
-        for pattern in follower.patterns:
+        while self.leave_some(follower, len(follower.patterns) + len(follower.topics)):
+            pass
+
+    def leave_some(self, follower: Follower, most: int) -> bool:
+        """End so many subscriptions of a subscriber, or leave so many topics. Returns whether any are left.
+
+        Messages may come to it until none are left.
+        """
+        patterns = list(islice(follower.patterns, most))
+        for pattern in patterns:
+            del follower.patterns[pattern]
             self._drop(follower, pattern)
-        follower.patterns.clear()
-        follower.overlaps.clear()
-        for topic in list(follower.topics):
+        if follower.patterns:
+            return True
+        for topic in list(islice(follower.topics, most - len(patterns))):
             self._part(follower, topic)
+        if follower.topics:
+            return True
+        follower.overlaps.clear()
+        return False
 
     def _enter(self, follower: Follower, pattern: str) -> None:
         wild = is_wild(pattern)

@@ -6,6 +6,7 @@ import weakref
 import pytest
 
 from gateway.events.delivery import AT_ONCE
+from gateway.rpc.work import at_once
 from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
 
 
@@ -71,7 +72,7 @@ def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
     ear.review()
     assert ear.past == (4, size(ear.frames[:1])[1] * 4), "its end is on the way"
     assert not past()
-    events.lost(ear)
+    at_once(events.lost(ear))
     assert ear.counted == ear.past == (4, size(ear.frames[:1])[1] * 4), "the connection counts it from now on"
     assert past()
     assert other.past == (5, size(ear.frames[:1])[1] * 5)
@@ -107,7 +108,7 @@ def test_who_is_lost_while_its_reply_is_awaited_is_forgotten() -> None:
     """A batch may end after its connection: then a task of a user's ends the hold of a subscriber that is no more."""
     here, ear = hall(), Ear()
     _, release = subscribe(here.events, ear, ["a"], {})
-    here.events.lost(ear)
+    at_once(here.events.lost(ear))
     ear.is_open = False
     release()
     gone = weakref.ref(ear)
@@ -262,5 +263,5 @@ def test_what_a_connection_holds_is_let_go_of_with_it() -> None:
     room, ear.stalled = ear.room, True
     here.events.publish("a", b"0")
     assert ear.room < room
-    here.events.lost(ear)
+    at_once(here.events.lost(ear))
     assert ear.room == room

@@ -160,7 +160,7 @@ def test_a_name_that_nobody_is_subscribed_to_any_more_takes_no_memory() -> None:
     here, ear, other = hall(), Ear(), Ear()
     join(here.events, ear, *(f"a.{number}" for number in range(1000)))
     join(here.events, other, "a.5")
-    here.events.lost(ear)
+    at_once(here.events.lost(ear))
     assert unsubscribe(here.events, other, ["a.5"]) == []
     here.events.publish("x", b"0")
     here.stream.forget("x")
@@ -370,12 +370,53 @@ def test_a_subscription_heeds_the_credential_that_comes_between_its_steps() -> N
     assert unsubscribe(events, ear, []) == ["c.*"]
 
 
+def test_who_is_lost_with_very_many_topics_goes_in_steps_and_gets_nothing_more() -> None:
+    here, ear, other = hall(max_topics=10_000), Ear(), Ear()
+    for number in range(9000):
+        here.events.publish(f"a.{number}", b"0")
+    join(here.events, ear, ">", "*.*", *[f"x.{number}" for number in range(500)])
+    join(here.events, other, ">")
+    here.events.publish("a.1", b"0")
+    ear.is_open = False
+    leaving = here.events.lost(ear)
+    steps = 0
+    for _ in leaving:
+        steps += 1
+        for name in ("a.1", "a.8999", f"a.new{steps}"):
+            here.events.publish(name, b"0")
+    assert steps == 2
+    assert len(ear.take()) == 1
+    assert len(other.take()) == 1 + 3 * steps
+    assert (ear.subscriber, ear.past[0]) == (None, 1)
+    here.events.publish("a.2", b"0")
+    at_once(here.events.lost(ear))
+    assert ear.frames == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_end_of_a_subscription_heeds_what_comes_between_its_steps(lost: bool) -> None:
+    """Topics that are forgotten, topics that begin, and the end of the connection."""
+    here, ear = hall(max_topics=9000), Ear()
+    for number in range(9000):
+        here.events.publish(f"a.{number}", b"0")
+    join(here.events, ear, ">", "a.*")
+    ending = here.events.unsubscribe(ear, [">", "a.*"])
+    for step, _ in enumerate(ending):
+        here.events.publish(f"b.{step}", b"0")
+        if lost and step == 1:
+            at_once(here.events.lost(ear))
+    here.events.publish("a.8999", b"0")
+    assert "a.8999" not in dict(ear.take())
+    assert unsubscribe(here.events, ear, []) == []
+    assert here.topics.patterns.met_by("a.b") == []
+
+
 def test_who_is_lost_is_forgotten() -> None:
     here, ear = hall(), Ear()
     events = here.events
     join(events, ear, "a", "b.>")
-    events.lost(ear)
-    events.lost(ear)
+    at_once(events.lost(ear))
+    at_once(events.lost(ear))
     for name in ("a", "b.c"):
         events.publish(name, b"0")
     assert (ear.frames, ear.subscriber, here.delivery.delivered) == ([], None, 0)
