@@ -299,7 +299,7 @@ async def _batches(stage: Stage) -> None:
     await node.send_json(request("node.register", {"methods": [{"name": "evil.never", "summary": "x" * 200_000}]}))
     await node.recv_json()
     stage.begin(_read_on(node))
-    for _ in range(100):
+    for _ in range(20):
         batch = [request("rpc.discover", {}, number) for number in range(60)] + [request("evil.never", [], "never")]
         peer = await stage.enter(EVIL)
         stage.begin(send_on(peer, [{**each, "params": []} for each in batch]))

@@ -265,7 +265,7 @@ async def test_unread_replies_to_one_principal_have_a_bound(gateway: StartGatewa
     with ExitStack() as stack:
         other = stack.enter_context(await entered(where, tokens.of(OP)))
         asking: list[asyncio.Task[None]] = []
-        for _ in range(4):
+        for _ in range(10):
             deaf = await RawPeer.open(where, headers=bearer(tokens.of(PI)), rcvbuf=4 * KIB)
             await stack.enter_context(deaf).welcome()
             asking.append(asyncio.create_task(ask_on(deaf)))
