@@ -36,6 +36,8 @@ AGE: Final = 5.0
 SERVING: Final = ("serve:>", "share:>", "subscribe:>")
 """The scopes of the nodes, which all serve the same."""
 FORMS: Final = ("request", "notification", "batch")
+CALL_TIMEOUT: Final = 2.0
+"""Seconds that a call may take whose node never answers."""
 MESSAGE_BYTES: Final = 1 << 20
 EVERY: Final = 0.001
 """Seconds between two pings of the other peer."""
@@ -294,6 +296,7 @@ async def staged(population: Population) -> AsyncIterator[Stage]:
                 "max_connections": population.connections + 100,
                 "max_connections_per_principal": 0,
                 "max_batch": BATCH,
+                "call_timeout": CALL_TIMEOUT,
             },
             "events": {"max_topics": population.topics, "history_age": AGE},
             "methods": {"modules": ["tests.support.watched"]},
