@@ -50,7 +50,7 @@ export function Details({ session, connection, onDone }) {
       <p class="warn" role="status">${gone && `It has ended. ${past ? `${past.cause}, code ${past.code} ${past.reason}, after ${span(past.duration)}` : ""}`}</p>
       <form onSubmit=${end}>
         <label for="reason">Reason, which its client sees</label>
-        <input id="reason" class="whole" maxlength="120" value=${reason} disabled=${gone} onInput=${(event) => setReason(event.target.value)} />
+        <input id="reason" class="whole" maxlength="120" value=${reason} readonly=${gone} onInput=${(event) => setReason(event.target.value)} />
         <p class="bar">
           <button class="bad" disabled=${gone}>Close this connection</button>
           <button type="button" class="plain" onClick=${() => dialog.current.close()}>Back</button>
