@@ -1,7 +1,7 @@
 """Pressure goes back to the sender: peers that do not read, and who is refused, slowed down or cut for it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +55,19 @@ async def ping(peer: RawPeer) -> Any:
     """Return the next message, which may be the reply to this ping."""
     await peer.send_json({"jsonrpc": "2.0", "id": "ping", "method": "gateway.ping"})
     return await peer.recv_json()
+
+
+async def called(caller: RawPeer, node: RawPeer) -> list[Any]:
+    """Call ENOUGH times; returns the ids under which the node has the calls."""
+    for number in range(ENOUGH):
+        await call(caller, number)
+    return [(await node.recv_json())["id"] for _ in range(ENOUGH)]
+
+
+async def answer(node: RawPeer, ids: Iterable[Any]) -> None:
+    """Answer these calls with much."""
+    for number, identity in enumerate(ids):
+        await node.send_json({"jsonrpc": "2.0", "id": identity, "result": [number, PAD]})
 
 
 def is_refused(reply: Any, outcome: str) -> bool:
@@ -122,15 +135,8 @@ async def test_a_caller_that_does_not_read_holds_its_node_up_for_a_while_and_is_
 ) -> None:
     where = await gateway(LIMITS)
     async with node_and_caller(where) as (node, caller, other):
-        for number in range(ENOUGH):
-            await call(caller, number)
-        ids = [(await node.recv_json())["id"] for _ in range(ENOUGH)]
-
-        async def answer() -> None:
-            for number, identity in enumerate(ids):
-                await node.send_json({"jsonrpc": "2.0", "id": identity, "result": [number, PAD]})
-
-        answering = asyncio.create_task(answer())
+        ids = await called(caller, node)
+        answering = asyncio.create_task(answer(node, ids))
         await call(other, 1)
         await answering
         late = (await node.recv_json())["id"]
@@ -151,15 +157,8 @@ async def test_many_large_results_reach_a_caller_that_reads_at_its_own_pace(gate
     """More than twice `max_outbox_bytes` at once: the node waits, and nothing is refused."""
     where = await gateway({"limits": {**LIMITS["limits"], "outbox_timeout": 60.0}})
     async with node_and_caller(where) as (node, caller, _):
-        for number in range(ENOUGH):
-            await call(caller, number)
-        ids = [(await node.recv_json())["id"] for _ in range(ENOUGH)]
-
-        async def answer() -> None:
-            for number, identity in enumerate(ids):
-                await node.send_json({"jsonrpc": "2.0", "id": identity, "result": [number, PAD]})
-
-        answering = asyncio.create_task(answer())
+        ids = await called(caller, node)
+        answering = asyncio.create_task(answer(node, ids))
         for number in range(ENOUGH):
             assert (await caller.recv_json())["result"] == [number, PAD]
         await answering
