@@ -414,7 +414,7 @@ async def siege(
 
 
 async def _ask(peer: RawPeer, fair: Fair, every: float, stop: asyncio.Event) -> None:
-    while not stop.is_set():
+    while not stop.is_set() or not fair.waits:  # some attacks are over sooner than it asks again
         with fair.wait():
             await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping"})
             reply = await peer.recv_json()
