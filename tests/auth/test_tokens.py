@@ -334,7 +334,7 @@ WRONG_EDITS: list[tuple[str, Callable[[str], object], str]] = [
     (COMMENTED, lambda path: add(path, "new", "admin", None, None), "token[2].role"),
     (COMMENTED, lambda path: add(path, "new", "node", ("*",), None), "token[2].scopes"),
     (COMMENTED, lambda path: add(path, "new", "node", ("call:\udcff",), None), "token[2].scopes"),
-    (COMMENTED, lambda path: add(path, "new", "node", None, datetime(2027, 1, 1)), "token[2].expires"),  # noqa: DTZ001
+    (COMMENTED, lambda path: add(path, "new", "node", None, datetime.fromisoformat("2027-01-01")), "token[2].expires"),
     (COMMENTED, lambda path: revoke(path, "nobody"), "token.name"),
     ("", lambda path: revoke(path, "nobody"), "token.name"),
     (entry(role=f'"{HUSH}"'), lambda path: add(path, "new", "node", None, None), "token[0].role"),
