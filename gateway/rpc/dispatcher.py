@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -67,6 +68,7 @@ class Dispatcher:
         self._clock = clock
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
+        self._rests: deque[tuple[Peer, Iterator[Message | Invalid], Batch]] = deque()
         self.late_replies = 0
         """Responses for which no call was waiting."""
 
@@ -124,7 +126,7 @@ class Dispatcher:
         self._take(peer, iter(messages), Batch(peer))
 
     def _take(self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch) -> None:
-        """Handle elements of a batch for `TURN` seconds. The rest has its turn in the next event-loop iteration.
+        """Handle elements of a batch for `TURN` seconds. The rest has its turn later, one batch in an iteration.
 
         Until then nothing more is read from the peer.
         """
@@ -138,18 +140,27 @@ class Dispatcher:
             if self._clock() >= until:
                 peer.link.wait()
                 peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
-                asyncio.get_running_loop().call_soon(self._take_rest, peer, messages, batch)
+                if not self._rests:
+                    asyncio.get_running_loop().call_soon(self._take_rest)
+                self._rests.append((peer, messages, batch))
                 return
         batch.done(b"", None)
 
-    def _take_rest(self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch) -> None:
-        peer.link.go_on()
-        peer.running.pop(batch, None)
-        if peer.is_open:
-            self._take(peer, messages, batch)
-        else:
-            batch.done(b"", None)
-        peer.settled()
+    def _take_rest(self) -> None:
+        """Give the batch that has waited longest its turn, so that very many of them take no longer than one."""
+        peer, messages, batch = self._rests[0]
+        try:
+            peer.link.go_on()
+            peer.running.pop(batch, None)
+            if peer.is_open:
+                self._take(peer, messages, batch)
+            else:
+                batch.done(b"", None)
+            peer.settled()
+        finally:
+            self._rests.popleft()
+            if self._rests:
+                asyncio.get_running_loop().call_soon(self._take_rest)
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:

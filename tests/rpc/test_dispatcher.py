@@ -735,6 +735,27 @@ async def test_a_batch_that_is_much_work_has_its_turn_again_and_again(bench: Ben
     assert by_id(reply) == [json.loads(accepted("null", str(number))) for number in range(5)]
 
 
+async def test_very_many_batches_have_their_turns_one_in_an_iteration(bench: Bench) -> None:
+    turns: list[Listing] = []
+
+    @method("much", scope="call:much")
+    def much(peer: Listing) -> None:
+        """Take 6 ms."""
+        bench.now += 0.006
+        turns.append(peer)
+
+    bench.dispatcher.add(much)
+    peers = [Listing() for _ in range(3)]
+    for peer in peers:
+        bench.tell(f"[{','.join(request('much', id=number) for number in range(3))}]", peer=peer)
+    assert turns == peers, "each begins when it comes"
+    for number in range(6):
+        await asyncio.sleep(0)
+        assert turns == [*peers, *peers, *peers][: 4 + number]
+    await passes()
+    assert [len(peer.take()) for peer in peers] == [1, 1, 1]
+
+
 async def test_the_rest_of_a_batch_is_not_begun_for_a_peer_that_is_gone(bench: Bench) -> None:
     @method("much", scope="call:much")
     def much(peer: Listing) -> None:
