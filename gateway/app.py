@@ -24,24 +24,28 @@ from gateway.config import Config, ConfigError, Server, load
 from gateway.connections.connection import Connection
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
+from gateway.connections.sessions import Sessions
 from gateway.console import pages
 from gateway.errors import Disconnect
 from gateway.events.delivery import Delivery
 from gateway.events.hub import Events
 from gateway.events.presence import Presence
 from gateway.events.topics import Topics
-from gateway.handshake.admission import Admission
+from gateway.handshake.admission import Admission, GuestError
+from gateway.handshake.guests import Guests
 from gateway.handshake.preauth import Preauth
 from gateway.handshake.rejections import Rejections, Stage
+from gateway.handshake.resumption import Resumption
 from gateway.handshake.upgrade import Gatekeeper, RefusedError
 from gateway.limits import Rate
-from gateway.methods.connection import ConnectionMethods
+from gateway.methods.connection import ConnectionMethods, SessionMethods
 from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router, Tracing
+from gateway.nodes.waiting import Waiting
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.steps import Steps
@@ -135,15 +139,32 @@ class Gateway:
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
+        self.sessions: Final = Sessions(
+            self,
+            hold_timeout=config.server.hold_timeout,
+            max_held=config.limits.max_held,
+            max_bytes=config.limits.max_held_bytes or 2 * config.limits.max_outbox_bytes,
+            held=self.held,
+        )
+        self.admission.held = self.sessions
         own = GatewayMethods(config, status, connections, self.admission, self._steps)
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
+        self._guests = Guests(
+            self,
+            connections,
+            self.admission,
+            timeout=config.server.handshake_timeout,
+            welcome=own.welcome,
+            entered=self.entered,
+        )
         self.preauth: Final = Preauth(
             self,
             connections,
             self.admission,
             self.rejections,
+            guests=self._guests,
             timeout=config.server.handshake_timeout,
             standstill=self.standstill,
             authenticate=self.dispatcher.methods["gateway.authenticate"],
@@ -159,10 +180,13 @@ class Gateway:
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
         yield RpcMethods(self.dispatcher, self.router, self.documents)
-        yield ConnectionMethods(self._connections)
+        yield ConnectionMethods(self._connections, self.sessions)
+        if config.server.hold_timeout:
+            yield SessionMethods(self.sessions, Resumption(self.sessions, self.admission, self.back))
         yield NodeMethods(
             self.nodes,
             self.router,
+            _waiting(config, self.nodes, self.router),
             self.dispatcher.methods,
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
@@ -180,12 +204,14 @@ class Gateway:
             tallies=self.dispatcher.tallies,
             gauges={
                 "calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls)),
+                "connections_held": ("Connections that have lost their link.", lambda: self.sessions.held),
                 "loop_lag_seconds": ("How late the event loop was, at most, lately.", lambda: self.lag.seconds),
             },
             counters={
                 "events_published": ("Messages published.", lambda: self.events.published),
                 "events_delivered": ("Messages sent to subscribers.", lambda: self._delivery.delivered),
             },
+            resumes=self.sessions.resumes,
             dropped=lambda: {**self.router.dropped, "event": self._delivery.gaps},
         )
 
@@ -213,6 +239,8 @@ class Gateway:
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
             return refused(refusal)
+        except GuestError as guest:
+            return await Connection(remote, self._guests, self._regime, guest.credential).serve(request)
         endpoint = self.preauth if credential is NO_CREDENTIAL else self
         return await Connection(remote, endpoint, self._regime, credential).serve(request)
 
@@ -231,13 +259,26 @@ class Gateway:
         """End the connection: text frames only."""
         connection.end(errors.UNSUPPORTED_DATA)
 
+    def held(self, connection: Connection) -> None:
+        """End the subscriptions of a connection that has lost its link, and the calls to it that do not wait."""
+        self.router.lost_link(connection)
+        self._steps.begin(self.events.lost(connection))
+        if connection.node is not None and connection.held is not None:
+            self._presence.held(connection.node, connection.held.cause)
+
+    def back(self, connection: Connection) -> None:
+        """Tell that a connection goes on by another link."""
+        if connection.node is not None:
+            self._presence.back(connection.node)
+
     def release(self, connection: Connection) -> None:
         """Answer its callers, and forget what it serves and hears: no peer waits until its transport is gone."""
         try:
             self.nodes.unregister(connection)
         finally:
             try:
-                self.dispatcher.lost(connection)
+                session = connection.session
+                self.dispatcher.lost(connection, () if session is None else session.unwritten())
             finally:
                 self._steps.begin(self.events.lost(connection))
 
@@ -271,6 +312,7 @@ class Gateway:
         await asyncio.shield(self._drain)
 
     async def _let_go(self, server: Server) -> None:
+        self.sessions.drain()
         if self._connections:
             self._presence.draining(server.drain_timeout)
         await self._connections.drain(server.drain_timeout, server.close_timeout)
@@ -278,6 +320,11 @@ class Gateway:
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read again. Returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
+
+
+def _waiting(config: Config, nodes: Nodes, router: Router) -> Waiting:
+    limits = config.limits
+    return Waiting(nodes, router, max_waiting=limits.max_waiting, max_in_flight=limits.max_in_flight)
 
 
 def _router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:

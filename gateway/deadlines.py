@@ -275,6 +275,11 @@ class Sweep(Generic[Waiter]):
         if entry is not None:
             del entry[0][waiter]
 
+    def left(self, waiter: Waiter) -> float | None:
+        """Return the seconds that a waiter has left; None if it has no deadline."""
+        entry = self._due.get(waiter)
+        return None if entry is None else max(0.0, entry[1] - asyncio.get_running_loop().time())
+
     def _over(self, waiter: Waiter) -> None:
         due = self._due.pop(waiter)[1]
         left = due - asyncio.get_running_loop().time()

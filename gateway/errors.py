@@ -36,6 +36,8 @@ OVERLOADED: Final = RpcError(-32009, "overloaded", "Too many calls in flight", t
 TOO_LARGE: Final = OVERLOADED._replace(message="Too large", temporary=False)
 """`OVERLOADED` for what is larger than a limit: the same request does not succeed later either."""
 NODE_LOST: Final = RpcError(-32010, "node_lost", "The node went away before it answered", temporary=True)
+NODE_NOT_REACHED: Final = NODE_LOST._replace(message="The node went away before it got the call")
+"""`NODE_LOST` for a call that was never written to the node."""
 DRAINING: Final = RpcError(-32011, "draining", "The gateway is shutting down", temporary=True)
 CANCELLED: Final = RpcError(-32800, "cancelled", "Cancelled")
 
@@ -89,6 +91,8 @@ INTERNAL_FAILURE: Final = Disconnect(1011, "internal_error", "internal error")
 TRANSPORT_LOST: Final = Disconnect(1006, "transport_lost", frame=False)
 HEARTBEAT_TIMEOUT: Final = Disconnect(1006, "heartbeat_timeout", frame=False)
 RECEIVE_TIMEOUT: Final = Disconnect(1006, "receive_timeout", frame=False)
+RESUMED: Final = Disconnect(1006, "resumed", frame=False)
+"""The end of the new connection whose link another one goes on by."""
 HANDSHAKE_TIMEOUT: Final = Disconnect(4001, "handshake_timeout", "no valid first message in time")
 SLOW_CONSUMER: Final = Disconnect(4002, "slow_consumer", frame=False)
 FLOOD: Final = Disconnect(4003, "flood", "rate limit ignored for too long")
@@ -109,6 +113,7 @@ DISCONNECTS: Final[tuple[Disconnect, ...]] = (
     TRANSPORT_LOST,
     HEARTBEAT_TIMEOUT,
     RECEIVE_TIMEOUT,
+    RESUMED,
     HANDSHAKE_TIMEOUT,
     SLOW_CONSUMER,
     FLOOD,

@@ -54,7 +54,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     `receive_timeout` is the longest time without a complete message, a control frame or 16 KiB of a message.
     `close_timeout` is how long a peer may take to answer a close frame. `drain_timeout` is how long calls in flight may
     go on after SIGTERM; 0: the gateway does not wait for them.
-    `keepalive_timeout` is how long an HTTP connection may stay idle between two requests.
+    `keepalive_timeout` is how long an HTTP connection may stay idle between two requests. `hold_timeout` is how long a
+    connection that has lost its link is held at most, if its client has asked for that; 0: none is.
 
     If `allowed_hosts` is empty, loopback names are allowed on loopback, and any name elsewhere. If `allowed_origins` is
     empty, the origin that `Host` names is allowed. `trusted_proxies` are the peers whose X-Forwarded-For or Forwarded
@@ -71,6 +72,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     close_timeout: Seconds = 2.0
     drain_timeout: SecondsOrZero = 10.0
     keepalive_timeout: Seconds = 75.0
+    hold_timeout: SecondsOrZero = 30.0
     compression: Switch = False
     event_loop: EventLoop = "uvloop"
     allowed_hosts: tuple[Host, ...] = ()
@@ -110,7 +112,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     call, `max_call_timeout` the longest deadline that a caller may ask for. `max_registration_bytes` bounds what one
     node says of its methods. A connection is cut if its outbox stays over `max_outbox_bytes` for `outbox_timeout`; 0:
     at once. `max_principal_bytes` bounds what is held for all connections of a principal, except
-    in mode none.
+    in mode none. `max_held` bounds the connections that have lost their link, and `max_held_bytes` what is kept for one
+    that has or may; 0: twice `max_outbox_bytes`. `max_waiting` bounds the calls that wait for one node to come.
 
     `rate` is the requests per second of one connection; 0: no limit. `burst` is how many may come at once; 0: as many
     as `rate` allows in a second, and at least one. `control_rate` is the pings, pongs and empty fragments per second of
@@ -134,6 +137,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_outbox_bytes: OutboxBytes = 4_194_304
     outbox_timeout: SecondsOrZero = 5.0
     max_principal_bytes: Count = 268_435_456
+    max_held: CountOrZero = 1000
+    max_held_bytes: CountOrZero = 0
+    max_waiting: CountOrZero = 256
     rate: Rate = 0.0
     burst: CountOrZero = 0
     control_rate: Rate = 100.0

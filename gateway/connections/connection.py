@@ -6,7 +6,6 @@ while it is the connection's own.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -18,19 +17,21 @@ from aiohttp import web
 from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
 from gateway.auth.scopes import NOBODY, origin
+from gateway.connections.pressure import Pressed
 from gateway.connections.regime import Regime
+from gateway.connections.session import Session
 from gateway.errors import Disconnect
-from gateway.events.delivery import Subscriber
 from gateway.limits import Bucket
+from gateway.names import OWN
 from gateway.nodes.registry import Node
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Calls, call, failed
-from gateway.rpc.calls import Link as Sender
 from gateway.rpc.requests import Request
-from gateway.telemetry.lines import CLOSED, DEFECT, OPENED
+from gateway.telemetry.counts import NO_TRAFFIC, Traffic
+from gateway.telemetry.lines import CLOSED, DEFECT, HELD, OPENED, RESUMED
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.link import Link
-from gateway.websocket.owner import Receiver
+from gateway.websocket.owner import NO_OWNER, Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,20 @@ class Endpoint(Receiver, Protocol):
         """Forget a connection that is over. Called once, the last of all calls."""
 
 
-class Connection:
+class Keeper(Protocol):
+    """What holds connections whose link is lost (`connections.sessions.Sessions`)."""
+
+    def may_hold(self) -> bool:
+        """Return whether a connection whose link is lost may be held."""
+
+    def hold(self, connection: Connection, seconds: float) -> None:
+        """Hold a connection for so many seconds. Called once for each loss, with the connection in `held` already."""
+
+    def ended(self, connection: Connection, session: Session, end: Disconnect | None) -> None:
+        """Forget the session of a connection that is over. May be called twice."""
+
+
+class Connection(Pressed):
     """One peer. ``serve(request)`` lives as long as the connection's first link. All else but ``call`` is plain.
 
     ``conn_id`` is the text of a UUID4. ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``. ``opened_at`` is in
@@ -66,24 +80,27 @@ class Connection:
     of its own. ``calls`` has the calls to the peer, by ``call_id``. ``node`` is its registration, ``subscriber`` its
     subscriptions, and ``bucket`` its share of `limits.rate`. The end of a ``quiet`` connection is not logged, because
     very many end at once.
+
+    A connection with a ``session`` outlives its link. While it has none it is ``held``, which says how it has lost it.
+    ``introductions`` counts the messages that brought a credential.
     """
 
     __slots__ = (
         "_accounts",
-        "_held_bytes",
-        "_held_up",
+        "_before",
+        "_keeper",
         "_lines",
         "_opened",
-        "_patience",
+        "_over",
         "_released",
-        "account",
         "bucket",
         "calls",
         "conn_id",
         "credential",
         "endpoint",
+        "held",
+        "introductions",
         "leaving",
-        "link",
         "node",
         "opened_at",
         "principal",
@@ -91,29 +108,33 @@ class Connection:
         "remote",
         "running",
         "send",
-        "subscriber",
+        "session",
     )
 
+    send: Callable[[bytes], None]
+
     def __init__(self, remote: str, endpoint: Endpoint, regime: Regime, credential: Credential = ANYBODY) -> None:
+        super().__init__(regime.accounts.of(credential.principal.name))
         self.conn_id: Final = new_id()
-        self.remote: Final = remote
+        self.remote = remote
         self.credential = credential
         self.principal = credential.principal
         self.bucket: Bucket | None = None
         self.quiet = False
         self.node: Node | None = None
-        self.subscriber: Subscriber | None = None
+        self.session: Session | None = None
+        self._keeper: Keeper | None = None
+        self.held: Disconnect | None = None
+        self.introductions = 0
         self.running: dict[object, Request] = {}
         self.calls: dict[bytes, Call] = {}
         self._accounts = regime.accounts
-        self.account = regime.accounts.of(self.principal.name)
-        self._held_bytes = 0
-        self._held_up: dict[Sender, None] | None = None
-        self._patience: asyncio.TimerHandle | None = None
+        self._before = NO_TRAFFIC
         self.opened_at = 0.0
         self._opened = 0.0
         self.leaving = False
         self._released = False
+        self._over = False
         self.endpoint = endpoint
         self._lines = regime.lines
         self.attach(Link(self, regime.cork, regime, regime.closings))
@@ -124,7 +145,7 @@ class Connection:
         link.charge_to(self.account)
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
-        """Sends one JSON text. It does nothing unless the connection is open."""
+        """Sends one JSON text. It does nothing unless the connection is open. A session numbers and keeps it."""
 
     async def serve(self, request: web.Request) -> Link:
         """Upgrade ``request``, and return when the connection's first link is over. Called once.
@@ -157,8 +178,9 @@ class Connection:
         self.link.count(messages, octets)
 
     def notify(self, method: str, params: object) -> None:
-        """Send a notification."""
-        self.send(jsonrpc.notification(method, params))
+        """Send a notification. One of the gateway's own is for this link: it is not kept, but told anew if it holds."""
+        send = self.link.send_text if method.startswith(OWN) else self.send
+        send(jsonrpc.notification(method, params))
 
     async def call(self, method: str, params: object = None, timeout: float = 30.0) -> Any:
         """Call a method of the client, and return its decoded result. ``timeout`` is in seconds.
@@ -169,82 +191,27 @@ class Connection:
             raise failed(errors.NODE_LOST)
         return await call(self.endpoint.calls, self, method, params, timeout)
 
-    # Pressure
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the peer does not read now."""
-        return self.link.stalled
-
-    @property
-    def pressed(self) -> bool:
-        """Whether so much waits for the peer that nothing more may be sent to it of others' own accord."""
-        return self.link.barred
-
-    def hold(self, octets: int) -> bool:
-        """Hold so many bytes for the peer, beside its outbox, until `let_go`. Returns False if there is no room.
-
-        There is room for `limits.max_outbox_bytes`, together with what is in the outbox.
-        """
-        link, account = self.link, self.account
-        if link.outbox_bytes + self._held_bytes + octets > link.outbox_bound or account.held + octets > account.bound:
-            return False
-        self._held_bytes += octets
-        account.held += octets
-        return True
-
-    def let_go(self, octets: int) -> None:
-        """Hold so many bytes no longer."""
-        self._held_bytes -= octets
-        self.account.held -= octets
-
-    def hold_up(self, sender: Sender) -> None:
-        """Read no more from ``sender``, by which calls of the peer are answered, until the peer has read all.
-
-        It is held up for `limits.outbox_timeout` at most. May be called again.
-        """
-        if self.unheeding or sender is self.link:
-            return
-        if self._held_up is None:
-            self._held_up = {}
-            self._patience = self.link.loop.call_later(self.link.outbox_timeout, self._lose_patience)
-        if sender not in self._held_up:
-            self._held_up[sender] = None
-            sender.wait()
-
-    @property
-    def unheeding(self) -> bool:
-        """Whether the peer has held others up for as long as it may, and has not read everything since."""
-        return self._patience is not None and self._held_up is None
-
-    def _lose_patience(self) -> None:
-        """Let those go on that were held up. From now on what is too much is refused, until the peer has read."""
-        held_up, self._held_up = self._held_up, None
-        for link in held_up or ():
-            link.go_on()
-
-    def _relieve(self) -> None:
-        """Let those go on that were held up, because the peer has read what waited for it, or is gone."""
-        if self._patience is not None:
-            self._patience.cancel()
-            self._lose_patience()
-            self._patience = None
-
-    def feed(self) -> None:
-        """Send the subscriber what it is behind with: some now, the rest in later event-loop iterations."""
-        subscriber = self.subscriber
-        if subscriber is not None and not subscriber.feeding:
-            self._feed(subscriber)
-
-    def _feed(self, subscriber: Subscriber) -> None:
-        subscriber.feeding = subscriber.feed()
-        if subscriber.feeding:
-            self.link.loop.call_soon(self._feed, subscriber)
-
     @property
     def is_open(self) -> bool:
-        """Whether the connection is open, and not on its way out."""
-        return self.link.state is State.OPEN
+        """Whether the connection is open, and not on its way out. It may be held."""
+        if self._over:
+            return False
+        return self.link.state is State.OPEN or self.held is not None or self._may_be_held(self.link.ended)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection has ended without its link: that is another's, or was lost before."""
+        return self._over
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the connection is open, and has a link by which messages leave."""
+        return self.link.state is State.OPEN and not self._over
+
+    @property
+    def crowded(self) -> bool:
+        """Whether half of what may be kept for the peer waits for another link, or for its turn there."""
+        return self.session is not None and self.session.crowded
 
     @property
     def in_flight(self) -> int:
@@ -254,22 +221,22 @@ class Connection:
     @property
     def messages_in(self) -> int:
         """How many messages have come."""
-        return self.link.messages_in
+        return self._before.messages_in + self.link.messages_in
 
     @property
     def messages_out(self) -> int:
         """How many messages were sent."""
-        return self.link.messages_out
+        return self._before.messages_out + self.link.messages_out
 
     @property
     def bytes_in(self) -> int:
         """How many bytes have come."""
-        return self.link.bytes_in
+        return self._before.bytes_in + self.link.bytes_in
 
     @property
     def bytes_out(self) -> int:
         """How many bytes were sent, as frames."""
-        return self.link.bytes_out
+        return self._before.bytes_out + self.link.bytes_out
 
     @property
     def outbox_bytes(self) -> int:
@@ -301,10 +268,7 @@ class Connection:
         self.principal = credential.principal
         account = self._accounts.of(self.principal.name)
         if account is not self.account:
-            self.account.held -= self._held_bytes
-            account.held += self._held_bytes
-            self.account = account
-            self.link.charge_to(account)
+            self.charge(account)
 
     def enter(self, endpoint: Endpoint) -> None:
         """Go on with ``endpoint`` and without an allowance, after the credential that was owed has been adopted."""
@@ -315,15 +279,21 @@ class Connection:
     def settled(self) -> None:
         """Note that a request is no longer in flight. If the connection is leaving, this may be its end."""
         if self.leaving and not self.in_flight:
-            self.link.end(errors.SHUTDOWN)
+            self.end(errors.SHUTDOWN)
 
     def end(self, end: Disconnect) -> None:
         """End the connection, for the reason given. The first end wins, and later ones do nothing."""
-        self.link.end(end)
+        if self._over:
+            return
+        if self.link.state is not State.OPEN and self._hold(self.link.ended):
+            self.finish(end)
+        else:
+            self.link.end(end)
 
     def abort(self) -> None:
         """Drop the transport at once."""
-        self.link.abort()
+        if not self._over:
+            self.link.abort()
 
     def leave_in(self, delay: float) -> None:
         """Drain: end with 1001 after ``delay`` seconds, or when the last request in flight is answered."""
@@ -332,6 +302,87 @@ class Connection:
     def _leave(self) -> None:
         self.leaving = True
         self.settled()
+
+    # The session
+
+    def keep(self, session: Session, keeper: Keeper, endpoint: Endpoint) -> None:
+        """Outlive the link from now on. Called once."""
+        self.session = session
+        self._keeper = keeper
+        self.endpoint = endpoint
+        self.send = session.send
+
+    def _may_be_held(self, end: Disconnect | None) -> bool:
+        """Return whether the connection outlives a link that ends so; None if that is not known yet."""
+        if self.session is None or self._keeper is None or self._over or self._released:
+            return False
+        return self.session.holds(end or errors.TRANSPORT_LOST) and self._keeper.may_hold()
+
+    def _hold(self, end: Disconnect | None) -> bool:
+        """Hold the connection if it outlives a link that ends so. Returns whether it is held."""
+        if self.held is not None:
+            return True
+        if self.session is None or self._keeper is None or not self._may_be_held(end):
+            return False
+        self.held = end or errors.TRANSPORT_LOST
+        self.session.detach()
+        self.relieve()
+        fields = self._known() | {"cause": self.held.cause}
+        self._lines.log(logger, HELD, self._origin, "connection held: %s", self.held.cause, fields=fields)
+        self._keeper.hold(self, self.session.hold)
+        return self.held is not None  # hold() may have ended it
+
+    def lose_link(self) -> bool:
+        """Lose the link, if there still is one: the peer comes by another. Returns whether the connection is held."""
+        return self._hold(errors.TRANSPORT_LOST)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the message that is being handled is the peer's first, apart from those that brought a credential."""
+        return self.session is None and self.messages_in - self.introductions == 1
+
+    def take(self, newcomer: Connection, held_for: float) -> None:
+        """Go on by the link of a new connection, which ends by that. It has lost its own ``held_for`` seconds ago."""
+        session, link, old = self.session, newcomer.link, self.link
+        if session is None or self.held is None:
+            return
+        before = Traffic()
+        before.add(self)
+        fields = {"link": newcomer.conn_id, "remote": newcomer.remote, "cause": self.held.cause, "heldFor": held_for}
+        newcomer.finish(errors.RESUMED)
+        before.subtract(link)
+        old.owner = NO_OWNER
+        self._before = before
+        self.remote = newcomer.remote
+        self.held = None
+        self.attach(link)
+        self.send = session.send
+        session.attach(link)
+        for _ in range(self._waits):
+            link.wait()
+        old.abort()
+        fields = {"connId": self.conn_id} | fields
+        self._lines.log(logger, RESUMED, self._origin, "connection resumed", fields=fields)
+
+    def rewrite(self) -> None:
+        """Send again what the peer has not had: some now, the rest in later event-loop iterations, as it reads."""
+        session = self.session
+        if session is None or session.caught_up or not self.is_linked:
+            return
+        if session.rewrite():
+            self.link.loop.call_soon(self.rewrite)
+        elif session.caught_up:
+            self._let_reports_go()
+
+    def _let_reports_go(self) -> None:
+        for request in list(self.running.values()):
+            request.drained()
+
+    def finish(self, end: Disconnect) -> None:
+        """End the connection now, whatever its link does: it is held, or its link is another's. Called once."""
+        self._over = True
+        self.held = None
+        self._close(end)
 
     # From the link
 
@@ -374,9 +425,9 @@ class Connection:
         """Let go on what has waited, because the peer has read what was sent to it."""
         if link is not self.link:
             return
-        self._relieve()
-        for request in self.running.values():
-            request.drained()
+        self.relieve()
+        self.rewrite()
+        self._let_reports_go()
         if self.subscriber is not None:
             self.subscriber.drained()
         # Not in the next event-loop iteration: before the outbox fills again the peer has a turn to be read.
@@ -384,21 +435,26 @@ class Connection:
 
     def _admit_others(self, link: Link) -> None:
         link.unbar()
+        if self.crowded:
+            link.barred = True
         if self.subscriber is not None:
             self.subscriber.review()
             self.feed()
 
     def on_ending(self, link: Link) -> None:
-        """Release the connection, if its own link is no longer open."""
-        if link is self.link:
-            self._release()
+        """Hold the connection or release it, if its own link is no longer open."""
+        if link is self.link and not self._over and not self._hold(link.ended):
+            self._release(link.ended)
 
     def on_closed(self, link: Link, end: Disconnect) -> None:
+        """Hold the connection, unless this is its end."""
+        if link is self.link and not self._over and not self._hold(end):
+            self._close(end)
+
+    def _close(self, end: Disconnect) -> None:
         """Release the connection, tell the endpoint, and log. Each step is done even if the one before raises."""
-        if link is not self.link:
-            return
         try:
-            self._release()
+            self._release(end)
         finally:
             try:
                 self.endpoint.closed(self, end)
@@ -406,13 +462,18 @@ class Connection:
                 if not self.quiet:
                     self._log_closed(end)
 
-    def _release(self) -> None:
+    def _release(self, end: Disconnect | None) -> None:
         if self._released:
             return
         self._released = True
-        self._relieve()
+        self.relieve()
+        if self.session is not None:
+            self.send = _nothing
         try:
             self.endpoint.release(self)
+            if self.session is not None and self._keeper is not None:
+                self._keeper.ended(self, self.session, end)
+                self.session.clear()
         except BaseException:  # a defect: what it has left undone is tried again when the connection is closed
             self._released = False
             raise
@@ -434,6 +495,10 @@ class Connection:
             logger.info(message, end.cause, extra={"event": "connection.closed", **fields})
         else:
             self._lines.log(logger, CLOSED, self._origin, message, end.cause, fields=fields)
+
+
+def _nothing(payload: bytes) -> None:
+    """Send nothing, because the connection is over."""
 
 
 _entropy = bytearray()

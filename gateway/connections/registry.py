@@ -73,10 +73,10 @@ class Connections(dict[str, Connection]):
             self._empty.set()
 
     def remember(self, connection: Connection, end: Disconnect) -> None:
-        """Count a connection that is over, and put it into the history unless it is ``quiet``."""
+        """Count a connection that is over, and put it into the history unless it is ``quiet``, or another goes on."""
         self.disconnects[end.cause] += 1
         self._traffic.add(connection)
-        if not connection.quiet:
+        if not connection.quiet and end is not errors.RESUMED:
             self.history.append(_closed(connection, end))
 
     async def census(self) -> Census:

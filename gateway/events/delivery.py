@@ -40,8 +40,8 @@ class Recipient(Protocol):
     """Its subscriber; None before its first subscription, and after its end."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether it is open, and has not begun to end."""
+    def is_linked(self) -> bool:
+        """Whether it is open, and has a link by which messages leave."""
 
     @property
     def stalled(self) -> bool:
@@ -188,10 +188,10 @@ class Subscriber:
         if self._holds or recipient.subscriber is not self:
             return False
         left = SENT_AT_ONCE
-        while self.behind and left > 0 and recipient.is_open and not recipient.stalled:
+        while self.behind and left > 0 and recipient.is_linked and not recipient.stalled:
             left -= self._feed_topic(*next(iter(self.behind.items())), min(left, OF_ONE_TOPIC))
         self.review()
-        return bool(self.behind) and recipient.is_open and not recipient.stalled
+        return bool(self.behind) and recipient.is_linked and not recipient.stalled
 
     def _feed_topic(self, name: str, position: Position, most: int) -> int:
         """Send some messages of a topic, or tell the gap. Returns how much work that was, in messages."""
@@ -229,7 +229,7 @@ class Subscriber:
         if self._recipient.subscriber is not self:
             return  # a reply may end its hold after the connection is lost, and nothing would take it out again
         recipient = self._recipient
-        if self._holds or self.behind or recipient.stalled or recipient.pressed or not recipient.is_open:
+        if self._holds or self.behind or recipient.stalled or recipient.pressed or not recipient.is_linked:
             self._delivery.aside.add(self)
         else:
             self._delivery.aside.discard(self)
@@ -297,16 +297,16 @@ class Delivery:
             recipient.subscriber = Subscriber(recipient, self)
         return recipient.subscriber
 
-    def lost(self, recipient: Recipient) -> None:
-        """End all subscriptions of a connection, because it is over. May be called twice."""
-        subscriber = recipient.subscriber
-        if subscriber is None:
-            return
+    def detach(self, recipient: Recipient, subscriber: Subscriber) -> None:
+        """Take a subscriber that is aside from its connection, whose link is lost. `lost` is to follow."""
+        recipient.subscriber = None
+        recipient.count(*subscriber.past)
+
+    def lost(self, subscriber: Subscriber) -> None:
+        """End all subscriptions of a subscriber that was detached."""
         self.topics.leave(subscriber)
         subscriber.lost()
         self.aside.discard(subscriber)
-        recipient.subscriber = None
-        recipient.count(*subscriber.past)
 
 
 def gap(name: str, position: Position) -> bytes:

@@ -27,6 +27,8 @@ OWN_TOPICS: Final = (
     "gateway.connection.closed",
     "gateway.node.online",
     "gateway.node.offline",
+    "gateway.node.held",
+    "gateway.node.back",
     "gateway.draining",
 )
 """The gateway's own topics. Each begins with its first subscription."""
@@ -222,17 +224,18 @@ class Events:
         return subscriber is None or self.is_small(list(subscriber.patterns))
 
     def lost(self, recipient: Recipient) -> Work[None]:
-        """End all subscriptions of a connection, because it is over, in steps. May be called twice.
+        """End all subscriptions of a connection, because its link is lost, in steps. May be called twice.
 
-        What comes meanwhile is kept back, and dropped in the end.
+        What comes meanwhile is kept back, and dropped in the end. The connection may subscribe anew at once.
         """
         subscriber = recipient.subscriber
         if subscriber is None:
             return
         subscriber.hold()
+        self._delivery.detach(recipient, subscriber)
         while self._topics.leave_some(subscriber, PARTED):
             yield
-        self._delivery.lost(recipient)
+        self._delivery.lost(subscriber)
 
 
 def _check(subscriber: Subscriber, patterns: Sequence[str]) -> None:

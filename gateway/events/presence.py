@@ -107,6 +107,14 @@ class Presence:
         self._log(OFFLINE, node, "node %s offline", fields)
         self._events.own("gateway.node.offline", fields, node.peer.principal.name)
 
+    def held(self, node: Node, cause: str) -> None:
+        """Tell that a node has lost its link, and may come back."""
+        self._events.own("gateway.node.held", _fields_of_node(node) | {"cause": cause}, node.peer.principal.name)
+
+    def back(self, node: Node) -> None:
+        """Tell that a node that was held is back."""
+        self._events.own("gateway.node.back", _fields_of_node(node), node.peer.principal.name)
+
     def _log(self, line: Line, node: Node, message: str, fields: Mapping[str, object]) -> None:
         key, remote = origin(node.peer.principal, node.peer.remote), node.peer.remote
         self._lines.log(logger, line, key, message, node.name, fields={"remote": remote, **fields})

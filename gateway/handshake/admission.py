@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import hdrs
 
@@ -58,6 +58,31 @@ class _WaitError(Exception):
         self.seconds = seconds
 
 
+class GuestError(Exception):
+    """There is no room for a connection, but its principal has some that are held: it may come for one of these alone.
+
+    ``credential`` is the one that it has brought.
+    """
+
+    def __init__(self, credential: Credential) -> None:
+        super().__init__("only to resume a connection")
+        self.credential = credential
+
+
+class Held(Protocol):
+    """The connections that have lost their link, and have a place each (`connections.sessions.Sessions`)."""
+
+    @property
+    def held(self) -> int:
+        """How many there are."""
+
+    def held_of(self, principal: str) -> int:
+        """How many are of the principal with this name."""
+
+    def make_room(self) -> bool:
+        """End the one that is held longest. Returns whether there was one."""
+
+
 class Admission:
     """The bounds and the credentials. Every call but ``renew`` is plain, and each is made once for an event.
 
@@ -77,6 +102,9 @@ class Admission:
         at_once: Callable[[Connection], bool],
         steps: Steps,
     ) -> None:
+        self.held: Held | None = None
+        """The connections that are held, once there can be any."""
+        self._guests = Counts()
         self._lines = lines
         self._status = status
         self._limits = config.limits
@@ -98,28 +126,28 @@ class Admission:
     # At the upgrade
 
     def at_upgrade(self, authorization: Sequence[str], remote: str) -> Credential:
-        """Return the credential of a request, or `NO_CREDENTIAL` if it is to follow. Raises RefusedError.
+        """Return the credential of a request, or `NO_CREDENTIAL` if it is to follow.
+
+        Raises RefusedError, or GuestError.
 
         ``authorization`` has the headers of that name.
 
         A connection that owes its credential takes no place until it has brought it. It may come as long as there is a
         place of any kind, because it may turn out to be an admin's.
 
-        Nothing may await between this call and `owes` or `entered`, which count the connection. Otherwise several
-        requests at once would all find the room that there is for one.
+        Nothing may await between this call and `owes`, `entered` or `invited`, which count the connection. Otherwise
+        several requests at once would all find the room that there is for one.
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")
-        if self._is_full():
-            raise _unavailable(_FULL)
         address = address_key(remote)
-        most = self._limits.max_connections_per_address
-        if most and address and self._of_address.of(address) >= most:
-            raise _too_many("too many connections from this address; see limits.max_connections_per_address")
+        no_room = self._no_room(address)
+        if no_room is not None and not self._any_held:
+            raise no_room
         if not self._authenticator.asks:
-            return ANYBODY
+            return self._placed(ANYBODY, no_room)
         if authorization:
-            return self._bearer(authorization, address)
+            return self._bearer(authorization, address, no_room)
         if self._owing_in_all >= self._limits.max_unauthenticated:
             raise _unavailable("too many connections owe their credential; see limits.max_unauthenticated")
         if address and self._owing.of(address) >= self._limits.max_unauthenticated_per_address:
@@ -127,7 +155,50 @@ class Admission:
             raise _too_many(f"{why}; see limits.max_unauthenticated_per_address")
         return NO_CREDENTIAL
 
-    def _bearer(self, authorization: Sequence[str], address: str) -> Credential:
+    def _no_room(self, address: str) -> RefusedError | None:
+        """Return why there is no place for a connection from this address, whoever it is."""
+        if self._is_full():
+            return _unavailable(_FULL)
+        most = self._limits.max_connections_per_address
+        if most and address and self._of_address.of(address) >= most:
+            return _too_many("too many connections from this address; see limits.max_connections_per_address")
+        return None
+
+    def _placed(self, credential: Credential, no_room: RefusedError | None) -> Credential:
+        """Return a credential for which there is a place. If there is none, a connection that is held may go for it.
+
+        Raises GuestError if the principal has some that are held, otherwise RefusedError.
+        """
+        if no_room is None and self._is_reserved_from(credential):
+            no_room = _unavailable(_RESERVED)
+        if no_room is None and self._is_crowded(credential):
+            no_room = _too_many("too many connections of this principal; see limits.max_connections_per_principal")
+        if no_room is None:
+            return credential
+        if self.may_return(credential):
+            raise GuestError(credential)
+        if no_room.status != 503 or self.held is None or not self.held.make_room():
+            raise no_room
+        return credential
+
+    @property
+    def _any_held(self) -> bool:
+        return self.held is not None and self.held.held > 0
+
+    def may_return(self, credential: Credential) -> bool:
+        """Return whether a principal has more connections that are held than it has guests."""
+        name = credential.principal.name
+        return self.held is not None and self.held.held_of(name) > self._guests.of(name)
+
+    def invited(self, connection: Connection) -> None:
+        """Count a guest."""
+        self._guests.enter(connection.principal.name)
+
+    def leaves(self, connection: Connection) -> None:
+        """Stop counting a guest."""
+        self._guests.leave(connection.principal.name)
+
+    def _bearer(self, authorization: Sequence[str], address: str, no_room: RefusedError | None) -> Credential:
         scheme, _, token = authorization[0].strip().partition(" ")
         token = token.strip()
         if len(authorization) > 1 or scheme.lower() != "bearer" or not token:
@@ -140,11 +211,7 @@ class Admission:
             raise _too_many(str(error), math.ceil(error.seconds), stage="authenticate") from None
         except CredentialError as error:
             raise _unauthenticated(str(error)) from None
-        if self._is_reserved_from(credential):
-            raise _unavailable(_RESERVED)
-        if self._is_crowded(credential):
-            raise _too_many("too many connections of this principal; see limits.max_connections_per_principal")
-        return credential
+        return self._placed(credential, no_room)
 
     # By a message
 
@@ -188,15 +255,29 @@ class Admission:
         return credential
 
     def _check_room(self, credential: Credential) -> None:
-        """Look for a place for a connection that has owed its credential. Raises Refusal if there is none."""
-        why = ""
+        """Look for a place for a connection that has owed its credential. Raises Refusal or GuestError."""
+        try:
+            self.check_room(credential)
+        except Refusal:
+            if self.may_return(credential):
+                raise GuestError(credential) from None
+            raise
+
+    def check_room(self, credential: Credential, remote: str = "") -> None:
+        """Look for a place for a connection that has none yet. If all are taken, the one that is held longest goes.
+
+        Its address counts if ``remote`` is given. Raises Refusal if there is no place.
+        """
+        why, address, most = "", address_key(remote), self._limits.max_connections_per_address
         if self._is_full():
             why = _FULL
         elif self._is_reserved_from(credential):
             why = _RESERVED
         elif self._is_crowded(credential):
             why = "too many connections of this principal"
-        if why:
+        elif most and address and self._of_address.of(address) >= most:
+            why = "too many connections from this address"
+        if why and (why not in (_FULL, _RESERVED) or self.held is None or not self.held.make_room()):
             raise Refusal(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
 
     def _is_full(self) -> bool:
@@ -267,6 +348,21 @@ class Admission:
             self._of_principal.enter(connection.principal.name)
             self._count_admin(connection)
             self._expiries.watch(connection)
+
+    def moved(self, connection: Connection, before: str) -> None:
+        """Count a connection at another address than ``before``, because it goes on by another link."""
+        if self._limits.max_connections_per_address:
+            self._of_address.leave(address_key(before))
+            self._of_address.enter(address_key(connection.remote))
+
+    def adopted(self, connection: Connection, credential: Credential) -> None:
+        """Give a connection the credential of the link by which it goes on. What that does not allow ends in steps."""
+        before = connection.principal
+        connection.adopt(credential)
+        if self._authenticator.asks:
+            self._changed(connection)  # what is still to be told of its expiry is told again
+            if credential.principal != before:
+                self._steps.begin(self._rescoped(connection))
 
     def authenticated(self, connection: Connection) -> None:
         """Log that a connection has brought the credential that it owed."""

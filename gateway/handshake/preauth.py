@@ -14,7 +14,8 @@ from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.registry import Connections
 from gateway.deadlines import Standstill, Sweep
 from gateway.errors import Disconnect
-from gateway.handshake.admission import Admission
+from gateway.handshake.admission import Admission, GuestError
+from gateway.handshake.guests import Guests
 from gateway.handshake.rejections import Rejections
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
@@ -49,7 +50,7 @@ class Preauth:
     ``inside`` is the endpoint of a connection that has brought it, and ``entered`` is called with each of them.
     ``timeout`` is the handshake's whole time in seconds. A connection has what is left of it, or all of it if its
     handshake had no deadline, and more if ``standstill`` grants it. ``authenticate`` is the method of that name, and
-    ``welcome`` makes the first frame.
+    ``welcome`` makes the first frame. A connection for which there is no place may go to the ``guests``.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Preauth:
         authenticate: Method,
         welcome: Callable[[Connection], bytes],
         entered: Callable[[Connection], None],
+        guests: Guests,
     ) -> None:
         self.calls = Calls()
         self._inside = inside
@@ -75,6 +77,7 @@ class Preauth:
         self._authenticate = authenticate
         self._welcome = welcome
         self._entered = entered
+        self._guests = guests
         self._waiting: Sweep[Connection] = Sweep(self._late)
         self._told: set[Connection] = set()
 
@@ -93,17 +96,25 @@ class Preauth:
             self._refuse(connection, errors.MESSAGE_TOO_BIG, "the first message is too big")
             return
         message, request_id = _decoded(data)
+        guest = False
         try:
             credential = self._admission.by_message(connection, self._token(message))
+        except GuestError as found:
+            credential, guest = found.credential, True
         except Refusal as refusal:
             if request_id:
                 connection.send(jsonrpc.error_reply(request_id, refusal.error, refusal.detail, **refusal.data))
             self._refuse(connection, _ENDS[refusal.error]._replace(reason=cut(refusal.detail)), refusal.detail)
             return
         self._leave(connection)
+        connection.introductions += 1
         connection.adopt(credential)
-        connection.enter(self._inside)
-        self._entered(connection)
+        if guest:
+            connection.enter(self._guests)
+            self._guests.invite(connection)
+        else:
+            connection.enter(self._inside)
+            self._entered(connection)
         self._admission.authenticated(connection)
         if request_id:
             connection.send(jsonrpc.result_reply(request_id, jsonrpc.encode(described(connection.principal))))

@@ -1,4 +1,4 @@
-"""`connection.*`: lists open and ended connections, and ends a connection."""
+"""`connection.*`: lists open and ended connections, ends a connection, and lets one outlive its link."""
 
 from __future__ import annotations
 
@@ -15,11 +15,48 @@ from gateway.auth.scopes import ADMIN
 from gateway.connections.connection import Connection
 from gateway.connections.history import HISTORY
 from gateway.connections.registry import Connections
-from gateway.rpc.method import Refusal, method
+from gateway.connections.sessions import Sessions
+from gateway.handshake.resumption import Resumption
+from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import cut
 
 Limit = Annotated[int, Meta(ge=1, le=200)]
+
+
+class KeepParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """``holdMs`` is for how long the connection is held after a loss; by default for as long as may be."""
+
+    hold_ms: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Kept(msgspec.Struct, rename="camel"):
+    """``session`` is a secret. ``maxBytes`` is how much may be kept for the connection."""
+
+    session: str
+    hold_ms: int
+    max_bytes: int
+
+
+class ResumeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``received`` is how many messages have come by the links before. ``attempt`` grows with each try."""
+
+    session: str
+    received: Annotated[int, Meta(ge=0)]
+    attempt: Annotated[int, Meta(ge=0)]
+
+
+class Resumed(msgspec.Struct, rename="camel"):
+    """The connection that goes on. ``received`` is how many of the client's messages have come."""
+
+    conn_id: str
+    received: int
+
+
+class AckParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``received`` is how many messages have come."""
+
+    received: Annotated[int, Meta(ge=0)]
 
 
 class ListParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,8 +87,11 @@ class HistoryParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     conn_id: str | None = None
 
 
-class ConnectionInfo(msgspec.Struct, rename="camel"):
-    """One open connection. Times are RFC 3339 in UTC. Bytes are those on the wire."""
+class ConnectionInfo(msgspec.Struct, rename="camel", omit_defaults=True):
+    """One open connection. Times are RFC 3339 in UTC. Bytes are those on the wire.
+
+    One that has lost its link is ``held``, for ``holdLeftMs`` more; otherwise both are left out.
+    """
 
     conn_id: str
     name: str
@@ -65,6 +105,8 @@ class ConnectionInfo(msgspec.Struct, rename="camel"):
     bytes_out: int
     in_flight: int
     outbox_bytes: int
+    held: bool = False
+    hold_left_ms: int | None = None
 
 
 class Page(msgspec.Struct):
@@ -106,10 +148,11 @@ class Closed(msgspec.Struct):
 
 
 class ConnectionMethods:
-    """The methods of `connection.*`, for one registry of connections."""
+    """The methods of `connection.*` for admins, for one registry of connections."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, sessions: Sessions) -> None:
         self._connections = connections
+        self._sessions = sessions
 
     @method("connection.list", scope=ADMIN)
     def list(self, peer: Connection, params: ListParams) -> Page:
@@ -124,12 +167,12 @@ class ConnectionMethods:
         page = heapq.nsmallest(params.limit + 1, ids)
         rest = len(page) > params.limit
         page = page[: params.limit]
-        return Page([_info(self._connections[conn_id]) for conn_id in page], page[-1] if rest else None)
+        return Page([self._info(self._connections[conn_id]) for conn_id in page], page[-1] if rest else None)
 
     @method("connection.get", scope=ADMIN)
     def get(self, peer: Connection, params: ConnectionParams) -> ConnectionInfo:
         """Return one open connection."""
-        return _info(self._find(params.conn_id))
+        return self._info(self._find(params.conn_id))
 
     @method("connection.close", scope=ADMIN)
     def close(self, peer: Connection, params: CloseParams) -> Closed:
@@ -176,19 +219,61 @@ class ConnectionMethods:
             raise Refusal(errors.NOT_FOUND, f"no open connection {conn_id[:36]!r}; see connection.history")
         return connection
 
+    def _info(self, connection: Connection) -> ConnectionInfo:
+        left = self._sessions.left(connection)
+        return ConnectionInfo(
+            conn_id=connection.conn_id,
+            name=connection.principal.name,
+            role=connection.principal.role,
+            remote=connection.remote,
+            opened_at=rfc3339(connection.opened_at),
+            last_seen_at=rfc3339(connection.last_seen_at),
+            messages_in=connection.messages_in,
+            messages_out=connection.messages_out,
+            bytes_in=connection.bytes_in,
+            bytes_out=connection.bytes_out,
+            in_flight=connection.in_flight,
+            outbox_bytes=connection.outbox_bytes,
+            held=connection.held is not None,
+            hold_left_ms=None if left is None else int(left * 1000),
+        )
 
-def _info(connection: Connection) -> ConnectionInfo:
-    return ConnectionInfo(
-        conn_id=connection.conn_id,
-        name=connection.principal.name,
-        role=connection.principal.role,
-        remote=connection.remote,
-        opened_at=rfc3339(connection.opened_at),
-        last_seen_at=rfc3339(connection.last_seen_at),
-        messages_in=connection.messages_in,
-        messages_out=connection.messages_out,
-        bytes_in=connection.bytes_in,
-        bytes_out=connection.bytes_out,
-        in_flight=connection.in_flight,
-        outbox_bytes=connection.outbox_bytes,
-    )
+
+class SessionMethods:
+    """The methods of `connection.*` by which a connection outlives its link."""
+
+    def __init__(self, sessions: Sessions, resumption: Resumption) -> None:
+        self._sessions = sessions
+        self._resumption = resumption
+
+    @method("connection.keep", scope=AUTHENTICATED, alone="request")
+    def keep(self, peer: Connection, params: KeepParams) -> Then[Kept]:
+        """Let this connection outlive its link, if the client comes back in time with `connection.resume`.
+
+        From now on both sides number their messages. Acknowledge at once with `connection.ack`: only then is a loss
+        held. Once a connection.
+        """
+        most = int(self._sessions.hold_timeout * 1000)
+        hold = most if params.hold_ms is None else params.hold_ms
+        if hold > most:
+            raise BadParams(f"holdMs: at most {most}, see server.hold_timeout")
+        if peer.session is not None:
+            raise Refusal(errors.CONFLICT, "this connection is kept already")
+        secret = self._sessions.secret()
+        begin = partial(self._sessions.keep, peer, secret, hold / 1000)
+        return Then(Kept(secret, hold, self._sessions.max_bytes), begin)
+
+    @method("connection.resume", scope=AUTHENTICATED, alone="request")
+    def resume(self, peer: Connection, params: ResumeParams) -> Then[Resumed]:
+        """Go on with the connection of a session by this link. It must be the link's first message.
+
+        After the reply comes what the client has not had. Its own messages after `received` it sends again.
+        """
+        connection, go_on = self._resumption.check(peer, params.session, params.received, params.attempt)
+        session = connection.session
+        return Then(Resumed(connection.conn_id, 0 if session is None else session.received), go_on)
+
+    @method("connection.ack", scope=AUTHENTICATED, alone="notification")
+    def ack(self, peer: Connection, params: AckParams) -> None:
+        """Acknowledge the messages up to this number, which are not sent again. It does not count itself."""
+        self._sessions.acknowledged(peer, params.received)

@@ -117,6 +117,7 @@ class GatewayMethods:
         Calls and subscriptions stay. If the connection has not brought a credential yet, this is its first message. A
         wrong credential leaves an open connection as it was.
         """
+        peer.introductions += 1
         if not self._admission.refreshes_at_once(peer):
             raise Continue(lambda: self._begin_to_authenticate(peer, params.token))
         at_once(self._admission.refresh(peer, params.token))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -14,8 +15,9 @@ from gateway.connections.connection import Connection
 from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
 from gateway.nodes.registry import MAX_METHODS, Node, Nodes, Served
 from gateway.nodes.routing import Router
+from gateway.nodes.waiting import Waiting, WaitingCall
 from gateway.rpc import jsonrpc
-from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, method
+from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method
 from gateway.timestamps import rfc3339
 
 PAGE_METHODS: Final = 2000
@@ -23,6 +25,9 @@ PAGE_METHODS: Final = 2000
 
 PAGE_BYTES: Final = 256 * 1024
 """How many bytes the names of methods in one page may have. Those of the last node may be more."""
+
+
+_MAY_COME: Final = (errors.NOT_FOUND, errors.METHOD_NOT_FOUND)
 
 
 class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,8 +82,11 @@ class MethodName(msgspec.Struct):
     name: str
 
 
-class NodeEntry(msgspec.Struct, rename="camel"):
-    """One node in a list. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered."""
+class NodeEntry(msgspec.Struct, rename="camel", omit_defaults=True):
+    """One node in a list. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered.
+
+    One that has lost its link is ``held``; otherwise that is left out.
+    """
 
     name: str
     conn_id: str
@@ -86,9 +94,10 @@ class NodeEntry(msgspec.Struct, rename="camel"):
     since: str
     in_flight: int
     methods: list[MethodName]
+    held: bool = False
 
 
-class NodeInfo(msgspec.Struct, rename="camel"):
+class NodeInfo(msgspec.Struct, rename="camel", omit_defaults=True):
     """One node, with what it says of its methods. The other members are those of a list."""
 
     name: str
@@ -97,6 +106,7 @@ class NodeInfo(msgspec.Struct, rename="camel"):
     since: str
     in_flight: int
     methods: list[NodeMethod]
+    held: bool = False
 
 
 class NodeListParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,12 +124,18 @@ class NodePage(msgspec.Struct):
 
 
 class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """``params`` is passed on byte for byte. ``timeoutMs`` is `limits.call_timeout` if it is left out."""
+    """``params`` is passed on byte for byte. ``timeoutMs`` is `limits.call_timeout` if it is left out.
+
+    With ``waitMs`` the call waits so long for a node that is not there, or does not serve the method yet. Unless
+    ``held`` it does not wait for a node that has lost its link, and ends as soon as it does.
+    """
 
     node: str
     method: str
     params: Raw | UnsetType = UNSET
     timeout_ms: Annotated[int, Meta(ge=1)] | None = None
+    wait_ms: Annotated[int, Meta(ge=0)] = 0
+    held: bool = True
 
 
 class NodeMethods:
@@ -130,16 +146,24 @@ class NodeMethods:
     """
 
     def __init__(
-        self, nodes: Nodes, router: Router, own: Container[str], *, named: bool, max_call_timeout: float
+        self,
+        nodes: Nodes,
+        router: Router,
+        waiting: Waiting,
+        own: Container[str],
+        *,
+        named: bool,
+        max_call_timeout: float,
     ) -> None:
         self._nodes = nodes
         self._router = router
+        self._waiting = waiting
         self._own = own
         self._named = named
         self._max_call_timeout = max_call_timeout
 
     @method("node.register", scope=AUTHENTICATED)
-    def register(self, peer: Connection, params: RegisterParams) -> Registration:
+    def register(self, peer: Connection, params: RegisterParams) -> Then[Registration]:
         """Serve methods from now on, in addition to those that this connection serves already.
 
         Needs the scope `serve:` for each. A method of another node is refused, unless both have the scope `share:` for
@@ -153,7 +177,7 @@ class NodeMethods:
         replaced = self._nodes.register(peer, name, served, params.context)
         if replaced is not None:
             replaced.peer.end(errors.REPLACED)
-        return _registration(peer, name)
+        return Then(_registration(peer, name), partial(self._waiting.go_on, name))
 
     def _name(self, peer: Connection, given: str | None) -> str:
         if self._named:
@@ -205,7 +229,7 @@ class NodeMethods:
             served = [served for served in node.methods.values() if may(served.name)]
             if served:
                 octets += sum(len(entry.encoded) for entry in served)
-                found.append(NodeEntry(*_fields(node), [MethodName(entry.name) for entry in served]))
+                found.append(NodeEntry(*_fields(node), [MethodName(entry.name) for entry in served], _is_held(node)))
         return NodePage(found, None)
 
     @method("node.get", scope=ANY_CALL)
@@ -216,7 +240,7 @@ class NodeMethods:
         methods = [] if node is None else [_described(served) for served in node.methods.values() if may(served.name)]
         if node is None or not methods:
             raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
-        return NodeInfo(*_fields(node), methods)
+        return NodeInfo(*_fields(node), methods, _is_held(node))
 
     @method("node.call", scope=AUTHENTICATED, forwards=True)
     def call(self, peer: Connection, params: CallParams) -> Any:
@@ -226,10 +250,25 @@ class NodeMethods:
             raise BadParams("params: must be an array or an object")
         timeout = None
         if params.timeout_ms is not None:
-            timeout = params.timeout_ms / 1000
-            if timeout > self._max_call_timeout:
-                raise BadParams(f"timeoutMs: at most {int(self._max_call_timeout * 1000)}, see limits.max_call_timeout")
-        return self._router.by_node(peer, params.node, params.method, data, timeout)
+            timeout = self._seconds("timeoutMs", params.timeout_ms)
+        wait = self._seconds("waitMs", params.wait_ms)
+        try:
+            return self._router.by_node(peer, params.node, params.method, data, timeout=timeout, held=params.held)
+        except Refusal as refusal:
+            if not wait or refusal.error not in _MAY_COME:
+                raise
+            where = params.node, params.method, data
+            return WaitingCall(self._waiting, refusal, *where, timeout=timeout, held=params.held, wait=wait)
+
+    def _seconds(self, name: str, milliseconds: int) -> float:
+        seconds = milliseconds / 1000
+        if seconds > self._max_call_timeout:
+            raise BadParams(f"{name}: at most {int(self._max_call_timeout * 1000)}, see limits.max_call_timeout")
+        return seconds
+
+
+def _is_held(node: Node) -> bool:
+    return node.peer.held is not None
 
 
 def _registration(peer: Connection, name: str | None) -> Registration:

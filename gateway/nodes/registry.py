@@ -61,9 +61,15 @@ class NodePeer(Callee, Protocol):
     def conn_id(self) -> str:
         """Its id: UUID4 text."""
 
+    remote: str
+    """Its address, as the log has it."""
+
+    held: Disconnect | None
+    """How it has lost its link, if it has none."""
+
     @property
-    def remote(self) -> str:
-        """Its address, as the log has it."""
+    def is_open(self) -> bool:
+        """Whether it is open, and has not begun to end. It may be held."""
 
     def end(self, end: Disconnect) -> None:
         """End the connection, for this reason."""
@@ -152,7 +158,8 @@ class Nodes:
     def serving(self, method: str) -> Node | None:
         """Return a node with this method, or None.
 
-        It is the node with the fewest calls in flight, of those that read; nodes with equally many take turns.
+        It is the node with the fewest calls in flight, of those that have a link and read; nodes with equally many
+        take turns.
         """
         nodes = self._by_method.get(method)
         if nodes is None:
@@ -301,10 +308,13 @@ def _may_share(node: Node, method: str) -> bool:
     return node.peer.principal.allows(f"share:{method}")
 
 
-def _load(node: Node) -> tuple[bool, int]:
-    """Return what the node with the least of it is chosen by: one that does not read would refuse the call."""
+def _load(node: Node) -> tuple[bool, bool, int]:
+    """Return what the node with the least of it is chosen by.
+
+    One that has no link answers later, and one that does not read would refuse the call.
+    """
     peer = node.peer
-    return peer.link.barred, len(peer.calls)
+    return peer.held is not None, peer.link.barred, len(peer.calls)
 
 
 def _change(before: Mapping[str, Served], entries: Mapping[str, Served], replaced: Node | None) -> Change:

@@ -83,6 +83,8 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
     begun: float
     report: bytes = b""
     """The latest report on it, if that waits until the caller has read."""
+    held: bool = True
+    """Whether it lives on while the node has no link."""
 
     @property
     def callee(self) -> Callee:
@@ -110,6 +112,11 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """Tell the caller why there is no answer."""
         self._over(error.name, self.router.failed(self, error, error.name))
 
+    def lost_link(self) -> None:
+        """End the call if it is not to live on while the node has no link, which has just been lost."""
+        if not self.held:
+            self._end(errors.NODE_LOST, errors.NODE_LOST.name)
+
     def cancel(self, verdict: RpcError) -> None:
         """End the call, because the caller does not want it any more."""
         self._end(verdict, verdict.name)
@@ -120,7 +127,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def drained(self) -> None:
         """Send the report that has waited, because the caller has read."""
-        if self.report and not self.caller.link.pressed:
+        if self.report and not self.caller.link.pressed and not self.caller.crowded:
             report = self._take_report()
             self.caller.send(report)
 
@@ -166,6 +173,7 @@ class NodeForward(msgspec.Struct, gc=False):
     """A `requests.Forward` to one node.
 
     It says which of the node's methods is called, with which parameters, in JSON, and how many seconds the call has.
+    Unless it may be ``held`` it does not wait for a node that has no link.
     """
 
     router: Router
@@ -173,11 +181,18 @@ class NodeForward(msgspec.Struct, gc=False):
     served: Served
     params: bytes
     timeout: float
+    held: bool
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
         """Send the request on. Raises Refusal if too many are in flight."""
+        if not self.held and self.node.peer.held is not None:
+            raise self.router.refused(errors.NODE_LOST, self.node.name)
         where = self.node, self.served, self.params, self.timeout
         self.router.send(caller, *where, traceparent, request_id, batch, tally)
+        if not self.held:
+            call = caller.running.get(request_id)
+            if isinstance(call, RoutedCall):
+                call.held = False
 
 
 class Router:
@@ -235,22 +250,29 @@ class Router:
         timeout, traceparent = self._call_timeout, message.traceparent
         self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally)
 
-    def by_node(self, caller: Peer, name: str, method: str, params: bytes, timeout: float | None) -> NodeForward:
+    def by_node(
+        self, caller: Peer, name: str, method: str, params: bytes, *, timeout: float | None, held: bool
+    ) -> NodeForward:
         """Return the `NodeForward` of a call to the node with this name.
 
-        ``timeout`` is in seconds; None stands for the default. Raises Refusal if the caller may not call the method,
+        ``timeout`` is in seconds; None stands for the default. Unless it may be ``held``, the call ends if the node has
+        no link. Raises Refusal if the caller may not call the method,
         there is no such node, or it does not serve the method.
         """
-        scope = f"call:{method}"
-        if not caller.principal.allows(scope):
-            raise self.refused(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
+        self.check_scope(caller, method)
         node = self._nodes.named(name)
         if node is None:
             raise self.refused(errors.NOT_FOUND, f"no node {name[: jsonrpc.MAX_DETAIL]!r}")
         served = node.methods.get(method)
         if served is None:
             raise self.refused(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
-        return NodeForward(self, node, served, params, self._call_timeout if timeout is None else timeout)
+        return NodeForward(self, node, served, params, self._call_timeout if timeout is None else timeout, held)
+
+    def check_scope(self, caller: Peer, method: str) -> None:
+        """Raise Refusal if the caller may not call a method."""
+        scope = f"call:{method}"
+        if not caller.principal.allows(scope):
+            raise self.refused(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
 
     def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
         """Return the refusal of a call that no node gets."""
@@ -269,7 +291,8 @@ class Router:
             return errors.TOO_LARGE
         return errors.OVERLOADED if batch is None and caller.unheeding and sum(map(len, parts)) > SMALL else None
 
-    def _overloaded(self, detail: str) -> Refusal:
+    def overloaded(self, detail: str) -> Refusal:
+        """Return the refusal of a call for which there is no room now."""
         return self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
     def send(  # noqa: PLR0917 - on the hot path: no object only to pass them
@@ -291,17 +314,17 @@ class Router:
         if the gateway's envelope would make the message too large.
         """
         if len(caller.running) >= self._max_in_flight:
-            raise self._overloaded(f"{self._max_in_flight} requests are in flight")
+            raise self.overloaded(f"{self._max_in_flight} requests are in flight")
         callee = node.peer
         calls = callee.calls
         if callee.link.barred:
             if request_id:
-                raise self._overloaded(f"{node.name} has not read what was sent to it before")
+                raise self.overloaded(f"{node.name} has not read what was sent to it before")
             self.dropped["notification"] += 1
             tally.count(errors.OVERLOADED.name)
             return
         if request_id and len(calls) >= self._max_node_in_flight:
-            raise self._overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
+            raise self.overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
         span = None
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
@@ -354,7 +377,7 @@ class Router:
         parts = head, call.request_id, b',"value":', value, b"}}"
         if self.overflows(parts):
             self.dropped["progress"] += 1
-        elif not call.caller.link.pressed and not call.report:
+        elif not (call.caller.link.pressed or call.report or call.caller.crowded):
             call.caller.send(b"".join(parts))
         else:
             self.dropped["progress"] += call.keep_report(b"".join(parts))
@@ -372,12 +395,19 @@ class Router:
             detail += f": the reply would have more than {self._max_message_bytes} bytes"
         elif error is errors.OVERLOADED:
             detail += f": {UNREAD}"
-        elif error is not errors.NODE_LOST:
+        elif error is not errors.NODE_NOT_REACHED and (error is not errors.NODE_LOST or call.node.peer.is_open):
             call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
-        self._log(call, reason)
-        return jsonrpc.error_reply(call.request_id, error, detail, outcome=UNKNOWN)
+        outcome = NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
+        self._log(call, reason, outcome)
+        return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)
 
-    def _log(self, call: RoutedCall, reason: str) -> None:
+    def lost_link(self, callee: Peer) -> None:
+        """End those calls to a node that do not live on while it has no link."""
+        for call in list(callee.calls.values()):
+            if isinstance(call, RoutedCall):
+                call.lost_link()
+
+    def _log(self, call: RoutedCall, reason: str, outcome: str) -> None:
         caller, node = call.caller, call.node
         cause = node.peer if reason in _OF_THE_NODE else caller
         self._lines.log(
@@ -394,7 +424,7 @@ class Router:
                 "node": node.name,
                 "nodeConnId": node.peer.conn_id,
                 "error": reason,
-                "outcome": UNKNOWN,
+                "outcome": outcome,
                 "duration": round(self.clock() - call.begun, 3),
             },
         )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Container, Hashable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Raw
 
 from gateway.deadlines import Wheel
-from gateway.errors import INTERNAL_ERROR, NODE_LOST, TIMEOUT, RpcError
+from gateway.errors import INTERNAL_ERROR, NODE_LOST, NODE_NOT_REACHED, TIMEOUT, RpcError
 from gateway.rpc import jsonrpc
 from gateway.rpc.jsonrpc import ABSENT, Message
 
@@ -168,12 +168,15 @@ class Calls:
             del call.slot[call]
             call.callee.settled()
 
-    def lost(self, callee: Callee) -> None:
-        """End all calls that this peer has not answered, because it is gone."""
+    def lost(self, callee: Callee, unwritten: Container[bytes] = ()) -> None:
+        """End all calls that this peer has not answered, because it is gone.
+
+        ``unwritten`` has the ids of the calls that were never written to it.
+        """
         calls, callee.calls = callee.calls, {}
         for call in calls.values():
             del call.slot[call]
-            call.failed(NODE_LOST)
+            call.failed(NODE_NOT_REACHED if call.call_id in unwritten else NODE_LOST)
 
     def _expired(self, call: Call) -> None:
         del call.callee.calls[call.call_id]

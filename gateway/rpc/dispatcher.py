@@ -138,7 +138,7 @@ class Dispatcher:
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
             if self._clock() >= until:
-                peer.link.wait()
+                peer.wait()
                 peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
                 if not self._rests:
                     asyncio.get_running_loop().call_soon(self._take_rest)
@@ -150,7 +150,7 @@ class Dispatcher:
         """Give the batch that has waited longest its turn, so that very many of them take no longer than one."""
         peer, messages, batch = self._rests[0]
         try:
-            peer.link.go_on()
+            peer.go_on()
             peer.running.pop(batch, None)
             if peer.is_open:
                 self._take(peer, messages, batch)
@@ -194,9 +194,10 @@ class Dispatcher:
         data = b"" + message.params
         # On the hot path: numbers are seen here, without a call.
         is_id = (request_id.isdigit() and len(request_id) <= MAX_ID) or not request_id or jsonrpc.may_be_id(request_id)
-        if not is_id or (data and data[0] not in jsonrpc.STRUCTURED):
-            return self._invalid(peer, _malformed(request_id if is_id else None))
         method = self._methods.get(name)
+        misplaced = method is not None and method.alone is not None and not _is_alone(method, request_id, batch)
+        if not is_id or (data and data[0] not in jsonrpc.STRUCTURED) or misplaced:
+            return self._invalid(peer, _malformed(request_id if is_id else None, method if misplaced else None))
         try:
             if self._rate is not None or self._status.phase is _DRAINING:
                 self._admit(peer, method)
@@ -234,6 +235,8 @@ class Dispatcher:
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
+        if method is not None and method.alone == "notification":
+            return
         self._pace(peer)
         if self._status.phase is not _DRAINING:
             return
@@ -312,19 +315,34 @@ class Dispatcher:
         running.cancel(errors.CANCELLED)
         return True
 
-    def lost(self, peer: Peer) -> None:
-        """End what is in flight for a connection that is over, and the calls that it has not answered."""
+    def lost(self, peer: Peer, unwritten: Iterable[bytes] = ()) -> None:
+        """End what is in flight for a connection that is over, and the calls that it has not answered.
+
+        ``unwritten`` are the messages to it that were never written.
+        """
         for running in list(peer.running.values()):
             running.abandon()
-        self._calls.lost(peer)
+        self._calls.lost(peer, {b"" + message.id for message in map(jsonrpc.decoded, unwritten) if message is not None})
 
 
-def _malformed(request_id: bytes | None) -> Invalid:
-    """Return what to refuse a request as: its id is wrong if ``request_id`` is None, otherwise its parameters are."""
+def _malformed(request_id: bytes | None, misplaced: Method | None) -> Invalid:
+    """Return what to refuse a message as.
+
+    Its id is wrong if ``request_id`` is None. Otherwise it is not of the form that the ``misplaced`` method has, or, if
+    there is none, its parameters are wrong.
+    """
     if request_id is None:
         right = f'"id" must be a string, an integer or null, of at most {MAX_ID} bytes'
         return Invalid(errors.INVALID_REQUEST, right)
+    if misplaced is not None:
+        right = f"{misplaced.name} must be a single {misplaced.alone}, not in a batch"
+        return Invalid(errors.INVALID_REQUEST, right, request_id or _NULL)
     return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
+
+
+def _is_alone(method: Method, request_id: bytes, batch: Batch | None) -> bool:
+    """Return whether a message has the form in which alone its method is taken."""
+    return batch is None and bool(request_id) is (method.alone == "request")
 
 
 def _late(running: Running) -> None:

@@ -84,6 +84,15 @@ UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
 MAX_ID: Final = 1024
 """The most bytes of an id, in JSON. It is held as long as its request is in flight, and goes into each reply."""
 
+
+def decoded(data: bytes) -> Message | None:
+    """Return a single message, or None if the text is something else."""
+    try:
+        return decode(data)
+    except UNDECODABLE:
+        return None
+
+
 STRUCTURED: Final = (ord("{"), ord("["))
 """The first bytes that ``params`` may have (the specification, section 4.2)."""
 

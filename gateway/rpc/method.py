@@ -17,7 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -81,6 +81,10 @@ class BadParams(Exception):
     """The parameters do not fit. The text says which one, and why; it is told to the caller."""
 
 
+Form = Literal["request", "notification"]
+"""What a message may be."""
+
+
 class Spec(NamedTuple):
     """What the decorator was told; see `method`."""
 
@@ -89,6 +93,7 @@ class Spec(NamedTuple):
     timeout: float | None
     while_draining: bool
     forwards: bool
+    alone: Form | None
 
 
 def method(
@@ -98,18 +103,21 @@ def method(
     timeout: float | None = None,
     while_draining: bool = False,
     forwards: bool = False,
+    alone: Form | None = None,
 ) -> Callable[[Function], Function]:
     """Declare a function, or a class's method, as the JSON-RPC method ``name``.
 
     ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. A method without a
     scope cannot be called at all. ``timeout`` is the deadline of an ``async def`` in seconds, by default
     ``limits.call_timeout``. A method with ``while_draining`` is answered even while the gateway shuts down. A method
-    with ``forwards`` returns a `requests.Forward` instead of a result.
+    with ``forwards`` returns a `requests.Forward` instead of a result. A method with ``alone`` is taken only as a
+    message of this form, and not in a batch; such a notification is outside of every rate, and taken even while the
+    gateway shuts down.
     """
 
     def mark(function: Function) -> Function:
         needed = f"call:{name}" if scope == CALL else scope
-        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards))
+        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards, alone))
         return function
 
     return mark
@@ -125,6 +133,7 @@ class Method:
     """
 
     __slots__ = (
+        "alone",
         "decode",
         "doc",
         "forwards",
@@ -140,7 +149,7 @@ class Method:
     )
 
     def __init__(self, handler: Callable[..., Any], spec: Spec) -> None:
-        self.name, self.scope, self.timeout, self.while_draining, self.forwards = spec
+        self.name, self.scope, self.timeout, self.while_draining, self.forwards, self.alone = spec
         if not spec.name:
             raise TypeError(f"{handler!r}: a method must have a name")
         self.handler = handler

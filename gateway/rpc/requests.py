@@ -31,6 +31,16 @@ class Peer(Callee, Caller, Protocol):
         """Whether it is open, and has not begun to end."""
 
     @property
+    def crowded(self) -> bool:
+        """Whether it has lost its link, and so much is kept for it that of reports only the latest are."""
+
+    def wait(self) -> None:
+        """Read no more from it until `go_on`. Once for each reason to wait."""
+
+    def go_on(self) -> None:
+        """End one `wait`."""
+
+    @property
     def unheeding(self) -> bool:
         """Whether it has held others up for as long as it may, and has not read everything since."""
 

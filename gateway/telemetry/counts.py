@@ -129,6 +129,17 @@ class Traffic:
         self.bytes_in += wire.bytes_in
         self.bytes_out += wire.bytes_out
 
+    def subtract(self, wire: Wire) -> None:
+        """Take away the counts of one connection, or those of its link."""
+        self.messages_in -= wire.messages_in
+        self.messages_out -= wire.messages_out
+        self.bytes_in -= wire.bytes_in
+        self.bytes_out -= wire.bytes_out
+
+
+NO_TRAFFIC: Final = Traffic()
+"""Nothing; not to be changed."""
+
 
 class Census:
     """The totals of all connections.

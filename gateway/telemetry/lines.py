@@ -48,6 +48,10 @@ AUTHENTICATED: Final = Line("connection.authenticated", 2000, 10.0)
 Those that the gateway ends when it drains are not sampled: each of them ends once.
 """
 
+HELD: Final = Line("connection.held", 2000, 10.0)
+RESUMED: Final = Line("connection.resumed", 2000, 10.0)
+"""A connection that has lost its link, and has another one."""
+
 REFRESHED: Final = Line("connection.authenticated", 20, 10.0)
 """A credential that differs from the one before."""
 
@@ -73,6 +77,8 @@ SAMPLED: Final = (
     OPENED,
     CLOSED,
     AUTHENTICATED,
+    HELD,
+    RESUMED,
     REFRESHED,
     DEFECT,
     METHOD_FAILED,

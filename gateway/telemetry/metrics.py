@@ -42,7 +42,8 @@ class Metrics(Generic[Label]):
     many have been opened since the start. ``disconnects`` counts the ends of connections by cause, and ``failures`` the
     handshakes that failed, by stage. ``tallies`` returns the counts of requests, by method. ``gauges`` and ``counters``
     have a help text and a function for each name, which is written without its prefix ``gateway_``. ``dropped`` counts
-    what was not sent because so much waited for its receiver, by kind. ``clock`` returns monotonic seconds.
+    what was not sent because so much waited for its receiver, by kind. ``resumes`` counts the attempts to go on with a
+    connection that is held, by their result. ``clock`` returns monotonic seconds.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Metrics(Generic[Label]):
         gauges: Mapping[str, tuple[str, Callable[[], float]]],
         counters: Mapping[str, tuple[str, Callable[[], int]]],
         dropped: Callable[[], Mapping[str, int]],
+        resumes: Mapping[str, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = tuple(roles)
@@ -68,6 +70,7 @@ class Metrics(Generic[Label]):
         self._gauges = gauges
         self._counters = counters
         self._dropped = dropped
+        self._resumes = resumes
         self._clock = clock
         self._text = b""
         self._made = -SHARED
@@ -133,6 +136,7 @@ class Metrics(Generic[Label]):
             yield CounterMetricFamily(f"gateway_{name}", what, value=count())
         what = "Messages dropped because so much waited for their receiver, by kind; of events, gaps that were told."
         yield _counter("gateway_dropped", what, "kind", self._dropped())
+        yield _counter("gateway_resumes", "Attempts to go on by another link.", "result", self._resumes)
         build = GaugeMetricFamily("gateway_build_info", "The gateway's version.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
