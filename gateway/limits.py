@@ -138,11 +138,12 @@ class Bucket:
     flooding, because at least every second of its requests is served.
     """
 
-    __slots__ = ("_at", "_left", "_rate", "_refused")
+    __slots__ = ("_at", "_left", "_rate", "_refused", "_spare")
 
     def __init__(self, rate: Rate, now: float) -> None:
         self._rate = rate
         self._left = rate.burst
+        self._spare = 0.0
         self._at = now
         self._refused = 0
 
@@ -159,8 +160,18 @@ class Bucket:
             self._refused -= self._refused > 0
             return 0.0
         self._left = left
+        if self._spare >= 1.0:
+            self._spare -= 1.0
+            return 0.0
         self._refused += 1
         return (1.0 - left) / rate.per_second
+
+    def grant(self, seconds: float) -> None:
+        """Serve, beside all else, as many requests as could have been made in so many seconds, however late they come.
+
+        They are those of a peer whose link was broken, and which it sends again.
+        """
+        self._spare = seconds * self._rate.per_second
 
     @property
     def ignored(self) -> bool:

@@ -358,6 +358,8 @@ class Connection(Pressed):
         self.attach(link)
         self.send = session.send
         session.attach(link)
+        if self.bucket is not None:
+            self.bucket.grant(link.loop.time() - old.last_read)
         for _ in range(self._waits):
             link.wait()
         old.abort()

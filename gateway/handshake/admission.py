@@ -256,29 +256,31 @@ class Admission:
 
     def _check_room(self, credential: Credential) -> None:
         """Look for a place for a connection that has owed its credential. Raises Refusal or GuestError."""
-        try:
-            self.check_room(credential)
-        except Refusal:
-            if self.may_return(credential):
-                raise GuestError(credential) from None
-            raise
+        if self._why_not(credential) and self.may_return(credential):
+            raise GuestError(credential)
+        self.check_room(credential)
 
     def check_room(self, credential: Credential, remote: str = "") -> None:
         """Look for a place for a connection that has none yet. If all are taken, the one that is held longest goes.
 
         Its address counts if ``remote`` is given. Raises Refusal if there is no place.
         """
-        why, address, most = "", address_key(remote), self._limits.max_connections_per_address
-        if self._is_full():
-            why = _FULL
-        elif self._is_reserved_from(credential):
-            why = _RESERVED
-        elif self._is_crowded(credential):
-            why = "too many connections of this principal"
-        elif most and address and self._of_address.of(address) >= most:
-            why = "too many connections from this address"
+        why = self._why_not(credential, address_key(remote))
         if why and (why not in (_FULL, _RESERVED) or self.held is None or not self.held.make_room()):
             raise Refusal(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
+
+    def _why_not(self, credential: Credential, address: str = "") -> str:
+        """Return why there is no place for a connection that has none yet; empty if there is one."""
+        most = self._limits.max_connections_per_address
+        if self._is_full():
+            return _FULL
+        if self._is_reserved_from(credential):
+            return _RESERVED
+        if self._is_crowded(credential):
+            return "too many connections of this principal"
+        if most and address and self._of_address.of(address) >= most:
+            return "too many connections from this address"
+        return ""
 
     def _is_full(self) -> bool:
         return len(self._entered) >= self._limits.max_connections

@@ -68,7 +68,7 @@ def test_while_one_has_to_wait_all_are_sent_to_by_their_outboxes() -> None:
     assert past()
     elsewhere.stalled = True
     assert past(), "nobody waits for one who has not subscribed"
-    ear.is_open = False
+    ear.is_linked = False
     ear.review()
     assert ear.past == (4, size(ear.frames[:1])[1] * 4), "its end is on the way"
     assert not past()
@@ -109,7 +109,7 @@ def test_who_is_lost_while_its_reply_is_awaited_is_forgotten() -> None:
     here, ear = hall(), Ear()
     _, release = subscribe(here.events, ear, ["a"], {})
     at_once(here.events.lost(ear))
-    ear.is_open = False
+    ear.is_linked = False
     release()
     gone = weakref.ref(ear)
     del release, ear

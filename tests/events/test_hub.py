@@ -377,7 +377,7 @@ def test_who_is_lost_with_very_many_topics_goes_in_steps_and_gets_nothing_more()
     join(here.events, ear, ">", "*.*", *[f"x.{number}" for number in range(500)])
     join(here.events, other, ">")
     here.events.publish("a.1", b"0")
-    ear.is_open = False
+    ear.is_linked = False
     leaving = here.events.lost(ear)
     steps = 0
     for _ in leaving:

@@ -81,6 +81,8 @@ async def watcher(gateway: StartGateway) -> AsyncIterator[Watcher]:
             "gateway.connection.closed",
             "gateway.connection.opened",
             "gateway.draining",
+            "gateway.node.back",
+            "gateway.node.held",
             "gateway.node.offline",
             "gateway.node.online",
         ]

@@ -18,6 +18,7 @@ from gateway.connections.connection import Connection
 from gateway.connections.history import HISTORY, Closed
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
+from gateway.connections.sessions import Sessions
 from gateway.errors import Disconnect
 from gateway.methods.connection import ConnectionMethods, ListParams
 from tests.support import sample_methods
@@ -232,7 +233,8 @@ async def test_a_page_of_very_many_looks_at_each_a_few_times(limit: int) -> None
     for number in range(MANY):
         connection = Connection(f"127.0.0.1:{number}", Script(), regime)
         registry[Compared(connection.conn_id)] = connection
-    listing = ConnectionMethods(registry)
+    sessions = Sessions(Script(), hold_timeout=30.0, max_held=1, max_bytes=1, held=lambda connection: None)
+    listing = ConnectionMethods(registry, sessions)
     found: list[str] = []
     after: str | None = ""
     while after is not None:

@@ -24,7 +24,7 @@ class Ear:
     def __init__(self, principal: Principal = ANONYMOUS) -> None:
         self.principal = principal
         self.subscriber: Subscriber | None = None
-        self.is_open = True
+        self.is_linked = True
         self.pressed = False
         self.room = 4096
         self.counted = (0, 0)
@@ -61,7 +61,7 @@ class Ear:
 
     def write(self, frame: bytes) -> None:
         """Keep it."""
-        assert self.is_open
+        assert self.is_linked
         assert not self._stalled
         self.frames.append(frame)
 

@@ -54,7 +54,7 @@ class Echo:
 
     def text(self, connection: Connection, data: Payload) -> None:
         """Send it back, compressed where that was negotiated."""
-        connection.send(data)
+        connection.send(bytes(data))
 
     def binary(self, connection: Connection, data: Payload) -> None:
         """Send it back."""

@@ -35,7 +35,7 @@ MEETS: Final = {
     "t.a": ("t.a",),
     "t.*": ("t.a", "t.b"),
     ">": ("t.a", "t.b"),
-    "gateway.node.>": ("gateway.node.online", "gateway.node.offline"),
+    "gateway.node.>": ("gateway.node.online", "gateway.node.offline", "gateway.node.held", "gateway.node.back"),
 }
 ERRORS: Final = {
     -32007: "conflict",

@@ -175,6 +175,8 @@ class Listing:
         self.room = 1 << 20
         self.unheeding = False
         self.is_open = True
+        self.crowded = False
+        self.held: Disconnect | None = None
         self.held_up: list[Link] = []
 
     def hold(self, octets: int) -> bool:
@@ -187,6 +189,14 @@ class Listing:
     def let_go(self, octets: int) -> None:
         """Give them back."""
         self.room += octets
+
+    def wait(self) -> None:
+        """Count it."""
+        self.link.wait()
+
+    def go_on(self) -> None:
+        """Count it."""
+        self.link.go_on()
 
     def hold_up(self, sender: Link) -> None:
         """Keep which."""

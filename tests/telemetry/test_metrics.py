@@ -105,6 +105,7 @@ class Numbers:
                 "events_published": ("Messages.", lambda: self.published),
                 "events_delivered": ("Frames.", lambda: self.published * 3),
             },
+            resumes={"resumed": 0},
             dropped=lambda: {"notification": self.published, "progress": 0},
             clock=lambda: self.now,
         )

@@ -1,0 +1,114 @@
+"""Connections for which there is no room, but whose principal has some that are held."""
+
+from pathlib import Path
+
+import pytest
+from aiohttp import WSServerHandshakeError
+from pytest_aiohttp import AiohttpClient
+
+from gateway.app import CONNECTIONS
+from tests.support.credentials import OP, PAGE, PI, TokensFile
+from tests.support.kept import Client, Kept, code_of, gateway_for, held, until
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokensFile:
+    return TokensFile(tmp_path / "tokens.toml", OP, PI, PAGE)
+
+
+@pytest.fixture(params=["max_connections", "max_connections_per_address", "max_connections_per_principal"])
+async def full(request: pytest.FixtureRequest, aiohttp_client: AiohttpClient, tokens: TokensFile) -> Client:
+    """A gateway with room for two, by one of the bounds."""
+    limits = {request.param: 2} | ({"reserved_for_admin": 0} if request.param == "max_connections" else {})
+    return await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits)
+
+
+@pytest.fixture
+async def pair(full: Client, tokens: TokensFile) -> list[Kept]:
+    """Two connections of one principal, which take all places."""
+    return [await Kept.open(full, tokens.of(PI)) for _ in range(2)]
+
+
+async def status(kept: Kept) -> int:
+    """The status of an upgrade that is refused."""
+    with pytest.raises(WSServerHandshakeError) as refusal:
+        await kept.link()
+    return refusal.value.status
+
+
+@pytest.mark.parametrize("by", ["header", "message"])
+async def test_a_link_above_the_bound_may_resume(full: Client, pair: list[Kept], by: str, tokens: TokensFile) -> None:
+    for kept in pair:
+        await kept.cut()
+    for kept in pair:
+        if by == "message":
+            kept.token = ""
+            await kept.link()
+            assert "result" in await kept.raw("gateway.authenticate", {"token": tokens.of(PI)})
+            assert "result" in await kept.resume()
+        else:
+            await kept.back()
+        assert await kept.result("gateway.ping", {"n": 1}) == {"n": 1}
+    assert (held(full), len(full.app[CONNECTIONS])) == (0, 2)
+    assert not full.app[CONNECTIONS].owing
+    assert await status(Kept(full, tokens.of(PI))) in (429, 503)
+
+
+async def test_it_may_do_nothing_else_unless_a_held_one_goes_for_it(
+    full: Client, pair: list[Kept], tokens: TokensFile
+) -> None:
+    await pair[0].cut()
+    guest = Kept(full, tokens.of(PI))
+    await guest.link()
+    reply = await guest.raw("gateway.ping", {"n": 1})
+    if full.app[CONNECTIONS].disconnects["transport_lost"]:  # the bound on all: the one that was held has gone for it
+        assert reply["result"] == {"n": 1}
+        assert (held(full), len(full.app[CONNECTIONS])) == (0, 2)
+        return
+    assert code_of(reply) == -32009
+    await guest.ws.receive()
+    assert guest.ws.close_code == 4003
+    await pair[0].back()
+
+
+async def test_one_that_says_nothing_has_the_time_of_a_handshake(
+    aiohttp_client: AiohttpClient, tokens: TokensFile
+) -> None:
+    limits = {"max_connections_per_principal": 1}
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": 0.3})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    guest = Kept(client, tokens.of(PI))
+    await guest.link()
+    await guest.ws.receive()
+    assert guest.ws.close_code == 4001
+    await kept.back()
+
+
+async def test_a_wrong_resume_leaves_it_without_a_place(aiohttp_client: AiohttpClient, tokens: TokensFile) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits={"max_connections_per_principal": 1})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    guest = Kept(client, tokens.of(PI))
+    guest.session = "x" * 43
+    await guest.link()
+    assert code_of(await guest.resume()) == -32004
+    await guest.ws.receive()
+    assert guest.ws.close_code == 4003
+    await until(lambda: not client.app[CONNECTIONS].owing)
+    await kept.back()
+
+
+async def test_all_places_are_held_and_a_stranger_comes(aiohttp_client: AiohttpClient, tokens: TokensFile) -> None:
+    limits = {"max_connections": 3, "reserved_for_admin": 0}
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits)
+    kept = [await Kept.open(client, tokens.of(PI)) for _ in range(3)]
+    for each in kept:
+        await each.cut()
+    stranger = Kept(client, tokens.of(PAGE))
+    await stranger.link()
+    assert (held(client), len(client.app[CONNECTIONS])) == (2, 3)
+    assert kept[0].conn_id not in client.app[CONNECTIONS]
+    await kept[1].back()
+    await kept[0].link()
+    assert code_of(await kept[0].resume()) == -32004
