@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import ssl
 from collections.abc import Coroutine
 from typing import Any, Final, NamedTuple
@@ -74,6 +76,7 @@ class Link:
         self, ws: aiohttp.ClientWebSocketResponse[Any], ids: itertools.count[int], close_timeout: float
     ) -> None:
         self._ws = ws
+        self._socket: socket.socket | None = ws.get_extra_info("socket")
         self._ids = ids
         self._close_timeout = close_timeout
         self._closing = asyncio.Lock()
@@ -224,6 +227,7 @@ class Link:
             async with self._closing:
                 await self._shut()
         finally:
+            self._cut()
             posts = list(self._posts)
             for task in posts:
                 task.cancel()
@@ -234,6 +238,14 @@ class Link:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._close_timeout):
                 await self._ws.close()
+
+    def _cut(self) -> None:
+        """End TCP. By itself the transport would wait until a gateway that hangs has read what was sent to it."""
+        with contextlib.suppress(OSError):
+            if self._socket is not None and (number := self._socket.fileno()) >= 0:
+                # asyncio's and uvloop's own objects have no `shutdown` to be relied on.
+                with socket.socket(fileno=os.dup(number)) as same:
+                    same.shutdown(socket.SHUT_RDWR)
 
 
 def open_session() -> aiohttp.ClientSession:

@@ -1,6 +1,7 @@
 """One connection of the client: its welcome, what it takes and gives up, and why it ended."""
 
 import asyncio
+import contextlib
 import itertools
 import re
 import ssl
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from msgspec import Raw
 from yarl import URL
@@ -16,6 +18,7 @@ from gateway.client.endings import LOST, End
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import MAX_POSTED, Link, Options, Refused, open_link, open_session
 from tests.support.certs import Authority
+from tests.support.fleet import until
 from tests.support.patience import SLACK, WAIT
 from tests.support.scripted_gateway import Peer, ScriptedGateway, scripted, serve_nothing
 from tests.support.strangers import ForwardProxy, stranger
@@ -192,6 +195,30 @@ async def test_a_proxy_that_refuses(status: int, final: bool) -> None:
 
 def port_of(gateway: ScriptedGateway) -> int:
     return URL(gateway.url).port or 0
+
+
+async def test_a_gateway_that_hangs_holds_no_connection_beside_the_next() -> None:
+    """What it never reads is given up with the link: closing by itself would wait for it."""
+    async with scripted(hang) as gateway, open_session() as session:
+        link = await opened(gateway, session)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                while True:
+                    await link.send(b" " * (1 << 20))
+        await link.close()
+        await until(lambda: not connections_to(port_of(gateway)), "the connection is still there")
+
+
+async def hang(peer: Peer) -> None:
+    """Welcome it, and then neither read nor answer."""
+    await peer.welcome()
+    peer.stop_reading()
+    await asyncio.sleep(WAIT)
+
+
+def connections_to(port: int) -> list[str]:
+    """The states of this process's connections to a port, as long as they have a socket."""
+    return [one.status for one in psutil.Process().net_connections("tcp") if one.raddr and one.raddr.port == port]
 
 
 async def _no_welcome(peer: Peer) -> None:
