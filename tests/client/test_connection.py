@@ -1,6 +1,7 @@
 """When a client comes back, after what pause, with which credential, and what it tells of its state."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from gateway.client import Backoff, CallError, ConnectionLost, State, connect
+from gateway.client import Backoff, CallError, Client, ConnectionLost, State, connect
 from gateway.client.connection import RECONNECT, Connection
 from gateway.client.endings import MAX_PAUSE, End
 from gateway.client.link import Incoming, Link, Options, open_link, open_session
@@ -16,7 +17,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.patience import TICK, WAIT
 from tests.support.scripted_gateway import Peer, Script, scripted, serve_nothing
-from tests.support.strangers import stranger
+from tests.support.strangers import connections_to, stranger
 
 
 def quick() -> Backoff:
@@ -244,6 +245,50 @@ async def test_a_drain_is_heeded() -> None:
         assert failed.value.outcome == "not_delivered"
         await until(lambda: gateway.connections == 2, "it did not come back")
         assert loop.time() - begun >= 0.6 - TICK
+
+
+async def test_a_gateway_that_always_drains_at_once_is_not_connected_to_in_a_busy_loop() -> None:
+    times: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def script(peer: Peer) -> None:
+        times.append(loop.time())
+        await peer.welcome()
+        await peer.notify("gateway.draining", deadlineMs=0, reconnectAfterMs=0)
+        await peer.close(1001)
+
+    async with scripted(script) as gateway:
+        client = connect(gateway.url, backoff=quick())
+        entering = asyncio.create_task(client.__aenter__())
+        await until(lambda: len(times) == 3, "it did not come back")
+        entering.cancel()
+        await asyncio.wait([entering])
+    assert all(later - before >= RECONNECT[0] - TICK for before, later in itertools.pairwise(times))
+
+
+async def test_there_is_one_connection_at_a_time_even_if_the_gateway_hangs() -> None:
+    there: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        there.append(len(connections_to(URL(gateway.url).port)))
+        peer.stop_reading()
+        await asyncio.sleep(WAIT)
+
+    async def fill(client: Client) -> None:
+        while True:
+            with contextlib.suppress(CallError):
+                await client.notify("x.y", ["z" * (1 << 20)], timeout=WAIT)
+
+    async with (
+        scripted(script) as gateway,
+        connect(gateway.url, backoff=quick(), heartbeat=0.2, close_timeout=0.1) as client,
+    ):
+        filling = asyncio.create_task(fill(client))
+        await until(lambda: len(there) == 4, "it did not come back")
+        filling.cancel()
+        await asyncio.wait([filling])
+    assert there == [1, 1, 1, 1]
 
 
 async def test_the_callable_is_asked_for_each_connection() -> None:

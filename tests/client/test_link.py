@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from msgspec import Raw
 from yarl import URL
@@ -21,7 +20,7 @@ from tests.support.certs import Authority
 from tests.support.fleet import until
 from tests.support.patience import SLACK, WAIT
 from tests.support.scripted_gateway import Peer, ScriptedGateway, scripted, serve_nothing
-from tests.support.strangers import ForwardProxy, stranger
+from tests.support.strangers import ForwardProxy, connections_to, stranger
 
 
 async def opened(gateway: ScriptedGateway, session: aiohttp.ClientSession, token: str | None = None) -> Link:
@@ -214,11 +213,6 @@ async def hang(peer: Peer) -> None:
     await peer.welcome()
     peer.stop_reading()
     await asyncio.sleep(WAIT)
-
-
-def connections_to(port: int) -> list[str]:
-    """The states of this process's connections to a port, as long as they have a socket."""
-    return [one.status for one in psutil.Process().net_connections("tcp") if one.raddr and one.raddr.port == port]
 
 
 async def _no_welcome(peer: Peer) -> None:

@@ -1,6 +1,7 @@
 """Subscriptions: what meets what, a slow reader, places to begin at, several at once, and their end."""
 
 import asyncio
+import itertools
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -141,6 +142,23 @@ async def test_a_reader_that_is_always_too_slow_gets_events_and_not_only_gaps(to
             publisher.take(item)
     if topics == 1:
         assert subscription.waiting == 0
+
+
+async def test_so_it_does_from_a_real_gateway(gateway: StartGateway) -> None:
+    process, told = await gateway(), []
+    async with to(process) as client, client.subscribe("a.b", buffer=20) as events:
+        reader = aiter(events)
+        for number in range(80):
+            for _ in range(3):
+                await client.publish("a.b", number)
+            told.append(await anext(reader))
+        events.close()
+        told += [item async for item in events]
+    offsets = [item.offset if isinstance(item, Event) else None for item in told]
+    assert offsets[-1] == 240
+    assert offsets.count(None) <= len(offsets) / 4
+    for before, after in itertools.pairwise(offsets):
+        assert before is None or after is None or after == before + 1, "lost without a gap"
 
 
 async def test_a_reader_that_leaves_after_a_gap_comes_back_to_the_event() -> None:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
 
+import psutil
+
 HEAD: Final = 1 << 16
 """The bytes of a request head, at most."""
 
@@ -47,6 +49,11 @@ async def stranger(
     there.port = server.sockets[0].getsockname()[1]
     async with server:
         yield there
+
+
+def connections_to(port: int | None) -> list[str]:
+    """The states of this process's connections to a port, as long as they have a socket."""
+    return [one.status for one in psutil.Process().net_connections("tcp") if one.raddr and one.raddr.port == port]
 
 
 class ForwardProxy:
