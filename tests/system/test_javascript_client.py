@@ -284,7 +284,7 @@ async def test_it_calls_batches_and_tells_errors_apart(run: Run, lab: Lab) -> No
     assert (one, plain(missing), two["n"], null) == ([1], MISSING, 2, None)
     assert (found["busy"]["retryAfterMs"], found["retried"]) == (20, 4)
     assert (found["tooMany"], found["empty"]) == ("invalid_request", [])
-    assert (found["badParams"], found["surrogate"], found["backslash"]) == ("TypeError", "TypeError", ["\\ud83d"])
+    assert (found["badParams"], found["surrogate"], found["backslash"]) == (True, True, ["\\ud83d"])
     assert found["ping"] == {"text": "\N{GRINNING FACE} \u2028 \0"}
     assert (found["counted"], found["progress"]) == (3, [{"at": 0}, {"at": 1}, {"at": 2}])
     assert found["many"] == list(range(200))
@@ -320,9 +320,10 @@ async def test_it_serves_methods_and_registers_them_again(run: Run, lab: Lab) ->
         assert one["made"] == {"cups": 2, "for": "anonymous", "inTime": True}
         assert (one["spilled"]["code"], one["spilled"]["data"]["on"]) == (7, "floor")
         assert (one["broken"]["code"], one["broken"]["message"]) == (-32603, "Internal error")
-        assert (one["flooded"], one["waited"], one["late"]) == ("message_too_big", "timeout", "late")
+        assert plain(one["flooded"]) == failed(-32603, "internal_error", "unknown")
+        assert (one["waited"], one["late"]) == ("timeout", "late")
     assert found["stopped"] == ["stopped", "stopped"]
-    assert found["defects"] == ["a secret", "a secret"]
+    assert found["defects"] == ["a secret", "A message is over 1048576 bytes"] * 2
 
 
 async def test_subscriptions_go_on_or_tell_of_a_gap(run: Run, lab: Lab) -> None:
@@ -389,8 +390,8 @@ async def test_close_codes_say_whether_to_come_back(run: Run) -> None:
     app.router.add_get("/ws", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    back = [1001, 1006, 1011, 4000, 4002, 4499]
-    away = [1002, 1003, 1007, 1009, 4500, 4502, 4999]
+    back = [1001, 1006, 1009, 1011, 4000, 4002, 4499]
+    away = [1002, 1003, 1007, 1008, 4500, 4502, 4999]
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"ws://127.0.0.1:{runner.addresses[0][1]}/ws"
