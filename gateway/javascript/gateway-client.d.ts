@@ -111,6 +111,8 @@ export interface ClientOptions {
   WebSocket?: new (url: string) => WebSocketLike;
   /** Returns numbers from 0 to below 1, for the pauses; `Math.random` by default. */
   random?: () => number;
+  /** How many calls are served at once, 256 by default; more are refused as `overloaded`, and notifications dropped. */
+  maxCalls?: number;
 }
 
 export interface Wait {

@@ -18,6 +18,7 @@ const MAX_TIMER = 2 ** 31 - 1; // setTimeout takes anything longer as 1
 const MAX_WAITING = 1_000; // calls and batches that wait for a link or for their turn
 const MAX_BUFFERED = 16 * 2 ** 20; // bytes that wait for the network
 const MAX_EVENTS = 1_000; // events that wait for their reader
+const MAX_CALLS = 256; // that are served at once; as many as a gateway gives a node by default
 const MAX_PROGRESS = 256; // values of a call's progress that wait for its callback
 const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has by default
 const MAX_SINCE = 1000; // positions in one request
@@ -147,6 +148,13 @@ function errorMember({ code, message, data, outcome, name }) {
   const more = told === undefined ? "" : `,"data":${encode(told)}`;
   return `"error":{"code":${code},"message":${encode(String(message))}${more}}`;
 }
+
+/** Of a call that this node has not begun. There is no outcome in it: the gateway passes none on as its own. */
+const busy = () => `"error":${JSON.stringify({
+  code: -32009,
+  message: "Too many calls are running",
+  data: { code: "overloaded", temporary: true, retryAfterMs: RETRY_MIN },
+})}`;
 
 function internalError(why) {
   const data = { code: "internal_error", temporary: false, outcome: "unknown" };
@@ -501,14 +509,17 @@ export class GatewayClient extends EventTarget {
   #pending = new Map(); // id to [exchange, index]: sent on this link
   #waiting = new Set(); // exchanges that are to be sent
   #methods = new Map();
-  #serving = null; // { name, answer }
+  #serving = null; // { named, answer, registered }
+  #served = 0; // calls and notifications that run, those that nobody waits for any more included
   #subscriptions = new Set();
 
-  constructor(url, { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = {}) {
+  constructor(url, options = {}) {
     super();
+    const { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = options;
+    const { maxCalls = MAX_CALLS } = options;
     if (!WebSocket) throw new TypeError("there is no WebSocket here: pass the one of the package ws");
     this.#url = addressOf(url);
-    this.#options = { token: typeof token === "function" ? token : bare(token), reconnect, WebSocket, random };
+    this.#options = { token: typeof token === "function" ? token : bare(token), reconnect, WebSocket, random, maxCalls };
   }
 
   get state() { return this.#state; }
@@ -1058,6 +1069,10 @@ export class GatewayClient extends EventTarget {
 
   async #serve(link, { id, method, params, context }) {
     const served = this.#methods.get(method);
+    if (this.#served >= this.#options.maxCalls) {
+      if (id !== undefined) this.#reply(link, id, busy);
+      return;
+    }
     if (!served && id === undefined) return; // a notification for no method
     const stop = new AbortController();
     const isWanted = () => this.#isReady(link) && this.#link === link && !stop.signal.aborted;
@@ -1072,7 +1087,9 @@ export class GatewayClient extends EventTarget {
         if (link.running.get(id) === stop && isWanted()) this.#transmit(link, text);
       },
     };
+    this.#served++;
     const outcome = await this.#outcome(served, method, params, call);
+    this.#served--;
     if (id === undefined) return;
     if (isWanted()) this.#reply(link, id, outcome);
     if (link.running.get(id) === stop) link.running.delete(id);

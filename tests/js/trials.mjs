@@ -219,6 +219,28 @@ const PROMISES = {
     return { many: many.flat(), after: after.flat(), gone: gone.length };
   },
 
+  async isBusy({ connect, caller }) {
+    const node = connect({ ...EAGER, maxCalls: 2 });
+    await node.open();
+    let begun = 0;
+    let end;
+    const over = new Promise((resolve) => (end = resolve));
+    node.method("busy.wait", () => {
+      begun++;
+      return over;
+    });
+    await node.serve({ name: "busy" });
+    caller.notify("busy.wait");
+    const first = caller.call("busy.wait");
+    caller.notify("busy.wait");
+    const refused = await failure(caller.call("busy.wait")); // and so the notification is through
+    const again = caller.call("busy.wait", {}, { retry: true });
+    end("over");
+    const results = await Promise.all([first, again]);
+    await node.close();
+    return { refused, results, begun };
+  },
+
   async reports({ caller }) {
     const seen = [];
     let running = 0;

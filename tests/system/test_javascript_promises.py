@@ -126,6 +126,13 @@ async def test_calls_beyond_the_limit_wait_for_their_turn(found: Found) -> None:
     assert (queued["after"], queued["gone"]) == (list(range(64)), 64)
 
 
+async def test_a_node_takes_no_more_calls_than_it_serves(found: Found) -> None:
+    busy = found["isBusy"]
+    refusal = busy["refused"]
+    assert (refusal["code"], refusal["name"], refusal["temporary"]) == (-32009, "overloaded", True)
+    assert (busy["results"], busy["begun"]) == (["over", "over"], 3)
+
+
 async def test_progress_is_given_one_at_a_time_and_what_is_dropped_is_told(found: Found) -> None:
     reports = found["reports"]
     assert reports["few"] == [[number, 0] for number in range(40)]
