@@ -423,31 +423,45 @@ async def test_a_drain_tells_when_to_come_back(run: Run, lab: Lab) -> None:
 
 
 async def test_a_storm_of_cuts_leaves_nothing_open(run: Run, sized: Sized) -> None:
-    cuts = sized(100, 1000)
+    for client in await storm(run, "storms", sized(100, 1000), 0.015):
+        assert (client["events"]["untold"], client["events"]["last"]) == ([], True)
+
+
+async def test_cuts_while_all_kinds_of_things_are_under_way_leave_nothing_deaf(run: Run, sized: Sized) -> None:
+    for client in await storm(run, "tortures", sized(25, 500), 0.15):
+        assert (client["events"]["untold"], client["events"]["last"]) == ([], True)
+        others = client["others"]
+        assert (others.pop("wrong"), others.pop("deaf")) == ([], 0)
+        assert others["tooBig"] == others["big"] > 0
+        assert others["cancelled"] > 0
+
+
+async def storm(run: Run, scenario: str, cuts: int, pause: float) -> list[dict[str, Any]]:
+    """Run a scenario while its links are cut, up to ``pause`` seconds apart; return what the clients found."""
     async with lab_of({"heartbeat": EAGER}) as lab:
         lab.more = True
-        storm = asyncio.create_task(storming(lab, cuts))
-        found = await run("storms", url=lab.url)
-        await storm
+        storming = asyncio.create_task(harm(lab, cuts, pause))
+        found: list[dict[str, Any]] = await run(scenario, url=lab.url)
+        await storming
     assert lab.proxy.cuts >= cuts
     for client in found:
-        calls, events = client["calls"], client["events"]
-        print({name: len(numbers) for name, numbers in calls.items()}, events)
+        calls = client["calls"]
+        print({name: len(numbers) for name, numbers in calls.items()}, client["events"], client["others"])
         assert calls["other"] == []
         ended = sorted([*calls["answered"], *calls["unknown"], *calls["notDelivered"]])
         assert ended == list(range(client["first"], client["next"]))
         assert {lab.ran[number] for number in calls["answered"]} == {1}
         assert {lab.ran[number] for number in calls["notDelivered"]} <= {0}
         assert {lab.ran[number] for number in calls["unknown"]} <= {0, 1}
-        assert (events["untold"], events["last"]) == ([], True)
+    return found
 
 
-async def storming(lab: Lab, cuts: int) -> None:
+async def harm(lab: Lab, cuts: int, pause: float) -> None:
     """Cut, delay and drop, and publish all the while; then be calm."""
     chance, proxy = random.Random(6), lab.proxy
     publishing = asyncio.create_task(ticking(lab))
     while proxy.cuts < cuts:
-        await asyncio.sleep(chance.uniform(0.0, 0.015))
+        await asyncio.sleep(chance.uniform(0.0, pause))
         proxy.delay = chance.choice([0.0, 0.0, 0.0, 0.002])
         if chance.random() < 0.004:
             proxy.swallow = True
