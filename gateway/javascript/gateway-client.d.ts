@@ -80,7 +80,10 @@ export interface ClientEvents {
   state: CustomEvent<StateDetail>;
   /** The gateway is about to close. Calls from now on wait for the next link. */
   draining: CustomEvent<Draining>;
-  /** An error that no promise rejects with: from your methods, progress callbacks or token function, or a refusal. */
+  /**
+   * An error that no promise rejects with: from your methods, progress callbacks or token function, of an answer that
+   * could not be sent, or a refusal.
+   */
   error: CustomEvent<unknown>;
 }
 

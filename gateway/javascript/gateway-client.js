@@ -88,7 +88,7 @@ function mayBeSentAgain(error) {
 /** A value that JSON cannot hold. Its message may be told to others, because it repeats nothing of the value. */
 class NoJson extends TypeError {}
 
-/** Throws for what JSON.stringify would empty without a word. */
+/** Returns the value. Throws for what JSON.stringify would empty without a word. */
 function kept(_key, value) {
   if (typeof value === "bigint") throw new NoJson("JSON has no form for a bigint");
   if (value === null || typeof value !== "object") return value;
@@ -141,7 +141,7 @@ function requestText(id, { method, params, node, deadline }, limits) {
   return `{"id":${id},${notification(asked.method, asked.params).slice(1)}`;
 }
 
-/** The member `error` of a response. What an error says of the outcome is about some call within this one. */
+/** The member `error` of a response. The outcome in an error is that of another call, which this one has made. */
 function errorMember({ code, message, data, outcome, name }) {
   if (!Number.isSafeInteger(code)) throw new NoJson("the code of an error must be an integer");
   const told = outcome !== null || REFUSALS.has(name) ? { ...data, outcome: "unknown" } : data;
@@ -149,7 +149,7 @@ function errorMember({ code, message, data, outcome, name }) {
   return `"error":{"code":${code},"message":${encode(String(message))}${more}}`;
 }
 
-/** Of a call that this node has not begun. There is no outcome in it: the gateway passes none on as its own. */
+/** The error of a call that this node has not begun. It tells no outcome, because only the gateway may. */
 const busy = () => `"error":${JSON.stringify({
   code: -32009,
   message: "Too many calls are running",
@@ -300,7 +300,9 @@ class Reporter {
       this.#missed = 0;
       this.#give(this.#queue.shift(), missed);
     }
-    if (!this.#isBusy) this.#idle?.resolve();
+    if (this.#isBusy) return;
+    this.#idle?.resolve();
+    this.#idle = null;
   }
 
   #give(value, missed) {
@@ -811,7 +813,8 @@ export class GatewayClient extends EventTarget {
       case "rpc.cancel":
         return link.running.get(params.id)?.abort();
       case "gateway.welcome":
-        return this.#welcomed(link, params);
+        if (!link.welcomed) this.#welcomed(link, params);
+        return;
       case "gateway.expiring":
         this.#refresh(link, params.leftMs);
         return;
