@@ -256,15 +256,18 @@ export async function heeds({ connect, url, codes }) {
 export async function pauses({ connect }) {
   const gateway = connect({ random: () => 0.01 });
   const found = [];
+  const reasons = new Set();
   const waiting = new Promise((resolve) => {
     gateway.addEventListener("state", ({ detail }) => {
-      if (detail.state === "waiting" && found.push(detail.pause) === 9) resolve();
+      if (detail.state !== "waiting") return;
+      reasons.add(detail.reason);
+      if (found.push(detail.pause) === 9) resolve();
     });
   });
   const opening = failure(gateway.open({ timeout: 30 }));
   await waiting;
   await gateway.close();
-  return { found, opening: (await opening).name, state: gateway.state };
+  return { found, opening: (await opening).name, state: gateway.state, reasons: [...reasons] };
 }
 
 export async function drains({ connect }) {

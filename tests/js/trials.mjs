@@ -429,6 +429,29 @@ const HOSTILITIES = {
     return { found, all: server.count.all };
   },
 
+  async isRefused({ connect }) {
+    const refusals = { gateway: { outcome: "not_delivered", retryAfterMs: 20 }, node: { nodeOutcome: "not_delivered" } };
+    const found = {};
+    for (const [name, more] of Object.entries(refusals)) {
+      let asked = 0;
+      const error = { code: -32009, message: "later", data: { code: "overloaded", temporary: true, ...more } };
+      const server = await served(({ socket, welcome }) => {
+        welcome();
+        socket.on("message", (data) => {
+          const answer = ++asked > 3 ? { result: asked } : { error };
+          socket.send(JSON.stringify({ jsonrpc: "2.0", id: JSON.parse(data).id, ...answer }));
+        });
+      });
+      const gateway = connect(EAGER, server.url);
+      await gateway.open();
+      const outcome = await gateway.call("lab.busy", {}, { retry: true }).catch(({ outcome }) => outcome);
+      found[name] = { outcome, asked };
+      await gateway.close();
+      server.stop();
+    }
+    return found;
+  },
+
   async babbles({ connect }) {
     const nonsense = [null, 1, "x", [], [null], {}, { method: "rpc.progress" }, { method: "event.message" }, { id: 1 }];
     const strange = { id: 1, error: { code: -32009, message: "", data: { code: "overloaded", temporary: true, retryAfterMs: "x" } } };

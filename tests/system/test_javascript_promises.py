@@ -205,6 +205,10 @@ async def test_a_message_that_is_too_big_ends_the_link_and_not_the_client(hostil
     assert (lost["name"], lost["outcome"], answered, links) == ("connection_lost", "unknown", 1, 2)
 
 
+async def test_only_the_gateway_says_that_a_call_was_not_delivered(hostile: Found) -> None:
+    assert hostile["isRefused"] == {"gateway": {"outcome": 4, "asked": 4}, "node": {"outcome": "unknown", "asked": 1}}
+
+
 async def test_nonsense_from_the_gateway_ends_no_process(hostile: Found) -> None:
     trial = hostile["babbles"]
     assert trial["errors"] == ["a message of the gateway cannot be read"]
