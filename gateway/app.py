@@ -336,6 +336,7 @@ def _router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:
         max_in_flight=limits.max_in_flight,
         max_node_in_flight=limits.max_node_in_flight,
         max_message_bytes=limits.max_message_bytes,
+        max_credit_bytes=limits.max_outbox_bytes // 2,
         lines=lines,
         tracing=load_tracing() if config.tracing.enabled else None,
     )

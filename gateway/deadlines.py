@@ -221,6 +221,10 @@ class Wheel(Generic[Waiter]):
         self._last = timeout, tick * TICK - max(0.0, timeout), found
         return found
 
+    def time(self) -> float:
+        """Return the event loop's time, which counts for the deadlines."""
+        return (self._loop or asyncio.get_running_loop()).time()
+
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -35,6 +35,12 @@ TIMEOUT: Final = RpcError(-32008, "timeout", "The call's deadline passed", tempo
 OVERLOADED: Final = RpcError(-32009, "overloaded", "Too many calls in flight", temporary=True)
 TOO_LARGE: Final = OVERLOADED._replace(message="Too large", temporary=False)
 """`OVERLOADED` for what is larger than a limit: the same request does not succeed later either."""
+OVERRUN: Final = OVERLOADED._replace(message="The node sent more than it had credit for", temporary=False)
+"""`OVERLOADED` for a stream whose node does not heed the caller's credit."""
+PUSHED_TOO_MUCH: Final = INVALID_REQUEST._replace(message="More was pushed than the node had granted")
+"""`INVALID_REQUEST` for a stream whose caller does not heed the node's credit."""
+VALUE_TOO_LARGE: Final = TOO_LARGE._replace(message="A value of the stream is too large")
+"""`TOO_LARGE` for a stream: a value that is left out would be missed."""
 NODE_LOST: Final = RpcError(-32010, "node_lost", "The node went away before it answered", temporary=True)
 NODE_NOT_REACHED: Final = NODE_LOST._replace(message="The node went away before it got the call")
 """`NODE_LOST` for a call that was never written to the node."""

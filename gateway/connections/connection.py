@@ -375,10 +375,12 @@ class Connection(Pressed):
             self.link.loop.call_soon(self.rewrite)
         elif session.caught_up:
             self._let_reports_go()
+            self.tell_of_streams()
 
     def _let_reports_go(self) -> None:
         for request in list(self.running.values()):
             request.drained()
+        self.let_streams_go_on()
 
     def finish(self, end: Disconnect) -> None:
         """End the connection now, whatever its link does: it is held, or its link is another's. Called once."""
@@ -439,6 +441,7 @@ class Connection(Pressed):
         link.unbar()
         if self.crowded:
             link.barred = True
+        self.tell_of_streams()
         if self.subscriber is not None:
             self.subscriber.review()
             self.feed()

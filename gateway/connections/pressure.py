@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from gateway.connections.session import Session
 from gateway.events.delivery import Subscriber
 from gateway.limits import Account
 from gateway.rpc.calls import Link as Sender
+from gateway.rpc.streams import Pool
+from gateway.websocket.frames import State
 from gateway.websocket.link import Link
 
 
@@ -14,16 +17,18 @@ class Pressed:
     """The part of a connection that holds bytes for its peer, and holds others up until the peer has read.
 
     ``account`` has what is held for all connections of its principal, ``link`` is the connection's own, and
-    ``subscriber`` has its subscriptions; it is None if there are none.
+    ``subscriber`` has its subscriptions, ``pool`` what its streams have in common; they are None if there are none.
     """
 
-    __slots__ = ("_held_bytes", "_held_up", "_patience", "_waits", "account", "link", "subscriber")
+    __slots__ = ("_held_bytes", "_held_up", "_patience", "_waits", "account", "link", "pool", "subscriber")
 
     link: Link
+    session: Session | None
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.subscriber: Subscriber | None = None
+        self.pool: Pool | None = None
         self._held_bytes = 0
         self._held_up: dict[Sender, None] | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -108,6 +113,34 @@ class Pressed:
         subscriber.feeding = subscriber.feed()
         if subscriber.feeding:
             self.link.loop.call_soon(self._feed, subscriber)
+
+    @property
+    def flowing(self) -> bool:
+        """Whether what is sent to the peer leaves at once: it has a link, and reads."""
+        link, session = self.link, self.session
+        return link.state is State.OPEN and not link.stalled and (session is None or session.caught_up)
+
+    @property
+    def room(self) -> int:
+        """How many bytes others may send to the peer by its streams, in all. Below zero if too much waits already.
+
+        A quarter of what may wait is left for the last value of each stream, which may be longer than its credit.
+        """
+        link, session, account = self.link, self.session, self.account
+        room = link.outbox_bound * 3 // 4 - link.outbox_bytes
+        if session is not None:
+            room = min(room, session.max_bytes * 3 // 4 - session.octets)
+        return int(min(room, account.high_mark - account.held))
+
+    def let_streams_go_on(self) -> None:
+        """Let more be sent by streams to the peer, because it has read."""
+        if self.pool is not None:
+            self.pool.share()
+
+    def tell_of_streams(self) -> None:
+        """Tell the peer how much more it may send by its streams, because it reads again."""
+        if self.pool is not None:
+            self.pool.read_on()
 
     def charge(self, account: Account) -> None:
         """Let ``account`` have what is held for the peer, from now on."""

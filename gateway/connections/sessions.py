@@ -139,6 +139,7 @@ class Sessions:
         if not session.acknowledged(number):
             why = f"message {number} was acknowledged, {session.sent} were sent"
             connection.end(errors.PROTOCOL_ERROR._replace(reason=why[:123]))
+        connection.let_streams_go_on()
 
     def _acknowledge(self, connection: Connection, now: bool) -> None:
         session = connection.session

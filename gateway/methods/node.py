@@ -18,6 +18,7 @@ from gateway.nodes.routing import Router
 from gateway.nodes.waiting import Waiting, WaitingCall
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method
+from gateway.rpc.streams import Grant
 from gateway.timestamps import rfc3339
 
 PAGE_METHODS: Final = 2000
@@ -41,12 +42,14 @@ class MethodSpec(msgspec.Struct, forbid_unknown_fields=True):
 class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
     """What a node serves. If credentials are needed, ``name`` is the principal's, and may be left out.
 
-    With ``context`` each call has a member ``context`` with the caller's name and the time that is left.
+    With ``context`` each call has a member ``context`` with the caller's name and the time that is left. With
+    ``streams`` calls may be streams, and have a member ``stream`` then.
     """
 
     methods: Annotated[list[MethodSpec], Meta(min_length=1, max_length=MAX_METHODS)]
     name: str | None = None
     context: bool = False
+    streams: bool = False
 
 
 class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -127,7 +130,8 @@ class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """``params`` is passed on byte for byte. ``timeoutMs`` is `limits.call_timeout` if it is left out.
 
     With ``waitMs`` the call waits so long for a node that is not there, or does not serve the method yet. Unless
-    ``held`` it does not wait for a node that has lost its link, and ends as soon as it does.
+    ``held`` it does not wait for a node that has lost its link, and ends as soon as it does. With ``stream`` it is a
+    stream, of which the caller can take so much.
     """
 
     node: str
@@ -136,6 +140,7 @@ class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     timeout_ms: Annotated[int, Meta(ge=1)] | None = None
     wait_ms: Annotated[int, Meta(ge=0)] = 0
     held: bool = True
+    stream: Grant | None = None
 
 
 class NodeMethods:
@@ -174,7 +179,7 @@ class NodeMethods:
         known = peer.node.methods if peer.node is not None else {}
         if len(known.keys() | {entry.name for entry in served}) > MAX_METHODS:
             raise BadParams(f"methods: a node has {MAX_METHODS} at most")
-        replaced = self._nodes.register(peer, name, served, params.context)
+        replaced = self._nodes.register(peer, name, served, params.context, params.streams)
         if replaced is not None:
             replaced.peer.end(errors.REPLACED)
         return Then(_registration(peer, name), partial(self._waiting.go_on, name))
@@ -252,13 +257,13 @@ class NodeMethods:
         if params.timeout_ms is not None:
             timeout = self._seconds("timeoutMs", params.timeout_ms)
         wait = self._seconds("waitMs", params.wait_ms)
+        where, held, stream = (params.node, params.method, data), params.held, params.stream
         try:
-            return self._router.by_node(peer, params.node, params.method, data, timeout=timeout, held=params.held)
+            return self._router.by_node(peer, *where, timeout=timeout, held=held, stream=stream)
         except Refusal as refusal:
             if not wait or refusal.error not in _MAY_COME:
                 raise
-            where = params.node, params.method, data
-            return WaitingCall(self._waiting, refusal, *where, timeout=timeout, held=params.held, wait=wait)
+            return WaitingCall(self._waiting, refusal, *where, timeout=timeout, held=held, wait=wait, grant=stream)
 
     def _seconds(self, name: str, milliseconds: int) -> float:
         seconds = milliseconds / 1000

@@ -1,23 +1,25 @@
-"""`rpc.*`: cancels calls, reports on them, and describes all methods."""
+"""`rpc.*`: cancels calls, reports on them, carries their streams, and describes all methods."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from gateway import errors
 from gateway.auth.scopes import Principal, callable_by
 from gateway.connections.connection import Connection
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
+from gateway.nodes.streams import Streams
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.jsonrpc import encode
-from gateway.rpc.method import AUTHENTICATED, Refusal, method
+from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, method
 from gateway.rpc.openrpc import described, document
+from gateway.rpc.streams import MAX_CREDIT, Grant
 
 DOCUMENTS_BYTES: Final = 16 * 1024 * 1024
 """How many bytes of encoded OpenRPC documents are remembered."""
@@ -40,6 +42,25 @@ class ProgressParams(msgspec.Struct, forbid_unknown_fields=True):
 
     id: Raw
     value: Raw
+
+
+class CreditParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``id`` is that of the stream: to its caller the request's, to its node the call's.
+
+    The peer can take ``credit`` more values, as long as some of ``bytes`` more are left before each of them.
+    """
+
+    id: Raw
+    credit: Annotated[int, Meta(ge=0, le=MAX_CREDIT)] = 0
+    octets: Annotated[int, Meta(ge=0)] = msgspec.field(default=0, name="bytes")
+
+
+class PushParams(msgspec.Struct, forbid_unknown_fields=True):
+    """``id`` is that of the request, exactly as it was sent. ``value`` is any JSON; instead of it ``end`` is true."""
+
+    id: Raw
+    value: Raw | UnsetType = UNSET
+    end: bool = False
 
 
 class Documents:
@@ -144,6 +165,7 @@ class RpcMethods:
     def __init__(self, dispatcher: Dispatcher, router: Router, documents: Documents) -> None:
         self._dispatcher = dispatcher
         self._router = router
+        self._streams = Streams(router.dropped)
         self._documents = documents
 
     @method("rpc.cancel", scope=AUTHENTICATED, while_draining=True)
@@ -154,14 +176,61 @@ class RpcMethods:
         """
         return self._dispatcher.cancel(peer, bytes(params.id))
 
-    @method("rpc.progress", scope=AUTHENTICATED, while_draining=True)
+    @method("rpc.progress", scope=AUTHENTICATED, while_draining=True, paced=False)
     def progress(self, peer: Connection, params: ProgressParams) -> bool:
         """Report on a call that this node is running.
 
         The gateway passes the value on to the caller, under the caller's id. It is meant to be a notification.
         As a request it returns whether there is such a call.
         """
-        return self._router.progress(peer, bytes(params.id), bytes(params.value))
+        call_id = bytes(params.id)
+        if not self._streams.is_served(peer, call_id):
+            self._dispatcher.pace(peer)
+        return self._router.progress(peer, call_id, bytes(params.value))
+
+    @method("rpc.credit", scope=AUTHENTICATED, while_draining=True, paced=False)
+    def credit(self, peer: Connection, params: CreditParams) -> bool:
+        """Let the node of a stream send more values to its caller, which is this connection.
+
+        A grant of 0 renews the stream's deadline. It is meant to be a notification. As a request it returns whether
+        there is such a stream.
+        """
+        return self._of_a_stream(peer, self._streams.credit(peer, bytes(params.id), self._grant(peer, params)))
+
+    @method("rpc.demand", scope=AUTHENTICATED, while_draining=True, paced=False)
+    def demand(self, peer: Connection, params: CreditParams) -> bool:
+        """Let the caller of a stream push more values to its node, which is this connection.
+
+        A grant of 0 renews the stream's deadline. It is meant to be a notification. As a request it returns whether
+        there is such a stream.
+        """
+        return self._of_a_stream(peer, self._streams.demand(peer, bytes(params.id), self._grant(peer, params)))
+
+    @method("rpc.push", scope=AUTHENTICATED, while_draining=True, paced=False)
+    def push(self, peer: Connection, params: PushParams) -> bool:
+        """Send a value to the node of a stream, or tell it that no more values come.
+
+        It is meant to be a notification. As a request it returns whether there is such a stream.
+        """
+        if (params.value is UNSET) is not params.end:
+            raise BadParams("either value or end: true")
+        value = None if params.value is UNSET else bytes(params.value)
+        return self._of_a_stream(peer, self._streams.push(peer, bytes(params.id), value))
+
+    def _grant(self, peer: Connection, params: CreditParams) -> Grant:
+        """Return a grant. One of nothing counts against the rate: all others are bounded by what is sent for them."""
+        most = self._router.max_credit_bytes
+        if params.octets > most:
+            raise BadParams(f"bytes: at most {most}, half of limits.max_outbox_bytes")
+        if not (params.credit or params.octets):
+            self._dispatcher.pace(peer)
+        return Grant(params.credit, params.octets)
+
+    def _of_a_stream(self, peer: Connection, found: bool) -> bool:
+        """Return whether there was such a stream. If not, the message counts against the rate."""
+        if not found:
+            self._dispatcher.pace(peer)
+        return found
 
     @method("rpc.discover", scope=AUTHENTICATED, while_draining=True)
     async def discover(self, peer: Connection) -> Raw:

@@ -18,8 +18,8 @@ from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Callee
 from gateway.rpc.method import Refusal
+from gateway.rpc.requests import Party
 
 MAX_METHODS: Final = 1000
 """The most methods that one node may serve."""
@@ -50,7 +50,7 @@ class Served(msgspec.Struct, frozen=True):
         return len(self.encoded) + len(jsonrpc.encode(self.summary)) + len(self.params)
 
 
-class NodePeer(Callee, Protocol):
+class NodePeer(Party, Protocol):
     """A connection that may be a node."""
 
     principal: Principal
@@ -67,10 +67,6 @@ class NodePeer(Callee, Protocol):
     held: Disconnect | None
     """How it has lost its link, if it has none."""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it is open, and has not begun to end. It may be held."""
-
     def end(self, end: Disconnect) -> None:
         """End the connection, for this reason."""
 
@@ -78,16 +74,18 @@ class NodePeer(Callee, Protocol):
 class Node:
     """One registered node. ``since`` is in seconds since the epoch. ``octets`` is the sum over its ``methods``.
 
-    ``context`` is true if the node wants to be told with each call who the caller is and how much time is left.
+    ``context`` is true if the node wants to be told with each call who the caller is and how much time is left,
+    ``streams`` if it knows streams.
     """
 
-    __slots__ = ("context", "methods", "name", "octets", "peer", "since")
+    __slots__ = ("context", "methods", "name", "octets", "peer", "since", "streams")
 
     def __init__(self, name: str, peer: NodePeer, since: float) -> None:
         self.name = name
         self.peer = peer
         self.since = since
         self.context = False
+        self.streams = False
         self.methods: dict[str, Served] = {}
         self.octets = 0
 
@@ -166,10 +164,14 @@ class Nodes:
             return None
         if len(nodes) == 1:
             return nodes[0]
-        node = min(nodes, key=_load)
-        nodes.remove(node)
-        nodes.append(node)
-        return node
+        return _in_turn(nodes, nodes)
+
+    def streaming(self, method: str) -> Node | None:
+        """Return a node with this method: one that knows streams, if there is any. Otherwise as `serving`."""
+        nodes = self._by_method.get(method)
+        if nodes is None:
+            return None
+        return _in_turn(nodes, [node for node in nodes if node.streams] or nodes)
 
     def methods(self) -> list[str]:
         """Return the names of all methods that are served, in no order."""
@@ -180,7 +182,9 @@ class Nodes:
         nodes = self._by_method.get(method)
         return None if nodes is None else nodes[0].methods[method]
 
-    def register(self, peer: NodePeer, name: str, methods: Iterable[Served], context: bool) -> Node | None:
+    def register(
+        self, peer: NodePeer, name: str, methods: Iterable[Served], context: bool, streams: bool = False
+    ) -> Node | None:
         """Add methods to a connection's registration, which begins if there is none yet.
 
         Returns the node of the same name that it has replaced, or None. The caller sees to it that a connection which
@@ -202,7 +206,7 @@ class Nodes:
                 self._withdraw(replaced, list(replaced.methods))
                 replaced.peer.node = None
             peer.node = self._by_name[name] = node
-        node.context = context
+        node.context, node.streams = context, streams
         if any(change):
             self._add(node, entries)
             self.version += 1
@@ -306,6 +310,14 @@ class Nodes:
 def _may_share(node: Node, method: str) -> bool:
     """Return whether a node may serve a method together with others."""
     return node.peer.principal.allows(f"share:{method}")
+
+
+def _in_turn(nodes: list[Node], some: list[Node]) -> Node:
+    """Return the one of some nodes that has the least to do, and let the others have their turn before it."""
+    node = min(some, key=_load)
+    nodes.remove(node)
+    nodes.append(node)
+    return node
 
 
 def _load(node: Node) -> tuple[bool, bool, int]:

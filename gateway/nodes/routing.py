@@ -21,12 +21,15 @@ from gateway.auth.scopes import origin
 from gateway.errors import RpcError
 from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
+from gateway.nodes.routed import RoutedCall, Span
+from gateway.nodes.streams import Opening
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import GARBLED, UNKNOWN, Call, Callee, Calls
+from gateway.rpc.calls import GARBLED, UNKNOWN, Calls
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import SMALL, UNREAD, Batch
 from gateway.rpc.requests import Peer
+from gateway.rpc.streams import Grant
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.telemetry.lines import CALL_FAILED, Lines
 
@@ -45,13 +48,6 @@ _OF_THE_NODE: Final = frozenset({errors.INTERNAL_ERROR.name, errors.TOO_LARGE.na
 """What ends a call because of what the node does. All else the caller can cause by itself."""
 
 
-class Span(Protocol):
-    """The trace of one call."""
-
-    def finish(self, outcome: str) -> None:
-        """End the span. ``outcome`` is ``ok``, ``error``, ``caller_lost``, or the name of the gateway's error. Once."""
-
-
 class Tracing(Protocol):
     """Traces calls (`telemetry.tracing.Tracing`)."""
 
@@ -62,118 +58,11 @@ class Tracing(Protocol):
         """
 
 
-class RoutedCall(msgspec.Struct, eq=False, gc=False):
-    """One routed call in flight: a `calls.Call`, and a `requests.Request`.
-
-    ``request_id`` is the id that the caller has given it, ``call_id`` the id under which the node has it, both in JSON.
-    A struct costs half as much as an object. It is harmless that the garbage collector does not see it, because the
-    tables that hold it, and to which it refers, let go of it at its end.
-    """
-
-    call_id: bytes
-    slot: dict[Call, None]
-    node: Node
-    served: Served
-    caller: Peer
-    request_id: bytes
-    batch: Batch | None
-    tally: Tally
-    router: Router
-    span: Span | None
-    begun: float
-    report: bytes = b""
-    """The latest report on it, if that waits until the caller has read."""
-    held: bool = True
-    """Whether it lives on while the node has no link."""
-
-    @property
-    def callee(self) -> Callee:
-        """The node's connection."""
-        return self.node.peer
-
-    def answered(self, message: Message) -> None:
-        """Make the node's answer the caller's reply."""
-        if message.error is ABSENT:
-            value = message.result
-            outcome, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', value, b"}")
-        else:
-            value = message.error
-            outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', value, b"}")
-        if (len(value) > self.router.roomy or self.caller.link.pressed) and (
-            error := self.router.unfit(self.caller, parts, self.batch)
-        ):
-            self.failed(error)
-        else:
-            self._over(outcome, b"".join(parts))
-            if self.caller.link.pressed and self.batch is None:
-                self.caller.hold_up(self.node.peer.link)
-
-    def failed(self, error: RpcError) -> None:
-        """Tell the caller why there is no answer."""
-        self._over(error.name, self.router.failed(self, error, error.name))
-
-    def lost_link(self) -> None:
-        """End the call if it is not to live on while the node has no link, which has just been lost."""
-        if not self.held:
-            self._end(errors.NODE_LOST, errors.NODE_LOST.name)
-
-    def cancel(self, verdict: RpcError) -> None:
-        """End the call, because the caller does not want it any more."""
-        self._end(verdict, verdict.name)
-
-    def abandon(self) -> None:
-        """End the call, because the caller is gone."""
-        self._end(errors.CANCELLED, CALLER_LOST)
-
-    def drained(self) -> None:
-        """Send the report that has waited, because the caller has read."""
-        if self.report and not self.caller.link.pressed and not self.caller.crowded:
-            report = self._take_report()
-            self.caller.send(report)
-
-    def keep_report(self, report: bytes) -> int:
-        """Keep a report until the caller has read. Returns how many are lost: the one before, and this if too large."""
-        lost = bool(self._take_report())
-        if not self.caller.hold(len(report)):
-            return lost + 1
-        self.report = report
-        return lost
-
-    def _take_report(self) -> bytes:
-        report, self.report = self.report, b""
-        self.caller.let_go(len(report))
-        return report
-
-    def _end(self, verdict: RpcError, outcome: str) -> None:
-        reply = self.router.failed(self, verdict, outcome)
-        self.router.calls.drop(self)  # not before the node is told: if it is leaving, this may close it
-        self._over(outcome, reply)
-
-    def _over(self, outcome: str, reply: bytes) -> None:
-        """Count how the call ended, and give the caller its reply, alone or within its batch."""
-        clock = self.router.clock  # read first, as in Router.send
-        self.tally.ended(outcome, clock() - self.begun)
-        if self.span is not None:
-            self.span.finish(outcome)
-        caller = self.caller
-        if self.report:
-            self._take_report()
-            self.router.dropped["progress"] += 1
-        del caller.running[self.request_id]
-        if self.batch is None:
-            send = caller.send
-            send(reply)
-        else:
-            self.batch.done(self.request_id, reply)
-        if caller.leaving:
-            caller.settled()
-
-
 class NodeForward(msgspec.Struct, gc=False):
     """A `requests.Forward` to one node.
 
     It says which of the node's methods is called, with which parameters, in JSON, and how many seconds the call has.
-    Unless it may be ``held`` it does not wait for a node that has no link.
+    Unless it may be ``held`` it does not wait for a node that has no link. With ``stream`` the call is a stream.
     """
 
     router: Router
@@ -182,13 +71,14 @@ class NodeForward(msgspec.Struct, gc=False):
     params: bytes
     timeout: float
     held: bool
+    stream: Grant | None
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
         """Send the request on. Raises Refusal if too many are in flight."""
         if not self.held and self.node.peer.held is not None:
             raise self.router.refused(errors.NODE_LOST, self.node.name)
         where = self.node, self.served, self.params, self.timeout
-        self.router.send(caller, *where, traceparent, request_id, batch, tally)
+        self.router.send(caller, *where, traceparent, request_id, batch, tally, self.stream)
         if not self.held:
             call = caller.running.get(request_id)
             if isinstance(call, RoutedCall):
@@ -200,7 +90,8 @@ class Router:
 
     ``call_timeout`` is in seconds; ``clock`` returns monotonic seconds. ``max_in_flight`` bounds what is in flight for
     one caller, ``max_node_in_flight`` the calls that one node has not answered, and ``max_message_bytes`` each message
-    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it.
+    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it. The bytes
+    of a stream that may be sent without another grant are at most ``max_credit_bytes``.
     """
 
     def __init__(
@@ -212,6 +103,7 @@ class Router:
         max_in_flight: int,
         max_node_in_flight: int,
         max_message_bytes: int,
+        max_credit_bytes: int,
         lines: Lines,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -223,11 +115,12 @@ class Router:
         self._max_in_flight = max_in_flight
         self._max_node_in_flight = max_node_in_flight
         self._max_message_bytes = max_message_bytes
+        self.max_credit_bytes: Final = max_credit_bytes
         self.roomy: Final = max_message_bytes - ENVELOPE
         self.tally: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
         """What became of the requests whose method the gateway does not have itself."""
-        self.dropped: Final = Counter({"notification": 0, "progress": 0})
-        """How many messages were dropped because so much waits for their receiver, by kind."""
+        self.dropped: Final = Counter(dict.fromkeys(("notification", "progress", "credit", "demand", "push"), 0))
+        """How many messages were dropped, by kind: so much waits for their receiver, or their stream is over."""
         self._tracing = tracing
         self._lines = lines
         self.clock: Final = clock
@@ -240,7 +133,8 @@ class Router:
         Raises Refusal if no node serves the method, the caller may not call it, or too many requests are in flight.
         """
         method = message.method
-        node = self._nodes.serving(method)
+        wanted = message.stream
+        node = self._nodes.serving(method) if wanted is ABSENT else self._nodes.streaming(method)
         if node is None:
             refusal = Refusal if method.startswith(RESERVED) else self.refused
             raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
@@ -248,16 +142,33 @@ class Router:
         if not caller.principal.allows(served.scope):
             raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
         timeout, traceparent = self._call_timeout, message.traceparent
-        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally)
+        stream = None if wanted is ABSENT else self._grant(wanted)
+        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally, stream)
+
+    def _grant(self, member: Raw) -> Grant | None:
+        """Return what the member ``stream`` of a request says; None if it is null."""
+        try:
+            grant: Grant | None = _decode_grant(member)
+        except jsonrpc.UNDECODABLE as error:
+            raise self.refused(errors.INVALID_PARAMS, f"stream: {error}"[: jsonrpc.MAX_DETAIL]) from None
+        return grant
 
     def by_node(
-        self, caller: Peer, name: str, method: str, params: bytes, *, timeout: float | None, held: bool
+        self,
+        caller: Peer,
+        name: str,
+        method: str,
+        params: bytes,
+        *,
+        timeout: float | None,
+        held: bool,
+        stream: Grant | None = None,
     ) -> NodeForward:
         """Return the `NodeForward` of a call to the node with this name.
 
         ``timeout`` is in seconds; None stands for the default. Unless it may be ``held``, the call ends if the node has
-        no link. Raises Refusal if the caller may not call the method,
-        there is no such node, or it does not serve the method.
+        no link. With ``stream`` it is a stream. Raises Refusal if the caller may not call the method, there is no such
+        node, or it does not serve the method.
         """
         self.check_scope(caller, method)
         node = self._nodes.named(name)
@@ -266,7 +177,8 @@ class Router:
         served = node.methods.get(method)
         if served is None:
             raise self.refused(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
-        return NodeForward(self, node, served, params, self._call_timeout if timeout is None else timeout, held)
+        seconds = self._call_timeout if timeout is None else timeout
+        return NodeForward(self, node, served, params, seconds, held, stream)
 
     def check_scope(self, caller: Peer, method: str) -> None:
         """Raise Refusal if the caller may not call a method."""
@@ -306,12 +218,14 @@ class Router:
         request_id: bytes,
         batch: Batch | None,
         tally: Tally,
+        stream: Grant | None = None,
     ) -> None:
         """Send a request on to a node, and enter it into both tables. Its outcome goes into ``tally``.
 
         A notification, which has an empty ``request_id``, enters no table, and is dropped if the node does not read.
-        Raises Refusal if it does not read, if too many requests of the caller, or calls to the node, are in flight, and
-        if the gateway's envelope would make the message too large.
+        With ``stream`` a request becomes a stream. Raises Refusal if the node does not read or does not know streams,
+        if too many requests of the caller, or calls to the node, are in flight, and if the gateway's envelope would
+        make the message too large.
         """
         if len(caller.running) >= self._max_in_flight:
             raise self.overloaded(f"{self._max_in_flight} requests are in flight")
@@ -325,13 +239,16 @@ class Router:
             return
         if request_id and len(calls) >= self._max_node_in_flight:
             raise self.overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
+        opening = None
+        if stream is not None and request_id:
+            opening = self._open(caller, node, stream, timeout)
         span = None
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
             span, traceparent = self._tracing.begin(*names, bytes(traceparent))
         tail, roomy = b"}", self.roomy
-        if node.context or traceparent is not ABSENT:
-            tail = _tail(node, caller, timeout, traceparent)
+        if node.context or traceparent is not ABSENT or opening is not None:
+            tail = _tail(node, caller, timeout, traceparent, opening)
             roomy -= len(tail)
         between = b',"params":' if params else b""
         if not request_id:
@@ -348,13 +265,23 @@ class Router:
         if len(params) > roomy and self.overflows(whole):
             raise self._too_large(node, span)
         slot = slot_for(timeout)
-        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
+        make = RoutedCall if opening is None else opening.call
+        call = make(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
         calls[call_id] = call  # as Calls.enter() does
         slot[call] = None
         caller.running[request_id] = call
         if batch is not None:
             batch.expect()
         send(b"".join(whole))
+
+    def _open(self, caller: Peer, node: Node, stream: Grant, timeout: float) -> Opening:
+        """Return the stream that a call to a node is to become. Raises Refusal if that cannot be."""
+        if not node.streams:
+            raise self.refused(errors.INVALID_PARAMS, f"stream: {node.name} does not know streams")
+        if stream.octets > self.max_credit_bytes:
+            right = f"stream.bytes: at most {self.max_credit_bytes}, half of limits.max_outbox_bytes"
+            raise self.refused(errors.INVALID_PARAMS, right)
+        return Opening(caller, node.peer, stream, self.max_credit_bytes, timeout)
 
     def _too_large(self, node: Node, span: Span | None) -> Refusal:
         if span is not None:
@@ -364,23 +291,14 @@ class Router:
     # The way back
 
     def progress(self, callee: Peer, call_id: bytes, value: bytes) -> bool:
-        """Pass a node's report on a call on to the caller, under the caller's id.
+        """Pass a node's report on a call on to the caller. ``call_id`` and ``value`` are JSON.
 
-        ``call_id`` and ``value`` are JSON. A report that the caller's id would make too large is dropped. If the caller
-        does not read, the latest report waits and those before it are dropped. Returns False if the node has no such
-        call of a caller's in flight.
+        Returns False if the node has no such call of a caller's in flight.
         """
         call = callee.calls.get(call_id)
         if not isinstance(call, RoutedCall):
             return False
-        head = b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":'
-        parts = head, call.request_id, b',"value":', value, b"}}"
-        if self.overflows(parts):
-            self.dropped["progress"] += 1
-        elif not (call.caller.link.pressed or call.report or call.caller.crowded):
-            call.caller.send(b"".join(parts))
-        else:
-            self.dropped["progress"] += call.keep_report(b"".join(parts))
+        call.reported(value)
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
@@ -430,7 +348,10 @@ class Router:
         )
 
 
-def _tail(node: Node, caller: Peer, timeout: float, traceparent: Raw) -> bytes:
+_decode_grant: Final = msgspec.json.Decoder(Grant | None).decode
+
+
+def _tail(node: Node, caller: Peer, timeout: float, traceparent: Raw, opening: Opening | None) -> bytes:
     """Return the end of a call that has members which JSON-RPC does not know."""
     context = b""
     if node.context:
@@ -438,4 +359,6 @@ def _tail(node: Node, caller: Peer, timeout: float, traceparent: Raw) -> bytes:
         context = b',"context":' + jsonrpc.encode(known)
     if traceparent is not ABSENT:
         context += b',"traceparent":' + traceparent
+    if opening is not None:
+        context += opening.member
     return context + b"}"

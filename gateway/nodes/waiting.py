@@ -17,6 +17,7 @@ from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import Batch
 from gateway.rpc.requests import Peer
+from gateway.rpc.streams import MAX_CREDIT, Grant
 from gateway.telemetry.counts import CALLER_LOST, Tally
 
 
@@ -24,14 +25,17 @@ class WaitingCall:
     """A call that waits: a `requests.Forward`, and a `requests.Request` once it is sent on.
 
     ``wait`` is how long it waits and ``timeout`` how long the call may take from then on, both in seconds; None stands
-    for the default. ``params`` is JSON.
+    for the default. ``params`` is JSON. With ``grant`` it becomes a stream, of which it takes what the caller says
+    meanwhile: it is a `requests.Stream`.
     """
 
     __slots__ = (
+        "_finished",
         "_waiting",
         "batch",
         "begun",
         "caller",
+        "grant",
         "held",
         "key",
         "method",
@@ -56,6 +60,7 @@ class WaitingCall:
         timeout: float | None,
         held: bool,
         wait: float,
+        grant: Grant | None = None,
     ) -> None:
         self._waiting = waiting
         self.refusal = refusal
@@ -66,6 +71,8 @@ class WaitingCall:
         self.timeout = timeout
         self.held = held
         self.wait = wait
+        self.grant = grant
+        self._finished = False
         self.begun = 0.0
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
@@ -77,6 +84,35 @@ class WaitingCall:
         self.tally = tally
         self.key: object = request_id or object()
         self._waiting.enter(self)
+
+    @property
+    def stream(self) -> WaitingCall | None:
+        """Itself, if it is to become a stream."""
+        return None if self.grant is None else self
+
+    def granted(self, grant: Grant) -> bool:
+        """Add a grant to the first, as far as it keeps within the bounds. Returns True."""
+        if self.grant is not None:
+            credit = min(MAX_CREDIT, self.grant.credit + grant.credit)
+            self.grant = Grant(credit, min(self._waiting.max_credit_bytes, self.grant.octets + grant.octets))
+        return True
+
+    def pushed(self, value: bytes) -> bool:
+        """End it: no node has granted anything yet. Returns True."""
+        self.cancel(errors.PUSHED_TOO_MUCH)
+        return True
+
+    def finish(self) -> bool:
+        """Remember to tell the node that the caller pushes nothing. Returns False if that is remembered already."""
+        finished, self._finished = self._finished, True
+        return not finished
+
+    def begin(self) -> None:
+        """Tell the node what the caller has said of the stream meanwhile, because the call has just been sent on."""
+        call = self.caller.running.get(self.request_id)
+        stream = None if call is None or not self._finished else call.stream
+        if stream is not None:
+            stream.finish()
 
     def cancel(self, verdict: RpcError) -> None:
         """End it, because the caller does not want it any more."""
@@ -110,6 +146,7 @@ class Waiting:
         self._router = router
         self._max_waiting = max_waiting
         self._max_in_flight = max_in_flight
+        self.max_credit_bytes: Final = router.max_credit_bytes
         self._clock: Final = clock
         self._calls: dict[str, dict[WaitingCall, None]] = {}
         self._sweep: Sweep[WaitingCall] = Sweep(self._too_late)
@@ -149,11 +186,12 @@ class Waiting:
         caller = call.caller
         try:
             where = call.node, call.method, call.params
-            forward = self._router.by_node(caller, *where, timeout=call.timeout, held=call.held)
+            forward = self._router.by_node(caller, *where, timeout=call.timeout, held=call.held, stream=call.grant)
             forward.send(caller, call.request_id, call.traceparent, call.batch, call.tally)
         except Refusal as refusal:
             self._reply(call, refusal, refusal.error.name)
             return
+        call.begin()
         if call.batch is not None:
             call.batch.done(b"", None)  # the call itself is expected now
 

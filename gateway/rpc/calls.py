@@ -83,9 +83,8 @@ class Call(Hashable, Protocol):
     By then it is in its callee's ``calls`` and in its slot no more.
     """
 
-    @property
-    def slot(self) -> dict[Call, None]:
-        """The slot of the wheel in which it waits for its deadline."""
+    slot: dict[Call, None]
+    """The slot of the wheel in which it waits for its deadline."""
 
     @property
     def callee(self) -> Callee:
@@ -94,6 +93,9 @@ class Call(Hashable, Protocol):
     @property
     def call_id(self) -> bytes:
         """The id under which the callee has it, in JSON."""
+
+    def left(self) -> float:
+        """Return the seconds by which its deadline, which has come, has been put off; 0.0 if it stands."""
 
     def answered(self, message: Message) -> None:
         """Take the peer's response."""
@@ -116,6 +118,8 @@ class Calls:
         """Returns an id for the next call."""
         self.slot: Final = self._wheel.slot
         """Returns the slot in which a call waits for its deadline, given its timeout in seconds."""
+        self.time: Final = self._wheel.time
+        """Returns the time by which deadlines go, in seconds."""
 
     def __len__(self) -> int:
         return len(self._wheel)
@@ -179,6 +183,11 @@ class Calls:
             call.failed(NODE_NOT_REACHED if call.call_id in unwritten else NODE_LOST)
 
     def _expired(self, call: Call) -> None:
+        left = call.left()
+        if left > 0:
+            call.slot = self.slot(left)
+            call.slot[call] = None
+            return
         del call.callee.calls[call.call_id]
         call.failed(TIMEOUT)
         call.callee.settled()
@@ -206,6 +215,9 @@ class _OwnCall:
         self.call_id = call_id
         self.slot = slot
         self._answer = answer
+
+    def left(self) -> float:
+        return 0.0
 
     def answered(self, message: Message) -> None:
         self._end(message)

@@ -164,12 +164,12 @@ class Dispatcher:
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:
-            self._pace(peer)
+            self.pace(peer)
         except Refusal as refusal:
             return jsonrpc.error_reply(found.id, refusal.error, refusal.detail, **refusal.data)
         return jsonrpc.error_reply(found.id, found.error, found.detail)
 
-    def _pace(self, peer: Peer) -> None:
+    def pace(self, peer: Peer) -> None:
         """Count a message against the peer's rate. Raises Refusal if it is exceeded.
 
         A peer that never heeds these refusals is ended.
@@ -237,7 +237,8 @@ class Dispatcher:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
         if method is not None and method.alone == "notification":
             return
-        self._pace(peer)
+        if method is None or method.paced:
+            self.pace(peer)
         if self._status.phase is not _DRAINING:
             return
         if method is None or method.forwards:
@@ -250,7 +251,7 @@ class Dispatcher:
         if jsonrpc.is_response(message) and request_id and jsonrpc.may_be_id(request_id):
             self.late_replies += 1
             with suppress(Refusal):
-                self._pace(peer)
+                self.pace(peer)
             return None
         under = jsonrpc.answerable(request_id, jsonrpc.is_answer(message))
         return self._invalid(peer, Invalid(errors.INVALID_REQUEST, '"method" is missing', under))

@@ -42,6 +42,8 @@ class Message(msgspec.Struct, gc=False):
     error: Raw = ABSENT
     traceparent: Raw = ABSENT
     """The member of W3C Trace Context, for routed requests. It is not part of JSON-RPC."""
+    stream: Raw = ABSENT
+    """What the caller of a stream can take, for routed requests. It is not part of JSON-RPC, either."""
 
 
 class Invalid(msgspec.Struct, gc=False):

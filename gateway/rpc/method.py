@@ -94,6 +94,7 @@ class Spec(NamedTuple):
     while_draining: bool
     forwards: bool
     alone: Form | None
+    paced: bool
 
 
 def method(
@@ -104,6 +105,7 @@ def method(
     while_draining: bool = False,
     forwards: bool = False,
     alone: Form | None = None,
+    paced: bool = True,
 ) -> Callable[[Function], Function]:
     """Declare a function, or a class's method, as the JSON-RPC method ``name``.
 
@@ -112,12 +114,12 @@ def method(
     ``limits.call_timeout``. A method with ``while_draining`` is answered even while the gateway shuts down. A method
     with ``forwards`` returns a `requests.Forward` instead of a result. A method with ``alone`` is taken only as a
     message of this form, and not in a batch; such a notification is outside of every rate, and taken even while the
-    gateway shuts down.
+    gateway shuts down. A method that is not ``paced`` sees to it itself whether a message counts against the rate.
     """
 
     def mark(function: Function) -> Function:
         needed = f"call:{name}" if scope == CALL else scope
-        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards, alone))
+        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards, alone, paced))
         return function
 
     return mark
@@ -140,6 +142,7 @@ class Method:
         "handler",
         "is_async",
         "name",
+        "paced",
         "params",
         "result",
         "scope",
@@ -149,7 +152,7 @@ class Method:
     )
 
     def __init__(self, handler: Callable[..., Any], spec: Spec) -> None:
-        self.name, self.scope, self.timeout, self.while_draining, self.forwards, self.alone = spec
+        self.name, self.scope, self.timeout, self.while_draining, self.forwards, self.alone, self.paced = spec
         if not spec.name:
             raise TypeError(f"{handler!r}: a method must have a name")
         self.handler = handler

@@ -70,6 +70,10 @@ class Answered:
     def abandon(self) -> None:
         """Do nothing: the request has ended."""
 
+    @property
+    def stream(self) -> None:
+        """None: it is no stream."""
+
     def drained(self) -> None:
         """Do nothing: nothing of it waits."""
 

@@ -15,20 +15,36 @@ from gateway.rpc.calls import Callee, Link
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import Method, Refusal
 from gateway.rpc.replies import Batch, Caller
+from gateway.rpc.streams import Grant, Pool
 from gateway.telemetry.counts import Tally
 
 
-class Peer(Callee, Caller, Protocol):
+class Party(Callee, Protocol):
+    """A peer at one end of a stream."""
+
+    pool: Pool | None
+    """What its streams have in common; None as long as it has had none."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, and has not begun to end. It may be held."""
+
+    @property
+    def room(self) -> int:
+        """How many bytes others may send to it by its streams, in all. Below zero if too much waits for it already."""
+
+    @property
+    def flowing(self) -> bool:
+        """Whether what is sent to it leaves at once."""
+
+
+class Peer(Party, Caller, Protocol):
     """The connection that a message came from."""
 
     principal: Principal
     bucket: Bucket | None
     running: dict[object, Request]
     """What is in flight for it: requests by their id, notifications by an object of their own."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is open, and has not begun to end."""
 
     @property
     def crowded(self) -> bool:
@@ -51,8 +67,25 @@ class Peer(Callee, Caller, Protocol):
         """End the connection, for this reason."""
 
 
+class Stream(Protocol):
+    """A stream, as its caller has it in flight. Each method returns whether it had any effect."""
+
+    def granted(self, grant: Grant) -> bool:
+        """Take a grant for the node."""
+
+    def pushed(self, value: bytes) -> bool:
+        """Take a value for the node, in JSON."""
+
+    def finish(self) -> bool:
+        """Note that no more values come."""
+
+
 class Request(Protocol):
     """A request in flight."""
+
+    @property
+    def stream(self) -> Stream | None:
+        """The stream that it is; None if it is none."""
 
     def cancel(self, verdict: RpcError) -> None:
         """End it, for this reason."""
@@ -116,6 +149,10 @@ class Running:
         """Cancel the task, because the caller is gone."""
         self.abandoned = self.verdict is None
         self.cancel(errors.CANCELLED)
+
+    @property
+    def stream(self) -> None:
+        """None: it is no stream."""
 
     def drained(self) -> None:
         """Do nothing: it has sent nothing yet."""

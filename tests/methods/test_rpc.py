@@ -32,8 +32,11 @@ OWN = [
     "node.register",
     "node.unregister",
     "rpc.cancel",
+    "rpc.credit",
+    "rpc.demand",
     "rpc.discover",
     "rpc.progress",
+    "rpc.push",
 ]
 AUTHENTICATED = [name for name in OWN if not name.startswith("connection.")]
 """Those that need no scope of their own, and two that need some `call:`."""

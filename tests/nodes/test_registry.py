@@ -226,6 +226,21 @@ def test_the_one_with_the_fewest_calls_in_flight_is_chosen(nodes: Registry) -> N
         assert "".join(serving(nodes, "snap", len(wanted))) == wanted
 
 
+def test_streams_go_to_nodes_that_know_them_if_there_are_any(nodes: Registry) -> None:
+    peers = {number: Peer(number) for number in "1234"}
+    for number, peer in peers.items():
+        nodes.register(peer, f"n{number}", [served("snap")], False, number in "24")
+    assert nodes.streaming("none") is None
+    found = [nodes.streaming("snap") for _ in range(4)]
+    assert [node.peer.conn_id for node in found if node] == ["2", "4", "2", "4"]
+    peers["2"].busy(1)
+    assert nodes.streaming("snap") is nodes.streaming("snap") is nodes.named("n4")
+    assert sorted(serving(nodes, "snap", 3)) == ["1", "3", "4"], "calls go to any of them"
+    for number in "24":
+        nodes.register(peers[number], f"n{number}", [served("snap")], False)
+    assert nodes.streaming("snap") is not None, "so that the caller is told why"
+
+
 def test_calls_in_flight_are_shared_out_evenly(nodes: Registry) -> None:
     peers = [Peer(number) for number in "1234"]
     for peer, count in zip(peers, (7, 0, 3, 1), strict=True):

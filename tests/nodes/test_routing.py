@@ -641,6 +641,7 @@ async def test_of_very_many_failed_calls_the_first_are_logged_and_the_others_cou
         max_in_flight=100,
         max_node_in_flight=100,
         max_message_bytes=MESSAGE,
+        max_credit_bytes=MESSAGE,
         lines=Lines(lambda: now[0]),
         clock=lambda: now[0],
     )

@@ -49,6 +49,10 @@ class Noted:
         self.call_id = call_id
         self.slot = slot
         self._ends = ends
+        self.put_off: list[float] = []
+
+    def left(self) -> float:
+        return self.put_off.pop() if self.put_off else 0.0
 
     def answered(self, message: Message) -> None:
         self._ends(message)
@@ -145,6 +149,25 @@ async def test_a_call_ends_at_its_deadline() -> None:
     assert ends.outcomes == [errors.TIMEOUT]
     assert not calls.answered(peer, answer(entry.call_id))
     assert (len(peer.calls), longer.outcomes) == (1, [])
+
+
+async def test_a_deadline_that_was_put_off_comes_again() -> None:
+    calls, peer, ends = Calls(), Listing(), Ends()
+    entry = begin(calls, peer, ends, 0.01)
+    first, entry.put_off = entry.slot, [0.02, 0.01]
+    await until(lambda: bool(ends.outcomes), "it has not ended")
+    assert (ends.outcomes, entry.put_off) == ([errors.TIMEOUT], [])
+    assert entry.slot is not first
+    assert (peer.calls, len(calls)) == ({}, 0)
+
+
+async def test_a_call_whose_deadline_was_put_off_may_be_answered() -> None:
+    calls, peer, ends = Calls(), Listing(), Ends()
+    entry = begin(calls, peer, ends, 0.01)
+    entry.put_off = [LONG]
+    await until(lambda: not entry.put_off, "its deadline has not come")
+    assert calls.answered(peer, answer(entry.call_id, 7))
+    assert (len(ends.outcomes), len(calls)) == (1, 0)
 
 
 async def test_the_loss_of_a_peer_ends_its_calls_and_no_others() -> None:

@@ -251,6 +251,7 @@ class Bench:
             max_in_flight=MAX_IN_FLIGHT,
             max_node_in_flight=2,
             max_message_bytes=1_048_576,
+            max_credit_bytes=2_097_152,
             lines=Lines(),
         )
         self.dispatcher = Dispatcher(
@@ -636,7 +637,7 @@ async def test_permitted_are_those_that_may_be_called() -> None:
     page = Listing(Principal("page", "ui", ("call:plain",)))
     operator = Listing(Principal("me", "operator", role_scopes("operator", "me")))
     bench = Bench()
-    own = ["rpc.cancel", "rpc.discover", "rpc.progress"]
+    own = ["rpc.cancel", "rpc.credit", "rpc.demand", "rpc.discover", "rpc.progress", "rpc.push"]
     assert [entry.name for entry in bench.dispatcher.permitted(page)] == ["plain", *own]
     everything = [entry.name for entry in bench.dispatcher.permitted(operator)]
     assert everything == sorted(bench.dispatcher.methods.keys() - {"unscoped"})

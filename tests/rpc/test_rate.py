@@ -49,6 +49,7 @@ class Paced:
                 max_in_flight=4,
                 max_node_in_flight=4,
                 max_message_bytes=1_048_576,
+                max_credit_bytes=2_097_152,
                 lines=Lines(),
             ),
             max_in_flight=4,

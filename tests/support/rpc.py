@@ -19,6 +19,7 @@ from gateway.limits import Bucket
 from gateway.nodes.registry import Node
 from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Request as InFlight
+from gateway.rpc.streams import Pool
 from tests.support.patience import WAIT
 
 LAST = '{"jsonrpc":"2.0","id":"the last","result":null}'
@@ -178,6 +179,8 @@ class Listing:
         self.crowded = False
         self.held: Disconnect | None = None
         self.held_up: list[Link] = []
+        self.pool: Pool | None = None
+        self.flowing = True
 
     def hold(self, octets: int) -> bool:
         """Take so many bytes of its room, if it has them."""

@@ -186,6 +186,10 @@ class Unanswered:
         self.call_id = call_id
         self.slot: dict[Call, None] = {self: None}
 
+    def left(self) -> float:
+        """There is no deadline."""
+        return 0.0
+
     def answered(self, message: Message) -> None:
         """Nobody waits."""
 

@@ -43,6 +43,7 @@ class Traced:
             max_in_flight=4,
             max_node_in_flight=4,
             max_message_bytes=1_048_576,
+            max_credit_bytes=2_097_152,
             lines=Lines(),
             tracing=Tracing(provider) if tracing else None,
         )
