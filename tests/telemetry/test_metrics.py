@@ -33,6 +33,8 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "gateway_requests_total": ("counter", ("method", "outcome")),
     "gateway_request_seconds": ("histogram", ("method",)),
     "gateway_calls_in_flight": ("gauge", ()),
+    "gateway_connections_held": ("gauge", ()),
+    "gateway_resumes_total": ("counter", ("result",)),
     "gateway_events_published_total": ("counter", ()),
     "gateway_events_delivered_total": ("counter", ()),
     "gateway_outbox_bytes": ("gauge", ()),
@@ -100,6 +102,7 @@ class Numbers:
             gauges={
                 "calls_in_flight": ("Calls.", lambda: self.in_flight),
                 "loop_lag_seconds": ("Lag.", lambda: self.lag),
+                "connections_held": ("Held.", lambda: self.in_flight),
             },
             counters={
                 "events_published": ("Messages.", lambda: self.published),
@@ -222,6 +225,7 @@ async def test_a_scrape_reads_the_numbers_of_the_moment() -> None:
         ("gateway_request_seconds_sum", PING): 45.0,
         ("gateway_request_seconds_count", PING): 1.0,
         ("gateway_calls_in_flight",): 5.0,
+        ("gateway_connections_held",): 5.0,
         ("gateway_loop_lag_seconds",): 0.25,
         ("gateway_events_published_total",): 2.0,
         ("gateway_events_delivered_total",): 6.0,
