@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-PRELOADED: Final = ("gateway.cli", "gateway.server", "uvloop", "tests.support.sample_methods")
+PRELOADED: Final = ("gateway.cli", "gateway.server", "uvloop", "tests.support.credentials")
 LARGEST: Final = 1 << 17
 """Bytes of a request, most of which are the environment."""
 

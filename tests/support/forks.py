@@ -15,27 +15,49 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from tests.support.fork_server import LARGEST, Program
 from tests.support.patience import START
 
+FOLDER: Final = Path(__file__).resolve().parents[2]
 # Variables that Python or a library reads while it is imported.
 EARLY: Final = ("PYTHON", "LC_", "LANG", "SSL_", "TZ")
 # Bytes that can be written to a pipe that has no reader yet.
 PIPE_SIZE: Final = 1 << 16
 
 
+class Pipe(asyncio.StreamReaderProtocol):
+    """A pipe from a forked process, which is read all the time."""
+
+    def __init__(self) -> None:
+        self.stream = asyncio.StreamReader(limit=1 << 24)
+        self.lost = asyncio.Event()
+        """Set at its end."""
+        super().__init__(self.stream)
+
+    @classmethod
+    async def make(cls) -> tuple[Self, int]:
+        """Return a new pipe, and the descriptor to write to."""
+        reading, writing = os.pipe()
+        _, pipe = await asyncio.get_running_loop().connect_read_pipe(cls, os.fdopen(reading, "rb", 0))
+        return pipe, writing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+        super().connection_lost(exc)
+        self.lost.set()
+
+
 class Forked:
     """A forked process, with those parts of `asyncio.subprocess.Process` that the tests use."""
 
-    def __init__(
-        self, pid: int, reply: socket.socket, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader
-    ) -> None:
+    def __init__(self, pid: int, reply: socket.socket, stdout: Pipe, stderr: Pipe | None) -> None:
         self.pid = pid
-        self.stdout = stdout
-        self.stderr = stderr
+        self.stdout = stdout.stream
+        self.stderr = None if stderr is None else stderr.stream
         self.returncode: int | None = None
+        self._pipes = [pipe for pipe in (stdout, stderr) if pipe]
         self._reply = reply
         self._ended = asyncio.create_task(self._end())
 
@@ -43,10 +65,12 @@ class Forked:
         # The pid is this process's until the socket is closed.
         with self._reply:
             self.returncode = _status(await asyncio.get_running_loop().sock_recv(self._reply, LARGEST))
+        for pipe in self._pipes:
+            await pipe.lost.wait()
         return self.returncode
 
     async def wait(self) -> int:
-        """Wait for the end; returns the exit status, which is negative after a signal."""
+        """Wait for the end, of its pipes too; returns the exit status, which is negative after a signal."""
         return await asyncio.shield(self._ended)
 
     def send_signal(self, number: int) -> None:
@@ -72,7 +96,7 @@ class Forks:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", "-m", "tests.support.fork_server", str(theirs.fileno())],
-                cwd=Path(__file__).resolve().parents[2],
+                cwd=FOLDER,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -83,14 +107,17 @@ class Forks:
         self._control.close()
         self._process.wait(START)
 
-    async def start(self, program: Program, stdin: bytes = b"") -> Forked:
-        """Start a program that gets `stdin`, at most 64 KiB, and nothing else."""
+    async def start(self, program: Program, stdin: bytes = b"", *, piped: bool = True) -> Forked:
+        """Start a program that gets `stdin`, at most 64 KiB, and nothing else.
+
+        piped: its standard error is a pipe as its standard output, and not this process's.
+        """
         assert len(stdin) <= PIPE_SIZE
         theirs, ours = os.pipe()
         os.write(ours, stdin)
         os.close(ours)
-        stdout, writing_output = await _pipe()
-        stderr, writing_errors = await _pipe()
+        stdout, writing_output = await Pipe.make()
+        stderr, writing_errors = await Pipe.make() if piped else (None, os.dup(2))
         streams = (theirs, writing_output, writing_errors)
         try:
             pid, reply = self._fork(program, streams)
@@ -154,14 +181,13 @@ class Shared:
 shared: Final = Shared()
 
 
-async def _pipe() -> tuple[asyncio.StreamReader, int]:
-    """Return a new pipe's reader, and the descriptor to write to."""
-    reading, writing = os.pipe()
-    stream = asyncio.StreamReader(limit=1 << 24)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb", 0)
-    )
-    return stream, writing
+async def start_python(module: str, *arguments: str) -> asyncio.subprocess.Process | Forked:
+    """Start `python -m module arguments…` in the project's folder; its standard output is a pipe."""
+    forks = shared.get(None)
+    if forks is not None:
+        return await forks.start(Program(module, arguments, dict(os.environ)), piped=False)
+    command = (sys.executable, "-m", module, *arguments)
+    return await asyncio.create_subprocess_exec(*command, cwd=FOLDER, stdout=asyncio.subprocess.PIPE)
 
 
 def _status(said: bytes) -> int:

@@ -382,6 +382,7 @@ async def pressure(kind: str, seconds: float, config: Config | None = None) -> F
         victim = await PRESSURE[kind](stage)
         stage.begin(victim.ping())
         await asyncio.sleep(seconds)
+        await until(lambda: bool(stage.found.waits), "the victim's pings are not answered")
         stage.found.ended = ended_of(stage.where, VICTIM)
         await stage.stop()
         return stage.found
@@ -396,6 +397,7 @@ async def growth(kind: str, seconds: float, config: Config | None = None) -> Fou
         await GROWTH[kind](stage)
         await asyncio.sleep(seconds)
         found = stage.found
+        await until(lambda: bool(found.waits), "others are not answered")
         found.grown = peak(stage.where) - before
         found.ended = ended_of(stage.where, VICTIM)
         await stage.stop()

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import random
 import struct
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,9 +19,10 @@ from gateway.websocket.frames import BINARY, TEXT, State
 from gateway.websocket.opening import RequestProtocol
 from gateway.websocket.reader import PROGRESS, SLICE
 from tests.support.fleet import Gateways, Other, in_process, started, until
+from tests.support.forks import start_python
 from tests.support.patience import START
 from tests.support.peers import Opcode, RawPeer, frame
-from tests.support.process import ROOT, GatewayProcess
+from tests.support.process import GatewayProcess
 from tests.support.serving import Script, echo, serving
 from tests.support.sinks import LIMIT, Pausable, Sink, reader_of
 
@@ -288,9 +288,7 @@ async def gateways() -> AsyncIterator[Gateways]:
 async def flood(where: GatewayProcess, kind: str) -> AsyncIterator[str]:
     """Flood a gateway from another process; gives that peer's address."""
     arguments = [str(where.port), kind, *(["--tls"] if where.tls else [])]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.support.flooder", *arguments), stdout=asyncio.subprocess.PIPE, cwd=ROOT
-    )
+    process = await start_python("tests.support.flooder", *arguments)
     assert process.stdout is not None
     try:
         word, address = (await asyncio.wait_for(process.stdout.readline(), START)).decode().split()
