@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of whole systems, some of which take long, begin before the others: these fill what time is left."""
+    """Let the tests of whole systems, which take longest, begin first: the others fill the time that is left."""
     items.sort(key=lambda item: not item.path.is_relative_to(SYSTEM))
 
 
