@@ -370,8 +370,9 @@ async def _staged(config: Config) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-test-"))
         tokens = TokensFile(Path(directory) / "tokens.toml", EVIL, VICTIM)
-        events = {"events": {"conflate": ["pos.>"]}}
-        where = await stack.enter_async_context(GatewayProcess({"auth": tokens.auth, **events, **config}))
+        # Attackers share this process's event loop, and so have their handshakes while it is busy.
+        usual: Config = {"events": {"conflate": ["pos.>"]}, "server": {"handshake_timeout": 60.0}}
+        where = await stack.enter_async_context(GatewayProcess({"auth": tokens.auth, **usual, **config}))
         async with AsyncExitStack() as peers:
             yield Stage(where, tokens, peers)
 
