@@ -46,8 +46,9 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of `sized`."""
-    parser.addoption("--full", action="store_true", help="give storms, crowds and random runs their full size")
+    """Add the option of `sized` and of what is forked."""
+    meaning = "give storms, crowds and random runs their full size, and each gateway and command a new interpreter"
+    parser.addoption("--full", action="store_true", help=meaning)
 
 
 @pytest.fixture(scope="session")
