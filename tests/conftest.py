@@ -4,8 +4,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -14,8 +13,6 @@ from tests.support.certs import Authority, authority
 from tests.support.forks import shared
 from tests.support.patience import Sized
 from tests.support.process import Config, EventLoopName, GatewayProcess, StartGateway
-
-SYSTEM: Final = Path(__file__).parent / "system"
 
 # An example that takes long on a busy machine is none that fails.
 settings.register_profile("tests", deadline=None)
@@ -33,11 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--full"):
         shared.allow()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of whole systems, which take longest, begin first: the others fill the time that is left."""
-    items.sort(key=lambda item: not item.path.is_relative_to(SYSTEM))
 
 
 def pytest_unconfigure() -> None:

@@ -55,7 +55,7 @@ from tests.support.patience import SLACK, WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, Line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("admission")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METHODS: Final = {"methods": {"modules": ["tests.support.sample_methods"]}}
 QUICK: Final = {"server": {"close_timeout": 0.5}}

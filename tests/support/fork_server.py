@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Self
@@ -47,6 +48,7 @@ class Program:
         """Be this program: this process has just been forked. SystemExit is the program's own."""
         os.environ.clear()
         os.environ.update(self.environ)
+        time.tzset()
         if self.nofile is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self.nofile, self.nofile))
         signal.signal(signal.SIGINT, signal.default_int_handler)

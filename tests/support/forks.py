@@ -22,7 +22,7 @@ from tests.support.patience import START
 
 FOLDER: Final = Path(__file__).resolve().parents[2]
 # Variables that Python or a library reads while it is imported.
-EARLY: Final = ("PYTHON", "LC_", "LANG", "SSL_", "TZ")
+EARLY: Final = ("PYTHON", "LC_", "LANG", "SSL_")
 # Bytes that can be written to a pipe that has no reader yet.
 PIPE_SIZE: Final = 1 << 16
 

@@ -26,7 +26,7 @@ from tests.support.process import GatewayProcess
 from tests.support.serving import Script, echo, serving
 from tests.support.sinks import LIMIT, Pausable, Sink, reader_of
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("reader")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ANSWERS = 30
 """How many answers another peer gets during a flood."""
