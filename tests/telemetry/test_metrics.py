@@ -187,7 +187,9 @@ async def test_before_the_first_event_everything_is_zero_and_has_all_its_labels(
         expected |= {(f"gateway_request_seconds_{what}", method): 0.0 for what in ("sum", "count")}
     for name in ("messages", "bytes"):
         expected |= {(f"gateway_{name}_total", direction): 0.0 for direction in ("in", "out")}
-    expected |= {(f"gateway_{name}",): 0.0 for name in ("calls_in_flight", "outbox_bytes", "loop_lag_seconds")}
+    gauges = ("calls_in_flight", "connections_held", "outbox_bytes", "loop_lag_seconds")
+    expected |= {(f"gateway_{name}",): 0.0 for name in gauges}
+    expected |= {("gateway_resumes_total", "resumed"): 0.0}
     expected |= {(f"gateway_events_{what}_total",): 0.0 for what in ("published", "delivered")}
     expected |= {("gateway_dropped_total", kind): 0.0 for kind in ("notification", "progress")}
     expected |= {("gateway_connections_opened_total",): 0.0, ("gateway_build_info", __version__): 1.0}
