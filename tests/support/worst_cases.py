@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.auth.credentials import MAX_CREDENTIAL
 from tests.support.credentials import Holder, signed
-from tests.support.peers import RawPeer
+from tests.support.peers import Opcode, RawPeer
 
 MIB: Final = 1 << 20
 ROOM: Final = MIB - 400
@@ -162,6 +162,9 @@ _shapes("connection.list", codes=(-32602,))
 _shapes("connection.get", codes=(-32004, -32602))
 _shapes("connection.close", codes=(-32004, -32602))
 _shapes("connection.history", codes=(-32602,))
+_shapes("connection.keep", codes=(-32600, -32602))
+_shapes("connection.resume", codes=(-32600, -32602))
+_shapes("connection.ack", codes=(-32600, -32602))
 
 
 # gateway.*
@@ -335,6 +338,18 @@ async def _register_text(stage: Stage) -> Message:
 async def _register_too_much(stage: Stage) -> Message:
     specs = b",".join(b'{"name":"x%d","params":%b}' % (n, filled(b"[]", 1000)) for n in range(999))
     return Message(await stage.enter(), "node.register", b'{"methods":[%b]}' % specs, (-32009,))
+
+
+@worst("node.register", "a node for which as many calls wait as may")
+async def _register_awaited(stage: Stage) -> Message:
+    params = {"node": "actor", "method": "awaited", "waitMs": 600_000, "params": ["x" * 60_000]}
+    call = {"jsonrpc": "2.0", "method": "node.call", "params": params}
+    for _ in range(4):
+        caller = await stage.enter(scopes=(*SCOPES, "call:awaited"))
+        for _ in range(64):
+            await caller.send_frame(Opcode.TEXT, encoded(call))
+        await stage.ask(caller, "gateway.ping", {})
+    return Message(await stage.enter(), "node.register", encoded({"methods": [{"name": "awaited"}]}))
 
 
 @worst("node.register", "one method of a full node")
