@@ -56,7 +56,7 @@ class ServedCall:
         if not self.call_id:
             return
         data = jsonrpc.notification("rpc.progress", {"id": Raw(self.call_id), "value": value})
-        if not self._link.check_size(data):
+        if not self._link.fits(data):
             raise ValueError(f"progress of {len(data)} bytes is more than the gateway takes")
         await self._link.send(data)
 
@@ -133,7 +133,7 @@ class Serving:
         reply = await _reply(method, params, call)
         if not call.call_id:
             return
-        if not link.check_size(reply):
+        if not link.fits(reply):
             logger.error("the answer of %s has %d bytes: more than the gateway takes", method.name, len(reply))
             reply = _error(call.call_id, failure(INTERNAL_ERROR, "the answer is larger than the gateway takes"))
         try:
