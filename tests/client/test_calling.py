@@ -319,3 +319,41 @@ async def test_the_progress_that_a_slow_reader_misses_is_told() -> None:
         assert await running == "done"
     assert seen + missed == count
     assert missed > 0
+
+
+async def test_a_nested_call_that_was_not_delivered_is_not_sent_again_as_the_outer_one(gateway: StartGateway) -> None:
+    process = await gateway({"limits": {"max_node_in_flight": 1}})
+    url = process.url("/ws", websocket=True)
+    async with connect(url) as inner, connect(url) as outer, connect(url) as client:
+        runs = 0
+        inner.method("inner.wait")(lambda params, call: asyncio.sleep(WAIT))
+
+        @outer.method("outer.do")
+        async def do(params: Any, call: ServedCall) -> Any:
+            nonlocal runs
+            runs += 1
+            return await outer.call("inner.wait", timeout=WAIT)
+
+        await inner.serve("inner")
+        await outer.serve("outer")
+        waiting = asyncio.create_task(client.call("inner.wait", timeout=WAIT))
+        await until(lambda: inner.serving_calls == 1, "it did not begin")
+        nested = await failing(outer, method="inner.wait")
+        assert (nested.name, nested.outcome, nested.may_be_sent_again) == ("overloaded", "not_delivered", True)
+        error = await failing(client, method="outer.do", retry=True)
+        assert (error.code, error.message) == (nested.code, nested.message)
+        assert (error.outcome, error.retry_after) == ("unknown", None)
+        assert runs == 1
+        waiting.cancel()
+
+
+@pytest.mark.parametrize("outcome", ["outcome", "nodeOutcome"])
+async def test_what_a_node_says_of_the_outcome_is_not_believed(outcome: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.refuse(await peer.request(), -32009, "overloaded", **{outcome: "unknown"}, nodeRetryAfterMs=1)
+        await peer.stay()
+
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+        error = await failing(client, retry=True)
+        assert (error.name, error.outcome) == ("overloaded", "unknown")
