@@ -15,7 +15,8 @@ CLIENT_CLOSE: Final = 1000
 SHUTDOWN: Final = 1001
 UNAUTHENTICATED: Final = 4500
 
-_FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
+_FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1010})
+"""1009 is not among them, because it is about one message."""
 _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429})
 
 
