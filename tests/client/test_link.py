@@ -9,7 +9,7 @@ import pytest
 from msgspec import Raw
 
 from gateway.client.endings import LOST
-from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
+from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost
 from gateway.client.link import Link, Options, Refused, open_link
 from gateway.client.sending.outbox import MAX_POSTED, Outgoing
 from tests.support.patience import SLACK, WAIT
@@ -162,3 +162,31 @@ async def test_one_who_does_not_read_is_given_up_and_the_close_has_its_deadline(
             assert await reading == []
             await link.close()
         assert link.end.reason == "the gateway does not read"
+
+
+async def test_at_its_close_what_was_asked_for_leaves_and_nothing_that_was_told_not_to() -> None:
+    messages: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        async for message in peer.ws:
+            messages.append(message.json()["method"])
+
+    async with scripted(script) as gateway, aiohttp.ClientSession() as session:
+        link = await opened(gateway, session)
+        link.post(b'{"jsonrpc":"2.0","method":"posted"}')
+        waiting = [
+            asyncio.create_task(link.send(b'{"jsonrpc":"2.0","method":"sent"}')),
+            asyncio.create_task(link.reply(b'{"jsonrpc":"2.0","method":"replied"}')),
+            asyncio.create_task(link.request("asked", None)),
+        ]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        closing = asyncio.create_task(link.close())
+        await asyncio.wait(waiting)
+        await closing
+    lost = waiting[2].exception()
+    assert isinstance(lost, ConnectionLost)
+    outcome = UNKNOWN if "asked" in messages else NOT_DELIVERED
+    assert lost.outcome == outcome
+    assert messages[:3] == ["posted", "sent", "replied"]

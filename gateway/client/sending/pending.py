@@ -199,6 +199,7 @@ class PendingTable:
         self._end = end
         sent, self._sent = self._sent, {}
         for pending, message in sent.values():
+            self._outbox.withdraw(message)
             pending.fail(ConnectionLost(end, UNKNOWN if message.left else NOT_DELIVERED))
         self._given_up.clear()
         if self._timer is not None:

@@ -191,6 +191,8 @@ async def test_at_the_end_of_the_link_it_is_known_what_may_have_been_run() -> No
     assert failure_of(waiting) == [("connection_lost", NOT_DELIVERED)] * 2
     for exchange in (not_left, late, own):
         assert failure_of(exchange) == [("connection_lost", NOT_DELIVERED)]
+    await desk.outbox.flush()
+    assert desk.sent == [b"1"], "what is told not to have been delivered does not leave either"
     assert len(desk.table) == 0
 
 
