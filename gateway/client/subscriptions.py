@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -183,14 +183,16 @@ class Subscription:
 
     async def join(self, link: Link) -> None:
         """Subscribe on this link, from where the subscription was. Raises `CallError`."""
-        room = link.limit("maxMessageBytes", sys.maxsize) - len(_params(self.patterns, {})) - _ENVELOPE
-        newest = reversed([topic for topic in self._positions if self.meets(topic)])
-        await self._ask(link, self._places(newest, room), self._joined)
+        newest = [topic for topic in reversed(self._positions) if self.meets(topic)]
+        await self._ask(link, self._places(link, newest), self._joined)
         while self._catching_up:
-            await self._ask(link, self._places(self._catching_up, room), self._caught_up)
+            await self._ask(link, self._places(link, self._catching_up), self._caught_up)
 
-    def _places(self, topics: Iterable[str], room: int) -> dict[str, Position]:
+    def _places(self, link: Link, topics: Collection[str]) -> dict[str, Position]:
         """Return the positions in the first of these topics, as many as one request may have and has room for."""
+        if not topics:
+            return {}
+        room = link.limit("maxMessageBytes", sys.maxsize) - len(_params(self.patterns, {})) - _ENVELOPE
         places: dict[str, Position] = {}
         for topic in topics:
             position = self._positions[topic]

@@ -304,11 +304,14 @@ async def test_it_resumes_with_no_more_positions_than_a_message_has_room_for() -
             request = json.loads(text)
             asked.append(set(request["params"]["since"]))
             await peer.answer(request, {"topics": {one: {**topics[one], "recovered": True} for one in asked[-1]}})
+        resumed.set()
         await peer.answer(await peer.request(), None)
         await peer.stay()
 
+    resumed = asyncio.Event()
+
     async with scripted(first, second) as gateway, connect(gateway.url) as client, client.subscribe("a.>") as events:
-        await until(lambda: gateway.connections == 2, "it did not come back")
+        await asyncio.wait_for(resumed.wait(), WAIT)
         await client.call("x.y", timeout=WAIT)
         assert events.waiting == 0
     assert set.union(*asked) == set(topics)
