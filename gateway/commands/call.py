@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from gateway.client import Client
+from gateway.client import Client, Missed
 from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import remote
 from gateway.terminal.output import Line, as_json
@@ -62,7 +62,8 @@ def run(given: argparse.Namespace) -> int:
         ticking = asyncio.create_task(shown.tick())
         try:
             async for value in running:
-                shown.report(value)
+                if not isinstance(value, Missed):  # the newest is enough
+                    shown.report(value)
             result = await running
         finally:
             ticking.cancel()
