@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from gateway.deadlines import Wheel
 from gateway.errors import INTERNAL_ERROR, NODE_LOST, TIMEOUT, RpcError
-from gateway.rpc import jsonrpc
+from gateway.rpc import jsonrpc, responses
 from gateway.rpc.jsonrpc import ABSENT, Message
 
 UNKNOWN: Final = "unknown"
@@ -140,7 +140,7 @@ class Calls:
         if message.error is ABSENT and message.result is not ABSENT:  # nearly always
             call.answered(message)
         else:
-            response = jsonrpc.response(message)
+            response = responses.checked(message)
             if response is None:
                 call.failed(INTERNAL_ERROR)
             else:
