@@ -13,13 +13,16 @@ T = TypeVar("T")
 class Buffer(Generic[T]):
     """Holds at most ``size`` items; another one drops the oldest. An async iterator for one reader.
 
-    ``dropped`` is called with each item that is dropped. After `close` the remaining items can still be read; then the
-    iteration stops, or raises the error that `close` was given. Raises ValueError for a ``size`` below 1.
+    ``dropped`` is called with each item that is dropped, and ``at_once`` is how many go when it is full: with more than
+    one a reader that is too slow gets runs of items without a hole, and not a hole after each. After `close` the
+    remaining items can still be read; then the iteration stops, or raises the error that `close` was given. Raises
+    ValueError for a ``size`` below 1.
     """
 
-    def __init__(self, size: int, dropped: Callable[[T], None] | None = None) -> None:
+    def __init__(self, size: int, dropped: Callable[[T], None] | None = None, *, at_once: int = 1) -> None:
         if size < 1:
             raise ValueError("a buffer holds one item at least")
+        self._at_once = min(max(at_once, 1), size)
         self._items: deque[T] = deque()
         self._size = size
         self._dropped = dropped
@@ -35,9 +38,10 @@ class Buffer(Generic[T]):
         if self._closed:
             return
         if len(self._items) >= self._size:
-            oldest = self._items.popleft()
-            if self._dropped is not None:
-                self._dropped(oldest)
+            for _ in range(self._at_once):
+                oldest = self._items.popleft()
+                if self._dropped is not None:
+                    self._dropped(oldest)
         self._items.append(item)
         self._news.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
@@ -11,12 +12,12 @@ from typing import Any, Final, Self
 
 import msgspec
 from msgspec import Raw
-from yarl import URL
 
+from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trusting
 from gateway.client.backoff import Backoff
 from gateway.client.buffer import Buffer
 from gateway.client.calling import Caller, Step, restore, timed_out
-from gateway.client.connection import Connection, State, TokenSource, bare
+from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Link, Options, Refused
 from gateway.client.pending import PROGRESS, Running
@@ -239,10 +240,13 @@ class Client:
         """Register the methods, now and after each reconnect; returns ``name`` and ``methods``.
 
         ``name`` is the node's. With a credential it is the principal's name, and may be left out. May be called again.
-        Raises `CallError` if the gateway refuses or does not answer in ``timeout`` seconds, ValueError if there is no
-        method, and TypeError for a description of a method that JSON does not hold.
+        White space around it does not count. Raises `CallError` if the gateway refuses or does not answer in
+        ``timeout`` seconds, ValueError if there is no method or the name has other characters than names may have, and
+        TypeError for a description of a method that JSON does not hold.
         """
         registered: dict[str, Any] = {}
+        if name is not None:
+            name = line(name, "the node's name")
         params = self._serving.registration(name)
 
         async def register(link: Link) -> None:
@@ -360,11 +364,13 @@ async def _ended(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
 
 
 def connect(
-    url: str = "ws://127.0.0.1:8765/ws",
+    url: str = DEFAULT_URL,
     token: TokenSource = None,
     *,
     reconnect: bool = True,
     ssl: tls.SSLContext | bool | None = None,
+    cafile: str | os.PathLike[str] | None = None,
+    proxy: str | bool = True,
     open_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
     close_timeout: float = 5.0,
@@ -375,10 +381,16 @@ def connect(
 ) -> Client:
     """Return a client for ``async with``, which connects it. Times are seconds.
 
-    url: ws, wss, http or https. token: a credential, or a callable, plain or async, that returns a fresh one. It is
-    called at each attempt and before the credential expires. A credential travels in the Authorization header, and a
-    refresh in a message. reconnect: whether to connect again after a loss; never done if the gateway has said that it
-    is of no use. ssl: how to verify the gateway; None and True: as Python does, False: not at all.
+    url: ws, wss, http or https; ``/ws`` if it has no path. token: a credential, or a callable, plain or async, that
+    returns a fresh one. It is called at each attempt, after a credential was refused, and before one expires. A
+    credential travels in the Authorization header, and a refresh in a message. reconnect: whether to connect again
+    after a loss; never done if the gateway has said that it is of no use, nor if the first attempt meets no gateway at
+    all, such as another service, or a certificate that is not trusted.
+
+    ssl: how to verify the gateway; None and True: as Python does, False: not at all. cafile: a PEM file with the
+    authorities to trust, in place of ``ssl``. proxy: the URL of an HTTP proxy; True: what HTTPS_PROXY (for wss),
+    HTTP_PROXY (for ws) and NO_PROXY say, but none for a gateway on loopback; False: none. For wss the proxy makes a
+    tunnel; for ws it has to pass on the upgrade.
 
     open_timeout: how long entering waits for a connection; None: without end. connect_timeout: for an attempt, from
     TCP to the welcome, and for the token. close_timeout: how long the gateway may take to answer a close. heartbeat:
@@ -387,10 +399,15 @@ def connect(
     max_calls: how many calls are served at once; more are refused as ``overloaded``. max_message_bytes: the largest
     message that is accepted from the gateway.
 
-    Raises ValueError if the URL is not one of a gateway or has a credential in it, or if the token has a line break
-    inside. White space around a token does not count.
+    White space around the URL, the token and the proxy does not count. Raises ValueError for a URL that is not one of a
+    gateway or has a credential in it, for a token that no header can hold, for a proxy that is not an HTTP proxy, and
+    for a ``cafile`` that cannot be read or is given with ``ssl``.
     """
-    _require_usable(url)
+    if cafile is not None:
+        if ssl is not None:
+            raise ValueError("cafile: ssl says already how to verify the gateway")
+        ssl = trusting(cafile)
+    url = address(url)
     options = Options(
         url=url,
         ssl=True if ssl is None else ssl,
@@ -398,20 +415,13 @@ def connect(
         connect_timeout=connect_timeout,
         close_timeout=close_timeout,
         max_message_bytes=max_message_bytes,
+        proxy=proxy_for(url, proxy),
     )
     return Client(
         options,
-        bare(token) if isinstance(token, str) else token,
+        credential(token) if isinstance(token, str) else token,
         reconnect=reconnect,
         backoff=backoff or Backoff(),
         open_timeout=open_timeout,
         max_calls=max_calls,
     )
-
-
-def _require_usable(url: str) -> None:
-    parsed = URL(url)
-    if parsed.scheme not in ("ws", "wss", "http", "https") or not parsed.host:
-        raise ValueError(f"not the URL of a gateway: {url!r}; such as ws://127.0.0.1:8765/ws")
-    if parsed.user is not None or parsed.password is not None:
-        raise ValueError("a credential does not belong in a URL: give it as token")

@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
 import aiohttp
+from yarl import URL
 
+from gateway.client.address import credential
 from gateway.client.backoff import Backoff
 from gateway.client.buffer import Buffer
-from gateway.client.endings import CLOSED, LOST, MAX_PAUSE, SHUTDOWN, End
+from gateway.client.endings import CLOSED, LOST, MAX_PAUSE, REFUSED_CREDENTIAL, SHUTDOWN, End
 from gateway.client.errors import NOT_DELIVERED, ConnectionLost
-from gateway.client.link import Incoming, Link, Options, Refused, open_link
+from gateway.client.link import Incoming, Link, Options, Refused, open_link, open_session
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +30,6 @@ RECONNECT: Final = (0.5, 10.0)
 
 STATES: Final = 64
 """How many changes of the state wait for a slow reader of `Connection.states`; then the oldest is dropped."""
-
-
-def bare(token: str) -> str:
-    """Return a token without the white space around it, such as the line break at the end of a file.
-
-    Raises ValueError if it has a line break inside, or another character that no header can hold.
-    """
-    text = token.strip()
-    if not text.isprintable():
-        raise ValueError("the token has a line break inside, or another character that is not printable")
-    return text
 
 
 class State(enum.Enum):
@@ -86,6 +77,10 @@ class Connection:
         self._watchers: set[Buffer[State]] = set()
         self._leaving = False
         self._come_back_at: float | None = None
+        self._was_open = False
+        self._sent: str | None = None
+        self._was_refused = False
+        self._told = ""
         self.link: Link | None = None
         self.state = State.CONNECTING
         self.end: End | None = None
@@ -128,8 +123,7 @@ class Connection:
         """Connect, and reconnect after each loss, until `leave` is called or another attempt cannot help."""
         end = CLOSED
         try:
-            # A connector of its own: nothing is shared with other sessions, and no cookies are kept.
-            async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+            async with open_session() as session:
                 end = await self._keep_open(session)
         except Exception:
             logger.exception("the connection to %s has a defect", self._options.url)
@@ -143,18 +137,33 @@ class Connection:
         while True:
             self._enter(State.CONNECTING)
             end = self.end = await self._once(session)
-            if self._leaving or end.final or not self._reconnect:
+            if self._leaving or not self._reconnect or not await self._another_may_help(end):
                 return end
             self._enter(State.WAITING)
             await asyncio.sleep(self.pause(end))
 
+    async def _another_may_help(self, end: End) -> bool:
+        """Return whether another attempt may end in another way: it must not be final, or have another credential.
+
+        A callable has one chance to give another credential than the one that was refused.
+        """
+        if not end.final:
+            return True
+        if end.code not in REFUSED_CREDENTIAL or not callable(self._token) or self._was_refused:
+            return False
+        self._was_refused = True
+        try:
+            return await self.token() != self._sent
+        except Refused as refused:
+            return not refused.end.final
+
     async def _once(self, session: aiohttp.ClientSession) -> End:
         """Make one link and read it to its end; return how it, or the attempt, ended."""
         try:
-            token = await self.token()
-            link = await open_link(session, token, self._options, self._ids)
+            self._sent = await self.token()
+            link = await open_link(session, self._sent, self._options, self._ids)
         except Refused as refused:
-            return refused.end
+            return self._failed(refused.end)
         try:
             self._opened(link)
             while messages := await link.receive():
@@ -167,10 +176,20 @@ class Connection:
             self._endpoint.lost(link)
         return link.end
 
+    def _failed(self, end: End) -> End:
+        """Return the end of an attempt that gave no link, and log it if it is news and there will be another one."""
+        if self._was_open:
+            # It was right before. Certificates are renewed, and names come back.
+            end = end._replace(mistaken=False)
+        if self._reconnect and not end.final and end.reason != self._told:
+            self._told = end.reason
+            logger.warning("no connection to %s: %s; trying again", URL(self._options.url).authority, end)
+        return end
+
     async def token(self) -> str | None:
         """Return the credential, a fresh one from a callable.
 
-        Raises `Refused` if the callable fails, takes too long, or returns what `bare` refuses.
+        Raises `Refused` if the callable fails, takes too long, or returns what is no `credential`.
         """
         if self._token is None or isinstance(self._token, str):
             return self._token
@@ -182,28 +201,33 @@ class Connection:
             logger.warning("the callable for the token has failed", exc_info=True)
             raise Refused(End(LOST, f"no token: {type(error).__name__}")) from None
         try:
-            return bare(token)
+            return credential(token)
         except (ValueError, AttributeError) as error:
             why = str(error) if isinstance(error, ValueError) else f"the callable returned {type(token).__name__}"
-            raise Refused(End(LOST, f"no token: {why}")) from None
+            raise Refused(End(LOST, f"no token: {why}", mistaken=True)) from None
 
     def _opened(self, link: Link) -> None:
         self.link = link
+        self._was_open, self._was_refused, self._told = True, False, ""
         self._come_back_at = None
         self._backoff.opened()
         self._enter(State.OPEN)
         self._endpoint.opened(link)
 
     def draining(self, link: Link, reconnect_after: float) -> None:
-        """The gateway shuts down: send nothing new on this link, and reconnect in ``reconnect_after`` seconds."""
+        """The gateway shuts down: send nothing new on this link, and reconnect in ``reconnect_after`` seconds.
+
+        Never sooner than after the shortest of `RECONNECT`, whatever the gateway says.
+        """
         link.draining = True
-        self._come_back_at = time.monotonic() + min(max(0.0, reconnect_after), MAX_PAUSE)
+        self._come_back_at = time.monotonic() + min(max(RECONNECT[0], reconnect_after), MAX_PAUSE)
 
     def pause(self, end: End) -> float:
         """Return how many seconds to wait before the next attempt. Forgets what `draining` has said."""
         come_back_at, self._come_back_at = self._come_back_at, None
         if come_back_at is not None:
-            return max(0.0, come_back_at - time.monotonic())
+            # By itself the link may last longer than that. Then nothing else would hold back one attempt after another.
+            return max(come_back_at - time.monotonic(), self._backoff.pause())
         if end.code == SHUTDOWN:
             # All other clients have lost their links at the same moment.
             return self._backoff.between(*RECONNECT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import ssl
 from collections.abc import Coroutine
 from typing import Any, Final, NamedTuple
@@ -13,8 +15,9 @@ import aiohttp
 import msgspec
 from aiohttp import WSMsgType
 from msgspec import Raw
+from yarl import URL
 
-from gateway.client.endings import CLOSED, LOST, UNAUTHENTICATED, End, refusal
+from gateway.client.endings import CLOSED, LOST, UNAUTHENTICATED, End, refusal, unanswered
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
 from gateway.client.pending import OnReply, Pending, PendingTable, Progress
 from gateway.errors import INVALID_REQUEST
@@ -22,6 +25,10 @@ from gateway.rpc import jsonrpc
 
 MAX_POSTED: Final = 1000
 """How many messages of `Link.post` may wait while the gateway does not read; with one more the link is given up."""
+
+_MAX_SAID: Final = 200
+_SAID_TIMEOUT: Final = 1.0
+"""Seconds for the text of a refusal, whose status is known already."""
 
 
 class Incoming(jsonrpc.Message, gc=False):
@@ -33,8 +40,8 @@ class Incoming(jsonrpc.Message, gc=False):
 class Options(NamedTuple):
     """How to connect; times are seconds.
 
-    ``heartbeat`` is the silence after which the gateway is pinged. If it does not answer within half of that time the
-    link is lost.
+    ``url`` is an `address`, and ``proxy`` the URL of the HTTP proxy before it, or None. ``heartbeat`` is the silence
+    after which the gateway is pinged. If it does not answer within half of that time the link is lost.
     """
 
     url: str
@@ -43,6 +50,7 @@ class Options(NamedTuple):
     connect_timeout: float
     close_timeout: float
     max_message_bytes: int
+    proxy: str | None = None
 
 
 class Refused(Exception):
@@ -68,6 +76,7 @@ class Link:
         self, ws: aiohttp.ClientWebSocketResponse[Any], ids: itertools.count[int], close_timeout: float
     ) -> None:
         self._ws = ws
+        self._socket: socket.socket | None = ws.get_extra_info("socket")
         self._ids = ids
         self._close_timeout = close_timeout
         self._closing = asyncio.Lock()
@@ -218,6 +227,7 @@ class Link:
             async with self._closing:
                 await self._shut()
         finally:
+            self._cut()
             posts = list(self._posts)
             for task in posts:
                 task.cancel()
@@ -229,34 +239,81 @@ class Link:
             async with asyncio.timeout(self._close_timeout):
                 await self._ws.close()
 
+    def _cut(self) -> None:
+        """End TCP. By itself the transport would wait until a gateway that hangs has read what was sent to it."""
+        with contextlib.suppress(OSError):
+            if self._socket is not None and (number := self._socket.fileno()) >= 0:
+                # asyncio's and uvloop's own objects have no `shutdown` to be relied on.
+                with socket.socket(fileno=os.dup(number)) as same:
+                    same.shutdown(socket.SHUT_RDWR)
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Return a session for `open_link`. It shares nothing with other sessions, and keeps no cookies."""
+    # `trust_env` would also take credentials for the gateway from ~/.netrc, and does not know HTTPS_PROXY for wss.
+    return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(), middlewares=(_upgraded,), timeout=aiohttp.ClientTimeout()
+    )
+
 
 async def open_link(
     session: aiohttp.ClientSession, token: str | None, options: Options, ids: itertools.count[int]
 ) -> Link:
-    """Connect and receive the welcome. Raises `Refused`, and ValueError for a token that no header can hold.
+    """Connect and receive the welcome, with a session of `open_session`. Raises `Refused`.
 
     ``ids`` gives the ids of requests; it goes on from link to link.
     """
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    url, phase = URL(options.url), "no answer"
+    if options.proxy is not None:
+        url = url.with_scheme("https" if url.scheme == "wss" else "http")  # which proxies know
     try:
         async with asyncio.timeout(options.connect_timeout):
             ws = await session.ws_connect(
-                options.url,
+                url,
                 headers=headers,
                 heartbeat=options.heartbeat,
                 timeout=aiohttp.ClientWSTimeout(ws_close=options.close_timeout),
                 max_msg_size=options.max_message_bytes,
                 decode_text=False,
                 ssl=options.ssl,
+                proxy=options.proxy,
             )
+            phase = "no gateway.welcome"
             return await _welcomed(Link(ws, ids, options.close_timeout))
-    except aiohttp.WSServerHandshakeError as error:
-        headers = dict(error.headers or {})
-        raise Refused(refusal(error.status, _refused_text(error.status), headers)) from None
     except TimeoutError:
-        raise Refused(End(LOST, f"no connection within {options.connect_timeout} s")) from None
+        raise Refused(End(LOST, f"{phase} within {options.connect_timeout:g} s")) from None
     except (aiohttp.ClientError, OSError) as error:
-        raise Refused(End(LOST, _text(error))) from None
+        raise Refused(unanswered(error, secure=url.scheme in ("wss", "https"))) from None
+
+
+async def _upgraded(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send the upgrade. Raises `Refused` for every answer but 101.
+
+    Otherwise aiohttp would follow redirects, and connect once more at once if it was cut.
+    """
+    try:
+        response = await send(request)
+    except TimeoutError:
+        raise
+    except (aiohttp.ClientError, OSError) as error:
+        raise Refused(unanswered(error, secure=request.is_ssl())) from None
+    if response.status == 101:
+        return response
+    try:
+        raise Refused(refusal(response.status, await _said(response), response.headers))
+    finally:
+        response.close()
+
+
+async def _said(response: aiohttp.ClientResponse) -> str:
+    """Return the line with which the gateway explains a refusal; empty if there is none."""
+    if response.content_type != "text/plain":
+        return ""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(_SAID_TIMEOUT):
+            return (await response.content.read(_MAX_SAID)).decode("ascii", "replace").strip()
+    return ""
 
 
 async def _welcomed(link: Link) -> Link:
@@ -281,8 +338,3 @@ async def _welcomed(link: Link) -> Link:
 
 def _text(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-def _refused_text(status: int) -> str:
-    said = {401: "the credential was refused", 404: "there is no gateway at this path", 503: "full or draining"}
-    return said.get(status, "the gateway refused the connection")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -39,7 +40,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Messages of this topic are lost: whatever was built from them has to be read again."""
+    """Messages of this topic are lost: whatever was built from them has to be read again.
+
+    If a slow reader has lost messages of thousands of topics, ``topic`` is a pattern that stands for all of them.
+    """
 
     topic: str
 
@@ -72,8 +76,9 @@ class Subscription:
 
     It begins with ``async with``, which waits up to 30 seconds until the gateway has taken it, or with the first step
     of ``async for``; it ends with that block or loop. After a reconnect it continues where it was; if messages are
-    lost it yields a `Gap` for their topic. If the reader is slow ``buffer`` items are kept; when more are dropped, a
-    `Gap` for each topic of theirs comes before the next item. Use it once: a second time raises RuntimeError.
+    lost it yields a `Gap` for their topic. If the reader is slow ``buffer`` items wait; with one more the older half of
+    them is dropped. Then a `Gap` comes before the next event of each topic that has lost some, at the latest when
+    nothing else waits. Use it once: a second time raises RuntimeError.
 
     Beginning and iterating raise `CallError` if the gateway refuses the subscription, and `ConnectionLost` if the
     client does not reconnect. The iteration stops when the client is closed.
@@ -88,8 +93,10 @@ class Subscription:
         self._subscribe = subscribe
         self._leave = leave
         self._parts = [pattern.split(".") for pattern in patterns]
-        self._items: Buffer[Event | Gap] = Buffer(buffer, self._dropped)
+        self._items: Buffer[Event | Gap] = Buffer(buffer, self._dropped, at_once=buffer // 2)
+        self._next: deque[Event | Gap] = deque()
         self._gaps: dict[str, None] = {}
+        self._wide = [pattern for pattern in patterns if "*" in pattern or ">" in pattern]
         self._positions = {topic: _position(position) for topic, position in (since or {}).items()}
         self._catching_up: set[str] = set()
         self._entered = False
@@ -102,7 +109,7 @@ class Subscription:
     @property
     def waiting(self) -> int:
         """How many events and gaps have arrived and are not read yet."""
-        return len(self._items)
+        return len(self._items) + len(self._next)
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -134,13 +141,31 @@ class Subscription:
         if not within_block:
             await self.__aenter__()
         try:
-            async for item in self._items:
-                while self._gaps:
-                    yield Gap(self._gaps.popitem()[0])
-                yield item
+            while self._next or await self._fetch():
+                yield self._next.popleft()
         finally:
             if not within_block:
                 self.close()
+
+    async def _fetch(self) -> bool:
+        """Wait for an item and put it into `_next`, with its gaps. False if there will be none.
+
+        It stays there until it is told: a reader that leaves the loop after a gap may come back.
+        """
+        if self._gaps and not self._items:
+            self._next.extend(map(Gap, self._gaps))
+            self._gaps.clear()
+        elif (item := await anext(self._items, None)) is not None:
+            owed = [name for name in (item.topic, *self._wide) if name in self._gaps]
+            for name in owed:
+                del self._gaps[name]
+            self._next.extend(Gap(name) for name in owed if item != Gap(name))
+            self._next.append(item)
+            # Gaps of other topics come one by one: if all came at once, more would be dropped meanwhile than is read.
+            if other := next(iter(self._gaps), None):
+                del self._gaps[other]
+                self._next.append(Gap(other))
+        return bool(self._next)
 
     # For the connection
 
@@ -233,6 +258,8 @@ class Subscription:
             self._catching_up.discard(oldest)
 
     def _dropped(self, item: Event | Gap) -> None:
+        if len(self._gaps) >= MAX_POSITIONS + len(self.patterns):
+            self._gaps = dict.fromkeys(self.patterns)
         self._gaps[item.topic] = None
 
 

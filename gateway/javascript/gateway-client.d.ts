@@ -11,7 +11,9 @@ export type Outcome = "not_delivered" | "unknown";
  * `name` is the error's name in the gateway's table (`timeout`, `node_lost`, …), or `error` if a node gave none. Errors
  * that only this client has are `connection_lost`, `closed` and `message_too_big`, all with the `code` -32000.
  *
- * A served method throws a CallError to answer with its own error: `new CallError(7, "out of paper", {tray: 2})`.
+ * A served method throws a CallError to answer with its own error: `new CallError(7, "out of paper", {tray: 2})`. If it
+ * lets an error of a call of its own through, the outcome that this error tells becomes `unknown` for its caller:
+ * whatever became of the inner call, the method itself has run.
  */
 export class CallError extends Error {
   constructor(code: number, message: string, data?: unknown);
@@ -56,7 +58,11 @@ export interface Welcome {
 /** `waiting`: the link is lost, or could not be made, and the next attempt comes after a pause. */
 export type State = "connecting" | "open" | "waiting" | "closed";
 
-/** `code` and `reason` say how the last link or attempt ended, in `waiting` and `closed`; `pause` is in `waiting`. */
+/**
+ * `code` and `reason` say how the last link or attempt ended, in `waiting` and `closed`; `pause` is in `waiting`. A code
+ * below 1000 is the HTTP status of a refusal. Only a WebSocket like that of the package ws tells it, and `Retry-After`
+ * beside it: a page, and Node's own WebSocket, see 1006 for any attempt that failed.
+ */
 export interface StateDetail {
   state: State;
   code?: number;
@@ -74,7 +80,10 @@ export interface ClientEvents {
   state: CustomEvent<StateDetail>;
   /** The gateway is about to close. Calls from now on wait for the next link. */
   draining: CustomEvent<Draining>;
-  /** An error that no promise rejects with: from your methods, progress callbacks or token function, or a refusal. */
+  /**
+   * An error that no promise rejects with: from your methods, progress callbacks or token function, of an answer that
+   * could not be sent, or a refusal.
+   */
   error: CustomEvent<unknown>;
 }
 
@@ -85,20 +94,28 @@ export interface WebSocketLike {
   addEventListener(type: "message" | "close" | "error", listener: (event: any) => void): void;
   send(text: string): void;
   close(code?: number): void;
+  /** Ends it at once, whatever the other side does. Without it the next link waits, up to 35 s, until it is closed. */
+  terminate?(): void;
 }
 
 export interface ClientOptions {
   /**
    * A token or JSON Web Token, without the word Bearer. A function is called at each connect and again before the token
-   * expires; it has 30 s. The token goes to the gateway in the first message, and never into the address.
+   * expires; it has 30 s. The token goes to the gateway in the first message, and never into the address. White space
+   * around it does not count.
    */
   token?: string | null | (() => string | null | Promise<string | null>);
-  /** Reconnect after a loss; true by default. Never done after a close code that says to stay away. */
+  /**
+   * Reconnect after a loss; true by default. Never done after a close code that says to stay away, or an HTTP status
+   * that the next attempt would get as well, such as 403 and 404.
+   */
   reconnect?: boolean;
   /** `globalThis.WebSocket` by default. In a Node without one, pass that of the package ws. */
   WebSocket?: new (url: string) => WebSocketLike;
   /** Returns numbers from 0 to below 1, for the pauses; `Math.random` by default. */
   random?: () => number;
+  /** How many calls are served at once, 256 by default; more are refused as `overloaded`, and notifications dropped. */
+  maxCalls?: number;
 }
 
 export interface Wait {
@@ -113,8 +130,12 @@ export interface CallOptions extends Wait {
   node?: string;
   /** Send it again, after a pause and within the timeout, if it was refused for a while and certainly not run. */
   retry?: boolean;
-  /** Gets the values that the node reports, in order, before the result. */
-  onProgress?: (value: any) => void;
+  /**
+   * Gets the values that the node reports, in order, before the result. If it is async it runs for one value at a time,
+   * and the call waits for it, within the timeout. Up to 256 values wait meanwhile; after that the oldest are dropped,
+   * and `missed` says how many were, just before this value.
+   */
+  onProgress?: (value: any, missed: number) => unknown;
 }
 
 /** A message of a topic. */
@@ -140,7 +161,7 @@ export interface SubscribeOptions {
   since?: Record<string, { epoch: string; offset: number }>;
   /** Ends the subscription; the reader gets the signal's reason. */
   signal?: AbortSignal;
-  /** How many messages may wait for their reader, 1,000 by default; a gap stands for those beyond. */
+  /** How many messages may wait for their reader, 1,000 by default and at least 1; a gap stands for those beyond. */
   buffer?: number;
 }
 
@@ -159,7 +180,10 @@ export interface ServedCall {
   readonly timeLeftMs: number | null;
   /** Aborted when the call is cancelled or out of time, or when the link is lost. */
   readonly signal: AbortSignal;
-  /** Report to the caller. Does nothing for a notification, or once the call is over. Throws as `notify` does. */
+  /**
+   * Report to the caller. Does nothing for a notification, or once the call is over. Throws a TypeError for a value that
+   * is no JSON, and otherwise as `notify` does.
+   */
   progress(value: unknown): void;
 }
 
@@ -170,17 +194,23 @@ export interface MethodOptions {
 }
 
 export class GatewayClient extends EventTarget {
-  /** Does not connect yet; `open` does. */
+  /**
+   * Does not connect yet; `open` does. The path is `/ws` if the address has none. Throws a TypeError for an address that
+   * is none of a gateway or has a credential in it, and for a token with a line break inside.
+   */
   constructor(url: string | URL, options?: ClientOptions);
 
   readonly state: State;
   /** Of the latest link; null before the first. */
   readonly welcome: Welcome | null;
   readonly principal: Principal | null;
+  /** For people: how the latest link or attempt ended. */
+  readonly why: string;
 
   /**
    * Connect, and stay connected. Resolves when the connection is open. A failed attempt is followed by others, which go
-   * on even after this promise has timed out. Rejects with a CallError if the client is closed instead. Another call is
+   * on even after this promise has timed out; the error then says how the latest ended, as `why` and the event `state`
+   * do at once. Rejects with a CallError if the client is closed instead, because no attempt could succeed. Another call is
    * harmless, and makes a waiting client try at once. A closed client can be opened again.
    */
   open(options?: Wait): Promise<Welcome>;
@@ -192,6 +222,9 @@ export class GatewayClient extends EventTarget {
    * Call a method of the gateway or of a node. Without a link, and beyond the gateway's `maxInFlight`, the call waits
    * for its turn within the timeout. Rejects with a CallError, whose `outcome` is `unknown` if the link was lost before
    * the answer; with a TypeError for params that are no JSON. A signal cancels the call, at the node too.
+   *
+   * JSON is what `JSON.stringify` makes, here and wherever else values are sent; but lone surrogates and objects that it
+   * would empty (Map, Set, Error, Promise, typed arrays, …) are refused.
    */
   call<T = any>(method: string, params?: Params, options?: CallOptions): Promise<T>;
 
@@ -205,13 +238,16 @@ export class GatewayClient extends EventTarget {
 
   /**
    * Messages of topics and patterns, from now on: `*` is one part of a topic, a last `>` one or more. After a reconnect
-   * the subscription continues where it was; if messages are lost, a gap says so.
+   * the subscription continues where it was; if messages are lost, a gap says so. Throws a TypeError or a RangeError for
+   * topics or options of another form.
    */
   subscribe<T = any>(topics: string | Iterable<string>, options?: SubscribeOptions): Subscription<T>;
 
   /**
    * Declare a method to serve, before or after `serve`. The answer is what `run` returns, or the CallError that it
-   * throws; anything else that it throws is an `error` event, and answered with -32603.
+   * throws; anything else that it throws is an `error` event, and answered with -32603. So is an answer that is no JSON or
+   * is longer than the gateway takes: its caller gets -32603 with the outcome `unknown`. Throws a TypeError for a name or
+   * a description that is no JSON.
    */
   method(name: string, run: (params: any, call: ServedCall) => unknown, options?: MethodOptions): this;
 

@@ -6,6 +6,10 @@ const CONNECT_TIMEOUT = 10_000; // from the first packet to the principal of the
 const CLOSE_TIMEOUT = 2_000;
 const PAUSE_MIN = 500; // before a reconnect; doubled with each failure
 const PAUSE_MAX = 30_000;
+const PAUSE_FLOOR = 100; // the least, even if the gateway asks for less
+const PAUSE_MOST = 300_000; // the longest that the gateway can ask for
+const SPREAD = [500, 10_000]; // after a gateway has shut down without saying when to come back
+const LINGER = 35_000; // how long the next link waits for the last socket: ws gives up a close frame after 30 s
 const RETRY_MIN = 100; // before a call is sent again; doubled with each refusal
 const RETRY_MAX = 5_000;
 const SETTLED = 10_000; // the loss of a link that was open so long is no failure
@@ -14,13 +18,32 @@ const MAX_TIMER = 2 ** 31 - 1; // setTimeout takes anything longer as 1
 const MAX_WAITING = 1_000; // calls and batches that wait for a link or for their turn
 const MAX_BUFFERED = 16 * 2 ** 20; // bytes that wait for the network
 const MAX_EVENTS = 1_000; // events that wait for their reader
+const MAX_CALLS = 256; // that are served at once; as many as a gateway gives a node by default
+const MAX_PROGRESS = 256; // values of a call's progress that wait for its callback
 const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has by default
 const MAX_SINCE = 1000; // positions in one request
 const PROTOCOL = 1;
 const OPEN = 1; // WebSocket.OPEN
-const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
+const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1010]); // not 1009, which is about one message
+const TEMPORARY_STATUSES = new Set([408, 425, 429]);
+const STATUSES = {
+  200: "what answers there is no WebSocket of a gateway",
+  300: "it is at another address now",
+  401: "the credential was refused",
+  403: "the gateway does not allow this origin",
+  404: "there is no gateway at this path",
+  421: "the gateway does not answer to this name of a host",
+  426: "the upgrade has not arrived; a proxy on the way may not pass WebSockets on",
+  429: "too many connections from this address",
+  503: "the gateway is full or draining",
+};
+const UNTOLD = "no connection; this platform does not tell why";
 const OWN_CODE = -32000; // of this client's own errors, which are never on the wire
 const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // they always come before anything is run
+const LIMITS = { maxMessageBytes: Infinity, maxInFlight: Infinity, maxBatch: Infinity, maxCallTimeoutMs: 600_000 };
+const HEARTBEAT = { interval: 30, timeout: 10 }; // seconds, as in the welcome
+const KEEPS_NOTHING = new Set(["Map", "Set", "Error"]); // JSON has no form for them, whatever else they carry
+const BOXED = new Set(["Number", "String", "Boolean"]);
 const LONE_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/; // JSON.stringify escapes no other
 
 const now = () => performance.now();
@@ -36,16 +59,23 @@ export class CallError extends Error {
     this.code = code;
     this.data = data;
     this.temporary = told.temporary === true;
-    this.outcome = told.outcome ?? null;
-    this.retryAfterMs = told.retryAfterMs ?? null;
+    this.outcome = outcomeOf(told);
+    this.retryAfterMs = told.retryAfterMs >= 0 && Number.isFinite(told.retryAfterMs) ? told.retryAfterMs : null;
   }
+}
+
+/** What is known of the call. A word of the node's own, `nodeOutcome`, shows that the node has seen the call. */
+function outcomeOf({ outcome, nodeOutcome }) {
+  if (outcome === "not_delivered" || outcome === "unknown") return outcome;
+  return nodeOutcome === undefined ? null : "unknown";
 }
 
 const failure = (code, name, message, outcome, rest) =>
   new CallError(code, message, { code: name, temporary: false, ...(outcome && { outcome }), ...rest });
 const overloaded = (message) =>
   failure(-32009, "overloaded", message, "not_delivered", { temporary: true, retryAfterMs: RETRY_MIN });
-const timedOut = (outcome) => failure(-32008, "timeout", "The deadline passed", outcome, { temporary: true });
+const timedOut = (outcome, why) =>
+  failure(-32008, "timeout", `The deadline passed${why ? `: ${why}` : ""}`, outcome, { temporary: true });
 const lost = () =>
   failure(OWN_CODE, "connection_lost", "The connection was lost before the answer", "unknown", { temporary: true });
 const closed = (why) => failure(OWN_CODE, "closed", `The connection is closed: ${why}`, "not_delivered");
@@ -55,20 +85,50 @@ function mayBeSentAgain(error) {
   return error.temporary && (error.outcome ?? (REFUSALS.has(error.name) && "not_delivered")) === "not_delivered";
 }
 
+/** A value that JSON cannot hold. Its message may be told to others, because it repeats nothing of the value. */
+class NoJson extends TypeError {}
+
+/** Returns the value. Throws for what JSON.stringify would empty without a word. */
+function kept(_key, value) {
+  if (typeof value === "bigint") throw new NoJson("JSON has no form for a bigint");
+  if (value === null || typeof value !== "object") return value;
+  const kind = Object.prototype.toString.call(value).slice(8, -1);
+  if (kind === "Object" || kind === "Array" || BOXED.has(kind)) return value;
+  const isEmptied = KEEPS_NOTHING.has(kind) || ArrayBuffer.isView(value) || Object.keys(value).length === 0;
+  if (isEmptied) throw new NoJson(`JSON has no form for this kind of object: ${kind}`);
+  return value;
+}
+
+/** Returns the JSON, or undefined for undefined. Throws NoJson, or what a toJSON throws. */
 function encode(value) {
-  const text = JSON.stringify(value);
-  if (text !== undefined && LONE_SURROGATE.test(text)) throw new TypeError("a lone surrogate is no text");
+  const text = JSON.stringify(value, kept);
+  if (text === undefined && value !== undefined) throw new NoJson(`JSON has no form for a ${typeof value}`);
+  if (text !== undefined && LONE_SURROGATE.test(text)) throw new NoJson("a lone surrogate is no text");
   return text;
 }
 
 function encodeParams(params) {
   if (params === undefined || params === null) return undefined;
   if (typeof params !== "object") throw new TypeError("params must be an object or an array");
-  return encode(params);
+  const text = encode(params);
+  if (text[0] !== "{" && text[0] !== "[") throw new TypeError("params must become an object or an array in JSON");
+  return text;
 }
 
+function encodeName(name) {
+  if (typeof name !== "string") throw new TypeError("a name must be a string");
+  return encode(name);
+}
+
+/** The parts are JSON texts. */
 function notification(method, params) {
-  return `{"jsonrpc":"2.0","method":${encode(method)}${params === undefined ? "" : `,"params":${params}`}}`;
+  return `{"jsonrpc":"2.0","method":${method}${params === undefined ? "" : `,"params":${params}`}}`;
+}
+
+/** A request before it has an id, all of it JSON: sending it later cannot fail because of what is in it. */
+function requestOf(method, params, { node, deadline } = {}) {
+  const target = node === undefined ? undefined : encodeName(node);
+  return { method: encodeName(method), params: encodeParams(params), node: target, deadline };
 }
 
 function requestText(id, { method, params, node, deadline }, limits) {
@@ -76,14 +136,85 @@ function requestText(id, { method, params, node, deadline }, limits) {
   if (node !== undefined) {
     const timeoutMs = Math.min(Math.max(Math.ceil(deadline - now()), 1), limits.maxCallTimeoutMs);
     const inner = params === undefined ? "" : `,"params":${params}`;
-    const target = `"node":${encode(node)},"method":${encode(method)},"timeoutMs":${timeoutMs}`;
-    asked = { method: "node.call", params: `{${target}${inner}}` };
+    asked = { method: '"node.call"', params: `{"node":${node},"method":${method},"timeoutMs":${timeoutMs}${inner}}` };
   }
   return `{"id":${id},${notification(asked.method, asked.params).slice(1)}`;
 }
 
+/** The member `error` of a response. The outcome in an error is that of another call, which this one has made. */
+function errorMember({ code, message, data, outcome, name }) {
+  if (!Number.isSafeInteger(code)) throw new NoJson("the code of an error must be an integer");
+  const told = outcome !== null || REFUSALS.has(name) ? { ...data, outcome: "unknown" } : data;
+  const more = told === undefined ? "" : `,"data":${encode(told)}`;
+  return `"error":{"code":${code},"message":${encode(String(message))}${more}}`;
+}
+
+/** The error of a call that this node has not begun. It tells no outcome, because only the gateway may. */
+const busy = () => `"error":${JSON.stringify({
+  code: -32009,
+  message: "Too many calls are running",
+  data: { code: "overloaded", temporary: true, retryAfterMs: RETRY_MIN },
+})}`;
+
+function internalError(why) {
+  const data = { code: "internal_error", temporary: false, outcome: "unknown" };
+  return `"error":${JSON.stringify({ code: -32603, message: `Internal error${why ? `: ${why}` : ""}`, data })}`;
+}
+
+/** What the caller may know of an answer that could not be sent. */
+function unsendable(error) {
+  if (error.name === "message_too_big") return "the answer is larger than the gateway takes";
+  return error instanceof NoJson ? error.message : "the answer cannot be sent as JSON";
+}
+
+/** The address of a gateway: `/ws` is added where there is no path, as the command line does. */
+function addressOf(given) {
+  let url;
+  try {
+    url = new URL(given, globalThis.location?.href);
+  } catch {
+    throw new TypeError(`no address of a gateway: "${given}"; such as ws://127.0.0.1:8765/ws`);
+  }
+  if (url.protocol === "ws+unix:") return url.href; // of the package ws
+  if (!/^(ws|http)s?:$/.test(url.protocol)) throw new TypeError(`no address of a gateway: "${given}"; ws: or wss: begins one`);
+  if (url.username || url.password) throw new TypeError("a credential does not belong in a URL: give it as token");
+  url.protocol = url.protocol.replace("http", "ws");
+  if (url.pathname === "/") url.pathname = "/ws";
+  url.hash = "";
+  return url.href;
+}
+
+/** A token without the white space around it, such as the line break at the end of a file. */
+function bare(token) {
+  if (token === undefined || token === null) return null;
+  if (typeof token !== "string") throw new TypeError(`a token is a string, not a ${typeof token}`);
+  const text = token.trim();
+  if (/[\0-\x1f\x7f]/.test(text)) throw new TypeError("the token has a line break inside, or another control character");
+  return text;
+}
+
+/** Whether another attempt would end in the same way, until something has changed. Below 1000 it is an HTTP status. */
+function isFinal(code) {
+  if (code < 1000) return code < 500 && !TEMPORARY_STATUSES.has(code);
+  return FINAL_CODES.has(code) || (code >= 4500 && code <= 4999);
+}
+
+const asText = ({ code, reason }) => `${code < 1000 ? "HTTP " : ""}${code} ${reason}`.trim();
+
+/** The end of an attempt that got this HTTP answer. `Retry-After` counts in seconds only, not as a date. */
+function refusal({ statusCode, headers }) {
+  const kind = statusCode < 400 ? statusCode - (statusCode % 100) : statusCode;
+  const value = (headers["retry-after"] ?? "").trim();
+  const retryAfter = /^[0-9]{1,9}$/.test(value) ? Math.min(Number(value) * 1000, PAUSE_MOST) : 0;
+  return { code: statusCode, reason: STATUSES[kind] ?? "the connection was refused", retryAfter };
+}
+
+/** What an error event says, in words; Node wraps the errors of several addresses in one without a message. */
+const problemOf = ({ message, error }) =>
+  message || error?.message || error?.errors?.[0]?.message || error?.cause?.message || error?.code || "";
+
 /** Returns a promise for `work` that rejects after `time`, by a signal, or by the function that is returned with it. */
-function limited(work, time, signal) {
+function limited(work, time, signal, why = () => "") {
   let stop;
   const promise = new Promise((resolve, reject) => {
     const end = (act, value) => {
@@ -92,7 +223,7 @@ function limited(work, time, signal) {
       act(value);
     };
     const abort = () => end(reject, signal.reason);
-    const late = timer(() => end(reject, timedOut(null)), time);
+    const late = timer(() => end(reject, timedOut(null, why())), time);
     stop = (error) => end(reject, error);
     work.then((value) => end(resolve, value), stop);
     if (signal?.aborted) abort();
@@ -121,8 +252,8 @@ function meets(pattern, topic) {
 
 /** Requests in one message. `done` gets their outcomes, results or CallErrors, as soon as the last one has come. */
 class Exchange {
-  constructor(requests, done, { batch = false, onProgress } = {}) {
-    Object.assign(this, { requests, done, batch, onProgress });
+  constructor(requests, done, { batch = false, reporter } = {}) {
+    Object.assign(this, { requests, done, batch, reporter });
     this.ids = []; // empty: not sent
     this.outcomes = new Array(requests.length);
     this.left = requests.length;
@@ -136,6 +267,63 @@ class Exchange {
 
   fail(error) {
     for (const index of this.requests.keys()) this.answer(index, error);
+  }
+
+  report(value) {
+    if (this.left > 0) this.reporter?.put(value);
+  }
+}
+
+/** Gives the values of a call's progress to its callback: in order, and one at a time even if it is async. */
+class Reporter {
+  #queue = [];
+  #missed = 0; // values that were dropped before the first of the queue
+  #isBusy = false;
+  #idle = null; // who waits for the end of the queue
+
+  constructor(run, failed, signal) {
+    Object.assign(this, { run, failed, signal });
+  }
+
+  put(value) {
+    if (this.#queue.length >= MAX_PROGRESS) {
+      this.#queue.shift();
+      this.#missed++;
+    }
+    this.#queue.push(value);
+    this.#next();
+  }
+
+  #next() {
+    while (!this.#isBusy && this.#queue.length && !this.signal?.aborted) {
+      const missed = this.#missed;
+      this.#missed = 0;
+      this.#give(this.#queue.shift(), missed);
+    }
+    if (this.#isBusy) return;
+    this.#idle?.resolve();
+    this.#idle = null;
+  }
+
+  #give(value, missed) {
+    try {
+      const given = this.run(value, missed);
+      if (typeof given?.then !== "function") return;
+      this.#isBusy = true;
+      Promise.resolve(given).catch(this.failed).then(() => {
+        this.#isBusy = false;
+        this.#next();
+      });
+    } catch (error) {
+      this.failed(error);
+    }
+  }
+
+  /** Resolves once all values are through, or at the deadline. */
+  async settled(deadline) {
+    if (!this.#isBusy) return;
+    this.#idle ??= deferred();
+    await limited(this.#idle.promise, deadline - now(), this.signal)[0].catch(() => this.signal?.throwIfAborted());
   }
 }
 
@@ -155,14 +343,19 @@ class Subscription {
   active = false;
 
   constructor(topics, { since = {}, buffer = MAX_EVENTS }, leave) {
+    if (!(buffer >= 1)) throw new RangeError("the buffer of a subscription holds one event at least");
     this.topics = topics;
+    this.names = `[${topics.map(encodeName).join()}]`; // as JSON
     this.#buffer = buffer;
     this.#leave = leave;
+    for (const { epoch, offset } of Object.values(since))
+      if (typeof epoch !== "string" || !Number.isSafeInteger(offset)) throw new TypeError("since: no epoch and offset");
     this.#positions = new Map(Object.entries(since));
   }
 
-  /** What to resume with, in at most so many bytes. For a topic that is left out there will be a gap. */
+  /** What to resume with, in a message of at most so many bytes. For a topic that is left out there will be a gap. */
   since(bytes) {
+    bytes -= new TextEncoder().encode(this.names).length + 200;
     const since = {};
     for (const [topic, { epoch, offset }] of [...this.#positions].slice(-MAX_SINCE).reverse()) {
       bytes -= 3 * topic.length + epoch.length + 60;
@@ -305,30 +498,36 @@ export class GatewayClient extends EventTarget {
   #options;
   #state = "closed";
   #welcome = null;
+  #limits = LIMITS;
   #principal = null;
   #running = null; // the promise of #run
   #closing = false;
   #why = "open() comes first";
   #wake = () => {}; // ends what #run waits for
   #link = null; // the link that is open, or being made
+  #gone = Promise.resolve(); // the end of the last link's socket, which may come long after the link's
   #failures = 0;
   #lastId = 0;
   #pending = new Map(); // id to [exchange, index]: sent on this link
   #waiting = new Set(); // exchanges that are to be sent
   #methods = new Map();
-  #serving = null; // { name, answer }
+  #serving = null; // { named, answer, registered }
+  #served = 0; // calls and notifications that run, those that nobody waits for any more included
   #subscriptions = new Set();
 
-  constructor(url, { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = {}) {
+  constructor(url, options = {}) {
     super();
+    const { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = options;
+    const { maxCalls = MAX_CALLS } = options;
     if (!WebSocket) throw new TypeError("there is no WebSocket here: pass the one of the package ws");
-    this.#url = String(url);
-    this.#options = { token, reconnect, WebSocket, random };
+    this.#url = addressOf(url);
+    this.#options = { token: typeof token === "function" ? token : bare(token), reconnect, WebSocket, random, maxCalls };
   }
 
   get state() { return this.#state; }
   get welcome() { return this.#welcome; }
   get principal() { return this.#principal; }
+  get why() { return this.#why; }
 
   // The life of the client
 
@@ -343,7 +542,8 @@ export class GatewayClient extends EventTarget {
     };
     this.addEventListener("state", look);
     look();
-    return limited(answer.promise, timeout, signal)[0].finally(() => this.removeEventListener("state", look));
+    const [opened] = limited(answer.promise, timeout, signal, () => `there is no connection: ${this.#why}`);
+    return opened.finally(() => this.removeEventListener("state", look));
   }
 
   async close({ timeout = CLOSE_TIMEOUT } = {}) {
@@ -353,19 +553,21 @@ export class GatewayClient extends EventTarget {
     this.#wake();
     const link = this.#link;
     link?.socket.close(1000);
-    const late = timer(() => link?.end(1006, "closed without an answer"), timeout);
+    const late = timer(() => link?.end({ code: 1006, reason: "closed without an answer" }), timeout);
     await running;
     clearTimeout(late);
   }
 
   async #run() {
     this.#failures = 0;
+    this.#why = "no attempt has ended yet";
     for (;;) {
       this.#become("connecting");
-      const { code, reason, final, retryAfter } = await this.#once();
-      const isFinal = final || FINAL_CODES.has(code) || (code >= 4500 && code <= 4999);
-      if (this.#closing || isFinal || !this.#options.reconnect) return this.#finish(code, reason);
-      const pause = retryAfter ?? this.#options.random() * Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** this.#failures++);
+      const end = await this.#once();
+      this.#why = asText(end);
+      const { code, reason } = end;
+      if (this.#closing || end.final || isFinal(code) || !this.#options.reconnect) return this.#finish(code, reason);
+      const pause = this.#pauseAfter(end);
       this.#become("waiting", { code, reason, pause });
       await new Promise((resolve) => {
         const ready = timer(resolve, pause);
@@ -378,9 +580,19 @@ export class GatewayClient extends EventTarget {
     }
   }
 
+  /** How long to rest after the end of a link or of an attempt: whatever the gateway asks for, never without a floor. */
+  #pauseAfter({ code, retryAfter = 0, comeBackAt }) {
+    const { random } = this.#options;
+    const [least, most] = SPREAD;
+    // All other clients have lost their links at the same moment.
+    if (code === 1001 && comeBackAt === undefined) return least + random() * (most - least);
+    const drawn = random() * Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** this.#failures++);
+    return comeBackAt === undefined ? retryAfter + drawn : Math.max(comeBackAt - now(), PAUSE_FLOOR, drawn);
+  }
+
   #finish(code, reason) {
-    const error = this.#closing ? null : closed(`${code} ${reason}`.trim());
-    this.#why = this.#closing ? "close() was called" : `${code} ${reason}`.trim();
+    const error = this.#closing ? null : closed(this.#why);
+    if (this.#closing) this.#why = "close() was called";
     this.#running = null;
     this.#closing = false;
     this.#serving?.answer.reject(closed(this.#why));
@@ -404,26 +616,36 @@ export class GatewayClient extends EventTarget {
   async #once() {
     let token;
     try {
+      await this.#apart();
       token = await this.#token();
     } catch (error) {
+      if (this.#closing) return { code: 1000, reason: "" };
       this.#tell(error);
-      return { code: 1006, reason: "no token" };
+      return { code: 1006, reason: `no token: ${error?.message ?? error}` };
     }
     if (this.#closing) return { code: 1000, reason: "" };
     return new Promise((ended) => this.#connect(token, ended));
   }
 
-  #token() {
+  /** Wait for the last socket, so that there is one connection at a time. A WebSocket without terminate() takes long. */
+  #apart() {
+    const [gone, stop] = limited(this.#gone, LINGER);
+    this.#wake = () => this.#closing && stop(closed("close() was called"));
+    return gone.catch((error) => {
+      if (this.#closing) throw error;
+    });
+  }
+
+  async #token() {
     const { token } = this.#options;
     if (typeof token !== "function") return token;
     const [promise, stop] = limited(Promise.resolve().then(token), TIMEOUT);
-    this.#wake = () => stop(closed("close() was called"));
-    return promise;
+    this.#wake = () => this.#closing && stop(closed("close() was called"));
+    return bare(await promise);
   }
 
   #connect(token, ended) {
     let socket;
-    let problem = "";
     try {
       socket = new this.#options.WebSocket(this.#url);
     } catch (error) {
@@ -431,22 +653,44 @@ export class GatewayClient extends EventTarget {
       return;
     }
     const link = { socket, token, opened: null, heard: now(), asked: false, doubted: false, running: new Map() };
-    link.end = (code, reason) => {
+    link.end = (end) => {
       if (this.#link !== link) return;
       this.#link = null;
       if (socket.readyState < 3) socket.terminate ? socket.terminate() : socket.close();
       this.#lost(link);
-      ended({ code, reason, retryAfter: link.comeBackAt === undefined ? undefined : link.comeBackAt - now() });
+      ended({ comeBackAt: link.comeBackAt, ...end });
     };
-    link.late = timer(() => link.end(1006, "no welcome in time"), CONNECT_TIMEOUT);
+    link.late = timer(() => link.end({ code: 1006, reason: "no welcome in time" }), CONNECT_TIMEOUT);
     this.#link = link;
+    this.#gone = this.#listen(link);
+  }
+
+  /** Heed what the socket tells. Resolves when it is gone, which is sometimes long after the link has been given up. */
+  #listen(link) {
+    const { socket } = link;
+    const gone = deferred();
+    let problem = "";
+    let isOpen = false;
+    const end = ({ code, reason }) => {
+      gone.resolve();
+      link.end({ code: code >= 1000 ? code : 1006, reason: reason || problem || (isOpen ? "" : UNTOLD) });
+    };
+    socket.addEventListener("open", () => (isOpen = true));
     socket.addEventListener("message", ({ data }) => this.#link === link && this.#receive(link, data));
-    socket.addEventListener("error", ({ message }) => (problem = message || problem));
-    socket.addEventListener("close", ({ code, reason }) => link.end(code, reason || problem));
+    socket.addEventListener("close", end);
+    socket.addEventListener("error", (event) => {
+      problem = problemOf(event) || problem;
+      if (!isOpen) end({ code: 1006 }); // Node's own WebSocket tells of no close then
+    });
+    // The package ws tells of a refusal as no page can; heeding it means that the attempt is ended here.
+    if (typeof socket.on === "function") socket.on("unexpected-response", (_, answer) => link.end(refusal(answer)));
+    return gone.promise;
   }
 
   #lost(link) {
     clearTimeout(link.late);
+    clearTimeout(link.resting?.late);
+    link.resting?.resolve();
     if (link.opened !== null && now() - link.opened >= SETTLED) this.#failures = 0;
     for (const subscription of this.#subscriptions) subscription.active = false;
     for (const stop of link.running.values()) stop.abort();
@@ -456,24 +700,36 @@ export class GatewayClient extends EventTarget {
   }
 
   #welcomed(link, welcome) {
+    link.welcomed = true;
     this.#welcome = welcome;
-    if (welcome.protocol !== PROTOCOL) link.end(1002, `protocol ${welcome.protocol} is not spoken here`);
+    this.#limits = { ...LIMITS, ...welcome.limits };
+    if (welcome.protocol !== PROTOCOL)
+      link.end({ code: 1002, reason: `protocol ${welcome.protocol} is not spoken here` });
     else if (welcome.principal) this.#opened(link, welcome.principal);
-    else if (link.token === undefined || link.token === null) link.end(4500, "a token is needed");
+    else if (link.token === null) link.end({ code: 4500, reason: "a token is needed" });
     else this.#authenticate(link, link.token, (principal) => this.#opened(link, principal));
   }
 
   #authenticate(link, token, done) {
-    this.#ask(link, "gateway.authenticate", { token }, (principal, error) => {
+    this.#ask(link, "gateway.authenticate", () => encode({ token }), (principal, error) => {
       if (!error) return done(principal);
-      if (error.retryAfterMs !== null) link.comeBackAt = now() + error.retryAfterMs * (1 + this.#options.random());
+      if (error.retryAfterMs !== null) this.#comeBack(link, error.retryAfterMs * (1 + this.#options.random()));
       return this.#tell(error); // the gateway ends a link that is not open yet
     });
   }
 
-  async #refresh(link) {
+  #comeBack(link, pause) {
+    link.comeBackAt = now() + Math.min(Math.max(Number(pause) || 0, 0), PAUSE_MOST);
+  }
+
+  async #refresh(link, leftMs) {
     if (typeof this.#options.token !== "function") return;
     try {
+      // A credential that lives briefly is announced again at once, each time.
+      const pause = link.refreshed ? (Number(leftMs) || 0) / 2 : 0;
+      link.refreshed = true;
+      if (pause > 0) await new Promise((resolve) => (link.resting = { resolve, late: timer(resolve, pause) }));
+      if (this.#link !== link) return;
       const token = await this.#token();
       if (this.#link === link) this.#authenticate(link, token, (principal) => (this.#principal = principal));
     } catch (error) {
@@ -487,22 +743,22 @@ export class GatewayClient extends EventTarget {
     this.#principal = principal;
     this.#beat(link);
     if (this.#serving) this.#register(link, [...this.#methods.values()]);
-    for (const subscription of this.#subscriptions) this.#join(link, subscription);
+    for (const subscription of [...this.#subscriptions]) this.#join(link, subscription);
     this.#become("open");
     this.#flush();
   }
 
   /** Browsers cannot send pings: after a silence the client asks, and without an answer the link is lost. */
   #beat(link) {
-    const { interval, timeout } = this.#welcome.heartbeat;
+    const { interval, timeout } = { ...HEARTBEAT, ...this.#welcome.heartbeat };
     const left = interval * 1000 - (now() - link.heard);
     let next = left;
     if (!link.asked && left <= 0) {
       link.asked = true;
-      this.#ask(link, "gateway.ping", undefined, () => {});
+      this.#ask(link, "gateway.ping", () => undefined, () => {});
       next = timeout * 1000;
     } else if (link.doubted) {
-      link.end(1006, "no answer to a ping");
+      link.end({ code: 1006, reason: "no answer to a ping" });
       return;
     } else if (link.asked) {
       link.doubted = true; // but the machine may have slept: first read what has arrived meanwhile
@@ -520,10 +776,24 @@ export class GatewayClient extends EventTarget {
     try {
       message = JSON.parse(data);
     } catch {
-      link.end(1007, "what came is not JSON");
+      link.end({ code: 1002, reason: "what came is not JSON" });
       return;
     }
-    for (const one of Array.isArray(message) ? message : [message]) this.#handle(link, one);
+    for (const one of Array.isArray(message) ? message : [message]) this.#take(link, one);
+  }
+
+  /** Whatever a peer sends, nothing is thrown into the WebSocket that brought it: in Node that would end the process. */
+  #take(link, message) {
+    if (this.#link !== link) return;
+    if (!link.welcomed && message?.method !== "gateway.welcome") {
+      link.end({ code: 1002, reason: "the first message is no gateway.welcome: this is no gateway" });
+      return;
+    }
+    try {
+      this.#handle(link, message);
+    } catch (cause) {
+      this.#tell(new Error("a message of the gateway cannot be read", { cause }));
+    }
   }
 
   #handle(link, message) {
@@ -538,17 +808,18 @@ export class GatewayClient extends EventTarget {
         for (const subscription of this.#subscriptions) subscription.lost(params);
         return;
       case "rpc.progress":
-        return this.#progressed(params);
+        this.#pending.get(params.id)?.[0].report(params.value);
+        return;
       case "rpc.cancel":
         return link.running.get(params.id)?.abort();
       case "gateway.welcome":
-        return this.#welcomed(link, params);
+        if (!link.welcomed) this.#welcomed(link, params);
+        return;
       case "gateway.expiring":
-        this.#refresh(link);
+        this.#refresh(link, params.leftMs);
         return;
       case "gateway.draining":
-        link.comeBackAt = now() + params.reconnectAfterMs;
-        this.#failures = 0;
+        this.#comeBack(link, params.reconnectAfterMs);
         this.dispatchEvent(event("draining", params));
         return;
       default:
@@ -566,21 +837,15 @@ export class GatewayClient extends EventTarget {
     } else if (error && id === null) this.#tell(outcome);
   }
 
-  #progressed({ id, value }) {
-    try {
-      this.#pending.get(id)?.[0].onProgress?.(value);
-    } catch (error) {
-      this.#tell(error);
-    }
-  }
-
   // Calls
 
   async call(method, params, { timeout = TIMEOUT, signal, node, retry = false, onProgress } = {}) {
     const deadline = now() + timeout;
-    const request = { method, params: encodeParams(params), node, deadline };
+    const request = requestOf(method, params, { node, deadline });
+    const reporter = onProgress && new Reporter(onProgress, (error) => this.#tell(error), signal);
     for (let attempt = 0; ; attempt++) {
-      const [outcome] = await this.#exchange([request], { deadline, signal, onProgress });
+      const [outcome] = await this.#exchange([request], { deadline, signal, reporter });
+      await reporter?.settled(deadline);
       if (!(outcome instanceof CallError)) return outcome;
       const pause = this.#pause(outcome, attempt);
       if (!retry || !mayBeSentAgain(outcome) || now() + pause >= deadline) throw outcome;
@@ -593,7 +858,7 @@ export class GatewayClient extends EventTarget {
   }
 
   async batch(calls, { timeout = TIMEOUT, signal } = {}) {
-    const requests = calls.map(([method, params]) => ({ method, params: encodeParams(params) }));
+    const requests = calls.map(([method, params]) => requestOf(method, params));
     return requests.length ? this.#exchange(requests, { batch: true, deadline: now() + timeout, signal }) : [];
   }
 
@@ -602,27 +867,30 @@ export class GatewayClient extends EventTarget {
   }
 
   notify(method, params) {
-    const text = notification(method, encodeParams(params));
-    const link = this.#link;
-    if (!this.#isReady(link)) throw closed(this.#state);
-    this.#check(link, text);
-    link.socket.send(text);
-  }
-
-  #post(method, params) {
-    if (this.#isReady(this.#link)) this.#link.socket.send(notification(method, encode(params)));
+    const text = notification(encodeName(method), encodeParams(params));
+    if (!this.#isReady(this.#link)) throw closed(this.#state);
+    this.#transmit(this.#link, text);
   }
 
   #isReady(link) {
     return link !== null && link.opened !== null && link.socket.readyState === OPEN && !this.#closing;
   }
 
-  /** Throws for a message that is too long: the gateway would end the link, and reconnecting would not help. */
-  #check(link, text) {
-    const { maxMessageBytes } = this.#welcome.limits;
+  /**
+   * The one way out: every message leaves here, in the order of these calls. Throws a CallError, with the outcome
+   * `not_delivered`, for a message that is not sent: the gateway would end the link for one that is too long.
+   * `urgent`, for short ones: even if much waits for the network.
+   */
+  #transmit(link, text, { urgent = false } = {}) {
+    const { maxMessageBytes } = this.#limits;
     if (isOver(text, maxMessageBytes))
       throw failure(OWN_CODE, "message_too_big", `A message is over ${maxMessageBytes} bytes`, "not_delivered");
-    if (link.socket.bufferedAmount > MAX_BUFFERED) throw overloaded("Too much waits for the network");
+    if (!urgent && link.socket.bufferedAmount > MAX_BUFFERED) throw overloaded("Too much waits for the network");
+    try {
+      link.socket.send(text);
+    } catch (error) {
+      throw failure(OWN_CODE, "connection_lost", String(error), "not_delivered", { temporary: true });
+    }
   }
 
   #exchange(requests, { deadline, signal, ...how }) {
@@ -649,13 +917,22 @@ export class GatewayClient extends EventTarget {
     });
   }
 
+  /** Cancel what was sent. Its ids stay until the gateway has answered them: as long, they count in its `maxInFlight`. */
   #giveUp(exchange) {
     this.#waiting.delete(exchange);
-    for (const id of exchange.ids) {
-      if (this.#pending.delete(id)) this.#post("rpc.cancel", { id });
-    }
-    exchange.fail(timedOut(exchange.ids.length ? "unknown" : "not_delivered"));
+    for (const id of exchange.ids) if (this.#pending.has(id)) this.#cancel(id);
+    if (exchange.ids.length) exchange.fail(timedOut("unknown"));
+    else exchange.fail(timedOut("not_delivered", this.#state === "open" ? "" : `there is no connection: ${this.#why}`));
     this.#flush();
+  }
+
+  #cancel(id) {
+    try {
+      const text = notification('"rpc.cancel"', `{"id":${id}}`);
+      if (this.#isReady(this.#link)) this.#transmit(this.#link, text, { urgent: true });
+    } catch {
+      // the link is about to end, and the call with it
+    }
   }
 
   /** Send what waits, as much as the gateway takes. */
@@ -664,7 +941,7 @@ export class GatewayClient extends EventTarget {
     for (const exchange of this.#waiting) {
       if (!this.#isReady(link) || link.comeBackAt !== undefined) return;
       const count = this.#pending.size;
-      if (count > 0 && count + exchange.requests.length > this.#welcome.limits.maxInFlight) return;
+      if (count > 0 && count + exchange.requests.length > this.#limits.maxInFlight) return;
       this.#waiting.delete(exchange);
       this.#send(link, exchange);
     }
@@ -677,27 +954,28 @@ export class GatewayClient extends EventTarget {
   }
 
   #send(link, exchange) {
-    const { limits } = this.#welcome;
     const ids = exchange.requests.map(() => ++this.#lastId);
-    const texts = exchange.requests.map((request, index) => requestText(ids[index], request, limits));
-    const text = exchange.batch ? `[${texts.join()}]` : texts[0];
+    const texts = exchange.requests.map((request, index) => requestText(ids[index], request, this.#limits));
     try {
-      if (texts.length > limits.maxBatch)
-        throw failure(-32600, "invalid_request", `A batch of more than ${limits.maxBatch}`, "not_delivered");
-      this.#check(link, text);
+      if (texts.length > this.#limits.maxBatch)
+        throw failure(-32600, "invalid_request", `A batch of more than ${this.#limits.maxBatch}`, "not_delivered");
+      this.#transmit(link, exchange.batch ? `[${texts.join()}]` : texts[0]);
     } catch (error) {
       exchange.fail(error);
       return;
     }
     exchange.ids = ids;
     for (const [index, id] of ids.entries()) this.#pending.set(id, [exchange, index]);
-    link.socket.send(text);
   }
 
-  /** Ask on this link only, again if it is refused for a while. `done` gets result and error. */
+  /**
+   * Ask on this link only, again if it is refused for a while. `params` makes their JSON, for each attempt; `done` gets
+   * result and error.
+   */
   #ask(link, method, params, done, wanted = () => true, attempt = 0) {
-    const again = () => this.#link === link && wanted() && this.#ask(link, method, params, done, wanted, attempt + 1);
-    const late = timer(() => link.end(1006, `no answer to ${method}`), TIMEOUT);
+    if (this.#link !== link || !wanted()) return;
+    const again = () => this.#ask(link, method, params, done, wanted, attempt + 1);
+    const late = timer(() => link.end({ code: 1006, reason: `no answer to ${method}` }), TIMEOUT);
     const answered = ([outcome]) => {
       clearTimeout(late);
       if (this.#link !== link) return;
@@ -705,7 +983,7 @@ export class GatewayClient extends EventTarget {
       else if (link.opened !== null && mayBeSentAgain(outcome)) timer(again, this.#pause(outcome, attempt));
       else done(null, outcome);
     };
-    this.#send(link, new Exchange([{ method, params: encode(params) }], answered));
+    this.#send(link, new Exchange([{ method: encode(method), params: params() }], answered));
   }
 
   // Events
@@ -728,33 +1006,39 @@ export class GatewayClient extends EventTarget {
   }
 
   #join(link, subscription) {
-    // Half of a message: the topics themselves need room too.
-    this.#askFor(link, subscription, subscription.since(this.#welcome.limits.maxMessageBytes / 2), (topics) => {
+    const { maxMessageBytes } = this.#limits;
+    this.#askFor(link, subscription, () => subscription.since(maxMessageBytes), (topics) => {
       const begun = Object.entries(subscription.joined(topics) ?? {});
       while (begun.length) {
         const some = Object.fromEntries(begun.splice(0, MAX_SINCE));
-        this.#askFor(link, subscription, some, (again) => subscription.caughtUp(some, again));
+        this.#askFor(link, subscription, () => some, (again) => subscription.caughtUp(some, again));
       }
     });
   }
 
   #askFor(link, subscription, since, done) {
+    const params = () => `{"topics":${subscription.names},"since":${encode(since())}}`;
     const answered = (result, error) => (error ? subscription.end(error) : done(result.topics));
-    const wanted = () => this.#subscriptions.has(subscription);
-    this.#ask(link, "event.subscribe", { topics: subscription.topics, since }, answered, wanted);
+    this.#ask(link, "event.subscribe", params, answered, () => this.#subscriptions.has(subscription));
   }
 
+  /** End a subscription, at the gateway too; but not its topics that another has, now or when this is sent again. */
   #leave(subscription) {
     this.#subscriptions.delete(subscription);
-    const others = new Set([...this.#subscriptions].flatMap((other) => other.topics));
-    const topics = subscription.topics.filter((topic) => !others.has(topic));
-    if (topics.length) this.#post("event.unsubscribe", { topics });
+    if (!this.#isReady(this.#link)) return;
+    const unwanted = () => {
+      const others = new Set([...this.#subscriptions].flatMap((other) => other.topics));
+      return subscription.topics.filter((topic) => !others.has(topic));
+    };
+    const params = () => encode({ topics: unwanted() });
+    this.#ask(this.#link, "event.unsubscribe", params, () => {}, () => unwanted().length > 0);
   }
 
   // Serving
 
   method(name, run, { summary, params } = {}) {
-    const one = { name, run, summary, params };
+    encodeName(name);
+    const one = { run, description: encode({ name, summary, params }) };
     this.#methods.set(name, one);
     if (this.#serving && this.#isReady(this.#link)) this.#register(this.#link, [one]);
     return this;
@@ -762,30 +1046,36 @@ export class GatewayClient extends EventTarget {
 
   serve({ name, timeout = TIMEOUT, signal } = {}) {
     if (this.#methods.size === 0) throw new TypeError("there is nothing to serve: method() comes first");
+    const named = name === undefined ? "" : `"name":${encodeName(name)},`;
     if (!this.#running || this.#closing) return Promise.reject(closed(this.#why));
-    this.#serving = { name, answer: deferred() };
+    const answer = deferred();
+    this.#serving = { named, answer };
     if (this.#isReady(this.#link)) this.#register(this.#link, [...this.#methods.values()]);
-    return limited(this.#serving.answer.promise, timeout, signal)[0];
+    return limited(answer.promise, timeout, signal)[0];
   }
 
   #register(link, all) {
     const serving = this.#serving;
-    const { name, answer } = serving;
-    const methods = all.map(({ name, summary, params }) => ({ name, summary, params }));
-    this.#ask(link, "node.register", { name, methods, context: true }, (result, error) => {
+    const methods = all.map(({ description }) => description).join();
+    const params = `{${serving.named}"methods":[${methods}],"context":true}`;
+    this.#ask(link, "node.register", () => params, (result, error) => {
       if (!error) {
         serving.registered = true;
-        answer.resolve(result);
+        serving.answer.resolve(result);
       } else if (serving.registered) this.#tell(error);
       else {
         this.#serving = null;
-        answer.reject(error);
+        serving.answer.reject(error);
       }
     });
   }
 
   async #serve(link, { id, method, params, context }) {
     const served = this.#methods.get(method);
+    if (this.#served >= this.#options.maxCalls) {
+      if (id !== undefined) this.#reply(link, id, busy);
+      return;
+    }
     if (!served && id === undefined) return; // a notification for no method
     const stop = new AbortController();
     const isWanted = () => this.#isReady(link) && this.#link === link && !stop.signal.aborted;
@@ -795,29 +1085,45 @@ export class GatewayClient extends EventTarget {
       timeLeftMs: context?.timeLeftMs ?? null,
       signal: stop.signal,
       progress: (value) => {
-        if (link.running.get(id) === stop && isWanted()) this.notify("rpc.progress", { id, value: value ?? null });
+        const params = `{"id":${JSON.stringify(id)},"value":${encode(value ?? null)}}`;
+        const text = notification('"rpc.progress"', params);
+        if (link.running.get(id) === stop && isWanted()) this.#transmit(link, text);
       },
     };
-    const answer = await this.#answer(link, served, method, params, call);
+    this.#served++;
+    const outcome = await this.#outcome(served, method, params, call);
+    this.#served--;
     if (id === undefined) return;
-    if (isWanted()) link.socket.send(`{"jsonrpc":"2.0","id":${id},${answer}}`);
-    link.running.delete(id);
+    if (isWanted()) this.#reply(link, id, outcome);
+    if (link.running.get(id) === stop) link.running.delete(id);
   }
 
-  async #answer(link, served, method, params, call) {
+  /** Run a method. Returns what makes the member of the response; that may throw. */
+  async #outcome(served, method, params, call) {
     try {
       if (!served) throw failure(-32601, "method_not_found", `No such method: ${method}`);
-      const answer = `"result":${encode(await served.run(params, call)) ?? "null"}`;
-      if (this.#link === link) this.#check(link, answer.padEnd(answer.length + 100));
-      return answer;
+      const result = await served.run(params, call);
+      return () => `"result":${encode(result) ?? "null"}`;
     } catch (error) {
-      if (error instanceof CallError) {
-        const { code, message, data } = error;
-        return `"error":${encode({ code, message, data })}`;
-      }
+      if (error instanceof CallError) return () => errorMember(error);
       if (!call.signal.aborted) this.#tell(error);
-      const data = { code: "internal_error", temporary: false };
-      return `"error":${encode({ code: -32603, message: "Internal error", data })}`;
+      return () => internalError();
+    }
+  }
+
+  /** Answer a request: the one place that does. It cannot fail: what cannot be encoded or sent is answered as such. */
+  #reply(link, id, outcome) {
+    const head = `{"jsonrpc":"2.0","id":${JSON.stringify(id)}`;
+    try {
+      this.#transmit(link, `${head},${outcome()}}`);
+      return;
+    } catch (error) {
+      this.#tell(error);
+      try {
+        this.#transmit(link, `${head},${internalError(unsendable(error))}}`, { urgent: true });
+      } catch (again) {
+        this.#tell(again); // the link is about to end
+      }
     }
   }
 }

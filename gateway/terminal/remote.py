@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import math
 import os
 import sys
@@ -11,15 +12,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from yarl import URL
-
 from gateway.auth.credentials import MAX_CREDENTIAL
 from gateway.client import CallError, Client, ConnectionLost, State, connect
+from gateway.client.address import DEFAULT_URL, address, flaw
 from gateway.terminal import statuses
 from gateway.terminal.output import as_json
 from gateway.text import plain
 
-DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 _PAGE: Final = 200
 _OPENING: Final = 12.0
 """How many seconds connecting may take; one attempt takes 10 at most."""
@@ -38,6 +37,12 @@ def add_parser(commands: Any, name: str, *, help: str, description: str) -> argp
     )
     parser.add_argument("--url", metavar="URL", help=f"the gateway; GATEWAY_URL names it too ({DEFAULT_URL})")
     parser.add_argument("--token-file", metavar="FILE", help="a file with only the token; read again at each connect")
+    parser.add_argument("--cafile", metavar="FILE", help="trust the authorities in this PEM file, and no others")
+    parser.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="an HTTP proxy; HTTPS_PROXY (for wss), HTTP_PROXY (for ws) and NO_PROXY count too, '' is none",
+    )
     parser.set_defaults(fail=parser.error, json=False)
     return parser
 
@@ -61,11 +66,11 @@ def seconds(text: str) -> float:
 def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *, reconnect: bool = False) -> int:
     """Connect, do the work, and return the exit status; standard error says what went wrong.
 
-    ``reconnect``: connect again after a loss, and say so on standard error. Exits with 2 if the URL or the token is
-    wrong.
+    ``reconnect``: connect again after a loss, and say so on standard error. Exits with 2 if the URL, the token, the
+    proxy or the file of authorities is wrong.
     """
     url, token = _url(given), _token(given)
-    client = connect(url, token, reconnect=reconnect, open_timeout=_OPENING)
+    client = _client(given, url, token, reconnect=reconnect)
     try:
         asyncio.run(_main(client, work, url if reconnect else None))
     except ConnectionLost as error:
@@ -83,6 +88,16 @@ def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *,
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return statuses.PIPE
     return 0
+
+
+def _client(given: argparse.Namespace, url: str, token: str | Callable[[], str] | None, *, reconnect: bool) -> Client:
+    logging.getLogger("gateway.client.connection").setLevel(logging.ERROR)  # `_tell` tells of failed attempts
+    proxy = True if given.proxy is None else given.proxy
+    try:
+        return connect(url, token, reconnect=reconnect, cafile=given.cafile or None, proxy=proxy, open_timeout=_OPENING)
+    except ValueError as error:
+        given.fail(plain(str(error)))
+        raise
 
 
 async def _main(client: Client, work: Callable[[Client], Awaitable[None]], told_as: str | None) -> None:
@@ -109,7 +124,7 @@ async def _tell(client: Client, url: str) -> None:
 
 def _why(error: ConnectionLost) -> str:
     asked = "; whether it was run is not known" if error.outcome == "unknown" else ""
-    return (error.end.reason if error.end.code == 1006 and error.end.reason else str(error.end)) + asked
+    return str(error.end) + asked
 
 
 def say_error(error: CallError, *, json: bool) -> None:
@@ -124,18 +139,12 @@ def say_error(error: CallError, *, json: bool) -> None:
 
 
 def _url(given: argparse.Namespace) -> str:
-    text = given.url or os.environ.get("GATEWAY_URL") or DEFAULT_URL
-    source = "--url" if given.url else "GATEWAY_URL"
+    source, text = ("--url", given.url) if given.url else ("GATEWAY_URL", os.environ.get("GATEWAY_URL") or DEFAULT_URL)
     try:
-        url = URL(text)
-        usable = url.scheme in ("ws", "wss") and bool(url.host) and url.port is not None
-    except ValueError:
-        usable = False
-    if not usable:
-        given.fail(f'{source}: "{text}" is no address of a gateway, such as {DEFAULT_URL} or wss://gateway.example/ws')
-    if url.user is not None or url.password is not None:
-        given.fail(f"{source}: a credential does not belong in a URL; GATEWAY_TOKEN or --token-file")
-    return str(url if url.path != "/" else url.with_path("/ws"))
+        return address(text)
+    except ValueError as error:
+        given.fail(f"{source}: {plain(str(error))}")
+        raise
 
 
 def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
@@ -188,10 +197,6 @@ def _read(path: Path) -> str:
 
 def _what_is_wrong(text: str) -> str:
     """Say why a text cannot be a token; empty if it can."""
-    if not text:
-        return "it is empty"
     if len(text) > MAX_CREDENTIAL:
         return f"it has more than {MAX_CREDENTIAL} bytes"
-    if len(text.splitlines()) > 1:
-        return "it has a line break inside"
-    return "" if text.isascii() and text.isprintable() and " " not in text else "it has spaces or other characters"
+    return f"it {wrong}" if (wrong := flaw(text)) else ""

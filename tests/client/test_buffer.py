@@ -27,6 +27,17 @@ async def test_one_too_many_drops_the_oldest_and_says_so() -> None:
     assert [item async for item in buffer] == [3, 4]
 
 
+@pytest.mark.parametrize(("at_once", "left"), [(2, [2, 3, 4]), (4, [4]), (9, [4]), (0, [1, 2, 3, 4])])
+async def test_it_may_make_more_room_at_once(at_once: int, left: list[int]) -> None:
+    dropped: list[int] = []
+    buffer: Buffer[int] = Buffer(4, dropped.append, at_once=at_once)
+    for item in range(5):
+        buffer.put(item)
+    buffer.close()
+    assert [item async for item in buffer] == left
+    assert dropped + left == list(range(5))
+
+
 async def test_who_waits_is_woken_by_an_item_and_by_the_end() -> None:
     buffer: Buffer[int] = Buffer(2)
     waiting = asyncio.create_task(anext(buffer))

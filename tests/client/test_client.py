@@ -3,12 +3,14 @@
 import asyncio
 import json
 import logging
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.client import CallError, Client, State, connect
+from tests.support.certs import Authority
 from tests.support.credentials import OP, Holder, TokensFile, key, signed
 from tests.support.fleet import until
 from tests.support.patience import SLACK, WAIT
@@ -16,28 +18,55 @@ from tests.support.process import StartGateway
 from tests.support.scripted_gateway import Peer, scripted, serve_nothing
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8765", "ftp://x/ws", "ws://", "/ws"])
-def test_a_url_that_is_none(url: str) -> None:
+def test_what_it_is_given_is_looked_at_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the URL of a gateway"):
-        connect(url)
-
-
-def test_no_credential_in_a_url() -> None:
-    with pytest.raises(ValueError, match="credential") as refused:
-        connect("ws://me:secret@127.0.0.1/ws")
-    assert "secret" not in str(refused.value)
+        connect("ftp://x/ws")
+    with pytest.raises(ValueError, match="the token is empty"):
+        connect(token="")
+    with pytest.raises(ValueError, match="proxy: not the URL of an HTTP proxy"):
+        connect(proxy="socks5://x:1")
+    with pytest.raises(ValueError, match="cafile: "):
+        connect(cafile=tmp_path)
+    with pytest.raises(ValueError, match="cafile: ssl says already"):
+        connect(ssl=False, cafile=tmp_path)
 
 
 @pytest.mark.parametrize("token", ["secret\nb", "secret\r\nX: y", "secret\0", "secret\x7f", "secret\udcff"])
-async def test_a_token_that_no_header_holds_is_refused_in_words(token: str, gateway: StartGateway) -> None:
+async def test_a_token_that_no_header_holds_is_refused_in_words(token: str) -> None:
     with pytest.raises(ValueError, match="the token has a line break inside") as refused:
         connect(token=token)
     assert "secret" not in str(refused.value)
-    where = await gateway()
     with pytest.raises(CallError, match="no token: the token has a line break inside") as told:
-        async with connect(where.url("/ws", websocket=True), lambda: token, reconnect=False):
+        async with connect(token=lambda: token):
             pass
     assert "secret" not in str(told.value)
+
+
+async def test_the_path_may_be_left_out_and_a_name_have_white_space_around_it(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with connect(f"{where.url()}\n") as client:
+        client.method("x.y")(lambda params, call: params)
+        assert (await client.serve("kitchen\n"))["name"] == "kitchen"
+        for name in ("a\nb", "a\x1b[2J", " "):
+            with pytest.raises(ValueError, match="the node's name"):
+                await client.serve(name)
+
+
+async def test_a_refresh_that_gives_no_token_is_told_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    tokens = iter(["first", "secret\nb"])
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.notify("gateway.expiring", leftMs=1)
+        await peer.answer(await peer.request(), "fine")
+        await peer.stay()
+
+    async with scripted(script) as gateway, connect(gateway.url, lambda: next(tokens)) as client:
+        await until(lambda: bool(caplog.records), "it was not told")
+        assert await client.call("x.y") == "fine"
+    (record,) = caplog.records
+    assert "no token: the token has a line break inside" in record.getMessage()
+    assert "secret" not in caplog.text
 
 
 async def test_the_credential_and_who_it_is(gateway: StartGateway, tmp_path: Path) -> None:
@@ -54,12 +83,19 @@ async def test_the_credential_and_who_it_is(gateway: StartGateway, tmp_path: Pat
                 pass
 
 
-async def test_tls(gateway: StartGateway) -> None:
+async def test_tls(gateway: StartGateway, tmp_path: Path, certificates: Authority) -> None:
     process = await gateway(tls=True)
     async with connect(process.url("/ws", websocket=True), ssl=process.tls) as client:
         assert await client.call("gateway.ping", [1]) == [1]
-    with pytest.raises(CallError, match="certificate"):
-        async with connect(process.url("/ws", websocket=True), reconnect=False):
+    trusted = tmp_path / "ca.pem"
+    trusted.write_text("".join(map(ssl.DER_cert_to_PEM_cert, certificates.client_context().get_ca_certs(True))))
+    async with connect(process.url("/ws", websocket=True), cafile=trusted) as client:
+        assert await client.call("gateway.ping", [1]) == [1]
+    with pytest.raises(CallError, match="certificate is not trusted"):
+        async with connect(process.url("/ws", websocket=True), open_timeout=None):
+            pass
+    with pytest.raises(CallError, match="if it speaks TLS, the URL has to begin with wss://"):
+        async with connect(process.url("/ws", websocket=True).replace("wss:", "ws:"), reconnect=False):
             pass
 
 

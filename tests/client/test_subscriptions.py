@@ -1,11 +1,15 @@
 """Subscriptions: what meets what, a slow reader, places to begin at, several at once, and their end."""
 
 import asyncio
-from typing import Any
+import itertools
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 
 from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscription, connect
+from gateway.client.link import Link
+from gateway.client.pending import OnReply
 from gateway.client.subscriptions import MAX_POSITIONS, MAX_SINCE
 from gateway.events.topics import meets
 from tests.support.fleet import until
@@ -77,6 +81,96 @@ async def test_a_slow_reader_is_told_what_it_has_missed(gateway: StartGateway) -
             await client.publish("a.b", number)
         await until(lambda: events.waiting == 2, "they did not come")
         assert await take(events, 3) == ["gap in a.b", 3, 4]
+
+
+class _Instant:
+    """A link whose gateway takes every subscription at once."""
+
+    async def request(self, method: str, params: Any, *, on_reply: OnReply) -> None:
+        on_reply({"topics": {}})
+
+
+class Publisher:
+    """Publishes in many topics in turn, and checks what the reader is told: nothing is lost without a gap."""
+
+    def __init__(self, topics: int, buffer: int) -> None:
+        self.subscription = Subscription(("a.*",), None, buffer, self._begin, lambda _: None)
+        self._topics = topics
+        self._count = 0
+        self._seen: dict[str, int] = {}
+        self._unseen = 0
+        self.events = self.gaps = 0
+
+    async def _begin(self, subscription: Subscription) -> None:
+        await subscription.join(cast(Link, _Instant()))
+
+    def publish(self, count: int) -> None:
+        for _ in range(count):
+            offset, number = divmod(self._count, self._topics)
+            self._count += 1
+            self.subscription.deliver(Event(f"a.{number}", offset, "x", datetime.now(UTC), None))
+
+    def take(self, item: Event | Gap) -> None:
+        if isinstance(item, Gap):
+            self.gaps += 1
+            if item.topic == "a.*":
+                self._unseen, self._seen = -1, {}
+            self._seen[item.topic] = -1
+            return
+        self.events += 1
+        expected = self._seen.get(item.topic, self._unseen)
+        assert expected in (-1, item.offset), f"{item.offset} and not {expected} in {item.topic}, and no gap"
+        self._seen[item.topic] = item.offset + 1
+
+
+@pytest.mark.parametrize(("topics", "buffer"), [(1, 100), (1, 1), (30, 100), (1000, 100), (7, 2), (5000, 10)])
+async def test_a_reader_that_is_always_too_slow_gets_events_and_not_only_gaps(topics: int, buffer: int) -> None:
+    publisher = Publisher(topics, buffer)
+    reads = 2 * MAX_POSITIONS
+    async with publisher.subscription as subscription:
+        publisher.publish(buffer)
+        items = aiter(subscription)
+        for _ in range(reads):
+            publisher.take(await anext(items))
+            publisher.publish(3)
+        assert publisher.events >= reads / 3
+        if topics == 1 and buffer == 100:
+            # One gap, then half a buffer of what has been kept, less what was dropped meanwhile.
+            assert publisher.gaps <= publisher.events / 20
+        subscription.close()
+        async for item in subscription:
+            publisher.take(item)
+    if topics == 1:
+        assert subscription.waiting == 0
+
+
+async def test_so_it_does_from_a_real_gateway(gateway: StartGateway) -> None:
+    process, told = await gateway(), []
+    async with to(process) as client, client.subscribe("a.b", buffer=20) as events:
+        reader = aiter(events)
+        for number in range(80):
+            for _ in range(3):
+                await client.publish("a.b", number)
+            told.append(await anext(reader))
+        events.close()
+        told += [item async for item in events]
+    offsets = [item.offset if isinstance(item, Event) else None for item in told]
+    assert offsets[-1] == 240
+    assert offsets.count(None) <= len(offsets) / 4
+    for before, after in itertools.pairwise(offsets):
+        assert before is None or after is None or after == before + 1, "lost without a gap"
+
+
+async def test_a_reader_that_leaves_after_a_gap_comes_back_to_the_event() -> None:
+    publisher = Publisher(1, 2)
+    async with publisher.subscription as subscription:
+        publisher.publish(5)
+        assert await take(subscription, 1) == ["gap in a.0"]
+        assert subscription.waiting == 2
+        async for item in subscription:
+            assert isinstance(item, Event)
+            assert item.offset == 3
+            break
 
 
 async def test_leaving_the_loop_ends_it_and_leaves_the_others_what_they_need(gateway: StartGateway) -> None:

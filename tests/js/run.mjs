@@ -2,9 +2,11 @@
 
 import * as module from "../../gateway/javascript/gateway-client.js";
 import * as scenarios from "./scenarios.mjs";
+import * as trials from "./trials.mjs";
 import WebSocket from "ws";
 
 const [name, given] = process.argv.slice(2);
 const options = JSON.parse(given);
 const connect = (more = {}, url = options.url) => new module.GatewayClient(url, { WebSocket, ...more });
-console.log(JSON.stringify(await scenarios[name]({ ...module, ...options, connect })));
+const all = { ...scenarios, ...trials };
+console.log(JSON.stringify(await all[name]({ ...module, ...options, connect, WebSocket })));

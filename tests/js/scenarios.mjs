@@ -48,8 +48,8 @@ export async function asks({ connect, CallError }) {
     busy: await failure(gateway.call("lab.busy")),
     retried: await gateway.call("lab.busy", {}, { retry: true }),
     unsafe: await failure(gateway.call("lab.busy", { outcome: "unknown" }, { retry: true })),
-    badParams: await gateway.call("gateway.ping", 1).catch((error) => error.constructor.name),
-    surrogate: await gateway.call("gateway.ping", ["\ud83d"]).catch((error) => error.constructor.name),
+    badParams: await gateway.call("gateway.ping", 1).catch((error) => error instanceof TypeError),
+    surrogate: await gateway.call("gateway.ping", ["\ud83d"]).catch((error) => error instanceof TypeError),
     backslash: await gateway.call("gateway.ping", ["\\ud83d"]),
     big: await failure(gateway.call("gateway.ping", ["x".repeat(2 ** 20)])),
     batch: batch.map((one) => (one instanceof CallError ? told(one) : one)),
@@ -149,7 +149,7 @@ export async function serves({ connect, CallError }) {
     made: await caller.call("tea.make", { cups: 2 }),
     spilled: await failure(caller.call("tea.spill")),
     broken: await failure(caller.call("tea.break")),
-    flooded: (await failure(caller.call("tea.flood"))).name,
+    flooded: await failure(caller.call("tea.flood")),
     waited: (await failure(caller.call("tea.wait", {}, { timeout: 100 }))).name,
     late: await caller.call("tea.late"),
   });
@@ -256,15 +256,18 @@ export async function heeds({ connect, url, codes }) {
 export async function pauses({ connect }) {
   const gateway = connect({ random: () => 0.01 });
   const found = [];
+  const reasons = new Set();
   const waiting = new Promise((resolve) => {
     gateway.addEventListener("state", ({ detail }) => {
-      if (detail.state === "waiting" && found.push(detail.pause) === 9) resolve();
+      if (detail.state !== "waiting") return;
+      reasons.add(detail.reason);
+      if (found.push(detail.pause) === 9) resolve();
     });
   });
   const opening = failure(gateway.open({ timeout: 30 }));
   await waiting;
   await gateway.close();
-  return { found, opening: (await opening).name, state: gateway.state };
+  return { found, opening: (await opening).name, state: gateway.state, reasons: [...reasons] };
 }
 
 export async function drains({ connect }) {
@@ -287,7 +290,11 @@ export function storms({ connect }) {
   return Promise.all([0, 1, 2, 3].map((number) => storm(connect(EAGER), number * 1_000_000)));
 }
 
-async function storm(gateway, first) {
+export function tortures({ connect }) {
+  return Promise.all([0, 1].map((number) => storm(connect(EAGER), number * 1_000_000, true)));
+}
+
+async function storm(gateway, first, disturbed = false) {
   await gateway.open({ timeout: 100_000 });
   const calls = { answered: [], unknown: [], notDelivered: [], other: [] };
   const events = { seen: 0, gaps: 0, untold: [], last: false };
@@ -321,9 +328,45 @@ async function storm(gateway, first) {
       }
     }
   };
+  const others = { heard: 0, deaf: 0, cancelled: 0, big: 0, tooBig: 0, wrong: [] };
+  const disturbing = disturbed && disturb(gateway, others, () => more);
   await Promise.all([work(), work(), work(), work()]);
+  await disturbing;
   await gateway.call("lab.last");
   await reading;
   await gateway.close();
-  return { first, next, calls, events };
+  return { first, next, calls, events, others };
+}
+
+/** What goes on beside the calls of a storm: subscriptions come and go, calls are cancelled, messages are big. */
+function disturb(gateway, others, goesOn) {
+  const wrong = (error) => others.wrong.push(String(error));
+  const repeat = async (step) => {
+    while (goesOn()) await step().catch(wrong);
+  };
+  const subscribe = async () => {
+    const feed = gateway.subscribe(["storm.*", "storm.tick"]);
+    const first = feed.next().then(() => others.heard++);
+    const begun = performance.now();
+    let isOver = false;
+    first.finally(() => (isOver = true)).catch(() => {});
+    while (!isOver && goesOn() && performance.now() - begun < 30_000) await sleep(1);
+    if (!isOver && goesOn()) others.deaf++;
+    await feed.return();
+    await first;
+  };
+  const cancel = async () => {
+    const controller = new AbortController();
+    const call = gateway.call("lab.slow", {}, { signal: controller.signal });
+    setTimeout(() => controller.abort("enough"), 2);
+    await call.catch((error) => (error === "enough" || error.outcome === "unknown" ? others.cancelled++ : wrong(error)));
+  };
+  const big = async () => {
+    const text = "x".repeat(300_000);
+    await gateway.call("gateway.ping", [text]).catch((error) => error.outcome === "unknown" || wrong(error));
+    others.big++;
+    await gateway.call("gateway.ping", [text, text, text, text]).catch(({ name }) => (name === "message_too_big" ? others.tooBig++ : wrong(name)));
+    await sleep(20);
+  };
+  return Promise.all([repeat(subscribe), repeat(cancel), repeat(big)]);
 }

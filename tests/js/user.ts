@@ -13,9 +13,9 @@ gateway.addEventListener("draining", ({ detail }) => console.log(detail.reconnec
 
 async function main(signal: AbortSignal): Promise<void> {
   const welcome: Welcome = await gateway.open({ timeout: 5_000 });
-  console.log(welcome.limits.maxBatch, gateway.principal?.name.toUpperCase(), gateway.state === "open");
+  console.log(gateway.why.length, welcome.limits.maxBatch, gateway.principal?.name.toUpperCase(), gateway.state === "open");
   try {
-    const options = { signal, retry: true, node: "kitchen-pi", onProgress: (value: number) => console.log(value) };
+    const options = { signal, retry: true, node: "kitchen-pi", onProgress: told };
     const picture = await gateway.call<Picture>("camera.snap", { width: 640 }, options);
     console.log(picture.size + 1);
   } catch (error) {
@@ -46,6 +46,7 @@ async function main(signal: AbortSignal): Promise<void> {
   await gateway.close();
 }
 
+const told = async (value: number, missed: number): Promise<void> => console.log(value + 1, missed > 0);
 const gone = ({ topic }: Gap): string => topic;
 const seen = ({ topic, data }: GatewayEvent<{ cups: number }>): string => `${topic} ${data.cups}`;
 

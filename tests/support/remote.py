@@ -12,6 +12,8 @@ import pytest
 
 from gateway.cli import main
 from tests.support.command import Ended
+from tests.support.fork_server import Program
+from tests.support.forks import Forked, shared
 from tests.support.patience import START
 from tests.support.process import ROOT, GatewayProcess, clean_environment
 from tests.support.reaping import kill
@@ -28,31 +30,36 @@ class Command:
     ) -> None:
         self._arguments = arguments
         url = {} if where is None else {"GATEWAY_URL": where.url("/ws", websocket=True)}
-        self._environ = clean_environment() | url | dict(environ or {})
-        self._stdin = stdin
+        self._extra = url | dict(environ or {})
+        self._stdin = stdin.encode()
         self._news = asyncio.Event()
         self.stdout = ""
         """What it has printed so far."""
         self.stderr = ""
 
     async def __aenter__(self) -> Self:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", *self._arguments),
-            cwd=ROOT,
-            env=self._environ,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        process = self.process
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        process.stdin.write(self._stdin.encode())
-        process.stdin.close()
+        self.process = process = await self._start()
+        assert process.stdout is not None and process.stderr is not None
         self._reading = [
             asyncio.create_task(self._read("stdout", process.stdout)),
             asyncio.create_task(self._read("stderr", process.stderr)),
         ]
         return self
+
+    async def _start(self) -> asyncio.subprocess.Process | Forked:
+        environ = clean_environment() | self._extra
+        forks = shared.get(self._extra)
+        if forks is not None:
+            return await forks.start(Program("gateway", self._arguments, environ), self._stdin)
+        pipe = asyncio.subprocess.PIPE
+        command = (sys.executable, "-m", "gateway", *self._arguments)
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        assert process.stdin is not None
+        process.stdin.write(self._stdin)
+        process.stdin.close()
+        return process
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,7 @@
 """A gateway in the test's own event loop that does with each connection what the test has written."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -19,6 +20,7 @@ class Peer:
     def __init__(self, ws: web.WebSocketResponse, request: web.Request) -> None:
         self.ws = ws
         self.headers = request.headers
+        self._transport = request.transport
 
     async def welcome(self, principal: Mapping[str, Any] | None = ANYBODY, **limits: int) -> None:
         """Send the welcome."""
@@ -44,6 +46,11 @@ class Peer:
     async def close(self, code: int, reason: str = "") -> None:
         """End it."""
         await self.ws.close(code=code, message=reason.encode())
+
+    def stop_reading(self) -> None:
+        """Read nothing more: what it sends stays with it."""
+        assert self._transport is not None
+        self._transport.pause_reading()
 
     async def stay(self) -> None:
         """Read until the other side is gone."""
@@ -78,17 +85,19 @@ class ScriptedGateway:
 
 @asynccontextmanager
 async def scripted(
-    *scripts: Script, refusals: list[tuple[int, dict[str, str]]] | None = None
+    *scripts: Script,
+    refusals: list[tuple[int, dict[str, str]]] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[ScriptedGateway]:
-    """Serve these scripts, after these refusals: statuses and headers."""
+    """Serve these scripts, after these refusals: statuses and headers. With ``tls`` the scheme is wss."""
     gateway = ScriptedGateway(scripts, refusals or [])
     app = web.Application()
     app.router.add_get("/ws", gateway.handle)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
-    gateway.url = f"ws://127.0.0.1:{runner.addresses[0][1]}/ws"
+    gateway.url = f"{'wss' if tls else 'ws'}://127.0.0.1:{runner.addresses[0][1]}/ws"
     try:
         yield gateway
     finally:

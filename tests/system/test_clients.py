@@ -1,6 +1,7 @@
 """JSON-RPC clients that are not ours call, notify, batch, get errors, are called, and cancel: both ends mean the same.
 
-One is aiorpcX over websockets, in Python, the other json-rpc-2.0 over ws, in JavaScript: see tests/js/client.cjs.
+One is aiorpcX over websockets, in Python. The others are in JavaScript: json-rpc-2.0 over ws (tests/js/client.cjs), and
+vscode-ws-jsonrpc and rpc-websockets (tests/js/foreign.mjs).
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from tests.support.rpc import refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CLIENT: Final = Path(__file__).resolve().parents[1] / "js" / "client.cjs"
+JS: Final = Path(__file__).resolve().parents[1] / "js"
 TEXT: Final = '\N{GRINNING FACE} \u2028 \\ " \0'
 
 
@@ -40,7 +41,7 @@ def error(code: int, detail: str = "", **data: object) -> dict[str, Any]:
 
 
 async def test_a_client_in_javascript(served: GatewayProcess) -> None:
-    outcome = await run_node(str(CLIENT), served.url("/ws", websocket=True), timeout=WAIT)
+    outcome = await run_node(str(JS / "client.cjs"), served.url("/ws", websocket=True), timeout=WAIT)
     conn_id = outcome.pop("connId")
     assert sorted(outcome.pop("batch"), key=lambda reply: str(reply["id"])) == [
         {"jsonrpc": "2.0", "id": "echo", "result": {"a": None}},
@@ -60,6 +61,64 @@ async def test_a_client_in_javascript(served: GatewayProcess) -> None:
         "called": {"asked": {"question": 1}},
         "cancelled": {"jsonrpc": "2.0", "id": "slow", "error": error(-32800)},
     }
+    line = await served.wait_event("connection.closed", connId=conn_id)
+    assert (line["cause"], line["code"], line["reason"]) == ("client_close", 1000, "done")
+
+
+async def foreign(served: GatewayProcess, name: str) -> dict[str, Any]:
+    """What has become of one of the clients of tests/js/foreign.mjs."""
+    found: dict[str, Any] = await run_node(
+        str(JS / "foreign.mjs"), name, served.url("/ws", websocket=True), timeout=WAIT
+    )
+    return found
+
+
+CALLS: Final = {
+    "byPosition": 19,
+    "byName": 19,
+    "withoutParams": ["hello", 5],
+    "text": {"text": TEXT},
+    "many": [{"n": number} for number in range(50)],
+    "events": [1, 2, 3],
+    "notFound": error(-32601, "nothing", outcome="not_delivered"),
+    "badParams": error(-32602, "minuend: Expected `int`, got `str`"),
+    "defect": error(-32603),
+}
+"""What every caller of tests/js/foreign.mjs finds."""
+
+
+async def test_vscode_ws_jsonrpc_calls_and_is_called(served: GatewayProcess) -> None:
+    outcome = await foreign(served, "vscode")
+    conn_id = outcome.pop("connId")
+    assert outcome == CALLS | {
+        "called": [{"asked": {"n": number}} for number in range(50)],
+        "cancelled": error(-32800),
+        "complaints": [],
+    }
+    line = await served.wait_event("connection.closed", connId=conn_id)
+    assert (line["cause"], line["code"], line["reason"]) == ("client_close", 1000, "done")
+
+
+async def test_vscode_ws_jsonrpc_is_a_node(served: GatewayProcess) -> None:
+    assert await foreign(served, "vscodeNode") == {
+        "registered": {
+            "name": "kettle",
+            "methods": [f"kettle.{name}" for name in ("boil", "break", "nothing", "wait")],
+        },
+        "many": [{"cups": number, "text": TEXT} for number in range(50)],
+        "refused": {"code": 7, "message": "no water", "data": {"on": "floor"}},
+        "nothing": None,
+        "cancelled": error(-32800, "kettle: kettle.wait", outcome="unknown"),
+        "told": "number",
+        "gone": error(-32601, "kettle.boil", outcome="not_delivered"),
+        "complaints": [],
+    }
+
+
+async def test_rpc_websockets_calls(served: GatewayProcess) -> None:
+    outcome = await foreign(served, "rpcWebsockets")
+    conn_id = outcome.pop("connId")
+    assert outcome == CALLS
     line = await served.wait_event("connection.closed", connId=conn_id)
     assert (line["cause"], line["code"], line["reason"]) == ("client_close", 1000, "done")
 

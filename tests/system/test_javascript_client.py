@@ -26,7 +26,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.patience import START, Sized
 from tests.support.process import ROOT, Config, GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 JS: Final = ROOT / "tests" / "js"
 CLIENT: Final = ROOT / "gateway" / "javascript" / "gateway-client.js"
@@ -160,7 +160,7 @@ class Lab:
         self._busy += 1
         if self._busy > 3 and not params:
             return {"result": self._busy}
-        data = {"code": "overloaded", "temporary": True, "outcome": "not_delivered", "retryAfterMs": 20, **params}
+        data = {"code": "overloaded", "temporary": True, **params}
         return {"error": {"code": -32009, "message": "later", "data": data}}
 
     async def on_count(self, identity: object, params: Any) -> Any:
@@ -266,7 +266,7 @@ async def test_it_calls_batches_and_tells_errors_apart(run: Run, lab: Lab) -> No
         ("before", CLOSED),
         ("nothing", MISSING),
         ("big", failed(-32000, "message_too_big", "not_delivered")),
-        ("busy", failed(-32009, "overloaded", "not_delivered", temporary=True)),
+        ("busy", failed(-32009, "overloaded", None, temporary=True)),
         ("unsafe", failed(-32009, "overloaded", "unknown", temporary=True)),
         ("late", LATE),
         ("lateThere", LATE),
@@ -282,9 +282,9 @@ async def test_it_calls_batches_and_tells_errors_apart(run: Run, lab: Lab) -> No
     }
     one, missing, two, null = found["batch"]
     assert (one, plain(missing), two["n"], null) == ([1], MISSING, 2, None)
-    assert (found["busy"]["retryAfterMs"], found["retried"]) == (20, 4)
+    assert found["retried"] == 4
     assert (found["tooMany"], found["empty"]) == ("invalid_request", [])
-    assert (found["badParams"], found["surrogate"], found["backslash"]) == ("TypeError", "TypeError", ["\\ud83d"])
+    assert (found["badParams"], found["surrogate"], found["backslash"]) == (True, True, ["\\ud83d"])
     assert found["ping"] == {"text": "\N{GRINNING FACE} \u2028 \0"}
     assert (found["counted"], found["progress"]) == (3, [{"at": 0}, {"at": 1}, {"at": 2}])
     assert found["many"] == list(range(200))
@@ -320,9 +320,10 @@ async def test_it_serves_methods_and_registers_them_again(run: Run, lab: Lab) ->
         assert one["made"] == {"cups": 2, "for": "anonymous", "inTime": True}
         assert (one["spilled"]["code"], one["spilled"]["data"]["on"]) == (7, "floor")
         assert (one["broken"]["code"], one["broken"]["message"]) == (-32603, "Internal error")
-        assert (one["flooded"], one["waited"], one["late"]) == ("message_too_big", "timeout", "late")
+        assert plain(one["flooded"]) == failed(-32603, "internal_error", "unknown")
+        assert (one["waited"], one["late"]) == ("timeout", "late")
     assert found["stopped"] == ["stopped", "stopped"]
-    assert found["defects"] == ["a secret", "a secret"]
+    assert found["defects"] == ["a secret", "A message is over 1048576 bytes"] * 2
 
 
 async def test_subscriptions_go_on_or_tell_of_a_gap(run: Run, lab: Lab) -> None:
@@ -389,8 +390,8 @@ async def test_close_codes_say_whether_to_come_back(run: Run) -> None:
     app.router.add_get("/ws", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    back = [1001, 1006, 1011, 4000, 4002, 4499]
-    away = [1002, 1003, 1007, 1009, 4500, 4502, 4999]
+    back = [1001, 1006, 1009, 1011, 4000, 4002, 4499]
+    away = [1002, 1003, 1007, 1008, 4500, 4502, 4999]
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"ws://127.0.0.1:{runner.addresses[0][1]}/ws"
@@ -410,6 +411,10 @@ async def test_pauses_are_drawn_from_twice_as_much_each_time(run: Run, lab: Lab)
     found = await run("pauses", url=lab.url)
     assert found["found"] == pytest.approx([5, 10, 20, 40, 80, 160, 300, 300, 300])
     assert (found["opening"], found["state"]) == ("timeout", "closed")
+    if run is run_in_node:
+        assert set(found["reasons"]) <= {"socket hang up", "read ECONNRESET"}
+    else:
+        assert found["reasons"] == ["no connection; this platform does not tell why"]
 
 
 async def test_a_drain_tells_when_to_come_back(run: Run, lab: Lab) -> None:
@@ -422,31 +427,45 @@ async def test_a_drain_tells_when_to_come_back(run: Run, lab: Lab) -> None:
 
 
 async def test_a_storm_of_cuts_leaves_nothing_open(run: Run, sized: Sized) -> None:
-    cuts = sized(100, 1000)
+    for client in await storm(run, "storms", sized(100, 1000), 0.015):
+        assert (client["events"]["untold"], client["events"]["last"]) == ([], True)
+
+
+async def test_cuts_while_all_kinds_of_things_are_under_way_leave_nothing_deaf(run: Run, sized: Sized) -> None:
+    for client in await storm(run, "tortures", sized(25, 500), 0.15):
+        assert (client["events"]["untold"], client["events"]["last"]) == ([], True)
+        others = client["others"]
+        assert (others.pop("wrong"), others.pop("deaf")) == ([], 0)
+        assert others["tooBig"] == others["big"] > 0
+        assert others["cancelled"] > 0
+
+
+async def storm(run: Run, scenario: str, cuts: int, pause: float) -> list[dict[str, Any]]:
+    """Run a scenario while its links are cut, up to ``pause`` seconds apart; return what the clients found."""
     async with lab_of({"heartbeat": EAGER}) as lab:
         lab.more = True
-        storm = asyncio.create_task(storming(lab, cuts))
-        found = await run("storms", url=lab.url)
-        await storm
+        storming = asyncio.create_task(harm(lab, cuts, pause))
+        found: list[dict[str, Any]] = await run(scenario, url=lab.url)
+        await storming
     assert lab.proxy.cuts >= cuts
     for client in found:
-        calls, events = client["calls"], client["events"]
-        print({name: len(numbers) for name, numbers in calls.items()}, events)
+        calls = client["calls"]
+        print({name: len(numbers) for name, numbers in calls.items()}, client["events"], client["others"])
         assert calls["other"] == []
         ended = sorted([*calls["answered"], *calls["unknown"], *calls["notDelivered"]])
         assert ended == list(range(client["first"], client["next"]))
         assert {lab.ran[number] for number in calls["answered"]} == {1}
         assert {lab.ran[number] for number in calls["notDelivered"]} <= {0}
         assert {lab.ran[number] for number in calls["unknown"]} <= {0, 1}
-        assert (events["untold"], events["last"]) == ([], True)
+    return found
 
 
-async def storming(lab: Lab, cuts: int) -> None:
+async def harm(lab: Lab, cuts: int, pause: float) -> None:
     """Cut, delay and drop, and publish all the while; then be calm."""
     chance, proxy = random.Random(6), lab.proxy
     publishing = asyncio.create_task(ticking(lab))
     while proxy.cuts < cuts:
-        await asyncio.sleep(chance.uniform(0.0, 0.015))
+        await asyncio.sleep(chance.uniform(0.0, pause))
         proxy.delay = chance.choice([0.0, 0.0, 0.0, 0.002])
         if chance.random() < 0.004:
             proxy.swallow = True

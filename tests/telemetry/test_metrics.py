@@ -18,6 +18,7 @@ from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
 from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import EVERY, REMEMBERED, SHARED, LoopLag, Metrics
+from tests.support.credentials import metrics
 from tests.support.fleet import ended, request
 from tests.support.patience import START, WAIT
 from tests.support.peers import RawPeer
@@ -298,11 +299,8 @@ class HandTimers:
 
 
 async def scrape(where: GatewayProcess) -> Samples:
-    """GET /metrics, on a connection of its own, when what an earlier scrape was told is over."""
-    await asyncio.sleep(SHARED)
-    with await RawPeer.connect(where) as peer:
-        answer = await peer.get("/metrics")
-    assert answer.status == 200
+    """Return the samples of `GET /metrics` as they are now; promtool finds nothing wrong with them."""
+    answer = await metrics(where)
     assert answer.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
     checked = await asyncio.to_thread(promtool, answer.body)
     assert checked == (0, "")

@@ -14,6 +14,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.patience import START
 from tests.support.process import ROOT, GatewayProcess, StartGateway, clean_environment
 from tests.support.remote import Command, misused, run
+from tests.support.strangers import ForwardProxy, stranger
 
 EACH = [["call", "gateway.info"], ["nodes"], ["connections"], ["openrpc"], ["watch", "a"], ["node", "a=true"]]
 NOWHERE = {"GATEWAY_URL": "ws://127.0.0.1:1/ws"}
@@ -45,7 +46,8 @@ async def test_a_credential_that_is_refused(arguments: list[str], gateway: Start
     where = await with_tokens(gateway, file)
     url = where.url("/ws", websocket=True)
     wrong = await run(where, *arguments, environ={"GATEWAY_TOKEN": "wrong"})
-    assert wrong == Ended(3, "", f"{url}: HTTP 401 the credential was refused\n")
+    assert (wrong.status, wrong.stdout, wrong.stderr.count("\n")) == (3, "", 1)
+    assert wrong.stderr.startswith(f"{url}: HTTP 401 the credential was refused: ")
     assert await run(where, *arguments) == Ended(3, "", f"{url}: 4500 the gateway wants a credential\n")
 
 
@@ -61,7 +63,8 @@ async def test_nobody_is_there() -> None:
     async def unreachable(arguments: list[str]) -> None:
         ended = await run(None, *arguments, environ=NOWHERE)
         assert (ended.status, ended.stdout) == (3, ""), ended
-        assert ended.stderr.splitlines()[-1].startswith("ws://127.0.0.1:1/ws: Cannot connect to host")
+        said = "ws://127.0.0.1:1/ws: cannot connect to 127.0.0.1:1: Connection refused"
+        assert {line.removesuffix("; trying again") for line in ended.stderr.splitlines()} == {said}
 
     await asyncio.gather(*map(unreachable, EACH))
 
@@ -73,10 +76,33 @@ async def test_no_gateway_at_that_path(gateway: StartGateway) -> None:
     assert "404" in ended.stderr
 
 
+async def test_something_else_is_there() -> None:
+    """A command that reconnects says so too, and does not try again."""
+    async with stranger(greeting=b"SSH-2.0-OpenSSH_9.2\r\n") as there:
+        said = f"{there.url()}: what answers there speaks no HTTP: perhaps the port is another service's\n"
+        commands = (["nodes"], ["watch", "a"])
+        ended = await asyncio.gather(*(run(None, *command, "--url", there.url()) for command in commands))
+        assert ended == [Ended(3, "", said)] * 2
+        assert there.connections == 2
+
+
+async def test_through_a_proxy() -> None:
+    async with ForwardProxy(1, status=502) as proxy:
+        url = ["--url", "ws://gateway.example"]
+        environ = {"HTTP_PROXY": proxy.url(), "NO_PROXY": ""}
+        said = "ws://gateway.example/ws: HTTP 502 the gateway cannot be reached from there\n"
+        assert await run(None, "nodes", *url, environ=environ) == Ended(3, "", said)
+        assert await run(None, "nodes", *url, "--proxy", proxy.url()) == Ended(3, "", said)
+        assert proxy.asked == ["GET http://gateway.example/ws"] * 2
+        directly = await run(None, "nodes", *url, "--proxy", "", environ=environ)
+        assert "gateway.example does not resolve" in directly.stderr
+        assert len(proxy.asked) == 2
+
+
 async def test_the_path_may_be_left_out(gateway: StartGateway) -> None:
     where = await gateway()
-    for path in ("", "/"):
-        assert (await run(None, "nodes", "--url", where.url(path, websocket=True))).status == 0
+    for url in (where.url("", websocket=True), f"{where.url('/')} \n"):
+        assert (await run(None, "nodes", "--url", url)).status == 0
 
 
 async def test_over_tls(gateway: StartGateway, tmp_path: Path) -> None:
@@ -86,14 +112,19 @@ async def test_over_tls(gateway: StartGateway, tmp_path: Path) -> None:
     trusted.write_text("".join(map(ssl.DER_cert_to_PEM_cert, where.tls.get_ca_certs(binary_form=True))))
     ended = await run(where, "nodes")
     assert (ended.status, ended.stdout) == (3, "")
-    assert "CERTIFICATE_VERIFY_FAILED" in ended.stderr
+    assert "the gateway's certificate is not trusted: unable to get local issuer" in ended.stderr
+    assert (await run(where, "nodes", "--cafile", str(trusted))).status == 0
     assert (await run(where, "nodes", environ={"SSL_CERT_FILE": str(trusted)})).status == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "environ", "named"),
     [
-        (["--url", "http://127.0.0.1:8765/ws"], {}, "--url: "),
+        (["--url", "ftp://127.0.0.1:8765/ws"], {}, "--url: "),
+        (["--url", "ws://127.0.0.1\n:8765/ws"], {}, "--url: "),
+        (["--cafile", "/nowhere"], {}, "cafile: '/nowhere' cannot be read: No such file"),
+        (["--cafile", "setup.cfg"], {}, "cafile: 'setup.cfg' has no certificate"),
+        (["--proxy", "socks5://me:secret@h:1"], {}, "proxy: not the URL of an HTTP proxy"),
         (["--url", "127.0.0.1:8765"], {}, "--url: "),
         (["--url", "ws://"], {}, "--url: "),
         (["--url", "ws://a:b/ws"], {}, "--url: "),
