@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 from gateway import __version__
 from gateway.commands import call, check, completion, connections, node, nodes, openrpc, serve, token, watch
-from gateway.terminal import startup, statuses
+from gateway.terminal import parts, startup, statuses
 from gateway.text import plain
 
 _OPTION: Final = re.compile(r"--?[^\W\d]")
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = given.run
     if run not in (serve.run, check.run) and serve.given_flags(given):
         parser.error(f"{' '.join(serve.given_flags(given))}: for serve and check only")
+    if run in (serve.run, check.run, token.run) and (lacking := parts.lacking()):
+        parser.exit(statuses.WRONG, f"{parser.prog}: {parts.advice(lacking)}\n")
     startup.settle(serves=run is serve.run)
     return run(given)
 

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Check the configuration; returns the exit status."""
-    from gateway.app import create_app  # noqa: PLC0415 - as in `serve.run`
+    from gateway.app import create_app
 
     try:
         config = settings(given)

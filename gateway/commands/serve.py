@@ -8,7 +8,6 @@ import sys
 from typing import Any, Final
 
 from gateway.config import Config, ConfigError, load, source_of
-from gateway.telemetry import log
 from gateway.terminal import statuses
 
 FLAGS: Final = {
@@ -55,7 +54,8 @@ def settings(given: argparse.Namespace) -> Config:
 def run(given: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit status."""
     # Not imported above, because it takes a quarter of a second that the other commands need not wait.
-    from gateway.server import serve  # noqa: PLC0415 - the reason is above
+    from gateway.server import serve
+    from gateway.telemetry import log
 
     environ = dict(os.environ)
     try:
