@@ -2,7 +2,7 @@
 
 import sys
 
-from gateway.terminal import startup
+from gateway.terminal import startup, statuses
 
 
 def main() -> int:
@@ -11,7 +11,12 @@ def main() -> int:
     # Not imported above, because it takes time, and a signal may come meanwhile.
     from gateway import cli  # noqa: PLC0415 - the reason is above
 
-    return cli.main()
+    try:
+        return cli.main()
+    except KeyboardInterrupt:  # asyncio's own handler of signals has gone, and Python's is back
+        return statuses.INTERRUPTED
+    finally:
+        startup.over()
 
 
 if __name__ == "__main__":

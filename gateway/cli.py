@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 from gateway import __version__
 from gateway.commands import call, check, completion, connections, node, nodes, openrpc, serve, token, watch
-from gateway.terminal import startup, statuses
+from gateway.terminal import output, startup, statuses
 from gateway.text import plain
 
 _OPTION: Final = re.compile(r"--?[^\W\d]")
@@ -21,8 +21,19 @@ _OPTION: Final = re.compile(r"--?[^\W\d]")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, `serve` by default; returns the exit status.
 
-    ``arguments`` are those of the process by default. Exits with 2 if they are wrong.
+    ``arguments`` are those of the process by default. Exits with 2 if they are wrong. A standard output that cannot be
+    written to is told here, for all commands.
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            output.flush()
+    except output.OutputFailed as failure:
+        return output.give_up(failure)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     program = Path(sys.argv[0]).name
     parser = _parser(completion.SCRIPT if program == completion.SCRIPT else "python -m gateway")
     given = parser.parse_args(arguments)
@@ -50,7 +61,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message on one line and exit with status 2."""
-        self.exit(statuses.WRONG, f"{self.prog}: {plain(message)}; see --help\n")
+        output.tell(f"{self.prog}: {plain(message)}; see --help")
+        self.exit(statuses.WRONG)
 
 
 class _CommandParser(_Parser):

@@ -8,7 +8,7 @@ from typing import Any, Final
 from gateway.client import CallError, Client
 from gateway.errors import NOT_FOUND
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, since, span, table
+from gateway.terminal.output import as_json, show, since, span, table
 
 _SHORT: Final = 8
 """How many characters of a connId a table shows: enough to tell connections apart."""
@@ -52,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
 async def _close(gateway: Client, given: argparse.Namespace) -> None:
     conn_id = await _complete(gateway, given.conn_id)
     await gateway.call("connection.close", {"connId": conn_id, "reason": given.reason or ""})
-    print(as_json({"closed": conn_id}) if given.json else f"closed {conn_id}", flush=True)
+    show(as_json({"closed": conn_id}) if given.json else f"closed {conn_id}")
 
 
 async def _complete(gateway: Client, beginning: str) -> str:
@@ -71,10 +71,10 @@ async def _complete(gateway: Client, beginning: str) -> str:
 async def _list(gateway: Client, given: argparse.Namespace) -> None:
     found = await (_history(gateway) if given.history else _open(gateway))
     if given.json:
-        print(as_json(found, indent=2), flush=True)
+        show(as_json(found, indent=2))
         return
     headings, row = (_ENDED, _ended) if given.history else (_LIVE, _live)
-    print(table([headings, *map(row, found)]), flush=True)
+    show(table([headings, *map(row, found)]))
 
 
 async def _open(gateway: Client) -> list[dict[str, Any]]:

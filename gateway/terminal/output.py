@@ -1,16 +1,23 @@
-"""What a command prints: text that is safe for a terminal, JSON, tables, and a line that is rewritten in place."""
+"""What a command prints: text that is safe for a terminal, JSON, tables, and a line that is rewritten in place.
+
+All output goes through `show`, `tell` and `Line`, so that a full disk, or a reader that has gone, is handled in one
+place. A linter refuses `print` in the commands.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from gateway.terminal import statuses
 from gateway.text import plain
 
 _NARROWEST: Final = 6
@@ -19,11 +26,74 @@ _NARROWEST: Final = 6
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
+class OutputFailed(Exception):
+    """Standard output cannot be written to. ``error`` says why."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror}")
+        self.error = error
+
+
+def show(text: str) -> None:
+    """Print a text and a line break on standard output, at once. Raises OutputFailed."""
+    with _output():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """Print a text and a line break on standard error, at once. If it cannot be written to, the text is lost."""
+    _put(f"{text}\n")
+
+
+def flush() -> None:
+    """Write what others than `show` have left in standard output, such as argparse. Raises OutputFailed."""
+    with _output():
+        sys.stdout.flush()
+
+
+def give_up(failure: OutputFailed) -> int:
+    """Discard what standard output could not take; returns the exit status, and says why unless the reader has gone."""
+    _discard(sys.stdout)
+    if failure.error.errno == errno.EPIPE:
+        return statuses.PIPE
+    tell(str(failure))
+    return statuses.FAILED
+
+
+def _put(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputFailed(error) from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still in the stream go to /dev/null. Otherwise Python tries again at its end, and complains."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def as_json(value: object, *, indent: int | None = None) -> str:
     """Return the value as JSON, with unprintable characters escaped; in ASCII if standard output is not in Unicode."""
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     text = json.dumps(value, ensure_ascii=not unicode, indent=indent)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def readable(text: str) -> str:
+    """Return a text of several lines without its last line break, and with all else escaped that is not printable."""
+    return "\n".join("\t".join(map(plain, line.split("\t"))) for line in text.removesuffix("\n").split("\n"))
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -74,15 +144,13 @@ class Line:
         """Replace the text of the line, cut at the edge of the window."""
         if self._shows:
             room = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r{cut(plain(text), room)}\x1b[K")
-            sys.stderr.flush()
+            _put(f"\r{cut(plain(text), room)}\x1b[K")
             self._shown = True
 
     def clear(self) -> None:
         """Remove the line. Does nothing if none is shown."""
         if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            _put("\r\x1b[K")
             self._shown = False
 
 

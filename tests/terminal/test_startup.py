@@ -60,8 +60,7 @@ def test_a_signal_during_the_start_is_not_lost_as_pid_1(at: str) -> None:
 def test_another_command_ends_by_the_signal() -> None:
     assert signalled("gateway.cli", "SIGTERM", "nodes") == (-signal.SIGTERM, "")
     assert signalled("gateway.cli", "SIGTERM", "nodes", before=AS_PID_1) == (128 + signal.SIGTERM, "")
-    status, said = signalled("gateway.cli", "SIGINT", "nodes")
-    assert (status, said.splitlines()[-1:]) == (-signal.SIGINT, ["KeyboardInterrupt"])
+    assert signalled("gateway.cli", "SIGINT", "nodes") == (128 + signal.SIGINT, "")
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
