@@ -50,6 +50,10 @@ class _Parser(argparse.ArgumentParser):
     commands: Container[str] = ()
     """The names of the commands: what follows one is for the command."""
 
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Add an argument; a shell completes it by what its metavar says it is."""
+        return completion.completed(super().add_argument(*args, **kwargs))
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse an unknown option before argparse takes the word after it for a command."""
         args = sys.argv[1:] if args is None else list(args)
