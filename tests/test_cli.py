@@ -15,7 +15,10 @@ from tests.support.command import Ended, run
 from tests.support.patience import START
 from tests.support.process import ROOT, StartGateway, clean_environment
 
-COMMANDS = ("serve", "call", "watch", "nodes", "connections", "node", "token", "check", "openrpc", "completion")
+COMMANDS = (
+    *("serve", "call", "watch", "nodes", "connections", "node"),
+    *("token", "reload", "check", "openrpc", "completion"),
+)
 
 
 async def first_line(*arguments: str, environ: Mapping[str, str]) -> bytes:
