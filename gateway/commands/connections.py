@@ -24,7 +24,8 @@ def add_to(commands: Any) -> None:
         "connections",
         help="list connections, say why others ended, close one",
         description="List the open connections. With --history, list those that have ended, and why, the latest first."
-        " Or close one. Needs the scope admin.",
+        " Or close one. Needs the scope admin. On a terminal that is too narrow for all columns some are left out;"
+        " --json tells everything.",
     )
     parser.add_argument("action", nargs="?", choices=("list", "close"), default="list", help="list by default")
     parser.add_argument(
@@ -73,8 +74,8 @@ async def _list(gateway: Client, given: argparse.Namespace) -> None:
     if given.json:
         show(as_json(found, indent=2))
         return
-    headings, row = (_ENDED, _ended) if given.history else (_LIVE, _live)
-    show(table([headings, *map(row, found)]))
+    headings, row, spare = (_ENDED, _ended, _ENDED_SPARE) if given.history else (_LIVE, _live, _LIVE_SPARE)
+    show(table([headings, *map(row, found)], spare=spare))
 
 
 async def _open(gateway: Client) -> list[dict[str, Any]]:
@@ -89,7 +90,9 @@ async def _history(gateway: Client) -> list[dict[str, Any]]:
 
 
 _LIVE: Final = ("CONNID", "NAME", "ROLE", "REMOTE", "OPEN", "SEEN", "IN", "OUT", "CALLS", "OUTBOX")
+_LIVE_SPARE: Final = ("OUTBOX", "OUT", "IN", "ROLE", "SEEN")
 _ENDED: Final = ("CONNID", "NAME", "REMOTE", "ENDED", "OPEN", "CODE", "CAUSE", "REASON")
+_ENDED_SPARE: Final = ("OPEN", "REMOTE")
 
 
 def _live(one: dict[str, Any]) -> Row:

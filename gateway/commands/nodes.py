@@ -34,6 +34,6 @@ def run(given: argparse.Namespace) -> int:
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
             rows.append((node["name"], since(node["since"]), str(node["inFlight"]), node["remote"], methods))
-        show(table(rows))
+        show(table(rows, spare=("REMOTE",)))
 
     return remote.run(given, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -137,8 +138,9 @@ def _logged(pid: int, since: float, *, newest: bool = False) -> list[str]:
 
 
 def _field(line: str, name: str, otherwise: str) -> str:
-    """Return a field of a line of the log, which is JSON or, with ``log.format`` text, is not."""
-    return str(_decoded(line).get(name, otherwise))
+    """Return a field of a line of the log, which is JSON, or a text of ``name=value`` if ``log.format`` says so."""
+    found = re.search(rf"\b{name}=(.*)", line)
+    return found[1] if found else str(_decoded(line).get(name, otherwise))
 
 
 def _decoded(line: str) -> dict[str, Any]:

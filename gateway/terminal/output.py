@@ -23,6 +23,9 @@ from gateway.text import plain
 _NARROWEST: Final = 6
 """How many columns a cell of a table keeps even in the narrowest window."""
 
+_ENOUGH: Final = 24
+"""How much of a cell has to be seen before other columns are left out for it."""
+
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
@@ -101,20 +104,31 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
-def table(rows: Iterable[Sequence[str]]) -> str:
+def table(rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()) -> str:
     """Return lines with aligned columns; the first row has the headings.
 
-    On a terminal the widest columns are cut until the lines fit. Elsewhere nothing is cut.
+    On a terminal the columns with the headings in ``spare`` are left out, one after the other, and then the widest ones
+    are cut, until the lines fit. Elsewhere nothing is left out or cut.
     """
-    cells = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    columns = [[plain(cell) for cell in column] for column in zip(*rows, strict=True)]
+    widths = [max(map(_width, column)) for column in columns]
     if sys.stdout.isatty():
-        room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
-        while sum(widths) > room and max(widths) > _NARROWEST:
+        window = shutil.get_terminal_size().columns
+        for heading in spare:
+            if _line([min(width, _ENOUGH) for width in widths]) > window:
+                index = next(index for index, column in enumerate(columns) if column[0] == heading)
+                del columns[index], widths[index]
+        while _line(widths) > window and max(widths) > _NARROWEST:
             widths[widths.index(max(widths))] -= 1
     return "\n".join(
-        "  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        "  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
     )
+
+
+def _line(widths: list[int]) -> int:
+    """Return how many columns of the terminal a line takes."""
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def since(moment: str, now: datetime | None = None) -> str:
