@@ -25,10 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written to is told here, for all commands.
     """
     try:
-        try:
-            return _run(arguments)
-        finally:
-            output.flush()
+        return _run(arguments)
     except output.OutputFailed as failure:
         return output.give_up(failure)
 
@@ -63,10 +60,13 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"unrecognized arguments: {name}")
         return super().parse_known_args(args, namespace)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or the version; argparse itself hides that it could not be printed."""
+        (output.show if file is sys.stdout else output.tell)(message.removesuffix("\n"))
+
     def error(self, message: str) -> NoReturn:
         """Print the message on one line and exit with status 2."""
-        output.tell(f"{self.prog}: {plain(message)}; see --help")
-        self.exit(statuses.WRONG)
+        self.exit(statuses.WRONG, f"{self.prog}: {plain(message)}; see --help\n")
 
 
 class _CommandParser(_Parser):

@@ -14,6 +14,13 @@ SHELLS: Final = ("bash", "zsh", "fish")
 SCRIPT: Final = "aisopod-gateway"
 """The script that pip installs, and that is completed. A shell cannot complete `python -m gateway`."""
 
+_EPILOG: Final = """\
+where the script belongs:
+  bash  ~/.local/share/bash-completion/completions/aisopod-gateway
+  zsh   _aisopod-gateway, in a directory of fpath
+  fish  ~/.config/fish/completions/aisopod-gateway.fish
+"""
+
 _BASH: Final = """
 _aisopod_gateway_at() {
   [[ $1 == @* ]] || return
@@ -87,10 +94,10 @@ def add_to(commands: Any, parser_of: Callable[[str], argparse.ArgumentParser]) -
         "completion",
         allow_abbrev=False,
         help="print a script that completes commands, options and files",
-        description=f"Print a script that lets the shell complete {SCRIPT}, its commands, its options and files.",
-        epilog="bash: aisopod-gateway completion bash > ~/.local/share/bash-completion/completions/aisopod-gateway;"
-        " zsh: as _aisopod-gateway into a directory of fpath;"
-        " fish: as ~/.config/fish/completions/aisopod-gateway.fish",
+        description=f"Print a script that lets the shell complete {SCRIPT}: its commands,\n"
+        "its options, and files after @ and after options that take one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
 

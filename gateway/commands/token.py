@@ -21,7 +21,19 @@ from gateway.timestamps import rfc3339_seconds
 
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_ROLES: Final = "; ".join(f"{role}: {' '.join(role_scopes(role, 'NAME'))}" for role in ROLES)
+_ROLES: Final = "\n".join(f"  {role + ':':10}{' '.join(role_scopes(role, 'NAME'))}" for role in ROLES)
+_EPILOG: Final = f"""\
+scopes without --scope:
+{_ROLES}
+  All nodes that serve one method together need share: for it, beside serve:.
+
+examples:
+  token --name kitchen-pi --role node --file tokens.toml
+  token add porch-pi --role node --scope 'serve:>' --scope 'share:disk.free' \\
+      --expires 90d --file tokens.toml
+  token list --file tokens.toml
+  token revoke kitchen-pi --file tokens.toml
+"""
 _RELOAD: Final = "a running gateway takes it up after: aisopod-gateway reload"
 
 
@@ -31,13 +43,10 @@ def add_to(commands: Any) -> None:
         "token",
         allow_abbrev=False,
         help="make, list and revoke the tokens of auth.tokens_file",
-        description="Make a token and print it, once, because the file keeps only its digest. Or list the tokens of"
-        " the file, or revoke one.",
-        epilog=f"scopes without --scope: {_ROLES}. All nodes that serve one method together need share: for it, beside"
-        " serve:."
-        " examples: token --name kitchen-pi --role node --scope 'serve:camera.*' --file tokens.toml;"
-        " token --name porch-pi --role node --scope 'serve:>' --scope 'share:disk.free' --file tokens.toml;"
-        " token list --file tokens.toml; token revoke kitchen-pi --file tokens.toml",
+        description="Make a token and print it, once, because the file keeps only its digest.\n"
+        "Or list the tokens of the file, or revoke one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=("add", "list", "revoke"), default="add", help="add by default")
     parser.add_argument("who", nargs="?", metavar="NAME", help="the same as --name")

@@ -6,14 +6,13 @@ place. A linter refuses `print` in the commands.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
@@ -39,20 +38,16 @@ class OutputFailed(Exception):
 
 def show(text: str) -> None:
     """Print a text and a line break on standard output, at once. Raises OutputFailed."""
-    with _output():
+    try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+    except OSError as error:
+        raise OutputFailed(error) from None
 
 
 def tell(text: str) -> None:
     """Print a text and a line break on standard error, at once. If it cannot be written to, the text is lost."""
     _put(f"{text}\n")
-
-
-def flush() -> None:
-    """Write what others than `show` have left in standard output, such as argparse. Raises OutputFailed."""
-    with _output():
-        sys.stdout.flush()
 
 
 def give_up(failure: OutputFailed) -> int:
@@ -70,14 +65,6 @@ def _put(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
-
-
-@contextlib.contextmanager
-def _output() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputFailed(error) from None
 
 
 def _discard(stream: TextIO) -> None:

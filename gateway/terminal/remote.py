@@ -28,8 +28,8 @@ _OPENING: Final = 12.0
 
 EPILOG: Final = (
     "The token is in GATEWAY_TOKEN or in the file of --token-file, never in an argument, because other users of"
-    " the machine can see that. Exit status: 0 done, 1 the answer was an error, 2 wrong usage, 3 no connection,"
-    " 130 Ctrl-C."
+    " the machine can see that. Exit status: 0 done, 1 the answer was an error, or the output cannot be written,"
+    " 2 wrong usage, 3 no connection, 130 Ctrl-C."
 )
 
 
