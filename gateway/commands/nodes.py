@@ -34,6 +34,6 @@ def run(given: argparse.Namespace) -> int:
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
             rows.append((node["name"], since(node["since"]), str(node["inFlight"]), node["remote"], methods))
-        show(table(rows, spare=("REMOTE",)))
+        show(table(rows, spare=("REMOTE",), wraps=True))
 
     return remote.run(given, work)

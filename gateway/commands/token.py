@@ -126,7 +126,7 @@ def _list(given: argparse.Namespace) -> None:
         expires = "never" if expires_at is None else rfc3339_seconds(expires_at)
         expired = " (expired)" if expires_at is not None and expires_at <= time.time() else ""
         rows.append((who.name, who.role, expires + expired, " ".join(who.scopes)))
-    show(table(rows))
+    show(table(rows, wraps=True))
 
 
 def _described(entry: Entry) -> dict[str, object]:

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
@@ -91,11 +92,12 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
-def table(rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()) -> str:
+def table(rows: Iterable[Sequence[str]], *, spare: Sequence[str] = (), wraps: bool = False) -> str:
     """Return lines with aligned columns; the first row has the headings.
 
     On a terminal the columns with the headings in ``spare`` are left out, one after the other, and then the widest ones
-    are cut, until the lines fit. Elsewhere nothing is left out or cut.
+    are cut, until the lines fit. With ``wraps`` the last column is not cut: its words go on in further lines. Elsewhere
+    nothing is left out, cut or wrapped.
     """
     columns = [[plain(cell) for cell in column] for column in zip(*rows, strict=True)]
     widths = [max(map(_width, column)) for column in columns]
@@ -107,10 +109,18 @@ def table(rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()) -> str:
                 del columns[index], widths[index]
         while _line(widths) > window and max(widths) > _NARROWEST:
             widths[widths.index(max(widths))] -= 1
+    lines = [line for row in zip(*columns, strict=True) for line in (_wrapped(row, widths[-1]) if wraps else [row])]
     return "\n".join(
-        "  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*columns, strict=True)
+        "  ".join(_padded(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _wrapped(row: Sequence[str], width: int) -> Iterator[Sequence[str]]:
+    """Yield the row, with as many words of its last cell as there is room for, and rows with the other words alone."""
+    *others, last = row
+    for part in textwrap.wrap(last, width, break_long_words=False, break_on_hyphens=False) or [""]:
+        yield (*others, part)
+        others = [""] * len(others)
 
 
 def _line(widths: list[int]) -> int:
