@@ -228,8 +228,7 @@ async def asked(gateway: StartGateway, tmp_path: Path) -> AsyncIterator[tuple[di
 
         publishing = asyncio.create_task(publish())
         commands = [[command, *arguments] for command, arguments in asking(file, where.pid).items()]
-        helps = [[command, "--help"] for command in COMMANDS]
-        yield {"GATEWAY_URL": url}, [*commands, *helps, ["--help"], ["--version"]]
+        yield {"GATEWAY_URL": url}, [*commands, ["serve", "--help"], ["node", "--help"], ["--version"]]
         publishing.cancel()
 
 
