@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any, Final
 
 from gateway.config import Config, ConfigError, load, source_of
 from gateway.terminal import statuses
+from gateway.terminal.output import tell
 
 FLAGS: Final = {
     "server.host": "address to listen on, or several with commas",
@@ -63,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
         writer = log.configure(config.log)
         return serve(config, lambda key: source_of(key, given.config, environ, _flags(given)), environ, writer)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return statuses.WRONG
 
 
