@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.certs import Authority, authority
+from tests.support.forks import shared
 from tests.support.patience import Sized
 from tests.support.process import Config, EventLoopName, GatewayProcess, StartGateway
 
@@ -18,19 +19,28 @@ settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Have processes get SIGINT also where a shell has started the tests in the background, and so ignores it.
 
-    Files are made with the usual mode, whatever the shell's is: others may not write them.
+    Files are made with the usual mode, whatever the shell's is: others may not write them. Without `--full`, gateways
+    and commands are forked.
     """
     os.umask(0o022)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not config.getoption("--full"):
+        shared.allow()
+
+
+def pytest_unconfigure() -> None:
+    """End what forks."""
+    shared.end()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of `sized`."""
-    parser.addoption("--full", action="store_true", help="give storms, crowds and random runs their full size")
+    """Add the option of `sized` and of what is forked."""
+    meaning = "give storms, crowds and random runs their full size, and each gateway and command a new interpreter"
+    parser.addoption("--full", action="store_true", help=meaning)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from gateway.client.backoff import Backoff
 from gateway.client.client import Client, connect
 from gateway.client.connection import State
 from gateway.client.errors import CallError, ConnectionLost
-from gateway.client.pending import Running
+from gateway.client.sending.pending import Missed, Running
 from gateway.client.serving import ServedCall
 from gateway.client.subscriptions import Event, Gap, Subscription
 
@@ -21,6 +21,7 @@ __all__ = [
     "ConnectionLost",
     "Event",
     "Gap",
+    "Missed",
     "Running",
     "ServedCall",
     "State",

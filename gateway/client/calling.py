@@ -9,19 +9,22 @@ import asyncio
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec import Raw
 
 from gateway.client.backoff import Backoff
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost, failure
 from gateway.client.link import Link
-from gateway.client.pending import Progress
+from gateway.client.sending.encoding import encode
+from gateway.client.sending.outbox import Outgoing
+from gateway.client.sending.pending import Progress
 from gateway.errors import TIMEOUT
 from gateway.rpc import jsonrpc
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Step = Callable[[Link], Awaitable[None]]
 """A request, or several, over this link. Raises `CallError`."""
 
@@ -49,54 +52,61 @@ class Caller:
         encoded = encode_params(params)
         deadline = asyncio.get_running_loop().time() + timeout
         backoff = Backoff(*RETRY)
-        sent = False
+        message = Outgoing()
         last: CallError | None = None
+
+        async def ask(link: Link) -> Any:
+            return await link.call(message, lambda: _asked(link, node, method, encoded, deadline), progress)
+
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    link = await self._usable()
-                    sent = True
                     try:
-                        return await _request(link, method, encoded, node=node, deadline=deadline, progress=progress)
+                        return await self._over_a_link(message, ask)
                     except CallError as error:
                         if not (retry and error.may_be_sent_again):
                             raise
-                        last, sent = error, False
+                        last, message = error, Outgoing()
                     await asyncio.sleep(backoff.pause(last.retry_after or 0.0))
         except TimeoutError:
-            if last is not None and not sent:
+            if last is not None and not message.left:
                 raise last from None  # it says more
-            raise timed_out(method, timeout, sent=sent) from None
+            raise timed_out(method, timeout, sent=message.left) from None
 
     async def notify(self, method: str, params: object, timeout: float) -> None:
         """Send a notification; see `Client.notify`."""
         encoded = encode_params(params)
         data = _notification(method, encoded)
-        sent = False
+        message = Outgoing()
         try:
             async with asyncio.timeout(timeout):
-                link = await self._usable()
-                link.require_size(data)
-                sent = True
-                await link.send(data)
+                await self._over_a_link(message, lambda link: link.send(data, message))
         except TimeoutError:
-            raise timed_out(method, timeout, sent=sent) from None
+            raise timed_out(method, timeout, sent=message.left) from None
 
     async def batch(self, requests: list[tuple[str, Any]], timeout: float) -> list[Any]:
         """Send requests in one message, and return what came of each; see `Client.batch`."""
         encoded = [(method, encode_params(params)) for method, params in requests]
         if not encoded:
             return []
-        sent = False
+        message = Outgoing()
         try:
             async with asyncio.timeout(timeout):
-                link = await self._usable()
-                sent = True
-                return await link.batch(encoded)
+                return await self._over_a_link(message, lambda link: link.batch(message, encoded))
         except TimeoutError:
-            return [timed_out(method, timeout, sent=sent) for method, _ in encoded]
+            return [timed_out(method, timeout, sent=message.left) for method, _ in encoded]
         except CallError as error:
             return [copy.copy(error) for _ in encoded]
+
+    async def _over_a_link(self, message: Outgoing, send: Callable[[Link], Awaitable[T]]) -> T:
+        """Have the message sent over the link, or over a later one as long as it has not left. Raises `CallError`."""
+        while True:
+            link = await self._usable()
+            try:
+                return await send(link)
+            except ConnectionLost:
+                if message.left or link.usable:
+                    raise
 
     async def until_done(self, step: Step, done: Callable[[], bool], name: str, timeout: float) -> None:
         """Take a step, on the current link or on later ones, until it is done; ``name`` is the method in an error.
@@ -141,11 +151,11 @@ async def restore(link: Link, steps: Iterable[Step], timeout: float) -> None:
 def encode_params(params: object) -> Raw | None:
     """Return the params as JSON, or None for None.
 
-    Raises TypeError for what does not become an array or an object, and ValueError for text that is not Unicode.
+    Raises TypeError for what does not become an array or an object, and what `encode` raises.
     """
     if params is None:
         return None
-    encoded = jsonrpc.encode(params)
+    encoded = encode(params)
     if encoded[0] not in jsonrpc.STRUCTURED:
         raise TypeError(f"params must be an array or an object in JSON, not {type(params).__name__}")
     return Raw(encoded)
@@ -156,13 +166,11 @@ def timed_out(method: str, timeout: float, *, sent: bool) -> CallError:
     return failure(TIMEOUT, f"{method}: {timeout} s", outcome=UNKNOWN if sent else NOT_DELIVERED)
 
 
-async def _request(
-    link: Link, method: str, params: Raw | None, *, node: str | None, deadline: float, progress: Progress | None
-) -> Any:
-    if node is not None:
-        left = deadline - asyncio.get_running_loop().time()
-        method, params = "node.call", _to_node(link, node, method, params, left)
-    return await link.request(method, params, progress=progress)
+def _asked(link: Link, node: str | None, method: str, params: Raw | None, deadline: float) -> tuple[str, Raw | None]:
+    """Return the method and the params of the request: a node is called by the gateway's method for that."""
+    if node is None:
+        return method, params
+    return "node.call", _to_node(link, node, method, params, deadline - asyncio.get_running_loop().time())
 
 
 def _to_node(link: Link, node: str, method: str, params: Raw | None, left: float) -> Raw:

@@ -7,6 +7,7 @@ import logging
 import os
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -15,12 +16,11 @@ from msgspec import Raw
 
 from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trusting
 from gateway.client.backoff import Backoff
-from gateway.client.buffer import Buffer
 from gateway.client.calling import Caller, Step, restore, timed_out
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Link, Options, Refused
-from gateway.client.pending import PROGRESS, Running
+from gateway.client.sending.pending import Reports, Running
 from gateway.client.serving import HandlerT, Method, Serving
 from gateway.client.subscriptions import Since, Subscription, Subscriptions
 from gateway.rpc import jsonrpc
@@ -151,12 +151,14 @@ class Client:
     ) -> Any:
         """Call a method and return its decoded result. Cancelling the task cancels the call, at the node too.
 
-        ``params`` is anything that msgspec encodes to an object or an array. ``timeout`` is seconds, and includes the
-        wait for a connection; without a ``node`` the gateway's own `limits.call_timeout` holds as well. ``node`` is the
-        name of the node to call. ``retry``: send the call again if it was not run and may succeed later.
+        ``params`` is anything that msgspec encodes to an object or an array. ``timeout`` is seconds. It includes the
+        wait for a connection, and for a place if the gateway takes no more calls at a time; without a ``node`` the
+        gateway's own `limits.call_timeout` holds as well. ``node`` is the name of the node to call. ``retry``: send the
+        call again if it was not run and may succeed later.
 
         Raises `CallError`, whose ``outcome`` says whether the call may have been run; TypeError for params that do not
-        become an object or an array, and ValueError for text that is not Unicode.
+        become an object or an array, ValueError for text that is not Unicode, and RecursionError for params that are
+        nested too deeply.
         """
         return await self._caller.call(method, params, timeout, node=node, retry=retry)
 
@@ -169,22 +171,26 @@ class Client:
         node: str | None = None,
         retry: bool = False,
     ) -> Running:
-        """Begin a call as `call` does, and return its handle: await it, or read its progress. Awaiting it raises."""
-        progress: Buffer[Any] = Buffer(PROGRESS)
-        call = self._caller.call(method, params, timeout, node=node, retry=retry, progress=progress.put)
-        return Running(self._spawn(call, self._calls), progress)
+        """Begin a call as `call` does, and return its handle: await it, or read its progress. Awaiting it raises.
+
+        The progress is the values that the node reports, and a `Missed` in the place of those that came too fast.
+        """
+        reports = Reports()
+        call = self._caller.call(method, params, timeout, node=node, retry=retry, progress=reports.put)
+        return Running(self._spawn(call, self._calls), reports)
 
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:
         """Send a notification, which has no answer. ``timeout`` and params are as in `call`.
 
-        Raises `CallError` if it could not be sent in time, TypeError and ValueError for params.
+        It does not wait for a place, and so may overtake calls that do. Raises `CallError` if it could not be sent in
+        time, and as `call` does for params.
         """
         await self._caller.notify(method, params, timeout)
 
     async def batch(self, requests: Sequence[tuple[str, Any]], *, timeout: float = 30.0) -> list[Any]:
         """Send requests, each a method and its params, in one message.
 
-        Returns for each, in the same order, its result or its `CallError`. Raises TypeError and ValueError for params.
+        Returns for each, in the same order, its result or its `CallError`. Raises as `call` does for params.
         """
         return await self._caller.batch(list(requests), timeout)
 
@@ -214,7 +220,9 @@ class Client:
         topics = self._subscriptions.remove(subscription)
         link = self._connection.link
         if topics and link is not None and link.usable:
-            link.post(jsonrpc.notification("event.unsubscribe", {"topics": topics}))
+            # If that is too large, the subscription was too: the gateway does not have it.
+            with suppress(CallError):
+                link.post(jsonrpc.notification("event.unsubscribe", {"topics": topics}))
 
     # Serving
 

@@ -26,7 +26,8 @@ UNAUTHENTICATED: Final = 4500
 REFUSED_CREDENTIAL: Final = frozenset({401, UNAUTHENTICATED, 4503})
 """The codes of a credential that is wrong, missing or revoked: another credential may be taken."""
 
-_FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
+_FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1010})
+"""1009 is not among them, because it is about one message."""
 _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429})
 _NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"})
 _NO_ISSUER: Final = frozenset({18, 19, 20, 21})

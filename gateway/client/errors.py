@@ -52,9 +52,16 @@ class CallError(Exception):
 
     @property
     def outcome(self) -> str | None:
-        """``not_delivered``: the call was not run. ``unknown``: it may have been. None: the error does not say."""
-        outcome = self._member("outcome")
-        return outcome if isinstance(outcome, str) else None
+        """``not_delivered``: the call was not run. ``unknown``: it may have been. None: the error does not say.
+
+        Only the gateway and this client know whether a call was not run. If the node says so, it may speak of a call
+        that it has made itself.
+        """
+        match self._member("outcome"):
+            case "not_delivered" | "unknown" as outcome:
+                return str(outcome)
+            case _:
+                return UNKNOWN if self._member("nodeOutcome") is not None else None
 
     @property
     def retry_after(self) -> float | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import ssl
-from collections.abc import Coroutine
-from typing import Any, Final, NamedTuple
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 import msgspec
@@ -17,14 +20,14 @@ from aiohttp import WSMsgType
 from msgspec import Raw
 from yarl import URL
 
-from gateway.client.endings import CLOSED, LOST, UNAUTHENTICATED, End, refusal, unanswered
+from gateway.client.endings import CLOSED, LOST, SHUTDOWN, UNAUTHENTICATED, End, refusal, unanswered
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
-from gateway.client.pending import OnReply, Pending, PendingTable, Progress
+from gateway.client.sending.outbox import Outbox, Outgoing
+from gateway.client.sending.pending import Exchange, OnReply, Pending, PendingTable, Progress
 from gateway.errors import INVALID_REQUEST
 from gateway.rpc import jsonrpc
 
-MAX_POSTED: Final = 1000
-"""How many messages of `Link.post` may wait while the gateway does not read; with one more the link is given up."""
+logger = logging.getLogger(__name__)
 
 _MAX_SAID: Final = 200
 _SAID_TIMEOUT: Final = 1.0
@@ -61,8 +64,28 @@ class Refused(Exception):
         self.end = end
 
 
+T = TypeVar("T")
+_LEVELS: Final = 1000
+
 _decode: Final = msgspec.json.Decoder(Incoming).decode
 _decode_batch: Final = msgspec.json.Decoder(list[Incoming]).decode
+
+
+def deeply(decode: Callable[[bytes], T], data: bytes) -> T:
+    """Decode JSON that is nested as deeply as a gateway bears.
+
+    That may be more than what the functions that run leave of Python's recursion limit. It is the fault of whoever has
+    sent the value, and not a reason to give up the link on which it came. Raises what ``decode`` raises.
+    """
+    try:
+        return decode(data)
+    except RecursionError:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(limit + _LEVELS)
+        try:
+            return decode(data)
+        finally:
+            sys.setrecursionlimit(limit)
 
 
 class Link:
@@ -80,98 +103,149 @@ class Link:
         self._ids = ids
         self._close_timeout = close_timeout
         self._closing = asyncio.Lock()
-        self._posts: set[asyncio.Task[None]] = set()
+        self._outbox = Outbox(self._write)
+        self._giving_up: asyncio.Task[None] | None = None
         self._end: End | None = None
-        self.pending = PendingTable()
+        self.pending = PendingTable(self._outbox)
+        self._limits: dict[str, int] = {}
         self.welcome: dict[str, Any] = {}
-        self.draining = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway has announced its end. Once that is set the calls that wait for a place fail."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        if draining:
+            self.pending.drain(End(SHUTDOWN, "the gateway shuts down"))
 
     @property
     def usable(self) -> bool:
         """Whether new requests may be sent."""
-        return self._end is None and not self.draining and not self._ws.closed
+        return self._end is None and not self.draining and not self._outbox.broken and not self._ws.closed
 
     def limit(self, name: str, default: int) -> int:
         """Return one of the limits in the welcome; ``default`` if it names no such limit."""
-        value = self.welcome.get("limits", {}).get(name)
-        return value if isinstance(value, int) else default
+        return self._limits.get(name, default)
+
+    def begin(self, welcome: dict[str, Any]) -> None:
+        """Heed the welcome."""
+        self.welcome = welcome
+        limits = welcome.get("limits")
+        if isinstance(limits, dict):
+            self._limits = {name: value for name, value in limits.items() if isinstance(value, int) and value > 0}
+        self._outbox.max_bytes = self._limits.get("maxMessageBytes")
+        self.pending.most = self._limits.get("maxInFlight")
 
     # Sending
 
-    async def request(
-        self, method: str, params: Raw | None, *, on_reply: OnReply | None = None, progress: Progress | None = None
-    ) -> Any:
-        """Send a request and return its result. Raises `CallError`. Cancelling the task cancels the request too."""
-        request_id = b"%d" % next(self._ids)
-        pending = Pending(on_reply, progress)
-        self.require_size(data := jsonrpc.request(request_id, method, params))
-        (result,) = await self._exchange(data, {request_id: pending})
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    async def request(self, method: str, params: Raw | None, *, on_reply: OnReply | None = None) -> Any:
+        """Send a request of the client's own at once, and return its result.
 
-    async def batch(self, requests: list[tuple[str, Raw | None]]) -> list[Any]:
-        """Send requests in one message; return for each its result or its `CallError`.
-
-        Raises `CallError` if the message cannot be sent at all.
+        Raises `CallError`. Cancelling the task cancels the request too.
         """
-        pending = {b"%d" % next(self._ids): Pending() for _ in requests}
-        parts = [jsonrpc.request(request_id, *request) for request_id, request in zip(pending, requests, strict=True)]
-        self.require_size(data := jsonrpc.batch(parts))
-        most = self.limit("maxBatch", len(parts))
-        if len(parts) > most:
+        request_id, pending = self._id(), Pending(on_reply)
+        encode = partial(jsonrpc.request, request_id, method, params)
+        return await self._result(Exchange({request_id: pending}, Outgoing(), encode), self.pending.send)
+
+    async def call(
+        self, message: Outgoing, make: Callable[[], tuple[str, Raw | None]], progress: Progress | None = None
+    ) -> Any:
+        """Send a request as soon as the gateway takes one more, and return its result.
+
+        ``make`` returns the method and its params; it is called when it is time. Raises and is cancelled as `request`.
+        """
+        request_id, pending = self._id(), Pending(progress=progress)
+        exchange = Exchange({request_id: pending}, message, lambda: jsonrpc.request(request_id, *make()))
+        return await self._result(exchange, self.pending.queue)
+
+    async def batch(self, message: Outgoing, requests: list[tuple[str, Raw | None]]) -> list[Any]:
+        """Send requests in one message as soon as the gateway takes so many; return for each its result or `CallError`.
+
+        Raises `CallError` for more than the gateway takes in one message, and `ConnectionLost` if it was not sent.
+        """
+        most = self.limit("maxBatch", len(requests))
+        if len(requests) > most:
             raise failure(INVALID_REQUEST, f"a batch of more than {most}", outcome=NOT_DELIVERED)
-        return await self._exchange(data, pending)
+        pending = {self._id(): Pending() for _ in requests}
+        parts = [jsonrpc.request(request_id, *request) for request_id, request in zip(pending, requests, strict=True)]
+        exchange = Exchange(pending, message, lambda: jsonrpc.batch(parts))
+        with self._begun(exchange, self.pending.queue):
+            results = await asyncio.gather(*(one.answer for one in pending.values()), return_exceptions=True)
+        if isinstance(results[0], ConnectionLost) and not message.left:
+            raise results[0]
+        return results
 
-    async def _exchange(self, data: bytes, requests: dict[bytes, Pending]) -> list[Any]:
-        """Send the message and wait for all answers. If this is cancelled, so are the requests, at the gateway too."""
-        for request_id, pending in requests.items():
-            self.pending.enter(request_id, pending)
+    def _id(self) -> bytes:
+        return b"%d" % next(self._ids)
+
+    async def _result(self, exchange: Exchange, begin: Callable[[Exchange], None]) -> Any:
+        (pending,) = exchange.requests.values()
+        with self._begun(exchange, begin):
+            return await pending.answer
+
+    @contextlib.contextmanager
+    def _begun(self, exchange: Exchange, begin: Callable[[Exchange], None]) -> Iterator[None]:
+        """Begin an exchange. What is not answered at the end of the block is cancelled, at the gateway too."""
+        begin(exchange)
         try:
-            await self.send(data)
-            return await asyncio.gather(*(pending.answer for pending in requests.values()), return_exceptions=True)
+            yield
         finally:
-            for request_id, pending in requests.items():
-                if self.pending.drop(request_id) and self._end is None:
-                    self.post(jsonrpc.notification("rpc.cancel", {"id": int(request_id)}))
-                pending.forget()
+            for request_id in self.pending.give_up(exchange):
+                self.post(jsonrpc.notification("rpc.cancel", {"id": int(request_id)}))
 
-    async def send(self, data: bytes) -> None:
-        """Send one JSON text, and wait while the gateway reads too slowly. Raises `ConnectionLost`."""
-        if self._end is not None or self._ws.closed:
-            raise ConnectionLost(self._end or End(LOST), NOT_DELIVERED)
+    async def send(self, data: bytes, message: Outgoing | None = None) -> None:
+        """Send one JSON text, and wait while the gateway reads too slowly.
+
+        If this is cancelled before the text has left, it is not sent. Raises `CallError` for a text that is too large,
+        and `ConnectionLost`. ``message`` is what to send it as, if the caller has to know whether it has left.
+        """
+        message = message or Outgoing()
+        message.data = data
+        self._outbox.put(message)
+        try:
+            await message.written()
+        finally:
+            self._outbox.withdraw(message)
+
+    async def reply(self, data: bytes) -> None:
+        """Send one JSON text as `send` does, but even if this is cancelled. If the link is lost, so is the text."""
+        message = Outgoing(data)
+        with contextlib.suppress(ConnectionLost):
+            self._outbox.put(message)
+            await message.written()
+
+    def post(self, data: bytes) -> None:
+        """Send one JSON text without waiting. If the link is lost, so is the text.
+
+        Raises `CallError` for a text that is too large. If too much waits already, the link is given up.
+        """
+        with contextlib.suppress(ConnectionLost):
+            self._outbox.put(Outgoing(data, posted=True))
+        if self._outbox.overfull:
+            self._give_up(End(LOST, "the gateway does not read"))
+
+    def fits(self, data: bytes) -> bool:
+        """Return whether the gateway takes a message of this size."""
+        return self._outbox.fits(data)
+
+    async def _write(self, data: bytes) -> None:
         try:
             await self._ws.send_frame(data, WSMsgType.TEXT)
         except (aiohttp.ClientError, OSError) as error:
-            # Some of it may have left before that.
             raise ConnectionLost(End(LOST, _text(error)), UNKNOWN) from error
+        except Exception as error:
+            logger.exception("the link has a defect")
+            self._give_up(End(LOST, "a defect of this client"))
+            raise ConnectionLost(self.end, UNKNOWN) from error
 
-    def post(self, data: bytes) -> None:
-        """Send one JSON text without waiting. If the link is lost, so is the text."""
-        if len(self._posts) < MAX_POSTED:
-            self._spawn(self._post(data))
-        elif self._end is None:
-            self._finish(End(LOST, "the gateway does not read"))
-            self._spawn(self._shut())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._posts.add(task)
-        task.add_done_callback(self._posts.discard)
-
-    async def _post(self, data: bytes) -> None:
-        with contextlib.suppress(ConnectionLost):
-            await self.send(data)
-
-    def check_size(self, data: bytes) -> bool:
-        """Whether the gateway takes a message of this size; a larger one would end the link with 1009."""
-        return len(data) <= self.limit("maxMessageBytes", len(data))
-
-    def require_size(self, data: bytes) -> None:
-        """Raise `CallError` for a message that the gateway would not take."""
-        if not self.check_size(data):
-            detail = f"a message of {len(data)} bytes; the gateway takes {self.limit('maxMessageBytes', 0)}"
-            raise failure(INVALID_REQUEST, detail, outcome=NOT_DELIVERED)
+    def _give_up(self, end: End) -> None:
+        if self._end is None:
+            self._finish(end)
+            self._giving_up = asyncio.create_task(self._shut())
 
     # Receiving
 
@@ -196,7 +270,7 @@ class Link:
 
     def _decoded(self, data: bytes) -> list[Incoming]:
         try:
-            return [_decode(data)] if data[:1] == b"{" else _decode_batch(data)
+            return [deeply(_decode, data)] if data[:1] == b"{" else deeply(_decode_batch, data)
         except jsonrpc.UNDECODABLE as error:
             self._finish(End(1002, f"the gateway sent no JSON-RPC: {error}"))
             return []
@@ -212,7 +286,9 @@ class Link:
     def _finish(self, end: End) -> None:
         if self._end is None:
             self._end = end
-            self.pending.fail_all(lambda: ConnectionLost(end, UNKNOWN))
+            self.pending.fail_all(end)
+            if end is not CLOSED:
+                self._outbox.stop(end)
 
     @property
     def end(self) -> End:
@@ -226,17 +302,22 @@ class Link:
             # Both `Connection.leave` and the task that reads come here; the second waits for the first.
             async with self._closing:
                 await self._shut()
+            if self._giving_up is not None:
+                await self._giving_up
         finally:
             self._cut()
-            posts = list(self._posts)
-            for task in posts:
-                task.cancel()
-            await asyncio.gather(*posts, return_exceptions=True)
 
     async def _shut(self) -> None:
+        """Send what waits if this side has ended the link, and then the close frame."""
+        until = asyncio.get_running_loop().time() + self._close_timeout
+        if self._end is CLOSED:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._close_timeout / 2):
+                    await self._outbox.flush()
+        await self._outbox.close(self.end)
         # aiohttp's own timeout is for the other side's close frame, and does not bound the writing of ours.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._close_timeout):
+            async with asyncio.timeout_at(until):
                 await self._ws.close()
 
     def _cut(self) -> None:
@@ -325,7 +406,7 @@ async def _welcomed(link: Link) -> Link:
         if first.method != "gateway.welcome":
             raise Refused(End(1002, "the first message is no gateway.welcome"))
         try:
-            link.welcome = msgspec.json.decode(first.params, type=dict[str, Any])
+            link.begin(msgspec.json.decode(first.params, type=dict[str, Any]))
         except jsonrpc.UNDECODABLE:
             raise Refused(End(1002, "the gateway.welcome cannot be read")) from None
         if link.welcome.get("principal") is None:

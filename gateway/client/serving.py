@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost, failure
+from gateway.client import replies
+from gateway.client.errors import UNKNOWN, CallError, failure
 from gateway.client.link import Incoming, Link
-from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED, RETRY_BUSY_MS
+from gateway.client.sending.encoding import encode
+from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED
 from gateway.rpc import jsonrpc
-
-logger = logging.getLogger(__name__)
 
 Handler = Callable[[Any, "ServedCall"], Any]
 HandlerT = TypeVar("HandlerT", bound=Handler)
@@ -37,6 +37,8 @@ class ServedCall:
 
     def __init__(self, link: Link, message: Incoming, context: _Context) -> None:
         self._link = link
+        self.withdrawn = False
+        """Whether no answer is waited for any more: the caller has cancelled it, or the link is lost."""
         self._until = None if context.time_left_ms is None else time.monotonic() + context.time_left_ms / 1000
         self.call_id: Final = bytes(message.id)
         self.method: Final = message.method
@@ -51,12 +53,13 @@ class ServedCall:
         """Report ``value``, which is any JSON, to the caller. Does nothing for a notification.
 
         Raises `ConnectionLost` if the link is lost; TypeError for a value that JSON does not hold; ValueError for text
-        that is not Unicode, or if the message is larger than the gateway takes.
+        that is not Unicode, or if the message is larger than the gateway takes; RecursionError for a value that is
+        nested too deeply.
         """
         if not self.call_id:
             return
-        data = jsonrpc.notification("rpc.progress", {"id": Raw(self.call_id), "value": value})
-        if not self._link.check_size(data):
+        data = jsonrpc.notification("rpc.progress", {"id": Raw(self.call_id), "value": Raw(encode(value))})
+        if not self._link.fits(data):
             raise ValueError(f"progress of {len(data)} bytes is more than the gateway takes")
         await self._link.send(data)
 
@@ -115,8 +118,7 @@ class Serving:
             _refuse(link, call_id, failure(METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL]))
             return
         if len(self._running) >= self._max_calls:
-            detail = f"{self._max_calls} calls are running"
-            _refuse(link, call_id, failure(OVERLOADED, detail, retryAfterMs=RETRY_BUSY_MS, outcome=NOT_DELIVERED))
+            _refuse(link, call_id, failure(OVERLOADED, f"{self._max_calls} calls are running"))
             return
         try:
             params = msgspec.json.decode(message.params) if bytes(message.params) else None
@@ -130,67 +132,58 @@ class Serving:
         task.add_done_callback(self._running.pop)
 
     async def _serve(self, link: Link, method: Method, params: Any, call: ServedCall) -> None:
-        reply = await _reply(method, params, call)
-        if not call.call_id:
-            return
-        if not link.check_size(reply):
-            logger.error("the answer of %s has %d bytes: more than the gateway takes", method.name, len(reply))
-            reply = _error(call.call_id, failure(INTERNAL_ERROR, "the answer is larger than the gateway takes"))
         try:
-            await link.send(reply)
-        except ConnectionLost:
-            return  # the gateway has told the caller
+            reply = await _reply(method, params, call, link.fits)
+        except BaseException:
+            # The task was cancelled, by its caller or by others, or the program ends.
+            if not call.withdrawn:
+                _refuse(link, call.call_id, failure(INTERNAL_ERROR, method.name, outcome=UNKNOWN))
+            raise
+        if call.call_id:
+            with suppress(CallError):  # a gateway that takes not even the reply that there was none
+                await link.reply(reply)
 
     def cancel(self, params: Raw) -> None:
         """Cancel the call that these params of `rpc.cancel` name. Raises msgspec.DecodeError."""
         call_id = bytes(msgspec.json.decode(params, type=dict[str, Raw]).get("id", b""))
         for task, call in self._running.items():
             if call.call_id == call_id:
+                call.withdrawn = True
                 task.cancel()
                 return
 
     def cancel_all(self) -> list[asyncio.Task[None]]:
         """Cancel all calls, because the link is lost; return their tasks, which have yet to end."""
-        running = list(self._running)
-        for task in running:
+        for task, call in self._running.items():
+            call.withdrawn = True
             task.cancel()
-        return running
+        return list(self._running)
 
 
-async def _reply(method: Method, params: Any, call: ServedCall) -> bytes:
-    """Run the method; return the response with its result or its error. Raises CancelledError if it is cancelled."""
+async def _reply(method: Method, params: Any, call: ServedCall, fits: replies.Fits) -> bytes:
+    """Run the method; return its reply. Raises CancelledError if this task is cancelled, and what ends the program."""
     try:
         result = method.function(params, call)
         if inspect.isawaitable(result):
-            result = await _awaited(result)
-        return jsonrpc.result_reply(call.call_id, jsonrpc.encode(result))
+            result = await result
     except CallError as error:
-        try:
-            return _error(call.call_id, error)
-        except TypeError:
-            logger.exception("the error's data of %s cannot be encoded", method.name)
-    except Exception:
-        logger.exception("the method %s has failed", method.name)
-    return _error(call.call_id, failure(INTERNAL_ERROR, method.name))
-
-
-async def _awaited(result: Awaitable[Any]) -> Any:
-    """Wait for a method. If it ends as cancelled, but its caller has not cancelled it, it has failed."""
-    try:
-        return await result
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        return replies.of_error(call.call_id, method.name, error, fits)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # One that is cancelled without this task being so has failed: what it waited for was cancelled.
+        if isinstance(error, asyncio.CancelledError) and _cancelled():
             raise
-        raise RuntimeError("what it waited for was cancelled") from error
+        return replies.of_defect(call.call_id, method.name, error)
+    return replies.of_result(call.call_id, method.name, result, fits)
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _refuse(link: Link, call_id: bytes, error: CallError) -> None:
     if call_id:
-        link.post(_error(call_id, error))
-
-
-def _error(call_id: bytes, error: CallError) -> bytes:
-    data = {} if error.data is None else {"data": error.data}
-    encoded = jsonrpc.encode({"code": error.code, "message": error.message} | data)
-    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (call_id, encoded)
+        with suppress(CallError):  # a gateway that takes not even that
+            link.post(replies.refusal(call_id, error))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client.buffer import Buffer
-from gateway.client.link import Link
+from gateway.client.link import Link, deeply
 from gateway.rpc import jsonrpc
 
 MAX_POSITIONS: Final = 3000
@@ -20,6 +21,9 @@ MAX_POSITIONS: Final = 3000
 
 MAX_SINCE: Final = 1000
 """How many positions one request may have."""
+
+_ENVELOPE: Final = 100
+"""How many bytes the request has around its params, at most."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -65,6 +69,8 @@ class _State(msgspec.Struct, frozen=True):
 class _Reply(msgspec.Struct):
     topics: dict[str, _State]
 
+
+_decode_event: Final = msgspec.json.Decoder(Event).decode
 
 Since = Mapping[str, Event | Position | Mapping[str, Any]]
 Subscribe = Callable[["Subscription"], Awaitable[None]]
@@ -202,21 +208,32 @@ class Subscription:
 
     async def join(self, link: Link) -> None:
         """Subscribe on this link, from where the subscription was. Raises `CallError`."""
-        since = {topic: position for topic, position in self._positions.items() if self.meets(topic)}
-        rest = dict.fromkeys(list(since)[:-MAX_SINCE])
-        await self._ask(link, {topic: since[topic] for topic in since if topic not in rest}, self._joined)
+        newest = [topic for topic in reversed(self._positions) if self.meets(topic)]
+        await self._ask(link, self._places(link, newest), self._joined)
         while self._catching_up:
-            begin = {topic: self._positions[topic] for topic in list(self._catching_up)[:MAX_SINCE]}
-            await self._ask(link, begin, self._caught_up)
+            await self._ask(link, self._places(link, self._catching_up), self._caught_up)
+
+    def _places(self, link: Link, topics: Collection[str]) -> dict[str, Position]:
+        """Return the positions in the first of these topics, as many as one request may have and has room for."""
+        if not topics:
+            return {}
+        room = link.limit("maxMessageBytes", sys.maxsize) - len(_params(self.patterns, {})) - _ENVELOPE
+        places: dict[str, Position] = {}
+        for topic in topics:
+            position = self._positions[topic]
+            room -= len(jsonrpc.encode({topic: position}))
+            if places and (room < 0 or len(places) == MAX_SINCE):
+                break
+            places[topic] = position
+        return places
 
     async def _ask(
         self, link: Link, since: dict[str, Position], on_reply: Callable[[dict[str, Position], _Reply], None]
     ) -> None:
-        params = jsonrpc.encode({"topics": self.patterns, "since": since})
         # `on_reply` runs before the messages that follow the reply are looked at.
         await link.request(
             "event.subscribe",
-            Raw(params),
+            Raw(_params(self.patterns, since)),
             on_reply=lambda result: on_reply(since, msgspec.convert(result, _Reply)),
         )
 
@@ -286,7 +303,7 @@ class Subscriptions:
 
     def deliver(self, params: Raw) -> None:
         """Give the params of an `event.message` to all subscriptions. Raises msgspec.DecodeError."""
-        event = msgspec.json.decode(params, type=Event)
+        event = deeply(_decode_event, bytes(params))
         for subscription in self._all:
             subscription.deliver(event)
 
@@ -309,6 +326,10 @@ class Subscriptions:
         """End all, because there will be no further link."""
         for subscription in self.all():
             subscription.close(error)
+
+
+def _params(patterns: tuple[str, ...], since: dict[str, Position]) -> bytes:
+    return jsonrpc.encode({"topics": patterns, "since": since})
 
 
 def _is_own(parts: list[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, since, table
+from gateway.terminal.output import as_json, show, since, table
 
 
 def add_to(commands: Any) -> None:
@@ -28,12 +28,12 @@ def run(given: argparse.Namespace) -> int:
     async def work(gateway: Client) -> None:
         nodes = await remote.all_pages(gateway, "node.list", "nodes")
         if given.json:
-            print(as_json(nodes, indent=2), flush=True)
+            show(as_json(nodes, indent=2))
             return
         rows = [("NAME", "SINCE", "CALLS", "REMOTE", "METHODS")]
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
             rows.append((node["name"], since(node["since"]), str(node["inFlight"]), node["remote"], methods))
-        print(table(rows), flush=True)
+        show(table(rows, spare=("REMOTE",), wraps=True))
 
     return remote.run(given, work)

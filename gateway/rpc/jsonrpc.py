@@ -66,13 +66,6 @@ class _Outline(msgspec.Struct, gc=False):
     error: Raw = ABSENT
 
 
-class _ErrorObject(msgspec.Struct, gc=False):
-    """The error object of the specification, section 5.1."""
-
-    code: int
-    message: str
-
-
 decode: Final = msgspec.json.Decoder(Message).decode
 """Decodes a text message, valid UTF-8, that is a single JSON-RPC message, as nearly all are.
 
@@ -99,7 +92,6 @@ STRUCTURED: Final = (ord("{"), ord("["))
 """The first bytes that ``params`` may have (the specification, section 4.2)."""
 
 _outline: Final = msgspec.json.Decoder(_Outline).decode
-_error_object: Final = msgspec.json.Decoder(_ErrorObject).decode
 _valid: Final = msgspec.json.Decoder(Raw).decode
 encode: Final = msgspec.json.Encoder().encode
 """Encodes any value to JSON as msgspec does; `msgspec.Raw` goes out as it is.
@@ -204,22 +196,6 @@ def answerable(raw: bytes, answer: bool) -> bytes:
 def is_response(message: Message) -> bool:
     """Return whether a message without a method has exactly one of ``result`` and ``error``."""
     return (message.result is ABSENT) is not (message.error is ABSENT)
-
-
-def response(message: Message) -> Message | None:
-    """Return the response that a message without a method is, or None if it is not valid.
-
-    A valid response has either ``result`` or an error object. ``"error": null`` beside ``result`` is left out.
-    """
-    if message.error is ABSENT:
-        return None if message.result is ABSENT else message
-    if message.result is not ABSENT:
-        return msgspec.structs.replace(message, error=ABSENT) if bytes(message.error) == b"null" else None
-    try:
-        _error_object(message.error)
-    except UNDECODABLE:
-        return None
-    return message
 
 
 def result_reply(request_id: bytes, result: bytes) -> bytes:

@@ -1,13 +1,16 @@
 """Calls within their time: waiting, sending again what is safe, and what is known when the time is over."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 
-from gateway.client import CallError, Client, connect
+from gateway.client import Backoff, CallError, Client, Missed, ServedCall, connect
 from gateway.client.calling import encode_params
 from tests.support.fleet import until
+from tests.support.patience import WAIT
+from tests.support.process import StartGateway
 from tests.support.scripted_gateway import Peer, scripted, serve_nothing
 
 
@@ -24,9 +27,9 @@ def test_params_in_json() -> None:
         encode_params({"a": object()})
 
 
-async def failing(client: Client, **options: Any) -> CallError:
+async def failing(client: Client, *, method: str = "x.y", **options: Any) -> CallError:
     with pytest.raises(CallError) as failed:
-        await client.call("x.y", **options)
+        await client.call(method, **options)
     return failed.value
 
 
@@ -154,3 +157,203 @@ async def test_nothing_is_sent_behind_the_end() -> None:
         with pytest.raises(CallError) as failed:
             await work
         assert (failed.value.name, failed.value.outcome) == ("connection_lost", "not_delivered")
+
+
+async def test_calls_wait_for_a_place_instead_of_being_refused(gateway: StartGateway) -> None:
+    process = await gateway({"limits": {"max_in_flight": 8}})
+    url = process.url("/ws", websocket=True)
+    async with connect(url) as node, connect(url) as client:
+        most = 0
+
+        @node.method("work.do")
+        async def work(params: Any, call: ServedCall) -> Any:
+            nonlocal most
+            most = max(most, node.serving_calls)
+            await asyncio.sleep(0)
+            return params
+
+        await node.serve("pi")
+        calls = [client.call("work.do", [number], timeout=WAIT) for number in range(100)]
+        batches = [client.batch([("work.do", [1])] * 3, timeout=WAIT) for _ in range(5)]
+        results = await asyncio.gather(*calls, *batches)
+    assert results == [[number] for number in range(100)] + [[[1]] * 3] * 5
+    assert most <= 8
+
+
+async def test_what_waits_for_a_place_ends_in_time_and_was_not_sent() -> None:
+    messages: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome(maxInFlight=1)
+        first = await peer.request()
+        await release.wait()
+        await peer.answer(first, "first")
+        while (request := await peer.request())["params"] != ["last"]:
+            messages.append(request)
+        await peer.answer(request, "done")
+        await peer.stay()
+
+    release = asyncio.Event()
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+        first = asyncio.create_task(client.call("x.y", ["first"]))
+        await asyncio.sleep(0)
+        cancelled = asyncio.create_task(client.call("x.y", ["cancelled"]))
+        error = await failing(client, params=["late"], timeout=0.05)
+        assert (error.name, error.outcome) == ("timeout", "not_delivered")
+        (late,) = await client.batch([("x.y", ["late batch"])], timeout=0.05)
+        assert (late.name, late.outcome) == ("timeout", "not_delivered")
+        cancelled.cancel()
+        await client.notify("x.y", ["does not wait"])
+        release.set()
+        assert (await first, await client.call("x.y", ["last"])) == ("first", "done")
+    assert [message["params"] for message in messages] == [["does not wait"]]
+
+
+@pytest.mark.parametrize("drains", [False, True])
+async def test_what_waits_for_a_place_goes_on_over_the_next_link_with_its_limit(drains: bool) -> None:
+    async def first(peer: Peer) -> None:
+        await peer.welcome(maxInFlight=1)
+        request = await peer.request()
+        if drains:
+            await peer.notify("gateway.draining", deadlineMs=1000, reconnectAfterMs=10)
+            await peer.answer(request, "first")
+        await peer.close(1001 if drains else 4000)
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome(maxInFlight=3)
+        three = [await peer.request() for _ in range(3)]  # at once, although none is answered
+        for request in three:
+            await peer.answer(request, request["params"])
+        await peer.answer(await peer.request(), "last")
+        await peer.stay()
+
+    async with scripted(first, second) as gateway, connect(gateway.url, backoff=Backoff(0.001, 0.01)) as client:
+        calls = [asyncio.create_task(client.call("x.y", [number], timeout=WAIT)) for number in range(5)]
+        lost, *others = await asyncio.gather(*calls, return_exceptions=True)
+        assert others == [[1], [2], [3], "last"]
+        if drains:
+            assert lost == "first"
+        else:
+            assert isinstance(lost, CallError)
+            assert lost.outcome == "unknown"
+
+
+async def test_very_many_calls_that_are_cancelled_at_once_cost_nothing_else() -> None:
+    count = 1500
+    cancelled: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome(maxInFlight=2 * count)
+        asked = [await peer.request() for _ in range(count)]
+        begun.set()
+        while len(cancelled) < count:
+            message = await peer.request()
+            assert message["method"] == "rpc.cancel"
+            cancelled.append(message["params"]["id"])
+        assert cancelled == [request["id"] for request in asked]
+        await peer.answer(await peer.request(), "still there")
+        await peer.stay()
+
+    begun = asyncio.Event()
+    async with scripted(script) as gateway, connect(gateway.url, reconnect=False) as client:
+        together = asyncio.gather(*(client.call("x.y", timeout=WAIT) for _ in range(count)))
+        await asyncio.wait_for(begun.wait(), WAIT)
+        together.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await together
+        assert await client.call("x.y", timeout=WAIT) == "still there"
+    assert len(cancelled) == count
+
+
+def _are(begun: list[ServedCall], count: int) -> bool:
+    return len(begun) == count
+
+
+async def test_calls_that_are_cancelled_at_once_leave_their_places(gateway: StartGateway) -> None:
+    process = await gateway()
+    url = process.url("/ws", websocket=True)
+    async with connect(url) as node, connect(url) as client:
+        begun: list[ServedCall] = []
+
+        @node.method("work.long")
+        async def long(params: Any, call: ServedCall) -> None:
+            begun.append(call)
+            await asyncio.sleep(WAIT)
+
+        await node.serve("pi")
+        conn_id = client.welcome["connId"]
+        for count in (64, 128):
+            together = asyncio.gather(*(client.call("work.long", timeout=WAIT) for _ in range(1500)))
+            await until(partial(_are, begun, count), "not as many as have a place")
+            together.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await together
+        assert await asyncio.gather(*(client.call("gateway.ping", [n]) for n in range(200))) == [
+            [n] for n in range(200)
+        ]
+        assert client.welcome["connId"] == conn_id
+
+
+async def test_the_progress_that_a_slow_reader_misses_is_told() -> None:
+    count = 2000
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        request = await peer.request()
+        for value in range(count):
+            await peer.notify("rpc.progress", id=request["id"], value=value)
+        await peer.answer(request, "done")
+        await peer.stay()
+
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+        running = client.start("x.y", timeout=WAIT)
+        seen, missed = 0, 0
+        async for item in running:
+            if isinstance(item, Missed):
+                missed += item.count
+            else:
+                assert item == seen + missed
+                seen += 1
+            if seen % 100 == 1:
+                await asyncio.sleep(0.01)
+        assert await running == "done"
+    assert seen + missed == count
+    assert missed > 0
+
+
+async def test_a_nested_call_that_was_not_delivered_is_not_sent_again_as_the_outer_one(gateway: StartGateway) -> None:
+    process = await gateway({"limits": {"max_node_in_flight": 1}})
+    url = process.url("/ws", websocket=True)
+    async with connect(url) as inner, connect(url) as outer, connect(url) as client:
+        runs = 0
+        inner.method("inner.wait")(lambda params, call: asyncio.sleep(WAIT))
+
+        @outer.method("outer.do")
+        async def do(params: Any, call: ServedCall) -> Any:
+            nonlocal runs
+            runs += 1
+            return await outer.call("inner.wait", timeout=WAIT)
+
+        await inner.serve("inner")
+        await outer.serve("outer")
+        waiting = asyncio.create_task(client.call("inner.wait", timeout=WAIT))
+        await until(lambda: inner.serving_calls == 1, "it did not begin")
+        nested = await failing(outer, method="inner.wait")
+        assert (nested.name, nested.outcome, nested.may_be_sent_again) == ("overloaded", "not_delivered", True)
+        error = await failing(client, method="outer.do", retry=True)
+        assert (error.code, error.message) == (nested.code, nested.message)
+        assert (error.outcome, error.retry_after) == ("unknown", None)
+        assert runs == 1
+        waiting.cancel()
+
+
+@pytest.mark.parametrize("outcome", ["outcome", "nodeOutcome"])
+async def test_what_a_node_says_of_the_outcome_is_not_believed(outcome: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.refuse(await peer.request(), -32009, "overloaded", **{outcome: "unknown"}, nodeRetryAfterMs=1)
+        await peer.stay()
+
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+        error = await failing(client, retry=True)
+        assert (error.name, error.outcome) == ("overloaded", "unknown")

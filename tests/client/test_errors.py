@@ -65,3 +65,12 @@ def test_errors_of_the_wire() -> None:
     assert (error.code, error.message, error.data) == (7, "no film", {"left": 0})
     assert received(b'"oops"').code == 0
     assert received(b'{"code":1e999}').code == 0
+
+
+@pytest.mark.parametrize("said", ["not_delivered", "unknown", "rain", 7])
+def test_what_a_node_says_of_the_outcome_makes_it_unknown(said: Any) -> None:
+    error = CallError(-32009, "Too many", {"code": "overloaded", "temporary": True, "nodeOutcome": said})
+    assert (error.outcome, error.may_be_sent_again) == (UNKNOWN, False)
+    assert CallError(-32009, "Too many", {"outcome": said}).outcome == (
+        said if said in (NOT_DELIVERED, UNKNOWN) else None
+    )

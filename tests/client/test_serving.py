@@ -1,10 +1,13 @@
 """Methods that the client serves: answers, errors, progress, context, cancelling, and no more at once than agreed."""
 
 import asyncio
+import gc
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from gateway.client import Backoff, CallError, Client, ServedCall, connect
 from tests.support.fleet import until
@@ -101,7 +104,7 @@ async def test_what_it_cannot_do_is_refused(gateway: StartGateway) -> None:
         waiting = [asyncio.create_task(caller.call("work.wait")) for _ in range(2)]
         await until(lambda: node.serving_calls == 2, "they did not begin")
         error = await failed(caller.call("work.wait"))
-        assert (error.name, error.outcome, error.retry_after) == ("overloaded", "not_delivered", 0.1)
+        assert (error.name, error.outcome, error.may_be_sent_again) == ("overloaded", None, True)
         again = asyncio.create_task(caller.call("work.wait", retry=True))
         await asyncio.sleep(0.05)
         release.set()
@@ -165,3 +168,146 @@ async def test_a_refused_registration_is_raised(gateway: StartGateway) -> None:
     async with to(process) as node:
         node.method("gateway.mine")(lambda params, call: None)
         assert (await failed(node.serve("pi"))).name == "invalid_params"
+
+
+class Ended(BaseException):
+    """What no method should raise."""
+
+
+def _deep() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+def _cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+BAD: dict[str, Callable[[], Any]] = {
+    "result: surrogate": lambda: "\ud83d",
+    "result: deep": _deep,
+    "result: no json": lambda: Raw(b"{"),
+    "result: no text": lambda: Raw(b'"\xff"'),
+    "error: surrogate": lambda: CallError(1, "\ud83d"),
+    "error: deep": lambda: CallError(1, "x", _deep()),
+    "error: object": lambda: CallError(1, "x", object()),
+    "error: code": lambda: CallError("x", "x"),  # type: ignore[arg-type]
+    "error: cancelled": asyncio.CancelledError,
+    "error: base": Ended,
+    "error: stop": StopIteration,
+}
+
+
+async def test_whatever_a_method_does_its_caller_gets_an_answer_and_nothing_else_is_lost(
+    gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tracebacks quote what was wrong, and no worker of the tests can pass that on.
+    monkeypatch.setattr(logging.getLogger("gateway.client"), "propagate", False)
+    process = await gateway()
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    def plain(params: Any, call: ServedCall) -> Any:
+        done = BAD[params[0]]()
+        if isinstance(done, BaseException):
+            raise done
+        return done
+
+    async def late(params: Any, call: ServedCall) -> Any:
+        await asyncio.sleep(0)
+        done = BAD[params[0]]()
+        if isinstance(done, BaseException) and not isinstance(done, StopIteration):
+            raise done
+        return done
+
+    async def cancels_itself(params: Any, call: ServedCall) -> None:
+        _cancels_itself()
+        await asyncio.sleep(0)
+
+    async with to(process) as node, to(process) as caller:
+        node.method("work.plain")(plain)
+        node.method("work.late")(late)
+        node.method("work.itself")(cancels_itself)
+        release = asyncio.Event()
+        node.method("work.wait")(lambda params, call: release.wait())
+        await node.serve("pi")
+        waiting = asyncio.create_task(caller.call("work.wait", timeout=WAIT))
+        for what in BAD:
+            for method in ("work.plain", "work.late"):
+                error = await failed(caller.call(method, [what], timeout=WAIT))
+                assert (error.code, error.outcome) == (-32603, "unknown"), (what, method)
+        assert (await failed(caller.call("work.itself", timeout=WAIT))).code == -32603
+        release.set()
+        assert await waiting is True
+        await until(lambda: node.serving_calls == 0, "some are left")
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
+
+
+async def test_what_is_too_large_is_refused_to_the_one_who_sent_it_and_nothing_else_is_lost(
+    gateway: StartGateway,
+) -> None:
+    process = await gateway({"limits": {"max_message_bytes": 10_000, "max_outbox_bytes": 100_000}})
+    large = "x" * 20_000
+    async with to(process) as node, to(process) as caller:
+        runs = 0
+        release = asyncio.Event()
+
+        @node.method("work.large")
+        async def work(params: Any, call: ServedCall) -> Any:
+            nonlocal runs
+            runs += 1
+            if params == ["wait"]:
+                return await release.wait()
+            if params == ["progress"]:
+                return await call.progress(large)
+            if params == ["own call"]:
+                return await node.call("gateway.ping", [large])
+            if params == ["result"]:
+                return large
+            raise CallError(1001, large if params == ["message"] else "no film", large)
+
+        await node.serve("pi")
+        before = [node.welcome["connId"], caller.welcome["connId"]]
+        waiting = asyncio.create_task(caller.call("work.large", ["wait"], timeout=WAIT))
+        served = ("result", "message", "data", "progress", "own call")
+        for what in served:
+            error = await failed(caller.call("work.large", [what], timeout=WAIT, retry=True))
+            assert (error.outcome, error.may_be_sent_again) == ("unknown", False), what
+        assert runs == 1 + len(served)
+        (batched,) = await caller.batch([("gateway.ping", [large])])
+        for sending in (
+            caller.call("gateway.ping", [large]),
+            caller.call("gateway.ping", [large], node="pi"),
+            caller.notify("work.large", [large]),
+            caller.publish("a.b", large),
+        ):
+            error = await failed(sending)
+            assert (
+                (error.name, error.outcome) == (batched.name, batched.outcome) == ("invalid_request", "not_delivered")
+            )
+        release.set()
+        assert await waiting is True
+        assert [node.welcome["connId"], caller.welcome["connId"]] == before
+
+
+async def test_a_reply_that_is_ready_leaves_before_the_client_closes(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as caller:
+        async with to(process) as node:
+            begun = asyncio.Event()
+
+            @node.method("work.do")
+            def do(params: Any, call: ServedCall) -> str:
+                begun.set()
+                return "done"
+
+            await node.serve("pi")
+            calling = asyncio.create_task(caller.call("work.do", timeout=WAIT))
+            await asyncio.wait_for(begun.wait(), WAIT)
+        assert await calling == "done"

@@ -1,15 +1,18 @@
 """Subscriptions: what meets what, a slow reader, places to begin at, several at once, and their end."""
 
 import asyncio
+import contextlib
 import itertools
+import json
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from msgspec import Raw
 
 from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscription, connect
 from gateway.client.link import Link
-from gateway.client.pending import OnReply
+from gateway.client.sending.pending import OnReply
 from gateway.client.subscriptions import MAX_POSITIONS, MAX_SINCE
 from gateway.events.topics import meets
 from tests.support.fleet import until
@@ -328,3 +331,96 @@ async def test_a_gap_that_the_gateway_tells_is_passed_on_once_and_in_its_place()
         client.subscribe("a.*") as events,
     ):
         assert await take(events, 3) == ["first", "gap in a.b", "last"]
+
+
+async def heard(subscription: Subscription, client: Client, data: str) -> None:
+    """What is published now comes at once: a subscription that says that it is active hears."""
+    await client.publish("a.b", data)
+    assert await take(subscription, 1) == [data]
+
+
+async def test_a_subscription_that_begins_where_another_has_just_ended_hears(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client, to(process) as publisher:
+        for number in range(10):
+            async with client.subscribe("a.b", "a.c") as events:
+                await heard(events, publisher, f"first {number}")
+            async with client.subscribe("a.b") as events:
+                await heard(events, publisher, f"second {number}")
+
+
+async def test_a_reading_task_that_is_cancelled_and_started_again_hears(gateway: StartGateway) -> None:
+    process = await gateway()
+    got: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def read(client: Client) -> None:
+        async for event in client.subscribe("a.b"):
+            assert isinstance(event, Event)
+            got.put_nowait(event.data)
+
+    async with to(process) as client, to(process) as publisher:
+        reading = asyncio.create_task(read(client))
+        for number in range(10):
+            await client.call("gateway.ping")
+            reading.cancel()
+            reading = asyncio.create_task(read(client))
+            await asyncio.sleep(0)  # it has asked for the topic; what comes now comes after that
+            await client.call("gateway.ping")
+            await publisher.publish("a.b", number)
+            assert await asyncio.wait_for(got.get(), WAIT) == number
+
+
+async def test_topics_that_are_too_many_for_one_message_cost_nothing_else(gateway: StartGateway) -> None:
+    process = await gateway({"limits": {"max_message_bytes": 10_000, "max_outbox_bytes": 100_000}})
+    async with to(process) as client, client.subscribe("a.b") as events:
+        conn_id = client.welcome["connId"]
+        with pytest.raises(CallError, match="the gateway takes 10000") as failed:
+            await client.subscribe(*(f"long.{'x' * 100}.{number}" for number in range(200))).__aenter__()
+        assert (failed.value.name, failed.value.outcome) == ("invalid_request", "not_delivered")
+        await heard(events, client, "still there")
+        assert client.welcome["connId"] == conn_id
+
+
+async def test_it_resumes_with_no_more_positions_than_a_message_has_room_for() -> None:
+    topics = {f"a.{'x' * 90}.{number}": {"epoch": "e", "offset": 1} for number in range(100)}
+    asked: list[set[str]] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.answer(await peer.request(), {"topics": topics})
+        await peer.close(4000)
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome(maxMessageBytes=4000)
+        while sum(map(len, asked)) < len(topics):
+            text = await peer.ws.receive_str()
+            assert len(text) <= 4000
+            request = json.loads(text)
+            asked.append(set(request["params"]["since"]))
+            await peer.answer(request, {"topics": {one: {**topics[one], "recovered": True} for one in asked[-1]}})
+        resumed.set()
+        await peer.answer(await peer.request(), None)
+        await peer.stay()
+
+    resumed = asyncio.Event()
+
+    async with scripted(first, second) as gateway, connect(gateway.url) as client, client.subscribe("a.>") as events:
+        await asyncio.wait_for(resumed.wait(), WAIT)
+        await client.call("x.y", timeout=WAIT)
+        assert events.waiting == 0
+    assert set.union(*asked) == set(topics)
+    assert len(asked) > 2
+
+
+async def test_an_event_that_is_nested_as_deeply_as_the_gateway_bears_costs_nothing(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with to(process) as client, client.subscribe("a.b") as events:
+        for levels in range(930, 1000):
+            deep = Raw(b"[" * levels + b"]" * levels)
+            with contextlib.suppress(CallError, RecursionError):
+                await client.publish("a.b", deep, timeout=0.5)
+        await client.publish("a.b", "last")
+        async for event in events:
+            assert isinstance(event, Event)
+            if event.data == "last":
+                break

@@ -8,7 +8,7 @@ import pytest
 from tests.support.command import Ended
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
-from tests.support.remote import misused, run
+from tests.support.remote import misused, on_a_terminal, run, serving
 
 
 async def test_the_open_ones(gateway: StartGateway) -> None:
@@ -24,6 +24,18 @@ async def test_the_open_ones(gateway: StartGateway) -> None:
         rf"{welcome['connId'][:8]}  anonymous  operator  {re.escape(peer.local)} +\ds +\ds +0 +1 +0 +0", rows[0]
     )
     assert listed[0]["connId"] == welcome["connId"]
+
+
+async def test_eighty_columns_are_enough(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "a=true", name="kitchen-pi"):
+        open_ones = (await on_a_terminal(where, "connections")).splitlines()
+        await run(where, "connections", "close", open_ones[1].split()[0], "--reason", "r" * 60)
+        ended = (await on_a_terminal(where, "connections", "--history")).splitlines()
+    assert max(map(len, [*open_ones, *ended])) <= 80
+    assert open_ones[0].split()[:4] == ["CONNID", "NAME", "ROLE", "REMOTE"]
+    assert re.search(r"  127\.0\.0\.1:\d+  ", open_ones[1]), "nothing of the address is cut"
+    assert re.search(r"  [a-z_]+  r+…", "\n".join(ended)), "the reason alone is cut"
 
 
 async def test_more_than_a_page(gateway: StartGateway) -> None:

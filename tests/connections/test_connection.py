@@ -24,7 +24,6 @@ from tests.support.peers import Frame, Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess, Line
 from tests.support.serving import Script, echo, keep_busy, serving
 
-pytestmark = pytest.mark.xdist_group("connection")
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
 CLOSE_TIMEOUT = 0.5

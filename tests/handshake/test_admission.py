@@ -55,7 +55,7 @@ from tests.support.patience import SLACK, WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, Line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("admission")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METHODS: Final = {"methods": {"modules": ["tests.support.sample_methods"]}}
 QUICK: Final = {"server": {"close_timeout": 0.5}}
@@ -375,6 +375,7 @@ class House:
     def __init__(self, where: GatewayProcess, tokens: TokensFile) -> None:
         self.where = where
         self.tokens = tokens
+        self._conns: dict[str, str] = {}
         self.newest = ""
         """The connId of who has entered last."""
 
@@ -386,17 +387,15 @@ class House:
     async def enter(self, come: Come) -> RawPeer:
         """Let somebody in."""
         peer = await RawPeer.open(self.where, headers=self.headers(come))
-        self.newest = (await peer.welcome())["connId"]
+        self.newest = self._conns[peer.local] = (await peer.welcome())["connId"]
         return peer
 
     async def leave(self, *peers: RawPeer) -> None:
         """Let these leave, and return when the gateway has seen the last of them."""
-        before = await scrape(self.where)
         await at_once(*(peer.leave() for peer in peers))
-
-        async with asyncio.timeout(WAIT):
-            while (await gains(self.where, before)).get(disconnects("client_close")) != len(peers):
-                await asyncio.sleep(0.01)
+        for peer in peers:
+            conn = self._conns.pop(peer.local)
+            await self.where.wait_event("connection.closed", connId=conn, cause="client_close")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -57,7 +57,7 @@ from tests.support.patience import TICK, WAIT
 from tests.support.peers import Frame, Opcode, RawPeer, Target, frame
 from tests.support.process import GatewayProcess, Line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("preauth")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FIRST: Final = 64 * 1024
 LIMIT: Final = 3.0

@@ -16,10 +16,13 @@ from tests.support.patience import WAIT
 from tests.support.rpc import Caller, NodeListing, accepted, connect, notification, refused, request, serve
 
 OWN = [
+    "connection.ack",
     "connection.close",
     "connection.get",
     "connection.history",
+    "connection.keep",
     "connection.list",
+    "connection.resume",
     "event.publish",
     "event.subscribe",
     "event.unsubscribe",
@@ -38,7 +41,8 @@ OWN = [
     "rpc.progress",
     "rpc.push",
 ]
-AUTHENTICATED = [name for name in OWN if not name.startswith("connection.")]
+ADMINS = ["connection.close", "connection.get", "connection.history", "connection.list"]
+AUTHENTICATED = [name for name in OWN if name not in ADMINS]
 """Those that need no scope of their own, and two that need some `call:`."""
 
 

@@ -167,7 +167,7 @@ async def test_no_envelope_makes_a_call_larger_than_a_message_may_be() -> None:
         await say(it.caller, filled(head, "]}"))
         assert await hear(it.node) == filled(head, "]}"), "it is as long as it was"
         others = [await it.call(number) for number in range(2, 12)]
-        assert others[-1] > 9, "the ids of the node are longer than those of the caller now"
+        assert others[-1] > 9, "the ids of the node are longer than those of the caller"
         for end in ("]}", '],"traceparent":"00-a"}'):
             text = filled(head.replace('"id":1', '"id":0'), end)
             assert await ask(it.caller, text) == overflowing(detail, "not_delivered", "0")

@@ -35,10 +35,11 @@ from tests.support.credentials import OP, PI, TokensFile, authenticate, bearer, 
 from tests.support.fair import Fair
 from tests.support.fleet import ended, forget_peak, peak, sockets_back
 from tests.support.flood import blocks
+from tests.support.forks import start_python
 from tests.support.insiders import INSIDERS
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer, frame
-from tests.support.process import ROOT, GatewayProcess
+from tests.support.process import GatewayProcess
 from tests.support.reaping import kill
 from tests.support.siegers import GROWTH, PRESSURE, growth, pressure
 
@@ -354,16 +355,15 @@ class Siege:
 
     async def attack(self, storm: Storm) -> Outcome:
         """Run a storm in a process of its own; what was measured before it begins does not count."""
-        command = (sys.executable, "-m", "tests.support.attacks", "storm", json.dumps(asdict(storm)))
-        port = ("--port", str(self.where.port))
-        attacker = await asyncio.create_subprocess_exec(*command, *port, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        arguments = ("storm", json.dumps(asdict(storm)), "--port", str(self.where.port))
+        attacker = await start_python("tests.support.attacks", *arguments)
         try:
             assert attacker.stdout is not None
             assert await attacker.stdout.readline() == b"{}\n"
             if not self._begun:
                 self.fair.waits.clear()
             self._begun = True
-            output, _ = await attacker.communicate()
+            output = await attacker.stdout.read()
         finally:
             await kill(attacker)
         fields: dict[str, Any] = json.loads(output)

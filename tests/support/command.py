@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tests.support.fork_server import Program
+from tests.support.forks import shared
 from tests.support.patience import START
 from tests.support.process import ROOT, clean_environment
 from tests.support.reaping import kill
@@ -26,11 +28,15 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None, program: str 
 
     environ: extra variables. subprocess.TimeoutExpired is raised if it serves instead.
     """
+    clean = clean_environment() | dict(environ or {})
+    forks = shared.get(environ)
+    if forks is not None and program is None:
+        return Ended(*forks.run(Program("gateway", arguments, clean), START))
     what = ["-m", "gateway"] if program is None else ["-c", program]
     ended = subprocess.run(
         [sys.executable, *what, *arguments],
         cwd=ROOT,
-        env=clean_environment() | dict(environ or {}),
+        env=clean,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

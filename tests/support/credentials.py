@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -29,7 +30,7 @@ from gateway.auth.scopes import role_scopes
 from gateway.telemetry.metrics import SHARED
 from tests.support.fleet import ended, request
 from tests.support.patience import WAIT
-from tests.support.peers import Opcode, PeerClosed, RawPeer, Reachable, frame
+from tests.support.peers import Opcode, PeerClosed, RawPeer, Reachable, Response, frame
 from tests.support.process import Config, GatewayProcess
 
 
@@ -56,6 +57,8 @@ LIVES: Final = re.compile("gateway_(connections|disconnects|handshake_failures)"
 OPENED: Final = "gateway_connections_opened_total"
 
 _made: set[str] = set()
+# Monotonic seconds at which each gateway was asked for its metrics last.
+_asked: WeakKeyDictionary[Reachable, float] = WeakKeyDictionary()
 _sources = itertools.count(2)
 
 
@@ -197,12 +200,22 @@ def assert_untold(where: GatewayProcess) -> None:
     assert not told, f"{len(told)} secrets are told, as in: {where.tail()}"
 
 
-async def scrape(where: Reachable) -> Counter[str]:
-    """Return the samples of `GET /metrics` from now on, by name and labels as they stand there."""
-    await asyncio.sleep(SHARED)  # what an earlier scrape was told is over then
+async def metrics(where: Reachable) -> Response:
+    """Return the answer to `GET /metrics` as it is now, on a connection of its own.
+
+    Another text is made only SHARED seconds after the last. Whoever asks a gateway has to ask it here each time.
+    """
+    await asyncio.sleep(_asked.get(where, 0.0) + SHARED - time.monotonic())
     with await RawPeer.connect(where) as peer:
         answer = await peer.get("/metrics")
+    _asked[where] = time.monotonic()
     assert answer.status == 200
+    return answer
+
+
+async def scrape(where: Reachable) -> Counter[str]:
+    """Return the samples of `GET /metrics` as they are now, by name and labels as they stand there."""
+    answer = await metrics(where)
     samples = re.findall(r"^(gateway_\w+(?:\{.*\})?) (\S+)$", answer.body.decode(), re.MULTILINE)
     return Counter({name: int(float(value)) for name, value in samples})
 

@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from tests.support.certs import ServerFiles, authority
+from tests.support.fork_server import Program
+from tests.support.forks import Forked, shared
 from tests.support.patience import START, WAIT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +66,8 @@ class GatewayProcess:
 
     Entering waits for `server.ready`; StartFailed is raised if that does not come within `start_timeout`
     seconds. Leaving sends SIGTERM, waits, kills what is left, and then fails on a line with a traceback, and
-    on a process that had to be killed or had ended by itself. Use it once.
+    on a process that had to be killed or had ended by itself. Use it once. Within tests the process is forked:
+    see tests.support.forks.
 
     config: sections and keys as in conf/gateway.toml; host 127.0.0.1 and port 0 where nothing is said.
     environ: extra variables. tls: serve TLS with a certificate of tests.support.certs. loop: `server.event_loop`.
@@ -100,7 +103,7 @@ class GatewayProcess:
         self._ended = False
         self._told: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Forked | None = None
         self._pidfd = -1
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.config: dict[str, Any] = {}
@@ -148,17 +151,7 @@ class GatewayProcess:
         self.config = self._complete(directory)
         path = directory / "gateway.toml"
         path.write_text(to_toml(self.config), encoding="utf-8")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-X", "faulthandler", "-m", self._module, "--config", str(path), *self._arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            env=clean_environment() | dict(self._environ),
-            preexec_fn=self._limit,
-            limit=1 << 24,
-        )
+        process = await self._execute("--config", str(path), *self._arguments)
         self._process, self._pidfd = process, os.pidfd_open(process.pid)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -169,6 +162,22 @@ class GatewayProcess:
         await self.wait_event("server.ready", timeout=self._start_timeout)
         started = await self.wait_event("server.started", timeout=self._start_timeout)
         self.listeners = list(started["listeners"])
+
+    async def _execute(self, *arguments: str) -> asyncio.subprocess.Process | Forked:
+        environ = clean_environment() | dict(self._environ)
+        forks = shared.get(self._environ)
+        if forks is not None:
+            return await forks.start(Program(self._module, arguments, environ, self._nofile))
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-X", "faulthandler", "-m", self._module, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            env=environ,
+            preexec_fn=self._limit,
+            limit=1 << 24,
+        )
 
     def _complete(self, directory: Path) -> dict[str, Any]:
         config = {name: dict(section) for name, section in self._given.items()}
@@ -200,7 +209,7 @@ class GatewayProcess:
             self._directory.cleanup()
         return status
 
-    async def _stop(self, process: asyncio.subprocess.Process) -> int:
+    async def _stop(self, process: asyncio.subprocess.Process | Forked) -> int:
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._send(number)
             try:

@@ -5,6 +5,8 @@ import contextlib
 import subprocess
 from typing import Any
 
+from tests.support.forks import Forked
+
 
 def end(process: subprocess.Popen[Any], timeout: float) -> int:
     """End a process: SIGTERM, and SIGKILL after `timeout` seconds. Closes its pipes and returns its exit status.
@@ -26,8 +28,8 @@ def end(process: subprocess.Popen[Any], timeout: float) -> int:
     return status
 
 
-async def kill(process: asyncio.subprocess.Process) -> int:
-    """Kill a process of asyncio's if it still runs, and return its exit status."""
+async def kill(process: asyncio.subprocess.Process | Forked) -> int:
+    """Kill a process if it still runs, and return its exit status."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from gateway.connections.connection import Connection
+from gateway.rpc.calls import FIRST_ID
 from gateway.websocket.reader import Reader
 from tests.support.peers import Opcode, frame
 
@@ -271,7 +272,7 @@ class Model:
         self.nodes: dict[str, Link] = {}
         self.topics: dict[str, int] = {}
         self.soon: list[Callable[[], None]] = []
-        self.issued = 0
+        self.issued = FIRST_ID - 1
         self.tags = 0
         self.late = 0
         self.dropped: Counter[str] = Counter()

@@ -370,8 +370,9 @@ async def _staged(config: Config) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-test-"))
         tokens = TokensFile(Path(directory) / "tokens.toml", EVIL, VICTIM)
-        events = {"events": {"conflate": ["pos.>"]}}
-        where = await stack.enter_async_context(GatewayProcess({"auth": tokens.auth, **events, **config}))
+        # Attackers share this process's event loop, and so have their handshakes while it is busy.
+        usual: Config = {"events": {"conflate": ["pos.>"]}, "server": {"handshake_timeout": 60.0}}
+        where = await stack.enter_async_context(GatewayProcess({"auth": tokens.auth, **usual, **config}))
         async with AsyncExitStack() as peers:
             yield Stage(where, tokens, peers)
 
@@ -382,6 +383,7 @@ async def pressure(kind: str, seconds: float, config: Config | None = None) -> F
         victim = await PRESSURE[kind](stage)
         stage.begin(victim.ping())
         await asyncio.sleep(seconds)
+        await until(lambda: bool(stage.found.waits), "the victim's pings are not answered")
         stage.found.ended = ended_of(stage.where, VICTIM)
         await stage.stop()
         return stage.found
@@ -396,6 +398,7 @@ async def growth(kind: str, seconds: float, config: Config | None = None) -> Fou
         await GROWTH[kind](stage)
         await asyncio.sleep(seconds)
         found = stage.found
+        await until(lambda: bool(found.waits), "others are not answered")
         found.grown = peak(stage.where) - before
         found.ended = ended_of(stage.where, VICTIM)
         await stage.stop()

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.auth.credentials import MAX_CREDENTIAL
 from tests.support.credentials import Holder, signed
-from tests.support.peers import RawPeer
+from tests.support.peers import Opcode, RawPeer
 
 MIB: Final = 1 << 20
 ROOM: Final = MIB - 400
@@ -162,6 +162,9 @@ _shapes("connection.list", codes=(-32602,))
 _shapes("connection.get", codes=(-32004, -32602))
 _shapes("connection.close", codes=(-32004, -32602))
 _shapes("connection.history", codes=(-32602,))
+_shapes("connection.keep", codes=(-32600, -32602))
+_shapes("connection.resume", codes=(-32600, -32602))
+_shapes("connection.ack", codes=(-32600, -32602))
 
 
 # gateway.*
@@ -335,6 +338,18 @@ async def _register_text(stage: Stage) -> Message:
 async def _register_too_much(stage: Stage) -> Message:
     specs = b",".join(b'{"name":"x%d","params":%b}' % (n, filled(b"[]", 1000)) for n in range(999))
     return Message(await stage.enter(), "node.register", b'{"methods":[%b]}' % specs, (-32009,))
+
+
+@worst("node.register", "a node for which as many calls wait as may")
+async def _register_awaited(stage: Stage) -> Message:
+    params = {"node": "actor", "method": "awaited", "waitMs": 600_000, "params": ["x" * 60_000]}
+    call = {"jsonrpc": "2.0", "method": "node.call", "params": params}
+    for _ in range(4):
+        caller = await stage.enter(scopes=(*SCOPES, "call:awaited"))
+        for _ in range(64):
+            await caller.send_frame(Opcode.TEXT, encoded(call))
+        await stage.ask(caller, "gateway.ping", {})
+    return Message(await stage.enter(), "node.register", encoded({"methods": [{"name": "awaited"}]}))
 
 
 @worst("node.register", "one method of a full node")
@@ -514,6 +529,14 @@ async def _answered(stage: Stage) -> Message:
     node, caller, (call_id,) = await _called(stage)
     answer = b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (call_id, filled(b"[" * 400 + b"]" * 400, ROOM - 5000))
     return Message(caller, raw=answer, sender=node)
+
+
+@worst("", "an error of a mebibyte in the gateway's name")
+async def _renamed(stage: Stage) -> Message:
+    node, caller, (call_id,) = await _called(stage)
+    data = b'{"retry\\u0041fterMs":1,"a":%b}' % filled(b"[" * 400 + b"]" * 400, ROOM - 5000)
+    error = b'{"code":1,"message":"","data":%b}' % data
+    return Message(caller, raw=b'{"jsonrpc":"2.0","id":%d,"error":%b}' % (call_id, error), sender=node, codes=(1,))
 
 
 @worst("", "an answer of a mebibyte that is no JSON-RPC")

@@ -60,7 +60,7 @@ def report(*samples: Sample) -> Report:
 
 def test_rpc_measures_every_server() -> None:
     with_all = plan(*OPEN.names)
-    run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.5, warmup=0.05)
+    run = rpc.run(with_all, [rpc.Shape(5, 4)], seconds=0.3, warmup=0.05)
     rows = run.rows()
     assert [(row.shape, row.server) for row in rows] == [("5x4", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-uvloop", BASE, "aiohttp-json", "websockets"} <= {row.server for row in rows}
@@ -111,7 +111,7 @@ def test_each_part_of_a_round_is_a_sample_beside_the_bases() -> None:
 
 def test_fanout_measures_every_server() -> None:
     with_all = plan(*FANOUTS.names, field=FANOUTS)
-    rows = fanout.run(with_all, 30, 100, seconds=0.5, warmup=0.05).rows()
+    rows = fanout.run(with_all, 30, 100, seconds=0.3, warmup=0.05).rows()
     assert [(row.shape, row.server) for row in rows] == [("100 bytes to 30", peer.name) for peer in with_all.servers]
     assert {"gateway-asyncio", "gateway-uvloop", FANOUT_BASE, "websockets"} <= {row.server for row in rows}
     for row in rows:

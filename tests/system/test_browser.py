@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page
 from tests.support.browser import EVIL_HOST, SANDBOXED, Attempt, attempt, launched, page_server, visit, visit_rebound
 from tests.support.process import GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TOKEN: Final = secrets.token_urlsafe(32)
 NEVER_OPENED: Final = Attempt(opened=False, code=1006, messages=[])

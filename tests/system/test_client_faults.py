@@ -162,6 +162,63 @@ async def answers(client: Client, method: str, params: Any) -> Any:
                 await asyncio.sleep(0.01)
 
 
+async def come_and_go(client: Client, publisher: Client, topic: str, going: Callable[[], bool]) -> int:
+    """Leave a subscription and begin another to the same topic at once, as long as it goes. Each one hears.
+
+    A few come when it is over: a link that is cut would hide that one is deaf.
+    """
+    heard, calm = 0, 3
+    while going() or calm:
+        calm -= not going()
+        async with asyncio.timeout(WAIT), client.subscribe(topic) as events:
+            await publisher.publish(topic, heard)
+            async for item in events:
+                if isinstance(item, Gap) or item.data == heard:  # told that something is missing, it could ask
+                    break
+        heard += 1
+    return heard
+
+
+async def change_its_mind(client: Client, large: str, going: Callable[[], bool]) -> int:
+    """Cancel calls, in every state that they may be in, and send large messages between them, as long as it goes."""
+    rounds = 0
+    while going():
+        calls = [asyncio.create_task(client.call("work.do", {"number": 0, "large": large})) for _ in range(20)]
+        for _ in range(rounds % 5):
+            await asyncio.sleep(0)
+        for call in calls[rounds % 3 :]:
+            call.cancel()
+        await asyncio.wait(calls, timeout=WAIT)
+        assert all(call.done() for call in calls)
+        rounds += 1
+    return rounds
+
+
+async def test_subscriptions_that_come_and_go_and_calls_that_are_cancelled_through_cuts(
+    gateway: StartGateway, sized: Sized
+) -> None:
+    process = await gateway({"limits": {"max_in_flight": 8}})
+    ledger, chance = Ledger(), random.Random(SEED)
+    async with AsyncExitStack() as stack:
+        pairs = [await stack.enter_async_context(through_proxy(process)) for _ in range(3)]
+        node = await stack.enter_async_context(connect(process.url("/ws", websocket=True)))
+        node.method("work.do")(ledger.serve)
+        await node.serve("worker")
+        tasks = [asyncio.create_task(harm([proxy for proxy, _ in pairs], chance, sized(40, 500)))]
+
+        def going() -> bool:
+            return not tasks[0].done()
+
+        work = [come_and_go(client, node, f"count.{number}", going) for number, (_, client) in enumerate(pairs)]
+        work += [change_its_mind(client, "x" * 100_000, going) for _, client in pairs]
+        asking = [ledger.ask(client, going) for _, client in pairs for _ in range(3)]
+        done, _ = await asyncio.gather(asyncio.gather(*work), asyncio.gather(*asking))
+        await tasks[0]
+        assert all(done), "everything had its turn"
+        await until(lambda: node.serving_calls == 0, "some calls were not cancelled")
+    ledger.check()
+
+
 async def test_cancelling_a_task_cancels_at_the_node(gateway: StartGateway) -> None:
     process = await gateway()
     cancelled = asyncio.Event()

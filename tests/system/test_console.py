@@ -20,7 +20,7 @@ from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MANY: Final = 10_000
 DRAWN: Final = 80

@@ -151,6 +151,10 @@ LOUD: Final[dict[str, dict[str, str]]] = {
     "GatewayLoopLag": {'gateway_loop_lag_seconds{instance="a"}': "0.5x60"},
     "GatewaySlowConsumers": {'gateway_disconnects_total{instance="a",cause="slow_consumer"}': "0+3x60"},
     "GatewayConnectionsLost": {'gateway_disconnects_total{instance="a",cause="transport_lost"}': "0+90x60"},
+    "GatewayConnectionsHeld": {
+        'gateway_connections_held{instance="a"}': "3x60",
+        'gateway_connections{instance="a",role="node"}': "10x60",
+    },
     "GatewayHandshakesFail": {'gateway_handshake_failures_total{instance="a",stage="tls"}': "0+90x60"},
     "GatewayRoutedCallsFail": {
         'gateway_requests_total{instance="a",method="routed",outcome="ok"}': "0+90x60",

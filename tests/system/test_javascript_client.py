@@ -26,7 +26,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.patience import START, Sized
 from tests.support.process import ROOT, Config, GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 JS: Final = ROOT / "tests" / "js"
 CLIENT: Final = ROOT / "gateway" / "javascript" / "gateway-client.js"

@@ -5,7 +5,6 @@ Floods and slow readers are real peers over loopback, bounded in count; who floo
 
 import asyncio
 import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,9 +16,10 @@ import pytest
 from tests.bench.process import Load
 from tests.support.fleet import until
 from tests.support.flood import KINDS
+from tests.support.forks import start_python
 from tests.support.patience import WAIT, Sized
 from tests.support.peers import Opcode, RawPeer, frame
-from tests.support.process import ROOT, EventLoopName, GatewayProcess, StartGateway
+from tests.support.process import EventLoopName, GatewayProcess, StartGateway
 
 METHODS = {"methods": {"modules": ["tests.support.load_methods"]}}
 MEBIBYTE = 1 << 20
@@ -197,8 +197,7 @@ async def test_others_are_answered_during_a_flood(gateway: StartGateway, loop: E
 @asynccontextmanager
 async def flood(process: GatewayProcess, kind: str) -> AsyncIterator[str]:
     """Flood a gateway from another process, until this ends; gives that peer's address."""
-    command = (sys.executable, "-m", "tests.support.flood", kind, str(process.port))
-    flooder = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    flooder = await start_python("tests.support.flood", kind, str(process.port))
     try:
         assert flooder.stdout is not None
         yield (await flooder.stdout.readline()).decode().strip()

@@ -18,6 +18,7 @@ from gateway.handshake.rejections import Rejections, Stage
 from gateway.telemetry.counts import BOUNDS, Census, Tally
 from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import EVERY, REMEMBERED, SHARED, LoopLag, Metrics
+from tests.support.credentials import metrics
 from tests.support.fleet import ended, request
 from tests.support.patience import START, WAIT
 from tests.support.peers import RawPeer
@@ -33,6 +34,8 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "gateway_requests_total": ("counter", ("method", "outcome")),
     "gateway_request_seconds": ("histogram", ("method",)),
     "gateway_calls_in_flight": ("gauge", ()),
+    "gateway_connections_held": ("gauge", ()),
+    "gateway_resumes_total": ("counter", ("result",)),
     "gateway_events_published_total": ("counter", ()),
     "gateway_events_delivered_total": ("counter", ()),
     "gateway_outbox_bytes": ("gauge", ()),
@@ -100,6 +103,7 @@ class Numbers:
             gauges={
                 "calls_in_flight": ("Calls.", lambda: self.in_flight),
                 "loop_lag_seconds": ("Lag.", lambda: self.lag),
+                "connections_held": ("Held.", lambda: self.in_flight),
             },
             counters={
                 "events_published": ("Messages.", lambda: self.published),
@@ -183,7 +187,9 @@ async def test_before_the_first_event_everything_is_zero_and_has_all_its_labels(
         expected |= {(f"gateway_request_seconds_{what}", method): 0.0 for what in ("sum", "count")}
     for name in ("messages", "bytes"):
         expected |= {(f"gateway_{name}_total", direction): 0.0 for direction in ("in", "out")}
-    expected |= {(f"gateway_{name}",): 0.0 for name in ("calls_in_flight", "outbox_bytes", "loop_lag_seconds")}
+    gauges = ("calls_in_flight", "connections_held", "outbox_bytes", "loop_lag_seconds")
+    expected |= {(f"gateway_{name}",): 0.0 for name in gauges}
+    expected |= {("gateway_resumes_total", "resumed"): 0.0}
     expected |= {(f"gateway_events_{what}_total",): 0.0 for what in ("published", "delivered")}
     expected |= {("gateway_dropped_total", kind): 0.0 for kind in ("notification", "progress")}
     expected |= {("gateway_connections_opened_total",): 0.0, ("gateway_build_info", __version__): 1.0}
@@ -222,6 +228,7 @@ async def test_a_scrape_reads_the_numbers_of_the_moment() -> None:
         ("gateway_request_seconds_sum", PING): 45.0,
         ("gateway_request_seconds_count", PING): 1.0,
         ("gateway_calls_in_flight",): 5.0,
+        ("gateway_connections_held",): 5.0,
         ("gateway_loop_lag_seconds",): 0.25,
         ("gateway_events_published_total",): 2.0,
         ("gateway_events_delivered_total",): 6.0,
@@ -299,11 +306,8 @@ class HandTimers:
 
 
 async def scrape(where: GatewayProcess) -> Samples:
-    """GET /metrics, on a connection of its own, when what an earlier scrape was told is over."""
-    await asyncio.sleep(SHARED)
-    with await RawPeer.connect(where) as peer:
-        answer = await peer.get("/metrics")
-    assert answer.status == 200
+    """Return the samples of `GET /metrics` as they are now; promtool finds nothing wrong with them."""
+    answer = await metrics(where)
     assert answer.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
     checked = await asyncio.to_thread(promtool, answer.body)
     assert checked == (0, "")

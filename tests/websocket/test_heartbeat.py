@@ -39,7 +39,7 @@ from tests.support.peers import Frame, Opcode, RawPeer, frame
 from tests.support.process import ROOT, GatewayProcess
 from tests.support.serving import MovableLoop, Script, run_on, serving
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("heartbeat")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INTERVAL, TIMEOUT = 1.0, 1.5
 DEAD = INTERVAL + TIMEOUT

@@ -21,7 +21,7 @@ from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess
 from tests.support.serving import MovableLoop, Script, run_on, serving
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("link")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INTERVAL = 1.0
 RECEIVE_TIMEOUT = 3.5

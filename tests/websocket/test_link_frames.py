@@ -17,7 +17,7 @@ from tests.support.fleet import Gateways, ended, forget_peak, on_each, peak, sta
 from tests.support.peers import Closing, Frame, Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("frames")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CLOSE_TIMEOUT = 0.3
 MIB = 1 << 20

@@ -39,7 +39,7 @@ from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess
 from tests.support.serving import Script, echo, serving
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("outbox")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KIB, MIB = 1 << 10, 1 << 20
 OUTBOX = 4 * MIB

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import random
 import struct
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,13 +19,14 @@ from gateway.websocket.frames import BINARY, TEXT, State
 from gateway.websocket.opening import RequestProtocol
 from gateway.websocket.reader import PROGRESS, SLICE
 from tests.support.fleet import Gateways, Other, in_process, started, until
+from tests.support.forks import start_python
 from tests.support.patience import START
 from tests.support.peers import Opcode, RawPeer, frame
-from tests.support.process import ROOT, GatewayProcess
+from tests.support.process import GatewayProcess
 from tests.support.serving import Script, echo, serving
 from tests.support.sinks import LIMIT, Pausable, Sink, reader_of
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("reader")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ANSWERS = 30
 """How many answers another peer gets during a flood."""
@@ -280,7 +280,8 @@ async def test_messages_right_behind_the_upgrade_are_answered() -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateways() -> AsyncIterator[Gateways]:
     """TCP and TLS on both event loops."""
-    async with started({}) as gateways:
+    # No flood ends before the others are answered, however long that takes.
+    async with started({"limits": {"control_rate": 0}}) as gateways:
         yield gateways
 
 
@@ -288,9 +289,7 @@ async def gateways() -> AsyncIterator[Gateways]:
 async def flood(where: GatewayProcess, kind: str) -> AsyncIterator[str]:
     """Flood a gateway from another process; gives that peer's address."""
     arguments = [str(where.port), kind, *(["--tls"] if where.tls else [])]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.support.flooder", *arguments), stdout=asyncio.subprocess.PIPE, cwd=ROOT
-    )
+    process = await start_python("tests.support.flooder", *arguments)
     assert process.stdout is not None
     try:
         word, address = (await asyncio.wait_for(process.stdout.readline(), START)).decode().split()

@@ -1,0 +1,139 @@
+"""The one way out of a link: messages leave in the order in which they were asked for, and none is too large."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from gateway.client.endings import End
+from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
+from gateway.errors import INVALID_REQUEST
+
+MAX_POSTED: Final = 4 * 1024 * 1024
+"""How many bytes of messages for which no sender waits may wait themselves while the gateway does not read."""
+
+
+class Outgoing:
+    """A message on its way. ``left`` says whether any of it may have been sent.
+
+    ``data`` is one JSON text, and is set before `Outbox.put`. ``posted`` says that no sender waits for it.
+    """
+
+    __slots__ = ("_ended", "data", "left", "posted")
+
+    def __init__(self, data: bytes = b"", *, posted: bool = False) -> None:
+        self.data = data
+        self.posted = posted
+        self.left = False
+        self._ended: asyncio.Future[ConnectionLost | None] | None = None
+
+    async def written(self) -> None:
+        """Wait until the transport has taken the message. Raises `ConnectionLost` if it has not. For one task."""
+        self._ended = asyncio.get_running_loop().create_future()
+        error = await self._ended
+        if error is not None:
+            raise error
+
+    def end(self, error: ConnectionLost | None) -> None:
+        """Say what became of the message."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(error)
+
+
+class Outbox:
+    """The messages that wait to be written to a link, in their order.
+
+    ``write`` writes one message, and waits while the gateway reads too slowly; it raises `ConnectionLost`.
+    ``max_bytes`` is the most that the gateway takes of one message; None if the welcome has not said it.
+    """
+
+    def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        self._write = write
+        self._waiting: OrderedDict[Outgoing, None] = OrderedDict()
+        self._posted = 0
+        self._writer: asyncio.Task[None] | None = None
+        self._end: End | None = None
+        self.max_bytes: int | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._end is not None
+
+    @property
+    def overfull(self) -> bool:
+        """Whether more than `MAX_POSTED` bytes wait for which no sender waits."""
+        return self._posted > MAX_POSTED
+
+    def fits(self, data: bytes) -> bool:
+        """Return whether the gateway takes a message of this size; a larger one would end the link with 1009."""
+        return self.max_bytes is None or len(data) <= self.max_bytes
+
+    def put(self, message: Outgoing) -> None:
+        """Have the message written after all that were put before.
+
+        Raises `CallError` if it is larger than the gateway takes, and `ConnectionLost` if the link has ended.
+        """
+        if not self.fits(message.data):
+            detail = f"a message of {len(message.data)} bytes; the gateway takes {self.max_bytes}"
+            raise failure(INVALID_REQUEST, detail, outcome=NOT_DELIVERED)
+        if self._end is not None:
+            raise ConnectionLost(self._end, NOT_DELIVERED)
+        self._waiting[message] = None
+        if message.posted:
+            self._posted += len(message.data)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+
+    def withdraw(self, message: Outgoing) -> None:
+        """Do not send the message, if it has not left. Does nothing for one that is not there."""
+        if message in self._waiting:
+            self._take(message)
+
+    def _take(self, message: Outgoing) -> None:
+        del self._waiting[message]
+        if message.posted:
+            self._posted -= len(message.data)
+
+    async def _write_all(self) -> None:
+        """Write what waits. After an error nothing more is written; the task that reads the link sees its end."""
+        try:
+            while self._waiting:
+                message = next(iter(self._waiting))
+                self._take(message)
+                message.left = True
+                await self._written(message)
+        finally:
+            self._writer = None
+
+    async def _written(self, message: Outgoing) -> None:
+        try:
+            await self._write(message.data)
+        except ConnectionLost as lost:
+            message.end(lost)
+            self.stop(lost.end)
+        finally:
+            # It has come to this without an error if it was written, or else if this task was cancelled by `close`.
+            message.end(ConnectionLost(self._end, UNKNOWN) if self._end is not None else None)
+
+    async def flush(self) -> None:
+        """Wait until everything has been written, or nothing can be any more."""
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+
+    def stop(self, end: End) -> None:
+        """Take and send nothing more; ``end`` says why. Only the first call has an effect."""
+        if self._end is None:
+            self._end = end
+            waiting, self._waiting, self._posted = self._waiting, OrderedDict(), 0
+            for message in waiting:
+                message.end(ConnectionLost(end, NOT_DELIVERED))
+
+    async def close(self, end: End) -> None:
+        """Stop, and end the task that writes."""
+        self.stop(end)
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])

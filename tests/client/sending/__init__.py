@@ -1,0 +1,1 @@
+"""Tests of `gateway/client/sending/`, a file for each module."""
