@@ -11,6 +11,7 @@ from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import Message, decode
 from gateway.telemetry.lines import Lines
+from tests.support.routed import cancelled
 from tests.support.rpc import Listing, NodeListing, accepted, refused
 
 REPORT = '{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":"a","value":%s}}'
@@ -91,7 +92,7 @@ async def test_a_call_that_is_ended_is_in_no_table_and_its_node_is_told(how: str
     act, code = ENDS[how]
     act(it.call)
     assert it.caller.take() == [refused(code, "pi: snap", '"a"', outcome="unknown")]
-    assert it.node.take() == ['{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":1}}']
+    assert it.node.take() == [cancelled(it.call.call_id.decode())]
     assert not (it.caller.running or it.node.calls or len(it.calls))
 
 
