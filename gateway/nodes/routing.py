@@ -77,8 +77,11 @@ class NodeForward(msgspec.Struct, gc=False):
         """Send the request on. Raises Refusal if too many are in flight."""
         if not self.held and self.node.peer.held is not None:
             raise self.router.refused(errors.NODE_LOST, self.node.name)
+        opening = None
+        if self.stream is not None and request_id:
+            opening = self.router.opening(caller, self.node, self.stream, self.timeout)
         where = self.node, self.served, self.params, self.timeout
-        self.router.send(caller, *where, traceparent, request_id, batch, tally, self.stream)
+        self.router.send(caller, *where, traceparent, request_id, batch, tally, opening)
         if not self.held:
             call = caller.running.get(request_id)
             if isinstance(call, RoutedCall):
@@ -130,11 +133,12 @@ class Router:
     def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
         """Send a request on to a node that serves its method; without a ``request_id``, as a notification.
 
-        Raises Refusal if no node serves the method, the caller may not call it, or too many requests are in flight.
+        A request with ``stream`` becomes a stream. Raises Refusal if no node serves the method, the caller may not call
+        it, or too many requests are in flight, and what `opening` raises.
         """
         method = message.method
-        wanted = message.stream
-        node = self._nodes.serving(method) if wanted is ABSENT else self._nodes.streaming(method)
+        is_stream = message.stream is not ABSENT
+        node = self._nodes.streaming(method) if is_stream else self._nodes.serving(method)
         if node is None:
             refusal = Refusal if method.startswith(RESERVED) else self.refused
             raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
@@ -142,8 +146,11 @@ class Router:
         if not caller.principal.allows(served.scope):
             raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
         timeout, traceparent = self._call_timeout, message.traceparent
-        stream = None if wanted is ABSENT else self._grant(wanted)
-        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally, stream)
+        opening = None
+        if is_stream and request_id:
+            grant = self._grant(message.stream)
+            opening = None if grant is None else self.opening(caller, node, grant, timeout)
+        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally, opening)
 
     def _grant(self, member: Raw) -> Grant | None:
         """Return what the member ``stream`` of a request says; None if it is null."""
@@ -218,30 +225,23 @@ class Router:
         request_id: bytes,
         batch: Batch | None,
         tally: Tally,
-        stream: Grant | None = None,
+        opening: Opening | None,
     ) -> None:
         """Send a request on to a node, and enter it into both tables. Its outcome goes into ``tally``.
 
         A notification, which has an empty ``request_id``, enters no table, and is dropped if the node does not read.
-        With ``stream`` a request becomes a stream. Raises Refusal if the node does not read or does not know streams,
-        if too many requests of the caller, or calls to the node, are in flight, and if the gateway's envelope would
-        make the message too large.
+        With an ``opening`` a request becomes a stream. Raises Refusal if the node does not read, if too much is in
+        flight for the caller or the node, and if the gateway's envelope would make the message too large.
         """
         if len(caller.running) >= self._max_in_flight:
             raise self.overloaded(f"{self._max_in_flight} requests are in flight")
         callee = node.peer
         calls = callee.calls
         if callee.link.barred:
-            if request_id:
-                raise self.overloaded(f"{node.name} has not read what was sent to it before")
-            self.dropped["notification"] += 1
-            tally.count(errors.OVERLOADED.name)
+            self._leave_out(node, request_id, tally)
             return
         if request_id and len(calls) >= self._max_node_in_flight:
             raise self.overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
-        opening = None
-        if stream is not None and request_id:
-            opening = self._open(caller, node, stream, timeout)
         span = None
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
@@ -265,8 +265,9 @@ class Router:
         if len(params) > roomy and self.overflows(whole):
             raise self._too_large(node, span)
         slot = slot_for(timeout)
-        make = RoutedCall if opening is None else opening.call
-        call = make(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
+        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
+        if opening is not None:
+            call = opening.call(call)
         calls[call_id] = call  # as Calls.enter() does
         slot[call] = None
         caller.running[request_id] = call
@@ -274,8 +275,18 @@ class Router:
             batch.expect()
         send(b"".join(whole))
 
-    def _open(self, caller: Peer, node: Node, stream: Grant, timeout: float) -> Opening:
-        """Return the stream that a call to a node is to become. Raises Refusal if that cannot be."""
+    def _leave_out(self, node: Node, request_id: bytes, tally: Tally) -> None:
+        """Drop a notification to a node that does not read. Raises Refusal for a request."""
+        if request_id:
+            raise self.overloaded(f"{node.name} has not read what was sent to it before")
+        self.dropped["notification"] += 1
+        tally.count(errors.OVERLOADED.name)
+
+    def opening(self, caller: Peer, node: Node, stream: Grant, timeout: float) -> Opening:
+        """Return the stream that a call to a node is to become. Raises Refusal if the node does not know streams.
+
+        It raises Refusal, too, if the caller grants too much.
+        """
         if not node.streams:
             raise self.refused(errors.INVALID_PARAMS, f"stream: {node.name} does not know streams")
         if stream.octets > self.max_credit_bytes:

@@ -7,7 +7,9 @@ and the node sends by `rpc.progress`. Up, the node grants by `rpc.demand` and th
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final
+from typing import Final
+
+from msgspec.structs import astuple
 
 from gateway import errors
 from gateway.nodes.routed import RoutedCall, progress
@@ -200,10 +202,11 @@ class Opening:
         """The member of the call that tells the node of the stream, with a comma before it."""
         return b',"stream":{"credit":%d,"bytes":%d}' % self._first
 
-    def call(self, *fields: Any) -> StreamCall:
-        """Return the call in flight. The ``fields`` are those of a `RoutedCall`. It is to be sent at once."""
-        call = StreamCall(*fields, down=self._down, up=self._up, timeout=self._timeout, last=0.0)
-        call.last = call.router.calls.time()
+    def call(self, call: RoutedCall) -> StreamCall:
+        """Return the stream that takes the place of a call which is not in flight yet. It is to be sent at once."""
+        began = call.router.calls.time()
+        fields = astuple(call)
+        call = StreamCall(*fields, down=self._down, up=self._up, timeout=self._timeout, last=began)
         self._down.identify(b"rpc.credit", call.call_id)
         self._up.identify(b"rpc.demand", call.request_id)
         self._down.told(*self._first)

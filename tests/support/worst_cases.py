@@ -150,6 +150,9 @@ _shapes("gateway.authenticate", codes=(-32001, -32602))
 _shapes("rpc.discover", codes=(-32602,))
 _shapes("rpc.cancel", b'{"id":', b"}")
 _shapes("rpc.progress", b'{"id":1,"value":', b"}")
+_shapes("rpc.push", b'{"id":1,"value":', b"}")
+_shapes("rpc.credit", b'{"credit":1,"bytes":1,"id":', b"}")
+_shapes("rpc.demand", b'{"credit":1,"bytes":1,"id":', b"}")
 _shapes("event.publish", b'{"topic":"shape","data":', b"}", codes=(-32009,))
 _shapes("event.subscribe", codes=(-32602,))
 _shapes("event.unsubscribe", codes=(-32602,))
@@ -257,6 +260,56 @@ async def _progress(stage: Stage) -> Message:
     await caller.send_json({"jsonrpc": "2.0", "id": 1, "method": "worker.work"})
     call_id = (await node.recv_json())["id"]
     return Message(node, "rpc.progress", b'{"id":%d,"value":%b}' % (call_id, filled(b"[]", ROOM - 100)))
+
+
+async def _streamed(stage: Stage, **stream: int) -> tuple[RawPeer, RawPeer, int]:
+    """Return the node and the caller of the stream s, and the node's id of it."""
+    node, caller = await stage.enter("worker"), await stage.enter()
+    await stage.ask(node, "node.register", {"methods": [{"name": "worker.work"}], "streams": True})
+    await caller.send_json({"jsonrpc": "2.0", "id": "s", "method": "worker.work", "stream": stream})
+    return node, caller, (await node.recv_json())["id"]
+
+
+@worst("rpc.progress", "a mebibyte of a stream")
+async def _value(stage: Stage) -> Message:
+    node, _, call_id = await _streamed(stage, credit=1, bytes=1)
+    return Message(node, "rpc.progress", b'{"id":%d,"value":%b}' % (call_id, filled(b"[]", ROOM - 100)))
+
+
+@worst("rpc.push", "a mebibyte for a node")
+async def _push(stage: Stage) -> Message:
+    node, caller, call_id = await _streamed(stage)
+    await node.send_json({"jsonrpc": "2.0", "method": "rpc.demand", "params": {"id": call_id, "credit": 1, "bytes": 1}})
+    await caller.recv_json()
+    return Message(caller, "rpc.push", b'{"id":"s","value":%b}' % filled(b"[]", ROOM - 100))
+
+
+@worst("rpc.push", "beyond the credit")
+async def _push_too_much(stage: Stage) -> Message:
+    _, caller, _ = await _streamed(stage)
+    return Message(caller, "rpc.push", b'{"id":"s","value":%b}' % filled(b"[]", ROOM - 100), (-32600,))
+
+
+@worst("rpc.credit", "for a stream")
+async def _credit(stage: Stage) -> Message:
+    _, caller, _ = await _streamed(stage)
+    return Message(caller, "rpc.credit", encoded({"id": "s", "credit": 1024, "bytes": 1 << 20}))
+
+
+@worst("rpc.credit", "of very many streams that want room")
+async def _credit_of_many(stage: Stage) -> Message:
+    node, caller, _ = await _streamed(stage, credit=1024, bytes=1 << 21)
+    for number in range(2, 65):
+        stream = {"credit": 1024, "bytes": 1 << 21}
+        await caller.send_json({"jsonrpc": "2.0", "id": number, "method": "worker.work", "stream": stream})
+        await node.recv_json()
+    return Message(caller, "rpc.credit", encoded({"id": 64, "credit": 1024, "bytes": 1 << 20}))
+
+
+@worst("rpc.demand", "for a stream")
+async def _demand(stage: Stage) -> Message:
+    node, _, call_id = await _streamed(stage)
+    return Message(node, "rpc.demand", encoded({"id": call_id, "credit": 1024, "bytes": 1 << 20}))
 
 
 # connection.*
