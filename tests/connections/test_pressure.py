@@ -4,6 +4,7 @@ import asyncio
 
 from pytest_aiohttp import AiohttpClient
 
+from gateway.rpc.streams import Pool
 from tests.support.kept import Kept, gateway_for, until
 from tests.support.rpc import Way
 
@@ -43,3 +44,59 @@ async def test_what_is_held_moves_with_the_account(aiohttp_client: AiohttpClient
     assert (before.held, after.held) == (held, 10)
     connection.let_go(10)
     assert after.held == 0
+
+
+async def test_there_is_room_for_streams_as_far_as_nothing_waits(aiohttp_client: AiohttpClient) -> None:
+    client = await gateway_for(aiohttp_client, limits={"max_outbox_bytes": 4_000_000, "max_held_bytes": 2_000_000})
+    kept, plain = await Kept.open(client), await Kept.open(client)
+    session = kept.connection.session
+    assert session is not None
+    assert kept.connection.room == 1_500_000, "three quarters of what may be kept, which is less than the outbox"
+    kept.connection.send(b"[%b]" % (b" " * 99_998))
+    assert kept.connection.room == 1_400_000
+    await kept.ack(session.sent)
+    await until(lambda: kept.connection.room == 1_500_000)
+    plain.connection.session = None
+    assert plain.connection.room == 3_000_000 - plain.connection.outbox_bytes
+    plain.connection.charge(type(plain.connection.account)(5_000_000))
+    assert plain.connection.room == 2_500_000
+    plain.connection.account.held = 2_600_000
+    assert plain.connection.room == -100_000
+
+
+async def test_what_is_sent_leaves_at_once_only_by_a_link_whose_peer_reads(aiohttp_client: AiohttpClient) -> None:
+    kept = await Kept.open(await gateway_for(aiohttp_client))
+    connection = kept.connection
+    assert connection.flowing
+    connection.link.stalled = True
+    assert not connection.flowing
+    connection.link.stalled = False
+    await kept.cut()
+    assert not connection.flowing
+    await kept.back()
+    await until(lambda: connection.flowing)
+
+
+async def test_streams_go_on_when_their_peer_reads_acknowledges_or_is_back(aiohttp_client: AiohttpClient) -> None:
+    kept = await Kept.open(await gateway_for(aiohttp_client))
+    connection, told = kept.connection, list[str]()
+
+    class Wanting:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def tell(self) -> bool:
+            told.append(self.name)
+            return True
+
+    pool = connection.pool = Pool()
+    pool.wanting, pool.unread = {Wanting("room"): None}, {Wanting("read"): None}
+    connection.on_drained(connection.link)
+    assert told == ["room"]
+    await until(lambda: told == ["room", "read"])
+    await kept.ack(0)
+    await until(lambda: told == ["room", "read", "room"])
+    told.clear()
+    await kept.cut()
+    await kept.back()
+    await until(lambda: told == ["room", "read"])

@@ -72,6 +72,7 @@ ALONE: Final = {
     "a mebibyte",
     "to everyone, on a topic for which another one of everyone's makes room",
     "a subscription to all topics",
+    "beyond the credit",
 }
 """What is sent as a request only."""
 
