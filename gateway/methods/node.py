@@ -88,7 +88,7 @@ class MethodName(msgspec.Struct):
 class NodeEntry(msgspec.Struct, rename="camel", omit_defaults=True):
     """One node in a list. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered.
 
-    One that has lost its link is ``held``; otherwise that is left out.
+    One that has lost its link is ``held``, one that knows streams has ``streams``; otherwise these are left out.
     """
 
     name: str
@@ -98,6 +98,7 @@ class NodeEntry(msgspec.Struct, rename="camel", omit_defaults=True):
     in_flight: int
     methods: list[MethodName]
     held: bool = False
+    streams: bool = False
 
 
 class NodeInfo(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -110,6 +111,7 @@ class NodeInfo(msgspec.Struct, rename="camel", omit_defaults=True):
     in_flight: int
     methods: list[NodeMethod]
     held: bool = False
+    streams: bool = False
 
 
 class NodeListParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -234,7 +236,7 @@ class NodeMethods:
             served = [served for served in node.methods.values() if may(served.name)]
             if served:
                 octets += sum(len(entry.encoded) for entry in served)
-                found.append(NodeEntry(*_fields(node), [MethodName(entry.name) for entry in served], _is_held(node)))
+                found.append(NodeEntry(*_fields(node), [MethodName(entry.name) for entry in served], *_state(node)))
         return NodePage(found, None)
 
     @method("node.get", scope=ANY_CALL)
@@ -245,7 +247,7 @@ class NodeMethods:
         methods = [] if node is None else [_described(served) for served in node.methods.values() if may(served.name)]
         if node is None or not methods:
             raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
-        return NodeInfo(*_fields(node), methods, _is_held(node))
+        return NodeInfo(*_fields(node), methods, *_state(node))
 
     @method("node.call", scope=AUTHENTICATED, forwards=True)
     def call(self, peer: Connection, params: CallParams) -> Any:
@@ -272,8 +274,9 @@ class NodeMethods:
         return seconds
 
 
-def _is_held(node: Node) -> bool:
-    return node.peer.held is not None
+def _state(node: Node) -> tuple[bool, bool]:
+    """Return whether a node is held, and whether it knows streams."""
+    return node.peer.held is not None, node.streams
 
 
 def _registration(peer: Connection, name: str | None) -> Registration:

@@ -192,7 +192,10 @@ async def test_a_node_without_streams_gets_none(client: Client) -> None:
         await caller.say(message)
         assert refused(await caller.next()) == (1, -32602, "not_delivered")
     await pi.quiet()
+    assert "streams" not in await caller.result("node.get", {"name": "pi"})
     await pi.result("node.register", REGISTRATION)
+    assert (await caller.result("node.get", {"name": "pi"}))["streams"] is True
+    assert [entry["streams"] for entry in (await caller.result("node.list"))["nodes"]] == [True]
     await opened(caller, pi, credit=1, bytes=1)
 
 
@@ -470,27 +473,36 @@ async def test_many_streams_share_the_room_of_their_caller_and_each_goes_on(clie
 
 
 async def test_1024_credits_of_64_kib_cut_nobody(aiohttp_client: AiohttpClient) -> None:
-    """The caller reads nothing, the node sends all that it may, and hardly anything fits into the kernel."""
+    """The caller reads nothing, the node sends all that it may, and hardly anything fits into the kernel.
+
+    There are two streams, so that so much waits that of reports on a call only the latest would be left.
+    """
     client = await gateway_for(aiohttp_client, limits={"outbox_timeout": 0.1})
     pi = await node(client)
     with await RawPeer.open(Target(client.port or 0), rcvbuf=4096) as caller:
         connection = client.app[CONNECTIONS][(await caller.welcome())["connId"]]
         connection.link.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        await caller.send_json(opening(credit=1024, bytes=2 * MIB))
-        call_id = (await pi.next())["id"]
-        text, left, sent = "x" * 65533, 2 * MIB, 0
-        while left > 0:
-            await pi.say(value(call_id, text))
-            sent, left = sent + 1, left - 65535
+        grants, call_ids, order, text = (2 * MIB, MIB - 65536), list[int](), list[int](), "x" * 65533
+        for id, octets in enumerate(grants):
+            await caller.send_json(opening(id, credit=1024, bytes=octets))
+            call = await pi.next()
+            assert call["stream"] == {"credit": 1024, "bytes": octets}
+            call_ids.append(call["id"])
+        for id, octets in enumerate(grants):
+            for _ in range(0, octets, 65535):
+                await pi.say(value(call_ids[id], text))
+                order.append(id)
         await pi.quiet()
-        assert connection.outbox_bytes > MIB, "or it has read"
+        assert connection.link.pressed
         await asyncio.sleep(0.3)  # longer than an outbox may be over its bound
-        assert connection.outbox_bytes > MIB
+        assert connection.link.pressed, "or it has read"
         assert connection.is_open
-        for _ in range(sent):
-            assert len((await caller.recv_json())["params"]["value"]) == 65533
-        await pi.say(reply(call_id))
-        assert await caller.recv_json() == reply(1)
+        for id in order:
+            got = (await caller.recv_json())["params"]
+            assert (got["id"], len(got["value"])) == (id, 65533)
+        for id, call_id in enumerate(call_ids):
+            await pi.say(reply(call_id))
+            assert await caller.recv_json() == reply(id)
 
 
 async def test_a_slow_caller_slows_the_node_down_and_nothing_grows(client: Client, sized: Sized) -> None:
