@@ -296,3 +296,40 @@ async def test_nothing_grows_beyond_what_one_principal_may_hold(kind: str, sized
     found = await growth(kind, sized(1, 60))
     assert found.ended == []
     assert found.grown < (256 + 64 + 128) * MIB
+
+
+async def test_a_stream_through_a_slow_caller_costs_the_gateway_nothing(gateway: StartGateway, sized: Sized) -> None:
+    """The node sends as soon as it may. The caller reads some values, then grants as many. 210 MB with --full."""
+    values, window, size = sized(400, 3300), 32, 64 * KIB
+    where = await gateway({})
+    with await RawPeer.open(where) as node, await RawPeer.open(where, rcvbuf=4 * KIB) as caller:
+        for peer in (node, caller):
+            await peer.welcome()
+        await register(node, "pi", "x.y", streams=True)
+        stream = {"credit": window, "bytes": window * size}
+        await caller.send_json({"jsonrpc": "2.0", "id": "s", "method": "x.y", "stream": stream})
+        identity = (await node.recv_json())["id"]
+        most = [0, 0]
+
+        async def produce() -> None:
+            credit, sent = window, 0
+            while sent < values:
+                for number in range(sent, min(values, sent + credit)):
+                    params = {"id": identity, "value": f"{number:06}{'x' * (size - 8)}"}
+                    await node.send_json({"jsonrpc": "2.0", "method": "rpc.progress", "params": params})
+                sent += credit
+                credit = (await node.recv_json())["params"]["credit"] if sent < values else 0
+
+        producing = asyncio.create_task(produce())
+        for number in range(values):
+            value = (await caller.recv_json())["params"]["value"]
+            assert (int(value[:6]), len(value)) == (number, size - 2), "each value, in its order"
+            if number % 8 == 7:
+                params = {"id": "s", "credit": 8, "bytes": 8 * size}
+                await caller.send_json({"jsonrpc": "2.0", "method": "rpc.credit", "params": params})
+                half = number > values // 2
+                most[half] = max(most[half], where.rss())
+        await producing
+        assert most[1] - most[0] < 4 * MIB, f"it grew from {most[0]} to {most[1]} bytes"
+        await node.send_json({"jsonrpc": "2.0", "id": identity, "result": "whole"})
+        assert (await caller.recv_json())["result"] == "whole"
