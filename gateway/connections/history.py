@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from gateway.auth.scopes import Principal, origin
+from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 
 HISTORY: Final = 1000
@@ -17,6 +17,7 @@ class Closed(NamedTuple):
     """What is kept of a connection that is over.
 
     ``closed_at`` is in seconds since the epoch, ``duration`` in seconds, and the rest is as the connection had it.
+    ``origin`` is whose share of the history it takes (`auth.scopes.origin`).
     """
 
     conn_id: str
@@ -29,6 +30,7 @@ class Closed(NamedTuple):
     messages_out: int
     bytes_in: int
     bytes_out: int
+    origin: str
 
 
 class History:
@@ -58,7 +60,7 @@ class History:
 
     def append(self, closed: Closed) -> None:
         """Add an entry. If there are too many now, drop another."""
-        name = origin(closed.principal, closed.remote)
+        name = closed.origin
         numbers = self._of.setdefault(name, deque())
         numbers.append(self._added)
         self._entries[self._added] = closed
