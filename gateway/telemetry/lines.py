@@ -138,7 +138,8 @@ class Lines:
             record = origin.makeRecord(
                 origin.name, line.level, "(unknown file)", 0, message, args, raised, "(unknown function)"
             )
-            _add(record, {"event": line.event, **fields})
+            record.__dict__["event"] = line.event
+            _add(record, fields)
             if left_out:
                 _add(record, {"leftOut": left_out})
             origin.handle(record)
