@@ -164,12 +164,10 @@ def test_a_flood_of_each_kind_is_bounded_and_counted(here: Log, line: Line) -> N
 
 
 def test_a_line_has_the_error_that_it_is_about(here: Log, caplog: pytest.LogCaptureFixture) -> None:
-    try:
-        raise LookupError("ours")
-    except LookupError as error:
-        here.lines.log(logger, DEFECT, "=a", "it failed: %s", "why", fields={"connId": "c"}, exc_info=error)
-        (record,) = caplog.records
-        assert record.exc_info == (LookupError, error, error.__traceback__)
+    error = LookupError("ours")
+    here.lines.log(logger, DEFECT, "=a", "it failed: %s", "why", fields={"connId": "c"}, exc_info=error)
+    (record,) = caplog.records
+    assert record.exc_info == (LookupError, error, error.__traceback__)
     assert (record.getMessage(), record.levelno, record.name) == ("it failed: why", logging.ERROR, "gateway.test")
     caplog.set_level(logging.CRITICAL, "gateway")
     here.lines.log(logger, DEFECT, "=a", "it failed", fields={})
