@@ -18,6 +18,7 @@ from aiohttp import web
 from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
 from gateway.auth.scopes import NOBODY, origin
+from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.errors import Disconnect
 from gateway.events.delivery import Subscriber
@@ -54,7 +55,7 @@ class Endpoint(Receiver, Protocol):
         Called once, before ``closed``.
         """
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Forget a connection that is over. Called once, the last of all calls."""
 
 
@@ -400,11 +401,12 @@ class Connection:
         try:
             self._release()
         finally:
+            closed = self.summary(end)
             try:
-                self.endpoint.closed(self, end)
+                self.endpoint.closed(self, closed)
             finally:
                 if not self.quiet:
-                    self._log_closed(end)
+                    self._log_closed(closed)
 
     def _release(self) -> None:
         if self._released:
@@ -417,23 +419,42 @@ class Connection:
             self._released = False
             raise
 
-    def _log_closed(self, end: Disconnect) -> None:
-        message = "connection closed: %s"
-        fields = self._known() | {
-            "principal": self.principal.name,
-            "duration": self.duration,
+    def summary(self, end: Disconnect) -> Closed:
+        """Return what is kept of the connection if this is its end, with the counts of this moment."""
+        link = self.link
+        return Closed(
+            self.conn_id,
+            self.principal,
+            self.remote,
+            time.time(),
+            self.duration,
+            end,
+            link.messages_in,
+            link.messages_out,
+            link.bytes_in,
+            link.bytes_out,
+            self._origin,
+        )
+
+    def _log_closed(self, closed: Closed) -> None:
+        message, end = "connection closed: %s", closed.end
+        fields = {
+            "connId": closed.conn_id,
+            "remote": closed.remote,
+            "principal": closed.principal.name,
+            "duration": closed.duration,
             "code": end.code,
             "reason": end.reason,
             "cause": end.cause,
-            "messagesIn": self.messages_in,
-            "messagesOut": self.messages_out,
-            "bytesIn": self.bytes_in,
-            "bytesOut": self.bytes_out,
+            "messagesIn": closed.messages_in,
+            "messagesOut": closed.messages_out,
+            "bytesIn": closed.bytes_in,
+            "bytesOut": closed.bytes_out,
         }
         if end.cause == errors.SHUTDOWN.cause:  # once a connection, at the end of the process: all of them are logged
             logger.info(message, end.cause, extra={"event": "connection.closed", **fields})
         else:
-            self._lines.log(logger, CLOSED, self._origin, message, end.cause, fields=fields)
+            self._lines.log(logger, CLOSED, closed.origin, message, end.cause, fields=fields)
 
 
 _entropy = bytearray()

@@ -112,8 +112,10 @@ class Admission:
             raise _unavailable(f"the gateway is {self._status.phase}")
         if self._is_full():
             raise _unavailable(_FULL)
-        address = address_key(remote)
         most = self._limits.max_connections_per_address
+        if not most and not self._authenticator.asks:
+            return ANYBODY
+        address = address_key(remote)
         if most and address and self._of_address.of(address) >= most:
             raise _too_many("too many connections from this address; see limits.max_connections_per_address")
         if not self._authenticator.asks:

@@ -16,7 +16,8 @@ import pytest
 import pytest_asyncio
 
 from gateway.connections.connection import Connection, new_id
-from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
+from gateway.connections.history import Closed
+from gateway.errors import INTERNAL_FAILURE, SHUTDOWN
 from gateway.websocket.frames import Payload
 from tests.support.fleet import Gateways, ended, in_process, on_each, request, started, until
 from tests.support.patience import SLACK, TICK
@@ -254,9 +255,9 @@ class Failing(Script):
         super().binary(connection, data)
         self._perhaps("binary")
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Note it, then perhaps raise."""
-        super().closed(connection, end)
+        super().closed(connection, closed)
         self._perhaps("closed")
 
 
