@@ -1,6 +1,6 @@
 """One WebSocket, from its 101 to its one end: aiohttp's `web.WebSocketResponse`, with a way in and out of our own.
 
-aiohttp's heartbeat timers are used. A message is handed over while it is parsed (`reader`), frames
+aiohttp's heartbeat timers and `receive()` are used. A message is handed over while it is parsed (`reader`), frames
 leave by the cork (`outbox`), and one method changes the state. The first end wins and carries its cause.
 
 This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
@@ -9,7 +9,7 @@ This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py`
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from aiohttp import WSMessage, WSMsgType, hdrs, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
@@ -44,6 +44,7 @@ from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns
 
 _, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
+_HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
 
 
 class Closings(Deadlines["Link"]):
@@ -169,16 +170,23 @@ class Link(Heartbeat):
         suspected = False
         try:
             while self.state is not _CLOSED:
-                message = await self._inbox.held_back(patience)
-                if message is not None:
-                    await self._catch_up(message)
-                elif self.state is not _CLOSED:
-                    left = self._patience_left()
+                try:
+                    message = await self.receive(patience)
+                except TimeoutError:
+                    if self.waits:
+                        self.last_message = self.loop.time()
+                    left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
+                    if left <= 0:
+                        left = self._standstill.left()
                     if left <= 0 and suspected:
                         self.end(errors.RECEIVE_TIMEOUT)
-                    # After a busy iteration look again, when what has come has been read.
+                    # Messages do not pass through receive(), so the time of the last one counts. After a busy
+                    # iteration look again, when what has come has been read.
                     suspected = left <= 0
                     patience = max(left, SECOND_LOOK)
+                    continue
+                if message.type in _HELD_BACK:
+                    await self._catch_up(message)
         except asyncio.CancelledError:
             self.end(errors.SHUTDOWN)
             self.abort()
@@ -188,13 +196,6 @@ class Link(Heartbeat):
             self._reader = None
             if self.state is _CLOSED:
                 del self._inbox
-
-    def _patience_left(self) -> float:
-        """Return the seconds until the receive timeout. Messages do not wake ``run``: the last one's time counts."""
-        if self.waits:
-            self.last_message = self.loop.time()
-        left = self._regime.receive_timeout - (self.loop.time() - self.last_message)
-        return left if left > 0 else self._standstill.left()
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Handle what was held back, no faster than the peer takes the replies."""

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, cast
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp.http_websocket import WebSocketError
+from aiohttp.streams import EofStream
 
 from gateway.errors import FLOOD
 from gateway.websocket.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
@@ -93,7 +94,7 @@ class Sink(Protocol):
 
 
 class Inbox(WebSocketDataQueue):
-    """The queue of a link: ``Link.run`` waits on it, and aiohttp's parser puts what it has assembled into it.
+    """The queue of a link: ``receive()`` waits on it, and aiohttp's parser puts what it has assembled into it.
 
     What is assembled goes on to the link at once. Only what is held back, because the peer does not read, is queued.
     The base class's own fields stay unset.
@@ -113,33 +114,29 @@ class Inbox(WebSocketDataQueue):
         return bool(self._held)
 
     def hold(self, message: WSMessage = _GO_ON) -> None:
-        """Hold a message back for `held_back`. Without a message, only wake it."""
+        """Hold a message back for ``receive()``. Without a message, only wake it."""
         if self._held is None:
             self._held = deque()
         self._held.append(message)
         self.wake()
 
     def wake(self) -> None:
-        """Let `held_back` look again."""
+        """Let ``read`` look again."""
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def held_back(self, patience: float) -> WSMessage | None:
-        """Return the next message that was held back.
-
-        Returns None if there is none after ``patience`` seconds, or if the transport is gone.
-        """
-        if not self._held and self._sink.state is not _CLOSED:
+    async def read(self) -> WSMessage:
+        """Return the next message that was held back. Raises EofStream when the transport is gone."""
+        while not self._held:
             self._held = None
-            loop = self._sink.loop
-            self._wake = loop.create_future()
-            timer = loop.call_later(patience, self.wake)  # asyncio.timeout() would cost much more
+            if self._sink.state is _CLOSED:
+                raise EofStream
+            self._wake = self._sink.loop.create_future()
             try:
                 await self._wake
             finally:
-                timer.cancel()
                 self._wake = None
-        return self._held.popleft() if self._held else None
+        return self._held.popleft()
 
     def feed_data(self, data: Any, size: int) -> None:
         """Take from the parser a close frame, or a message that has not gone the short way of `Reader`."""
