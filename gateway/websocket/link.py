@@ -383,7 +383,7 @@ class Link(Heartbeat):
                 self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
                 self.put_control(close_frame(self.ended.code, self.ended.reason))
             else:
-                self.ended = errors.CLIENT_CLOSE._replace(code=code or errors.NO_STATUS, reason=reason)
+                self.ended = errors.closed_by_peer(code or errors.NO_STATUS, reason)
                 self.put_control(close_frame(code or None))
             self.flush()
         # Under the standard library's TLS a second close() disables abort(): never call it twice.

@@ -300,7 +300,7 @@ async def test_of_a_node_with_many_methods_few_are_drawn_until_more_are_asked_fo
 
 async def test_results_progress_and_events_are_shown_as_far_as_they_can_be_read(scene: Scene) -> None:
     """What is very deep or very long is cut; with an indent at each line a deep one would be far longer than it is."""
-    values = {"deep": nested(900), "long": "x" * 900_000, "wide": [NO_TEXT] * 8_000, "odd": NO_TEXT}
+    values = {"deep": nested(800), "long": "x" * 900_000, "wide": [NO_TEXT] * 8_000, "odd": NO_TEXT}
     async with logged_in(scene) as console, connect(where_of(scene), token=scene.tokens.of(PI)) as node:
 
         @node.method("odd.result")
