@@ -386,6 +386,9 @@ class Box(Outbox):
         self.ends.append(end)
         self.state = State.FLUSHING
 
+    def on_blocked(self) -> None:
+        """What is kept is written when the test says so."""
+
     def stall(self) -> None:
         """Note it."""
         self.stalled = True
@@ -652,7 +655,7 @@ async def test_a_peer_that_takes_no_more_gets_no_more() -> None:
     box.wire.on_write = box.full
     box.control.writing_paused = True
     box.wire.write(b"1")
-    assert box.stalled
+    assert box.blocked
     box.send_frame_bytes(b"2")
     await asyncio.sleep(0)
     assert box.wire.writes == [b"1"]
