@@ -22,13 +22,11 @@ from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.websocket import opening, writer
-from gateway.websocket.deflate import DEFLATE_FROM, deflate, negotiate
+from gateway.websocket.deflate import negotiate, text_message
 from gateway.websocket.frames import (
     BINARY,
     PONG,
-    RSV1,
     SHORT_TEXT,
-    TEXT,
     Payload,
     State,
     Written,
@@ -315,7 +313,7 @@ class Link(Heartbeat):
         if self.state is not _OPEN:
             return
         size = len(payload)
-        data = SHORT_TEXT[size] + payload if size < 126 else self._text(payload)
+        data = SHORT_TEXT[size] + payload if size < 126 else text_message(self._deflater, payload)
         corked = self.corked
         if corked is None:
             self.put(data)
@@ -334,11 +332,6 @@ class Link(Heartbeat):
             self.send_text(payload)
         else:
             self.pass_frame_on(text_frame(payload))
-
-    def _text(self, payload: Payload) -> bytes:
-        if self._deflater is None or len(payload) < DEFLATE_FROM:
-            return text_frame(payload)
-        return frame(TEXT, deflate(self._deflater, payload), RSV1)
 
     # The end
 
