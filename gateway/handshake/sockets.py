@@ -13,7 +13,7 @@ BACKLOG: Final = 4096
 """How many connections the kernel queues for one socket, up to net.core.somaxconn."""
 
 
-UNSENT: Final = 32 * 1024
+UNSENT: Final = 16 * 1024
 """Bytes that the kernel takes for a peer beyond those that are on their way to it. What is in the kernel cannot be
 overtaken, and without a bound that would be megabytes.
 """

@@ -34,7 +34,7 @@ The kernel copies them all: 200 MB take 20 ms.
 ALONE: Final = 16
 """After a read that was alone in its event-loop iteration, how many more are taken to be alone in theirs."""
 
-HIGH_WATER: Final = 32 * 1024
+HIGH_WATER: Final = 16 * 1024
 """Bytes that the transport holds when it says that it takes no more. At a fourth of it, it takes more again."""
 
 REPLIES: Final = 16 * 1024
@@ -226,9 +226,9 @@ class Outbox(abc.ABC):
         """
         if self.state is not _OPEN:
             return
+        if self._kept is None and self.corked_bytes > CORK_BYTES:
+            self.flush()
         if self._kept is None:
-            if self.corked_bytes > CORK_BYTES:
-                self.flush()
             self.put(data, CORK_BYTES + len(data))
         else:
             self._keep_last(self._kept, data)
@@ -306,6 +306,10 @@ class Outbox(abc.ABC):
 
     def _block(self) -> Lanes:
         kept = self._kept = Lanes()
+        if self.corked_bytes > CORK_BYTES:  # a large frame from others, which has waited for its turn
+            corked, self.corked, self.corked_bytes = self.corked, None, 0
+            for data in corked or ():
+                self._keep_last(kept, data)
         self.on_blocked()
         return kept
 

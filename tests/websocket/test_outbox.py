@@ -746,6 +746,30 @@ async def test_nothing_is_written_past_very_much_that_waits() -> None:
     assert cork.make_way()
 
 
+async def test_a_large_message_from_others_is_no_reply_even_if_its_turn_comes_too_late() -> None:
+    """The transport takes no more by then: because of an event to others, or of the large message before it."""
+    large = CORK_BYTES + 1
+
+    def take_no_more() -> None:
+        box.control.writing_paused = True
+        box.full()
+
+    for before in (1, 2):
+        box = Box(Cork())
+        box.outbox_bound = box.account.bound = MIB
+        box.wire.on_write = take_no_more
+        for number in range(before):
+            box.pass_frame_on(b"%d" % number * large)
+        if before == 1:
+            take_no_more()
+        box.send_frame_bytes(b"own")
+        await asyncio.sleep(0)
+        assert not box.stalled
+        box.control.writing_paused, box.wire.on_write = False, int
+        assert box.pump()
+        assert [data[:1] for data in box.wire.writes[-2:]] == [b"o", b"%d" % (before - 1)]
+
+
 async def test_of_large_messages_to_one_peer_one_waits() -> None:
     box = Box(Cork())
     for _ in range(3):
