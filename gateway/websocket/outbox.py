@@ -291,7 +291,9 @@ class Outbox(abc.ABC):
             kept = self._block()
         self._bytes_out += len(data)
         kept.put(data)
-        if self.state is _OPEN:
+        if not self.flow.writing_paused:  # it takes more again, and the pump has not had its turn yet
+            self.pump()
+        elif self.state is _OPEN:
             self._check()
 
     def full(self) -> None:
