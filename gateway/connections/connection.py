@@ -87,6 +87,7 @@ class Connection:
         "link",
         "node",
         "opened_at",
+        "pass_on",
         "principal",
         "quiet",
         "remote",
@@ -126,6 +127,8 @@ class Connection:
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
         """Sends one JSON text. It does nothing unless the connection is open."""
+        self.pass_on = link.pass_on
+        """Sends one JSON text that comes from another connection. What `send` sends goes before it."""
 
     async def serve(self, request: web.Request) -> Link:
         """Upgrade ``request``, and return when the connection's first link is over. Called once.
@@ -142,8 +145,8 @@ class Connection:
 
     @property
     def send_frame(self) -> Callable[[bytes], None]:
-        """Sends one frame made by `websocket.frames.text_frame`. The same frame can go to many connections."""
-        return self.link.send_frame_bytes
+        """Sends one frame made by `websocket.frames.text_frame`, as `pass_on` does. It can go to many connections."""
+        return self.link.pass_frame_on
 
     @property
     def write(self) -> Callable[[bytes], None]:
@@ -175,7 +178,7 @@ class Connection:
     @property
     def stalled(self) -> bool:
         """Whether the peer does not read now."""
-        return self.link.stalled
+        return self.link.blocked
 
     @property
     def pressed(self) -> bool:

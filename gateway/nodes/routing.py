@@ -122,7 +122,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """Send the report that has waited, because the caller has read."""
         if self.report and not self.caller.link.pressed:
             report = self._take_report()
-            self.caller.send(report)
+            self.caller.pass_on(report)
 
     def keep_report(self, report: bytes) -> int:
         """Keep a report until the caller has read. Returns how many are lost: the one before, and this if too large."""
@@ -154,7 +154,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
             self.router.dropped["progress"] += 1
         del caller.running[self.request_id]
         if self.batch is None:
-            send = caller.send
+            send = caller.pass_on
             send(reply)
         else:
             self.batch.done(self.request_id, reply)
@@ -315,11 +315,11 @@ class Router:
             parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
             if len(params) > roomy and self.overflows(parts):
                 raise self._too_large(node, span)
-            callee.send(b"".join(parts))
+            callee.pass_on(b"".join(parts))
             tally.count(OK)
             return
         # Read before they are called: CPython 3.11 is slow to call what is an attribute of an instance, not of a class.
-        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.send
+        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.pass_on
         call_id = new_id()
         whole = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
         if len(params) > roomy and self.overflows(whole):
@@ -355,7 +355,7 @@ class Router:
         if self.overflows(parts):
             self.dropped["progress"] += 1
         elif not call.caller.link.pressed and not call.report:
-            call.caller.send(b"".join(parts))
+            call.caller.pass_on(b"".join(parts))
         else:
             self.dropped["progress"] += call.keep_report(b"".join(parts))
         return True
@@ -373,7 +373,7 @@ class Router:
         elif error is errors.OVERLOADED:
             detail += f": {UNREAD}"
         elif error is not errors.NODE_LOST:
-            call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
+            call.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         self._log(call, reason)
         return jsonrpc.error_reply(call.request_id, error, detail, outcome=UNKNOWN)
 
