@@ -29,7 +29,7 @@ from gateway.rpc.calls import Call, Calls, call, failed
 from gateway.rpc.requests import Request
 from gateway.telemetry.counts import Traffic
 from gateway.telemetry.lines import CLOSED, DEFECT, HELD, OPENED, RESUMED
-from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
+from gateway.websocket.frames import State
 from gateway.websocket.link import Link
 from gateway.websocket.owner import NO_OWNER, Receiver
 
@@ -97,6 +97,7 @@ class Connection(Identity):
         "introductions",
         "leaving",
         "node",
+        "pass_on",
         "quiet",
         "running",
         "send",
@@ -104,6 +105,7 @@ class Connection(Identity):
     )
 
     send: Callable[[bytes], None]
+    pass_on: Callable[[bytes], None]
 
     def __init__(self, remote: str, endpoint: Endpoint, regime: Regime, credential: Credential = ANYBODY) -> None:
         super().__init__(new_id(), remote, credential.principal, regime.accounts.of(credential.principal.name))
@@ -132,6 +134,8 @@ class Connection(Identity):
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
         """Sends one JSON text. It does nothing unless the connection is open. A session numbers and keeps it."""
+        self.pass_on = link.pass_on
+        """Sends one JSON text that comes from another connection. What `send` sends goes before it."""
 
     async def serve(self, request: web.Request) -> Link:
         """Upgrade ``request``, and return when the connection's first link is over. Called once.
@@ -145,23 +149,6 @@ class Connection(Identity):
             return link
         await link.run()
         return link
-
-    @property
-    def send_frame(self) -> Callable[[bytes], None]:
-        """Sends one frame made by `websocket.frames.text_frame`. The same frame can go to many connections."""
-        return self.link.send_frame_bytes
-
-    @property
-    def write(self) -> Callable[[bytes], None]:
-        """Writes one frame past the outbox, in which nothing may wait.
-
-        The subscriber counts what is written so in its ``past``, and tells `count` when it goes.
-        """
-        return self.link.transport.write
-
-    def count(self, messages: int, octets: int) -> None:
-        """Count what was written past the outbox, when the subscriber no longer does."""
-        self.link.count(messages, octets)
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification. One of the gateway's own is for this link: it is not kept, but told anew if it holds."""
@@ -261,7 +248,7 @@ class Connection(Identity):
         self.session = session
         self._keeper = keeper
         self.endpoint = endpoint
-        self.send = session.send
+        self.send = self.pass_on = session.send
 
     def _may_be_held(self, end: Disconnect | None) -> bool:
         """Return whether the connection outlives a link that ends so; None if that is not known yet."""
@@ -307,7 +294,7 @@ class Connection(Identity):
         self.remote = newcomer.remote
         self.held = None
         self.attach(link)
-        self.send = session.send
+        self.send = self.pass_on = session.send
         session.attach(link)
         if self.bucket is not None:
             self.bucket.grant(link.loop.time() - old.last_read)
@@ -355,11 +342,6 @@ class Connection(Identity):
         """Log a defect of ours with its traceback. Nothing of it goes out on the wire."""
         message = "a message could not be handled"
         self._lines.log(logger, DEFECT, self.origin, message, fields=self.known(), exc_info=error)
-
-    @property
-    def past(self) -> Written:
-        """What was written past the outbox for the subscriber."""
-        return NOTHING_WRITTEN if self.subscriber is None else self.subscriber.past
 
     def on_blocked(self, link: Link) -> None:
         """Let events wait in the outbox, or drop them if the end has begun."""
@@ -414,7 +396,7 @@ class Connection(Identity):
         self._released = True
         self.relieve()
         if self.session is not None:
-            self.send = _nothing
+            self.send = self.pass_on = _nothing
         try:
             self.endpoint.release(self)
             if self.session is not None and self._keeper is not None:
