@@ -37,6 +37,7 @@ async function main(signal: AbortSignal): Promise<void> {
     console.log(told, offset);
     break;
   }
+  if (gateway.state === "away") console.log("held");
   // @ts-expect-error a state that there is not
   console.log(gateway.state === "asleep");
   // @ts-expect-error params are an object or an array
