@@ -3,7 +3,7 @@
 // looked at by the test of its name in tests/system/test_javascript_keeping.py.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { failure, numbers, run, served, states, until } from "./trials.mjs";
+import { failure, numbers, plain, run, served, states, until } from "./trials.mjs";
 
 const EAGER = { random: () => 0.001 };
 
@@ -299,7 +299,7 @@ export async function restarts(given) {
 const SESSION = { session: "s", holdMs: 30_000, maxBytes: 100_000 };
 
 /** A server that keeps connections. `links`: the messages of each. `answers` makes a result, or undefined for none. */
-async function keeper(script, answers = () => undefined, session = SESSION) {
+async function keeper(script, answers = () => undefined, session = SESSION, welcomed = {}) {
   const links = [];
   const server = await served(({ socket, tell, welcome }) => {
     const heard = [];
@@ -313,7 +313,7 @@ async function keeper(script, answers = () => undefined, session = SESSION) {
       if (result !== undefined) link.answer(message.id, { result });
       script({ message, ...link });
     });
-    welcome();
+    welcome(welcomed);
   });
   return { ...server, links };
 }
@@ -396,6 +396,31 @@ const IMPOSTORS = {
     await one.gateway.close();
     server.stop();
     return { call, links: server.links.length > 2 };
+  },
+
+  /** As in a page, which cannot end a lost link without a close frame: that would end the connection, if it arrived. */
+  async leavesOpen(given) {
+    const seen = [];
+    const server = await keeper(
+      ({ message, socket, number }) => {
+        if (message.method === "connection.keep") socket.once("close", () => seen.push(`closed ${number}`));
+        if (message.method === "connection.resume") seen.push("resume");
+      },
+      ({ id, method }, { number }) => {
+        if (method === "connection.resume") return { connId: "1", received: 0 };
+        return number > 1 && id !== undefined ? null : undefined; // the first link says nothing any more
+      },
+      SESSION,
+      { heartbeat: { interval: 0.2, timeout: 0.2 } },
+    );
+    const gateway = given.connect({ ...EAGER, WebSocket: plain(given.WebSocket, { now: 0, most: 0 }) }, server.url);
+    const resumed = until(gateway, "open", 2);
+    await gateway.open();
+    const [, { resumed: isResumed }] = await resumed;
+    while (!seen.includes("closed 1")) await sleep(5);
+    await gateway.close();
+    server.stop();
+    return { isResumed, order: [seen.indexOf("resume"), seen.indexOf("closed 1")] };
   },
 
   async lies(given) {

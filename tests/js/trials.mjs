@@ -351,7 +351,7 @@ async function pauses(connect, url, count, options) {
 export const hostilities = (given) => run(HOSTILITIES, given);
 
 /** What a browser's WebSocket has, and no more. `count`: how many are not closed, now and at most. */
-const plain = (WebSocket, count) =>
+export const plain = (WebSocket, count) =>
   class {
     #socket;
     constructor(url) {

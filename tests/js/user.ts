@@ -7,7 +7,7 @@ interface Picture {
   size: number;
 }
 
-const gateway = new GatewayClient("ws://127.0.0.1:8765/ws", { token: async () => "secret", WebSocket });
+const gateway = new GatewayClient("ws://127.0.0.1:8765/ws", { token: async () => "secret", WebSocket, keep: false });
 gateway.addEventListener("state", ({ detail }) => console.log(detail.state, detail.code ?? "", detail.pause ?? 0));
 gateway.addEventListener("draining", ({ detail }) => console.log(detail.reconnectAfterMs + detail.deadlineMs));
 

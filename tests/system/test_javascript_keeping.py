@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.support.command import run_node
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.patience import START, Sized
-from tests.support.process import ROOT, Config, GatewayProcess
+from tests.support.process import ROOT, Config, EventLoopName, GatewayProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -156,6 +156,12 @@ async def test_a_message_that_ends_every_link_does_not_do_so_for_ever(impostors:
     assert (told(impostors["poisons"]["call"]), impostors["poisons"]["links"]) == (UNKNOWN, True)
 
 
+async def test_a_lost_link_that_cannot_be_cut_is_left_open_until_the_connection_has_another(impostors: Found) -> None:
+    trial = impostors["leavesOpen"]
+    assert trial["isResumed"] is True
+    assert 0 <= trial["order"][0] < trial["order"][1]
+
+
 async def test_numbers_that_cannot_be_end_the_connection(impostors: Found) -> None:
     assert impostors["lies"] == {
         "resume": [1002, "9 messages have come to the gateway, 0 were sent"],
@@ -163,14 +169,14 @@ async def test_numbers_that_cannot_be_end_the_connection(impostors: Found) -> No
     }
 
 
-async def test_whatever_the_links_do_each_call_is_run_and_answered_once(sized: Sized) -> None:
+async def test_whatever_the_links_do_each_call_is_run_and_answered_once(loop: EventLoopName, sized: Sized) -> None:
     calls, cuts = sized(300, 5_000), sized(12, 100)
     config = {"heartbeat": {"interval": 0.5, "timeout": 0.5}, "limits": {"max_in_flight": 64}}
-    async with GatewayProcess(config) as gateway, FaultyProxy("127.0.0.1", gateway.port) as proxy:
+    async with GatewayProcess(config, loop=loop) as gateway, FaultyProxy("127.0.0.1", gateway.port) as proxy:
         torturing = asyncio.create_task(_trials("torture", 10 * START, url=proxy.url(), calls=calls, cuts=cuts))
         for node in ("rack", "back"):
             await gateway.wait_event("node.online", node=node)
-        harming = asyncio.create_task(_harm(proxy, stall=sized(1, 4) * 0.5))
+        harming = asyncio.create_task(_harm(proxy, random.Random(loop), stall=sized(1, 4) * 0.5))
         try:
             trial = await torturing
         finally:
@@ -188,9 +194,8 @@ async def test_whatever_the_links_do_each_call_is_run_and_answered_once(sized: S
     assert set(trial["states"]) == {*BACK}
 
 
-async def _harm(proxy: FaultyProxy, stall: float) -> None:
-    """Cut, stall and swallow until cancelled."""
-    chance = random.Random(6)
+async def _harm(proxy: FaultyProxy, chance: random.Random, stall: float) -> None:
+    """Cut, stall for up to ``stall`` seconds, and swallow, until cancelled."""
     while True:
         await asyncio.sleep(chance.uniform(0.02, 0.2))
         how = chance.random()
