@@ -340,6 +340,25 @@ const IMPOSTORS = {
     return { call: await call, second: methodsOf(server.links)[1][0], states: one.names() };
   },
 
+  /** A session that has ended meanwhile, by a code after which the client comes back. */
+  async drainsMeanwhile(given) {
+    const data = { code: "not_found", temporary: false, cause: "shutdown", closeCode: 1001 };
+    const server = await keeper(({ message: { id, method }, socket, number, answer }) => {
+      if (method === "connection.ack" && number === 1) socket.terminate();
+      if (method === "connection.resume") answer(id, { error: { code: -32004, message: "the session has ended", data } });
+    });
+    const one = client(given, {}, server.url);
+    const open = until(one.gateway, "open", 2);
+    one.gateway.open();
+    const call = failure(one.gateway.call("gateway.ping"));
+    await open;
+    await sleep(20);
+    await one.gateway.close();
+    server.stop();
+    const [{ code, reason }] = one.seen.filter(({ state }) => state === "waiting");
+    return { call: await call, code, reason, first: methodsOf(server.links).map(([method]) => method), states: one.names() };
+  },
+
   /** What is numbered, what is sent again, and in which order. The gateway has had the first two. */
   async sendsAgain(given) {
     const server = await keeper(

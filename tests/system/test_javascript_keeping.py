@@ -140,6 +140,13 @@ async def test_a_gateway_that_drains_gets_no_resume(impostors: Found) -> None:
     assert trial["states"] == [*UNKEPT, "closed"]
 
 
+async def test_a_gateway_that_has_drained_meanwhile_is_heeded_as_one_that_drains(impostors: Found) -> None:
+    trial = impostors["drainsMeanwhile"]
+    assert (told(trial["call"]), trial["code"], trial["reason"]) == (UNKNOWN, 1001, "shutdown")
+    assert trial["first"] == ["connection.keep", "connection.resume", "connection.keep"]
+    assert trial["states"] == ["connecting", "open", "away", "waiting", "connecting", "open", "closed"]
+
+
 async def test_what_the_gateway_has_not_had_is_sent_again_in_order(impostors: Found) -> None:
     trial = impostors["sendsAgain"]
     assert trial["first"] == ["connection.keep", "connection.ack", 1, 2, 3, 4, 5]
