@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.connections.session import Session
 from gateway.events.delivery import Subscriber
 from gateway.limits import Account
 from gateway.rpc.calls import Link as Sender
 from gateway.rpc.streams import Pool
-from gateway.websocket.frames import State
+from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
 from gateway.websocket.link import Link
 
 
@@ -47,7 +48,7 @@ class Pressed:
     @property
     def stalled(self) -> bool:
         """Whether the peer does not read now."""
-        return self.link.stalled
+        return self.link.blocked
 
     @property
     def pressed(self) -> bool:
@@ -103,6 +104,28 @@ class Pressed:
             self._lose_patience()
             self._patience = None
 
+    @property
+    def send_frame(self) -> Callable[[bytes], None]:
+        """Sends one frame made by `websocket.frames.text_frame`, as `pass_on` does. It can go to many connections."""
+        return self.link.pass_frame_on
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Writes one frame past the outbox, in which nothing may wait.
+
+        The subscriber counts what is written so in its ``past``, and tells `count` when it goes.
+        """
+        return self.link.transport.write
+
+    def count(self, messages: int, octets: int) -> None:
+        """Count what was written past the outbox, when the subscriber no longer does."""
+        self.link.count(messages, octets)
+
+    @property
+    def past(self) -> Written:
+        """What was written past the outbox for the subscriber."""
+        return NOTHING_WRITTEN if self.subscriber is None else self.subscriber.past
+
     def feed(self) -> None:
         """Send the subscriber what it is behind with: some now, the rest in later event-loop iterations."""
         subscriber = self.subscriber
@@ -118,7 +141,7 @@ class Pressed:
     def flowing(self) -> bool:
         """Whether what is sent to the peer leaves at once: it has a link, and reads."""
         link, session = self.link, self.session
-        return link.state is State.OPEN and not link.stalled and (session is None or session.caught_up)
+        return link.state is State.OPEN and not link.blocked and (session is None or session.caught_up)
 
     @property
     def room(self) -> int:

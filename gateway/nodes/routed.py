@@ -140,7 +140,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         if router.overflows(parts):
             router.dropped["progress"] += 1
         elif not (caller.link.pressed or self.report or caller.crowded):
-            caller.send(b"".join(parts))
+            caller.pass_on(b"".join(parts))
         else:
             router.dropped["progress"] += self.keep_report(b"".join(parts))
 
@@ -148,7 +148,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """Send the report that has waited, because the caller has read."""
         if self.report and not self.caller.link.pressed and not self.caller.crowded:
             report = self._take_report()
-            self.caller.send(report)
+            self.caller.pass_on(report)
 
     def keep_report(self, report: bytes) -> int:
         """Keep a report until the caller has read. Returns how many are lost: the one before, and this if too large."""
@@ -180,7 +180,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
             self.router.dropped["progress"] += 1
         del caller.running[self.request_id]
         if self.batch is None:
-            send = caller.send
+            send = caller.pass_on
             send(reply)
         else:
             self.batch.done(self.request_id, reply)

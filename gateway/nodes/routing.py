@@ -255,11 +255,11 @@ class Router:
             parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
             if len(params) > roomy and self.overflows(parts):
                 raise self._too_large(node, span)
-            callee.send(b"".join(parts))
+            callee.pass_on(b"".join(parts))
             tally.count(OK)
             return
         # Read before they are called: CPython 3.11 is slow to call what is an attribute of an instance, not of a class.
-        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.send
+        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.pass_on
         call_id = new_id()
         whole = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
         if len(params) > roomy and self.overflows(whole):
@@ -325,7 +325,7 @@ class Router:
         elif error is errors.OVERLOADED:
             detail += f": {UNREAD}"
         elif error is not errors.NODE_NOT_REACHED and (error is not errors.NODE_LOST or call.node.peer.is_open):
-            call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
+            call.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         outcome = NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
         self._log(call, reason, outcome)
         return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)

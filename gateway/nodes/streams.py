@@ -76,7 +76,7 @@ class Direction(Flow):
         if credit or octets or self._renewed:
             self._renewed = False
             self.told(credit, octets)
-            self._sender.send(b'%b,"credit":%d,"bytes":%d}}' % (self._head, credit, octets))
+            self._sender.pass_on(b'%b,"credit":%d,"bytes":%d}}' % (self._head, credit, octets))
         self.want()
         return octets > 0
 
@@ -138,7 +138,7 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
         parts = progress(self.request_id, value)
         if not self._may_pass(self.down, value, parts, errors.OVERRUN):
             return
-        self.caller.send(b"".join(parts))
+        self.caller.pass_on(b"".join(parts))
         if self.down.pool.wanting:
             self.down.go_on()
 
@@ -154,7 +154,7 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
         """Pass a value of the caller's on to the node. One beyond the credit ends the stream. Returns True."""
         parts = b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":', self.call_id, b',"value":', value, b"}}"
         if self._may_pass(self.up, value, parts, errors.PUSHED_TOO_MUCH):
-            self.callee.send(b"".join(parts))
+            self.callee.pass_on(b"".join(parts))
             if self.up.pool.wanting:
                 self.up.go_on()
         return True
@@ -166,7 +166,7 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
         self.finished = True
         self._renew()
         self.up.close()
-        self.callee.send(b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":%b,"end":true}}' % self.call_id)
+        self.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":%b,"end":true}}' % self.call_id)
         return True
 
     def _may_pass(self, flow: Direction, value: bytes, parts: tuple[bytes, ...], overrun: errors.RpcError) -> bool:

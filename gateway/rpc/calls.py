@@ -78,6 +78,9 @@ class Callee(Protocol):
     def send(self, payload: bytes) -> None:
         """Send one JSON text."""
 
+    def pass_on(self, payload: bytes) -> None:
+        """Send one JSON text that comes from another connection. If the peer does not read, `send` goes before it."""
+
     def settled(self) -> None:
         """Note that a request of the peer, or a call to it, is no longer in flight."""
 

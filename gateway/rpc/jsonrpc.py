@@ -142,24 +142,28 @@ def _decode_element(data: Raw) -> Message | Invalid:
     try:
         return decode(data)
     except UNDECODABLE as error:
-        return _classify(data, error)
+        return _classify(data, error, valid=True)
 
 
-def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
-    """Tell JSON that is not a message from text that is not JSON, and find the id to answer under."""
+def _classify(data: bytes | bytearray | Raw, error: Exception, *, valid: bool = False) -> Invalid:
+    """Tell JSON that is not a message from text that is not JSON, and find the id to answer under.
+
+    What is known to be ``valid`` JSON, because it was part of a larger text, is not gone through again for that.
+    """
     if isinstance(error, RecursionError):
         return Invalid(INVALID_REQUEST, "nested too deeply")
+    detail = str(error)[:MAX_DETAIL]
     try:
-        _valid(data)
+        try:
+            found = _outline(data)
+        except msgspec.ValidationError:  # not an object, which shows before the rest is gone through
+            if not valid:
+                _valid(data)
+            return Invalid(INVALID_REQUEST, detail)
     except RecursionError:
         return Invalid(INVALID_REQUEST, "nested too deeply")
     except msgspec.DecodeError as deeper:
         return Invalid(PARSE_ERROR, str(deeper)[:MAX_DETAIL])
-    detail = str(error)[:MAX_DETAIL]
-    try:
-        found = _outline(data)
-    except msgspec.DecodeError:  # not an object
-        return Invalid(INVALID_REQUEST, detail)
     return Invalid(
         INVALID_REQUEST,
         detail,
