@@ -9,9 +9,8 @@ import secrets
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from aiohttp import hdrs, web
 
@@ -33,16 +32,18 @@ from gateway.events.presence import Presence
 from gateway.events.topics import Topics
 from gateway.handshake.admission import Admission, GuestError
 from gateway.handshake.guests import Guests
+from gateway.handshake.listener import handler_args
 from gateway.handshake.preauth import Preauth
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.handshake.resumption import Resumption
-from gateway.handshake.upgrade import Gatekeeper, RefusedError
+from gateway.handshake.upgrade import Gatekeeper, RefusedError, refused
 from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods, SessionMethods
 from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
 from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import Documents, RpcMethods
+from gateway.methods.user import load_methods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router, Tracing
 from gateway.nodes.waiting import Waiting
@@ -116,15 +117,7 @@ class Gateway:
         self.lines: Final = self._regime.lines
         self.rejections: Final = Rejections(self.lines)
         self._steps = Steps()
-        self.admission: Final = Admission(
-            config,
-            status,
-            authenticators.load(config.auth),
-            self.rescoped,
-            self.lines,
-            at_once=self.rescopes_at_once,
-            steps=self._steps,
-        )
+        self.admission: Final = self._admission(config, status)
         stream = _stream(config)
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
         self._delivery = Delivery(topics, stream, self._regime.cork)
@@ -151,21 +144,15 @@ class Gateway:
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
-        self._guests = Guests(
-            self,
-            connections,
-            self.admission,
-            timeout=config.server.handshake_timeout,
-            welcome=own.welcome,
-            entered=self.entered,
-        )
+        timeout = config.server.handshake_timeout
+        self._guests = Guests(self, connections, self.admission, timeout, welcome=own.welcome, entered=self.entered)
         self.preauth: Final = Preauth(
             self,
             connections,
             self.admission,
             self.rejections,
             guests=self._guests,
-            timeout=config.server.handshake_timeout,
+            timeout=timeout,
             standstill=self.standstill,
             authenticate=self.dispatcher.methods["gateway.authenticate"],
             welcome=own.welcome,
@@ -176,6 +163,11 @@ class Gateway:
         self._drain: asyncio.Task[None] | None = None
         self.log_handler: log.LogHandler | None = None
         """What writes the log if nobody has set it up."""
+
+    def _admission(self, config: Config, status: Status) -> Admission:
+        authenticator = authenticators.load(config.auth)
+        at_once, steps = self.rescopes_at_once, self._steps
+        return Admission(config, status, authenticator, self.rescoped, self.lines, at_once=at_once, steps=steps)
 
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
@@ -377,35 +369,6 @@ CONFIG: Final = web.AppKey("config", Config)
 STATUS: Final = web.AppKey("status", Status)
 CONNECTIONS: Final = web.AppKey("connections", Connections)
 GATEWAY: Final = web.AppKey("gateway", Gateway)
-
-
-def handler_args(config: Config) -> Mapping[str, Any]:
-    """Say how aiohttp handles HTTP for this application: arguments of its RequestHandler."""
-    return {
-        "access_log": None,
-        "keepalive_timeout": config.server.keepalive_timeout,
-        "tcp_keepalive": False,  # the heartbeat does its work
-        "timeout_ceil_threshold": float("inf"),  # aiohttp rounds timers above it to whole seconds
-        "lingering_time": 0.0,
-    }
-
-
-def load_methods(name: str) -> ModuleType:
-    """Import the user's module that `methods.modules` names. Raises ConfigError if there is none of that name."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but one that it needs is not: its own traceback says more
-        wrong = f'no module "{name}" in PYTHONPATH or site-packages'
-        raise ConfigError("configuration", "methods.modules", wrong, "a module that can be imported") from None
-
-
-def refused(refusal: RefusedError) -> web.Response:
-    """Make the answer to a request that is refused; the HTTP connection is closed after it."""
-    answer = web.Response(status=refusal.status, text=f"{refusal.why}\n", headers=refusal.headers)
-    answer.force_close()
-    return answer
 
 
 def load_tracing() -> Tracing:

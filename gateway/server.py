@@ -18,11 +18,11 @@ import uvloop
 from aiohttp import web
 
 from gateway import __version__
-from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app, handler_args
+from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.auth import authenticators
 from gateway.config import Config, ConfigError, is_loopback
 from gateway.config.certificates import tls_context
-from gateway.handshake.listener import Listener, response_begins
+from gateway.handshake.listener import Listener, handler_args, response_begins
 from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.sockets import address_of, bind
 from gateway.systemd import Notifier, Watchdog, listen_fds

@@ -31,8 +31,8 @@ class Guests:
         inside: Endpoint,
         connections: Connections,
         admission: Admission,
-        *,
         timeout: float,
+        *,
         welcome: Callable[[Connection], bytes],
         entered: Callable[[Connection], None],
     ) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
+from gateway.config import Config
 from gateway.handshake.plain import Handshake, Handshakes, PlainConnections, nothing
 from gateway.handshake.proxies import format_address
 from gateway.handshake.rejections import Rejections
@@ -367,3 +368,14 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return str(error.reason or error).lower().replace("_", " ")
     return str(error) or type(error).__name__
+
+
+def handler_args(config: Config) -> Mapping[str, Any]:
+    """Say how aiohttp handles HTTP for this application: arguments of its RequestHandler."""
+    return {
+        "access_log": None,
+        "keepalive_timeout": config.server.keepalive_timeout,
+        "tcp_keepalive": False,  # the heartbeat does its work
+        "timeout_ceil_threshold": float("inf"),  # aiohttp rounds timers above it to whole seconds
+        "lingering_time": 0.0,
+    }

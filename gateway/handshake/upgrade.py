@@ -52,6 +52,13 @@ class RefusedError(Exception):
         self.stage: Stage = stage
 
 
+def refused(refusal: RefusedError) -> web.Response:
+    """Make the answer to a request that is refused; the HTTP connection is closed after it."""
+    answer = web.Response(status=refusal.status, text=f"{refusal.why}\n", headers=refusal.headers)
+    answer.force_close()
+    return answer
+
+
 class Gatekeeper:
     """Admits a request for `/ws`, or raises `RefusedError`."""
 

@@ -16,12 +16,11 @@ import uvloop
 from aiohttp import web
 
 from gateway import errors
-from gateway.app import handler_args
 from gateway.config import Config, parse
 from gateway.connections.connection import Connection
 from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
-from gateway.handshake.listener import Listener, response_begins
+from gateway.handshake.listener import Listener, handler_args, response_begins
 from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
 from gateway.handshake.sockets import address_of, bind

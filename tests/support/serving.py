@@ -14,14 +14,13 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from gateway.app import handler_args
 from gateway.config import parse
 from gateway.config.certificates import tls_context
 from gateway.connections.connection import Connection
 from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.errors import Disconnect, RpcError
-from gateway.handshake.listener import Listener, response_begins
+from gateway.handshake.listener import Listener, handler_args, response_begins
 from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
 from gateway.handshake.sockets import bind
