@@ -32,7 +32,7 @@ from gateway.handshake.rejections import Stage
 from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
 from gateway.rpc import work
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Work
 from gateway.status import Phase, Status
@@ -177,7 +177,7 @@ class Admission:
         try:
             credential = self._verified(token, address, connection)
         except _WaitError as error:
-            raise Refusal(errors.RATE_LIMITED, str(error), retryAfterMs=math.ceil(error.seconds * 1000)) from None
+            raise not_run(errors.RATE_LIMITED, str(error), retryAfterMs=math.ceil(error.seconds * 1000)) from None
         except CredentialError as error:
             raise Refusal(errors.UNAUTHENTICATED, str(error)) from None
         before = connection.credential
@@ -197,7 +197,7 @@ class Admission:
         elif self._is_crowded(credential):
             why = "too many connections of this principal"
         if why:
-            raise Refusal(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
+            raise not_run(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
 
     def _is_full(self) -> bool:
         return len(self._entered) >= self._limits.max_connections

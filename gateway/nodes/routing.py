@@ -18,22 +18,19 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.auth.scopes import origin
-from gateway.errors import RpcError
+from gateway.errors import UNKNOWN, RpcError
 from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import GARBLED, UNKNOWN, Call, Callee, Calls
+from gateway.rpc.calls import GARBLED, Call, Callee, Calls
 from gateway.rpc.jsonrpc import ABSENT, Message
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.replies import SMALL, UNREAD, Batch
 from gateway.rpc.requests import Peer
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.telemetry.lines import CALL_FAILED, Lines
 
 logger = logging.getLogger(__name__)
-
-NOT_DELIVERED: Final = "not_delivered"
-"""The ``outcome`` that the caller is told if the node has not seen the call. It is safe to send it again."""
 
 ENVELOPE: Final = 4096
 """More bytes than the gateway ever puts around a payload: an id, the names of a method and a caller, and punctuation.
@@ -227,11 +224,11 @@ class Router:
         method = message.method
         node = self._nodes.serving(method)
         if node is None:
-            refusal = Refusal if method.startswith(RESERVED) else self.refused
+            refusal = Refusal if method.startswith(RESERVED) else not_run
             raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
         served = node.methods[method]
         if not caller.principal.allows(served.scope):
-            raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
+            raise not_run(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
         timeout, traceparent = self._call_timeout, message.traceparent
         self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally)
 
@@ -243,18 +240,14 @@ class Router:
         """
         scope = f"call:{method}"
         if not caller.principal.allows(scope):
-            raise self.refused(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
+            raise not_run(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
         node = self._nodes.named(name)
         if node is None:
-            raise self.refused(errors.NOT_FOUND, f"no node {name[: jsonrpc.MAX_DETAIL]!r}")
+            raise not_run(errors.NOT_FOUND, f"no node {name[: jsonrpc.MAX_DETAIL]!r}")
         served = node.methods.get(method)
         if served is None:
-            raise self.refused(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
+            raise not_run(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
         return NodeForward(self, node, served, params, self._call_timeout if timeout is None else timeout)
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """Return the refusal of a call that no node gets."""
-        return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
 
     def overflows(self, parts: tuple[bytes | Raw, ...]) -> bool:
         """Return whether a message of these parts is larger than a message may be."""
@@ -270,7 +263,7 @@ class Router:
         return errors.OVERLOADED if batch is None and caller.unheeding and sum(map(len, parts)) > SMALL else None
 
     def _overloaded(self, detail: str) -> Refusal:
-        return self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
+        return not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
     def send(  # noqa: PLR0917 - on the hot path: no object only to pass them
         self,
@@ -336,7 +329,7 @@ class Router:
     def _too_large(self, node: Node, span: Span | None) -> Refusal:
         if span is not None:
             span.finish(errors.TOO_LARGE.name)
-        return self.refused(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
+        return not_run(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
 
     # The way back
 
