@@ -65,6 +65,12 @@ RPC_ERRORS: Final[tuple[RpcError, ...]] = (
     CANCELLED,
 )
 
+NOT_DELIVERED: Final = "not_delivered"
+"""The ``outcome`` beside an error if the request was not run. It is safe to send it again."""
+
+UNKNOWN: Final = "unknown"
+"""The ``outcome`` beside an error if the request may have been run."""
+
 RETRY_BUSY_MS: Final = 100
 """The ``retryAfterMs`` beside `OVERLOADED` if too many calls are in flight: any of them may end at any moment."""
 

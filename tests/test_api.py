@@ -95,5 +95,5 @@ async def test_a_call_to_the_client_fails_as_a_call_error(caller: Caller) -> Non
     assert reply["error"] == {
         "code": 7,
         "message": "The valve is stuck: no",
-        "data": {"code": "valve_stuck", "temporary": True, "retryAfterMs": 5},
+        "data": {"code": "valve_stuck", "temporary": True, "retryAfterMs": 5, "outcome": "unknown"},
     }

@@ -46,6 +46,7 @@ class Caller:
         *,
         node: str | None = None,
         retry: bool = False,
+        raw: bool = False,
         progress: Progress | None = None,
     ) -> Any:
         """Call a method and return its result; see `Client.call`."""
@@ -56,7 +57,7 @@ class Caller:
         last: CallError | None = None
 
         async def ask(link: Link) -> Any:
-            return await link.call(message, lambda: _asked(link, node, method, encoded, deadline), progress)
+            return await link.call(message, lambda: _asked(link, node, method, encoded, deadline), progress, raw=raw)
 
         try:
             async with asyncio.timeout_at(deadline):

@@ -148,19 +148,20 @@ class Client:
         timeout: float = 30.0,
         node: str | None = None,
         retry: bool = False,
+        raw: bool = False,
     ) -> Any:
         """Call a method and return its decoded result. Cancelling the task cancels the call, at the node too.
 
         ``params`` is anything that msgspec encodes to an object or an array. ``timeout`` is seconds. It includes the
         wait for a connection, and for a place if the gateway takes no more calls at a time; without a ``node`` the
         gateway's own `limits.call_timeout` holds as well. ``node`` is the name of the node to call. ``retry``: send the
-        call again if it was not run and may succeed later.
+        call again if it was not run and may succeed later. ``raw``: return the result as it came, a `msgspec.Raw`.
 
         Raises `CallError`, whose ``outcome`` says whether the call may have been run; TypeError for params that do not
         become an object or an array, ValueError for text that is not Unicode, and RecursionError for params that are
         nested too deeply.
         """
-        return await self._caller.call(method, params, timeout, node=node, retry=retry)
+        return await self._caller.call(method, params, timeout, node=node, retry=retry, raw=raw)
 
     def start(
         self,
@@ -170,13 +171,14 @@ class Client:
         timeout: float = 30.0,
         node: str | None = None,
         retry: bool = False,
+        raw: bool = False,
     ) -> Running:
         """Begin a call as `call` does, and return its handle: await it, or read its progress. Awaiting it raises.
 
         The progress is the values that the node reports, and a `Missed` in the place of those that came too fast.
         """
         reports = Reports()
-        call = self._caller.call(method, params, timeout, node=node, retry=retry, progress=reports.put)
+        call = self._caller.call(method, params, timeout, node=node, retry=retry, raw=raw, progress=reports.put)
         return Running(self._spawn(call, self._calls), reports)
 
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:

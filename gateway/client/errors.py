@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.client.endings import End
-from gateway.errors import DRAINING, OVERLOADED, RATE_LIMITED, RpcError
+from gateway.errors import RpcError
 from gateway.rpc.jsonrpc import UNDECODABLE
 
 NOT_DELIVERED: Final = "not_delivered"
@@ -18,8 +18,6 @@ UNKNOWN: Final = "unknown"
 
 CONNECTION_LOST: Final = RpcError(-32000, "connection_lost", "The connection was lost", temporary=True)
 """An error of this client, which is never on the wire."""
-
-_REFUSALS: Final = frozenset({RATE_LIMITED.code, OVERLOADED.code, DRAINING.code})
 
 
 class CallError(Exception):
@@ -71,12 +69,8 @@ class CallError(Exception):
 
     @property
     def may_be_sent_again(self) -> bool:
-        """Whether the call was not run, and may succeed later.
-
-        Without an outcome, a refusal as ``rate_limited``, ``overloaded`` or ``draining`` means that it was not run.
-        """
-        refused = self.outcome is None and self.code in _REFUSALS
-        return self.temporary and (refused or self.outcome == NOT_DELIVERED)
+        """Whether the call was not run, and may succeed later."""
+        return self.temporary and self.outcome == NOT_DELIVERED
 
     def _member(self, name: str) -> Any:
         return self.data.get(name) if isinstance(self.data, dict) else None

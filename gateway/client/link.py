@@ -152,13 +152,19 @@ class Link:
         return await self._result(Exchange({request_id: pending}, Outgoing(), encode), self.pending.send)
 
     async def call(
-        self, message: Outgoing, make: Callable[[], tuple[str, Raw | None]], progress: Progress | None = None
+        self,
+        message: Outgoing,
+        make: Callable[[], tuple[str, Raw | None]],
+        progress: Progress | None = None,
+        *,
+        raw: bool = False,
     ) -> Any:
         """Send a request as soon as the gateway takes one more, and return its result.
 
-        ``make`` returns the method and its params; it is called when it is time. Raises and is cancelled as `request`.
+        ``make`` returns the method and its params; it is called when it is time. ``raw``: see `Pending`.
+        Raises and is cancelled as `request`.
         """
-        request_id, pending = self._id(), Pending(progress=progress)
+        request_id, pending = self._id(), Pending(progress=progress, raw=raw)
         exchange = Exchange({request_id: pending}, message, lambda: jsonrpc.request(request_id, *make()))
         return await self._result(exchange, self.pending.queue)
 

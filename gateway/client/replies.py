@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
+from msgspec import Raw
 
 from gateway.client.errors import UNKNOWN, CallError, failure
 from gateway.client.sending.encoding import encode
@@ -22,11 +23,12 @@ _OF_ANOTHER_CALL: Final = frozenset({"outcome", "nodeOutcome", "retryAfterMs"})
 """Members of an error's data that speak of the call that failed, and not of the one that is answered with the error."""
 
 
-class _ErrorObject(msgspec.Struct):
-    """The error object of JSON-RPC."""
+class _ErrorObject(msgspec.Struct, forbid_unknown_fields=True):
+    """The error object of JSON-RPC. A Raw could bring other members with it."""
 
     code: int
     message: str
+    data: Raw = jsonrpc.ABSENT
 
 
 _error_object: Final = msgspec.json.Decoder(_ErrorObject).decode
@@ -86,6 +88,6 @@ def _failed(call_id: bytes, detail: str) -> bytes:
 
 def _told(error: CallError) -> Any:
     data = msgspec.json.decode(encode(error.data))
-    if not isinstance(data, dict) or (error.outcome is None and not error.may_be_sent_again):
+    if not isinstance(data, dict) or error.outcome is None:
         return data
     return {name: value for name, value in data.items() if name not in _OF_ANOTHER_CALL} | {"outcome": UNKNOWN}

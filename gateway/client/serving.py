@@ -32,7 +32,8 @@ class ServedCall:
     """A call that is being served.
 
     ``method`` is its method. ``caller`` is the caller's name, or empty if the gateway itself calls. ``call_id`` is the
-    request's id as JSON, or empty for a notification.
+    request's id as JSON, or empty for a notification. ``raw_params`` are the params as JSON, byte for byte, or empty if
+    there are none.
     """
 
     def __init__(self, link: Link, message: Incoming, context: _Context) -> None:
@@ -42,6 +43,7 @@ class ServedCall:
         self._until = None if context.time_left_ms is None else time.monotonic() + context.time_left_ms / 1000
         self.call_id: Final = bytes(message.id)
         self.method: Final = message.method
+        self.raw_params: Final = bytes(message.params)
         self.caller: Final = context.caller
 
     @property

@@ -14,7 +14,7 @@ from msgspec import Raw
 from gateway.client import Client, Missed
 from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import remote
-from gateway.terminal.output import Line, as_json, readable, show
+from gateway.terminal.output import Line, as_json, json_text, readable, show
 
 _QUIET: Final = 1.0
 """Seconds between two updates of the line that shows a running call."""
@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
 
     async def work(gateway: Client) -> None:
         line = Line()
-        running = gateway.start(given.method, params, timeout=given.timeout, node=given.node)
+        running = gateway.start(given.method, params, timeout=given.timeout, node=given.node, raw=True)
         shown = _Shown(given.method, line)
         ticking = asyncio.create_task(shown.tick())
         try:
@@ -80,13 +80,16 @@ def run(given: argparse.Namespace) -> int:
     return remote.run(given, work)
 
 
-def _printed(result: object, given: argparse.Namespace) -> str:
-    """Return the result in the form that was asked for, or that suits a terminal or a program."""
-    if isinstance(result, str) and given.raw:
-        return result
-    if isinstance(result, str) and not given.json and sys.stdout.isatty():
-        return readable(result)
-    return as_json(result, indent=None if given.json else 2)
+def _printed(result: Raw, given: argparse.Namespace) -> str:
+    """Return the result in the form that was asked for, or that suits a terminal or a program.
+
+    JSON keeps what a decoder would lose, such as a last zero and keys that are there twice.
+    """
+    data = bytes(result)
+    if data.startswith(b'"') and (given.raw or (sys.stdout.isatty() and not given.json)):
+        text: str = msgspec.json.decode(data)
+        return text if given.raw else readable(text)
+    return json_text(data, lines=not given.json)
 
 
 class _Shown:

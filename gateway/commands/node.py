@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client import CallError, Client, ServedCall
-from gateway.rpc.jsonrpc import UNDECODABLE, encode
+from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import programs, remote
 from gateway.terminal.output import tell
 from gateway.terminal.programs import ProgramFailed
@@ -36,12 +36,12 @@ def add_to(commands: Any) -> None:
         "node",
         help="serve commands of this machine as methods",
         description="Serve commands as methods until SIGTERM or Ctrl-C. A command gets the parameters as JSON on its"
-        " standard input (null if there are none). What it prints is the result: a text, without its last line break,"
-        " whatever it looks like. With METHOD:json=COMMAND it is JSON, which is passed on as it is printed. That is"
-        " said here, and not guessed from the output, because the text 3.10 or null would be guessed wrong on some"
-        " day. Output that is not UTF-8, or not the JSON that it should be, is an error. An exit status other than 0 is"
-        " an error with that code and the last line of standard error. When a command has ended, what it has left"
-        " running is ended too, unless it was started with setsid.",
+        " standard input, as they came (null if there are none). What it prints is the result: a text, without its last"
+        " line break, whatever it looks like. With METHOD:json=COMMAND it is JSON, which is passed on as it is"
+        " printed. That is said here, and not guessed from the output, because the text 3.10 or null would be guessed"
+        " wrong on some day. Output that is not UTF-8, or not the JSON that it should be, is an error. An exit"
+        " status other than 0 is an error with that code and the last line of standard error. When a command has ended,"
+        " what it has left running is ended too, unless it was started with setsid.",
     )
     parser.add_argument("--name", metavar="NAME", help="the node's name; with a token, the name of that token")
     parser.add_argument(
@@ -145,7 +145,7 @@ def _answering(
     async def answer(params: Any, call: ServedCall) -> object:
         try:
             async with jobs:
-                printed = await programs.run(command.words, encode(params) + b"\n", environ, timeout)
+                printed = await programs.run(command.words, (call.raw_params or b"null") + b"\n", environ, timeout)
             return command.result_of(printed)
         except ProgramFailed as error:
             data = {"code": "command_failed", "temporary": False, "status": error.status}

@@ -16,7 +16,7 @@ from gateway.events.index import Patterns, is_wild
 from gateway.events.topics import FullError, Topic, Topics, meets
 from gateway.names import OWN, is_dotted_name
 from gateway.rpc import jsonrpc
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.work import STEPS, Pace, Work
 
 MAX_SUBSCRIPTIONS: Final = 1000
@@ -77,7 +77,7 @@ class Events:
             self._topics.touch(name, owner)
         except FullError:
             full = "as many topics as events.max_topics"
-            raise Refusal(errors.OVERLOADED, full, retryAfterMs=errors.RETRY_FULL_MS) from None
+            raise not_run(errors.OVERLOADED, full, retryAfterMs=errors.RETRY_FULL_MS) from None
         self.published += 1
         return self._stream.publish(name, data, owner)
 
@@ -241,7 +241,7 @@ class Events:
 def _check(subscriber: Subscriber, patterns: Sequence[str]) -> None:
     """Raise Refusal if these are too many, or name a topic of the gateway's own that does not exist."""
     if len(subscriber.patterns.keys() | set(patterns)) > MAX_SUBSCRIPTIONS:
-        raise Refusal(errors.OVERLOADED, f"{MAX_SUBSCRIPTIONS} subscriptions of one connection")
+        raise not_run(errors.OVERLOADED, f"{MAX_SUBSCRIPTIONS} subscriptions of one connection")
     for pattern in patterns:
         if pattern.startswith(OWN) and is_dotted_name(pattern) and pattern not in OWN_TOPICS:
             raise Refusal(errors.NOT_FOUND, f"no topic {pattern!r}; there are {', '.join(OWN_TOPICS)}")

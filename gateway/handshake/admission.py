@@ -32,7 +32,7 @@ from gateway.handshake.rejections import Stage
 from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
 from gateway.rpc import work
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Work
 from gateway.status import Phase, Status
@@ -246,7 +246,7 @@ class Admission:
         try:
             credential = self._verified(token, address, connection)
         except _WaitError as error:
-            raise Refusal(errors.RATE_LIMITED, str(error), retryAfterMs=math.ceil(error.seconds * 1000)) from None
+            raise not_run(errors.RATE_LIMITED, str(error), retryAfterMs=math.ceil(error.seconds * 1000)) from None
         except CredentialError as error:
             raise Refusal(errors.UNAUTHENTICATED, str(error)) from None
         before = connection.credential
@@ -269,7 +269,7 @@ class Admission:
         """
         why = self._why_not(credential, address_key(remote))
         if why and (why not in (_FULL, _RESERVED) or self.held is None or not self.held.make_room()):
-            raise Refusal(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
+            raise not_run(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
 
     def _why_not(self, credential: Credential, address: str = "") -> str:
         """Return why there is no place for a connection that has none yet; empty if there is one."""

@@ -44,7 +44,6 @@ const STATUSES = {
 };
 const UNTOLD = "no connection; this platform does not tell why";
 const OWN_CODE = -32000; // of this client's own errors, which are never on the wire
-const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // they always come before anything is run
 const LIMITS = { maxMessageBytes: Infinity, maxInFlight: Infinity, maxBatch: Infinity, maxCallTimeoutMs: 600_000 };
 const HEARTBEAT = { interval: 30, timeout: 10 }; // seconds, as in the welcome
 const KEEPS_NOTHING = new Set(["Map", "Set", "Error"]); // JSON has no form for them, whatever else they carry
@@ -88,7 +87,7 @@ const closed = (why) => failure(OWN_CODE, "closed", `The connection is closed: $
 
 /** Whether a call has certainly not been run, and may succeed later. */
 function mayBeSentAgain(error) {
-  return error.temporary && (error.outcome ?? (REFUSALS.has(error.name) && "not_delivered")) === "not_delivered";
+  return error.temporary && error.outcome === "not_delivered";
 }
 
 /** A value that JSON cannot hold. Its message may be told to others, because it repeats nothing of the value. */
@@ -148,9 +147,9 @@ function requestText(id, { method, params, node, deadline }, limits) {
 }
 
 /** The member `error` of a response. The outcome in an error is that of another call, which this one has made. */
-function errorMember({ code, message, data, outcome, name }) {
+function errorMember({ code, message, data, outcome }) {
   if (!Number.isSafeInteger(code)) throw new NoJson("the code of an error must be an integer");
-  const told = outcome !== null || REFUSALS.has(name) ? { ...data, outcome: "unknown" } : data;
+  const told = outcome !== null ? { ...data, outcome: "unknown" } : data;
   const more = told === undefined ? "" : `,"data":${encode(told)}`;
   return `"error":{"code":${code},"message":${encode(String(message))}${more}}`;
 }
@@ -1269,7 +1268,7 @@ export class GatewayClient extends EventTarget {
       clearTimeout(late);
       if (!isCurrent()) return;
       if (!(outcome instanceof CallError)) done(outcome, null);
-      else if (!once && mayBeSentAgain(outcome)) timer(again, this.#pause(outcome, attempt));
+      else if (!once && outcome.temporary) timer(again, this.#pause(outcome, attempt));
       else done(null, outcome);
     };
     watch(session.link);

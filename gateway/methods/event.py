@@ -19,7 +19,7 @@ from gateway.events.delivery import Subscriber
 from gateway.events.hub import Events, Met
 from gateway.events.index import MAX_PARTS, fits
 from gateway.names import MAX_NAME, is_dotted_name, is_pattern
-from gateway.rpc.method import AUTHENTICATED, BadParams, Continue, Refusal, Then, method
+from gateway.rpc.method import AUTHENTICATED, BadParams, Continue, Refusal, Then, method, not_run
 from gateway.rpc.requests import Running
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Pace, Work, at_once
@@ -156,7 +156,7 @@ class EventMethods:
             raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_NAME]}")
         room = self._max_message_bytes - envelope(params.topic)
         if len(params.data) > room:
-            raise Refusal(errors.TOO_LARGE, f"data has more than {room} bytes", outcome="not_delivered")
+            raise not_run(errors.TOO_LARGE, f"data has more than {room} bytes")
         position = self._events.publish(params.topic, bytes(params.data), peer.principal.name)
         return Published(position.offset, position.epoch)
 

@@ -18,7 +18,7 @@ from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 from gateway.rpc import jsonrpc
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.requests import Party
 
 MAX_METHODS: Final = 1000
@@ -246,7 +246,7 @@ class Nodes:
         more += METHOD_BYTES * len(entries.keys() - known.keys()) - freed
         if more > 0 and self.cost + more > MAX_BYTES:
             detail = f"the registrations of all nodes have {MAX_BYTES} bytes"
-            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_FULL_MS)
+            raise not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_FULL_MS)
 
     def _add(self, node: Node, entries: dict[str, Served]) -> None:
         before = node.cost

@@ -18,15 +18,15 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.auth.scopes import origin
-from gateway.errors import RpcError
+from gateway.errors import NOT_DELIVERED, UNKNOWN, RpcError
 from gateway.names import RESERVED
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.nodes.routed import RoutedCall, Span
 from gateway.nodes.streams import Opening
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import GARBLED, UNKNOWN, Calls
+from gateway.rpc.calls import GARBLED, Calls
 from gateway.rpc.jsonrpc import ABSENT, Message
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.replies import SMALL, UNREAD, Batch
 from gateway.rpc.requests import Peer
 from gateway.rpc.streams import Grant
@@ -34,9 +34,6 @@ from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
 from gateway.telemetry.lines import CALL_FAILED, Lines
 
 logger = logging.getLogger(__name__)
-
-NOT_DELIVERED: Final = "not_delivered"
-"""The ``outcome`` that the caller is told if the node has not seen the call. It is safe to send it again."""
 
 ENVELOPE: Final = 4096
 """More bytes than the gateway ever puts around a payload: an id, the names of a method and a caller, and punctuation.
@@ -76,7 +73,7 @@ class NodeForward(msgspec.Struct, gc=False):
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
         """Send the request on. Raises Refusal if too many are in flight."""
         if not self.held and self.node.peer.held is not None:
-            raise self.router.refused(errors.NODE_LOST, self.node.name)
+            raise not_run(errors.NODE_LOST, self.node.name)
         opening = None
         if self.stream is not None and request_id:
             opening = self.router.opening(caller, self.node, self.stream, self.timeout)
@@ -140,11 +137,11 @@ class Router:
         is_stream = message.stream is not ABSENT
         node = self._nodes.streaming(method) if is_stream else self._nodes.serving(method)
         if node is None:
-            refusal = Refusal if method.startswith(RESERVED) else self.refused
+            refusal = Refusal if method.startswith(RESERVED) else not_run
             raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
         served = node.methods[method]
         if not caller.principal.allows(served.scope):
-            raise self.refused(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
+            raise not_run(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
         timeout, traceparent = self._call_timeout, message.traceparent
         opening = None
         if is_stream and request_id:
@@ -157,7 +154,7 @@ class Router:
         try:
             grant: Grant | None = _decode_grant(member)
         except jsonrpc.UNDECODABLE as error:
-            raise self.refused(errors.INVALID_PARAMS, f"stream: {error}"[: jsonrpc.MAX_DETAIL]) from None
+            raise not_run(errors.INVALID_PARAMS, f"stream: {error}"[: jsonrpc.MAX_DETAIL]) from None
         return grant
 
     def by_node(
@@ -180,10 +177,10 @@ class Router:
         self.check_scope(caller, method)
         node = self._nodes.named(name)
         if node is None:
-            raise self.refused(errors.NOT_FOUND, f"no node {name[: jsonrpc.MAX_DETAIL]!r}")
+            raise not_run(errors.NOT_FOUND, f"no node {name[: jsonrpc.MAX_DETAIL]!r}")
         served = node.methods.get(method)
         if served is None:
-            raise self.refused(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
+            raise not_run(errors.METHOD_NOT_FOUND, f"{node.name} has no {method[: jsonrpc.MAX_DETAIL]!r}")
         seconds = self._call_timeout if timeout is None else timeout
         return NodeForward(self, node, served, params, seconds, held, stream)
 
@@ -191,11 +188,7 @@ class Router:
         """Raise Refusal if the caller may not call a method."""
         scope = f"call:{method}"
         if not caller.principal.allows(scope):
-            raise self.refused(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """Return the refusal of a call that no node gets."""
-        return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
+            raise not_run(errors.FORBIDDEN, scope[: jsonrpc.MAX_DETAIL])
 
     def overflows(self, parts: tuple[bytes | Raw, ...]) -> bool:
         """Return whether a message of these parts is larger than a message may be."""
@@ -212,7 +205,7 @@ class Router:
 
     def overloaded(self, detail: str) -> Refusal:
         """Return the refusal of a call for which there is no room now."""
-        return self.refused(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
+        return not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
     def send(  # noqa: PLR0917 - on the hot path: no object only to pass them
         self,
@@ -288,16 +281,16 @@ class Router:
         It raises Refusal, too, if the caller grants too much.
         """
         if not node.streams:
-            raise self.refused(errors.INVALID_PARAMS, f"stream: {node.name} does not know streams")
+            raise not_run(errors.INVALID_PARAMS, f"stream: {node.name} does not know streams")
         if stream.octets > self.max_credit_bytes:
             right = f"stream.bytes: at most {self.max_credit_bytes}, half of limits.max_outbox_bytes"
-            raise self.refused(errors.INVALID_PARAMS, right)
+            raise not_run(errors.INVALID_PARAMS, right)
         return Opening(caller, node.peer, stream, self.max_credit_bytes, timeout)
 
     def _too_large(self, node: Node, span: Span | None) -> Refusal:
         if span is not None:
             span.finish(errors.TOO_LARGE.name)
-        return self.refused(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
+        return not_run(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
 
     # The way back
 

@@ -12,9 +12,9 @@ from gateway import errors
 from gateway.deadlines import Sweep
 from gateway.errors import RpcError
 from gateway.nodes.registry import Nodes
-from gateway.nodes.routing import NOT_DELIVERED, Router
+from gateway.nodes.routing import Router
 from gateway.rpc import jsonrpc
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.replies import Batch
 from gateway.rpc.requests import Peer
 from gateway.rpc.streams import MAX_CREDIT, Grant
@@ -116,7 +116,7 @@ class WaitingCall:
 
     def cancel(self, verdict: RpcError) -> None:
         """End it, because the caller does not want it any more."""
-        self._waiting.refuse(self, Refusal(verdict, outcome=NOT_DELIVERED))
+        self._waiting.refuse(self, not_run(verdict))
 
     def abandon(self) -> None:
         """End it, because the caller is gone."""

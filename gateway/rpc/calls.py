@@ -15,12 +15,9 @@ import msgspec
 from msgspec import Raw
 
 from gateway.deadlines import Wheel
-from gateway.errors import INTERNAL_ERROR, NODE_LOST, NODE_NOT_REACHED, TIMEOUT, RpcError
+from gateway.errors import INTERNAL_ERROR, NODE_LOST, NODE_NOT_REACHED, TIMEOUT, UNKNOWN, RpcError
 from gateway.rpc import jsonrpc, responses
 from gateway.rpc.jsonrpc import ABSENT, Message
-
-UNKNOWN: Final = "unknown"
-"""The ``outcome`` that a caller is told if the peer may have run the call."""
 
 FIRST_ID: Final = 1 << 40
 """The gateway's first id. A peer that counts its own requests from 1, and looks for the answers to them in the same

@@ -21,7 +21,7 @@ from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
-from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect
+from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect, not_run
 from gateway.rpc.replies import ANSWERED, Batch, failure, fitting, outcome_of, send_then, success
 from gateway.rpc.requests import Peer, Route, Running
 from gateway.status import Phase, Status
@@ -183,7 +183,7 @@ class Dispatcher:
         if wait:
             if peer.bucket.ignored:
                 peer.end(errors.FLOOD)
-            raise Refusal(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
+            raise not_run(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
 
     def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
         """Handle one message. Returns the reply, or None if there is none, or none yet."""
@@ -239,12 +239,8 @@ class Dispatcher:
             return
         if method is None or method.paced:
             self.pace(peer)
-        if self._status.phase is not _DRAINING:
-            return
-        if method is None or method.forwards:
-            raise self._route.refused(errors.DRAINING)
-        if not method.while_draining:
-            raise Refusal(errors.DRAINING)
+        if self._status.phase is _DRAINING and (method is None or not method.while_draining):
+            raise not_run(errors.DRAINING)
 
     def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
         """Count a response for which no call was waiting. Returns the refusal of a message that is not a response."""
@@ -274,7 +270,7 @@ class Dispatcher:
         """Raise Refusal if as many requests are in flight for this peer as may be."""
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
-            raise Refusal(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
+            raise not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
     def _start(
         self, peer: Peer, method: Method, work: Coroutine[Any, Any, Any], message: Message, batch: Batch | None

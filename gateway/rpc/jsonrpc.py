@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Raw
 
-from gateway.errors import INVALID_REQUEST, PARSE_ERROR, RpcError
+from gateway.errors import INVALID_REQUEST, PARSE_ERROR, UNKNOWN, RpcError
 
 ABSENT: Final = Raw(b"")
 """The value of a member that is not there, such as the ``id`` of a notification."""
@@ -213,15 +213,19 @@ def result_reply(request_id: bytes, result: bytes) -> bytes:
 def error_reply(request_id: bytes, error: RpcError, detail: str = "", **data: object) -> bytes:
     """Return an error reply. ``detail`` is added to the error's own sentence, ``data`` to its name in the reply's data.
 
-    Raises what `encode` raises.
+    A temporary error always has an ``outcome``, because of which a client sends a request again or does not: it is
+    `UNKNOWN` unless ``data`` says otherwise. Raises what `encode` raises.
     """
+    told = {"code": error.name, "temporary": error.temporary, **data}
+    if error.temporary:
+        told.setdefault("outcome", UNKNOWN)
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (
         request_id,
         encode(
             {
                 "code": error.code,
                 "message": f"{error.message}: {detail}" if detail else error.message,
-                "data": {"code": error.name, "temporary": error.temporary, **data},
+                "data": told,
             }
         ),
     )

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from gateway.errors import RpcError
+from gateway.errors import NOT_DELIVERED, RpcError
 from gateway.rpc.jsonrpc import MAX_DETAIL, first_elements
 from gateway.telemetry.counts import Tally
 
@@ -40,7 +40,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Refusal(Exception):
     """A method raises this to refuse a request with ``error``. The connection lives on, and nothing is logged.
 
-    ``detail`` is added to the error's own sentence, ``data`` to its name in the reply's ``data``.
+    ``detail`` is added to the error's own sentence, ``data`` to its name in the reply's ``data``. If the error is
+    temporary, the caller takes it that the method may have done something, unless ``data`` says otherwise: see
+    `not_run`.
     """
 
     def __init__(self, error: RpcError, detail: str = "", **data: object) -> None:
@@ -48,6 +50,11 @@ class Refusal(Exception):
         self.error = error
         self.detail = detail
         self.data = data
+
+
+def not_run(error: RpcError, detail: str = "", **data: object) -> Refusal:
+    """Return the refusal of a request of which nothing was done: the caller is told that, and may send it again."""
+    return Refusal(error, detail, **data, outcome=NOT_DELIVERED)
 
 
 Result = TypeVar("Result")

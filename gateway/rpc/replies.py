@@ -12,7 +12,7 @@ from gateway import errors
 from gateway.auth.scopes import Principal, origin
 from gateway.errors import RpcError
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import UNKNOWN, Link
+from gateway.rpc.calls import Link
 from gateway.rpc.method import BadParams, Refusal
 from gateway.telemetry.lines import METHOD_FAILED, Lines
 
@@ -149,7 +149,7 @@ class Batch:
 
 def too_much(request_id: bytes) -> bytes:
     """Return the reply to a request whose own reply is more than the caller has room for."""
-    data = {"retryAfterMs": errors.RETRY_BUSY_MS, "outcome": UNKNOWN}
+    data = {"retryAfterMs": errors.RETRY_BUSY_MS, "outcome": errors.UNKNOWN}
     return jsonrpc.error_reply(request_id, errors.OVERLOADED, UNREAD, **data)
 
 

@@ -13,7 +13,7 @@ from gateway.errors import Disconnect, RpcError
 from gateway.limits import Bucket
 from gateway.rpc.calls import Callee, Link
 from gateway.rpc.jsonrpc import Message
-from gateway.rpc.method import Method, Refusal
+from gateway.rpc.method import Method
 from gateway.rpc.replies import Batch, Caller
 from gateway.rpc.streams import Grant, Pool
 from gateway.telemetry.counts import Tally
@@ -116,9 +116,6 @@ class Route(Protocol):
 
     def call(self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None) -> None:
         """Send a request on, or a notification, whose ``request_id`` is empty. Raises Refusal if that cannot be."""
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """Return the refusal of a call that is not sent on, as the caller is to be told of it."""
 
 
 class Running:

@@ -6,6 +6,7 @@ place. A linter refuses `print` in the commands.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, TextIO
+
+import msgspec
 
 from gateway.terminal import statuses
 from gateway.text import plain
@@ -77,9 +80,25 @@ def _discard(stream: TextIO) -> None:
 
 def as_json(value: object, *, indent: int | None = None) -> str:
     """Return the value as JSON, with unprintable characters escaped; in ASCII if standard output is not in Unicode."""
+    return _escaped(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def json_text(data: bytes, *, lines: bool) -> str:
+    """Return JSON in one line, or in ``lines`` if it has several values; escaped as by `as_json`.
+
+    Nothing but blanks, and unprintable characters, is written differently from how it came.
+    """
+    if lines or any(blank in data for blank in b"\t\r\n"):
+        with contextlib.suppress(RecursionError):  # what is nested so deeply stays as it is
+            data = msgspec.json.format(data, indent=2 if lines else 0)
+    return _escaped(data.decode())
+
+
+def _escaped(text: str) -> str:
     unicode = "utf" in (sys.stdout.encoding or "").lower()
-    text = json.dumps(value, ensure_ascii=not unicode, indent=indent)
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return "".join(
+        c if c == "\n" or (c.isprintable() and (unicode or c.isascii())) else json.dumps(c)[1:-1] for c in text
+    )
 
 
 def readable(text: str) -> str:

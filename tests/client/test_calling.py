@@ -4,8 +4,10 @@ import asyncio
 from functools import partial
 from typing import Any
 
+import aiohttp
 import pytest
 
+from gateway import errors
 from gateway.client import Backoff, CallError, Client, Missed, ServedCall, connect
 from gateway.client.calling import encode_params
 from tests.support.fleet import until
@@ -56,14 +58,44 @@ async def test_what_is_safe_is_sent_again_if_asked_to(name: str) -> None:
 
     async def script(peer: Peer) -> None:
         await peer.welcome()
-        await peer.refuse(await peer.request(), code, name, retryAfterMs=20)
+        await peer.refuse(await peer.request(), code, name, retryAfterMs=20, outcome="not_delivered")
         await peer.answer(await peer.request(), "done")
-        await peer.refuse(await peer.request(), code, name, retryAfterMs=20)
+        await peer.refuse(await peer.request(), code, name, retryAfterMs=20, outcome="not_delivered")
         await peer.stay()
 
     async with scripted(script) as gateway, connect(gateway.url) as client:
         assert await client.call("x.y", retry=True) == "done"
         assert (await failing(client)).name == name
+
+
+async def test_a_foreign_node_that_lets_the_error_of_another_call_through_is_not_called_again(
+    gateway: StartGateway,
+) -> None:
+    """Its error looks like a refusal of the gateway's own, but for the outcome, which only the gateway tells."""
+    url = (await gateway()).url("/ws", websocket=True)
+    refusals = {f"outer.{one.name}": one for one in (errors.OVERLOADED, errors.RATE_LIMITED, errors.DRAINING)}
+    ran: list[str] = []
+
+    async def run(node: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in node:
+            call = message.json()
+            ran.append(call["method"])
+            error = refusals[call["method"]]
+            data = {"code": error.name, "temporary": True, "retryAfterMs": 1}
+            refusal = {"code": error.code, "message": "refused further in", "data": data}
+            await node.send_json({"jsonrpc": "2.0", "id": call["id"], "error": refusal})
+
+    async with aiohttp.ClientSession() as session, session.ws_connect(url) as node, connect(url) as client:
+        params = {"name": "foreign", "methods": [{"name": name} for name in refusals]}
+        await node.send_json({"jsonrpc": "2.0", "id": 1, "method": "node.register", "params": params})
+        assert "method" in await node.receive_json()  # the welcome
+        assert "result" in await node.receive_json()
+        foreign = asyncio.create_task(run(node))
+        for method, error in refusals.items():
+            failed = await failing(client, method=method, retry=True)
+            assert (failed.code, failed.name, failed.outcome) == (error.code, error.name, None)
+        assert ran == list(refusals)
+        foreign.cancel()
 
 
 async def test_what_may_have_run_is_not_sent_again() -> None:

@@ -26,6 +26,21 @@ async def test_the_result_is_printed_as_json(gateway: StartGateway) -> None:
     assert await run(where, "call", "gateway.ping", "-", "--json", stdin='{"a": "b"}\n') == Ended(0, '{"a": "b"}\n', "")
 
 
+SAME = '{"price": 3.10, "a": 1e2, "a": [-0, 12345678901234567890123], "b": "\\u0041\\/"}'
+
+
+async def test_a_result_is_printed_as_it_came(gateway: StartGateway) -> None:
+    """Decoding it would make 3.10 3.1, and lose a key that is there twice."""
+    where = await gateway()
+    assert await run(where, "call", "gateway.ping", "--json", SAME) == Ended(0, f"{SAME}\n", "")
+    broken = SAME.replace(", ", ",\r\n\t")
+    assert await run(where, "call", "gateway.ping", "--json", broken) == Ended(0, f"{SAME}\n", "")
+    lines = (await run(where, "call", "gateway.ping", SAME)).stdout.splitlines()
+    assert lines[:3] == ["{", '  "price": 3.10,', '  "a": 1e2,']
+    assert json.loads("".join(lines)) == json.loads(SAME)
+    assert (await run(where, "call", "gateway.ping", "--json", '["a\u009b"]')).stdout == '["a\\u009b"]\n'
+
+
 async def test_parameters_come_from_a_file(gateway: StartGateway, tmp_path: Path) -> None:
     where = await gateway()
     file = tmp_path / "params.json"

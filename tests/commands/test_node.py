@@ -183,6 +183,14 @@ async def test_json_crosses_the_gateway_unchanged(gateway: StartGateway) -> None
     assert wrong == Ended(1, "", f"error 65 command_failed: {why}\n")
 
 
+async def test_parameters_reach_a_command_byte_for_byte(gateway: StartGateway) -> None:
+    where = await gateway()
+    params = '{"price": 3.10, "a" : 1, "a": "\\u0041"}'
+    async with serving(where, "same:json=cat"):
+        assert (await call(where, "same", "--json", params)).stdout == f"{params}\n"
+        assert (await call(where, "same", "--json")).stdout == "null\n"
+
+
 async def test_a_child_that_a_command_leaves_behind_does_not_hold_the_call(gateway: StartGateway) -> None:
     where = await gateway()
     async with serving(where, "--shell", "start=sleep 600 & echo started"):

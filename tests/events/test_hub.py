@@ -136,7 +136,10 @@ def test_where_topics_are_full_nothing_more_begins_but_all_may_subscribe() -> No
         events.publish(name, b"0")
     with pytest.raises(Refusal) as refusal:
         events.publish("new", b"0")
-    assert (refusal.value.error.name, refusal.value.data) == ("overloaded", {"retryAfterMs": 1000})
+    assert (refusal.value.error.name, refusal.value.data) == (
+        "overloaded",
+        {"retryAfterMs": 1000, "outcome": "not_delivered"},
+    )
     assert list(join(events, ear, "z.*", "a", "gateway.draining")) == ["a", "gateway.draining"]
     unsubscribe(events, other, ["x"])
     events.publish("a", b"0")

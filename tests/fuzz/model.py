@@ -156,6 +156,8 @@ def _read_one(text: str) -> Got:
         case {"code": int(code), "message": str(), "data": {"code": str(), "temporary": bool(), **more}}:
             if code == OVERLOADED and not isinstance(more.get("retryAfterMs"), int):
                 raise Malformed("-32009 without retryAfterMs")
+            if error["data"]["temporary"] and more.get("outcome") not in ("not_delivered", "unknown"):
+                raise Malformed("a temporary error without an outcome")
             return Got(found["id"], code, "")
     raise Malformed(f"an error without code, message or data: {found['error']}")
 

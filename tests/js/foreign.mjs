@@ -139,5 +139,41 @@ async function rpcWebsockets(url) {
   return found;
 }
 
+/**
+ * It keeps its own calls and those of the gateway in one table, by their ids, and takes a call for an answer if it finds
+ * one there. It tells of a call as of an event, and cannot answer it, so what asks it stays pending.
+ */
+async function rpcWebsocketsCalled(url) {
+  const client = new Client(url, { reconnect: false });
+  await new Promise((resolve) => client.once("gateway.welcome", resolve));
+  const asked = [];
+  const twenty = Array.from({ length: 20 }, (_, n) => n);
+  let heard = () => {};
+  client.on("answer", (params) => heard(asked.push(params.n)));
+  const until = (count) => new Promise((resolve) => (heard = (length) => length === count && resolve()));
+  const settled = [];
+  const pending = (name, promise) =>
+    promise.then(
+      () => settled.push(name),
+      (error) => error instanceof Error && settled.push(`${name}: ${error.message}`), // the library's, not the gateway's
+    );
+  pending("wait", client.call("wait"));
+  const first = until(1);
+  pending("ask", client.call("ask", { n: 0 }));
+  await first;
+  const alone = [...settled];
+  const all = until(1 + twenty.length);
+  const echoes = Promise.all(
+    twenty.flatMap((n) => {
+      pending("ask", client.call("ask", { n: n + 1 }));
+      return [client.call("echo", { n }), client.call("subtract", [n, 1])];
+    }),
+  );
+  await all;
+  const found = { alone, echoes: await echoes, asked, together: [...settled] };
+  client.close(1000, "done");
+  return found;
+}
+
 const [name, url] = process.argv.slice(2);
-console.log(JSON.stringify(await { vscode, vscodeNode, rpcWebsockets }[name](url)));
+console.log(JSON.stringify(await { vscode, vscodeNode, rpcWebsockets, rpcWebsocketsCalled }[name](url)));

@@ -97,7 +97,7 @@ const METHODS = {
   nested({ node, CallError }) {
     const ran = { times: 0 };
     const data = { code: "overloaded", temporary: true, retryAfterMs: 1 };
-    const refused = { outcome: { ...data, outcome: "not_delivered" }, name: data };
+    const refused = { outcome: { ...data, outcome: "not_delivered" } };
     for (const [name, told] of Object.entries(refused))
       node.method(`trial.nested.${name}`, () => {
         ran.times++;
@@ -138,7 +138,7 @@ const PROMISES = {
   async nested({ caller, served }) {
     const options = { retry: true, timeout: 10_000 };
     const found = [];
-    for (const method of ["trial.nested.outcome", "trial.nested.name", "trial.long"])
+    for (const method of ["trial.nested.outcome", "trial.long"])
       found.push(await failure(caller.call(method, {}, options)));
     return { outcomes: found.map(({ outcome }) => outcome), ran: served.ran.times };
   },
@@ -235,9 +235,8 @@ const PROMISES = {
     const first = caller.call("busy.wait");
     caller.notify("busy.wait");
     const refused = await failure(caller.call("busy.wait")); // and so the notification is through
-    const again = caller.call("busy.wait", {}, { retry: true });
     end("over");
-    const results = await Promise.all([first, again]);
+    const results = [await first, await caller.call("busy.wait")];
     await node.close();
     return { refused, results, begun };
   },
@@ -431,7 +430,7 @@ const HOSTILITIES = {
   },
 
   async isRefused({ connect }) {
-    const refusals = { gateway: { outcome: "not_delivered", retryAfterMs: 20 }, node: { nodeOutcome: "not_delivered" } };
+    const refusals = { gateway: { outcome: "not_delivered", retryAfterMs: 20 }, node: { nodeOutcome: "not_delivered" }, foreign: {} };
     const found = {};
     for (const [name, more] of Object.entries(refusals)) {
       let asked = 0;

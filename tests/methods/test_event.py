@@ -150,7 +150,7 @@ async def test_there_is_a_limit_to_topics(caller: Caller) -> None:
     await caller.result("event.subscribe", {"topics": names})
     for name in names:
         await caller.answers(request("event.publish", {"topic": name, "data": 1}))
-    full = refused(-32009, "as many topics as events.max_topics", retryAfterMs=1000)
+    full = refused(-32009, "as many topics as events.max_topics", retryAfterMs=1000, outcome="not_delivered")
     assert await caller.ask(request("event.publish", {"topic": "b", "data": 1})) == full
     assert "b" in (await caller.result("event.subscribe", {"topics": ["b"]}))["topics"]
 
@@ -159,7 +159,7 @@ async def test_there_is_a_limit_to_subscriptions(caller: Caller) -> None:
     await caller.result("event.subscribe", {"topics": [f"a.{number}.*" for number in range(1000)]})
     await caller.result("event.subscribe", {"topics": ["a.0.*"]})
     reply = await caller.ask(request("event.subscribe", {"topics": ["b.*"]}))
-    assert reply == refused(-32009, "1000 subscriptions of one connection")
+    assert reply == refused(-32009, "1000 subscriptions of one connection", outcome="not_delivered")
 
 
 # Scopes

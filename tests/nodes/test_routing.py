@@ -20,7 +20,7 @@ from gateway.app import GATEWAY
 from gateway.nodes.registry import Nodes, Served
 from gateway.nodes.routing import Router
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Calls
+from gateway.rpc.calls import FIRST_ID, Calls
 from gateway.telemetry.lines import CALL_FAILED, Lines
 from tests.support.credentials import OP, PI, Holder, TokensFile, entered
 from tests.support.fleet import until
@@ -163,20 +163,18 @@ async def test_no_envelope_makes_a_call_larger_than_a_message_may_be() -> None:
     """The node's library would close with 1009, and the call of another would be lost with it."""
     async with scene({"limits": {"max_message_bytes": MESSAGE, "call_timeout": 300.0}}) as it:
         detail = f"pi would get more than {MESSAGE} bytes"
-        long = '{"jsonrpc":"2.0","id":1000000000000,"method":"camera.snap","params":['
-        await say(it.caller, filled(long, "]}"))
-        assert len(await hear(it.node)) == MESSAGE, "the node's id is as long as the caller's"
-        other = await it.call(2)
-        head = long.replace("1000000000000", "1")
+        head = f'{{"jsonrpc":"2.0","id":{FIRST_ID},"method":"camera.snap","params":['
+        await say(it.caller, filled(head, "]}"))
+        assert await hear(it.node) == filled(head, "]}"), "it is as long as it was"
+        shorter = head.replace(str(FIRST_ID), "0")
         for end in ("]}", '],"traceparent":"00-a"}'):
-            text = filled(head.replace('"id":1', '"id":0'), end)
-            assert await ask(it.caller, text) == overflowing(detail, "not_delivered", "0")
+            assert await ask(it.caller, filled(shorter, end)) == overflowing(detail, "not_delivered", "0")
         await quiet(it.node)
-        await say(it.caller, filled(head.replace('"id":1', '"id":0'), "]}", MESSAGE - len(str(other)) + 1))
+        await say(it.caller, filled(shorter, "]}", MESSAGE - len(head) + len(shorter)))
         assert len(await hear(it.node)) == MESSAGE
-        await _answer(it, other)
-        assert await hear(it.caller) == accepted("[1 , 2.50]", "2")
-        assert await it.outcomes(in_flight=2) == {"overloaded": 2, "ok": 1}
+        await _answer(it, FIRST_ID)
+        assert await hear(it.caller) == accepted("[1 , 2.50]", str(FIRST_ID))
+        assert await it.outcomes(in_flight=1) == {"overloaded": 2, "ok": 1}
         await it.logged(0)
 
 

@@ -16,7 +16,6 @@ from pytest_aiohttp import AiohttpClient
 from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
 from gateway.auth.scopes import Principal, role_scopes
-from gateway.errors import RpcError
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
@@ -58,10 +57,6 @@ class Way:
         """To nobody."""
         self.asked.append((message.method, params))
         self.send(caller, request_id, message.traceparent, batch, self.tally)
-
-    def refused(self, error: RpcError, detail: str = "", **data: object) -> Refusal:
-        """A refusal of what is not started."""
-        return Refusal(error, detail, **data, outcome="not_delivered")
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
         """Keep it."""
@@ -356,7 +351,7 @@ async def test_going_on_as_a_task_counts_as_in_flight_and_may_be_in_a_batch(benc
     bench.works.finish("a")
     await passes()
     done = accepted("null", '"a"')
-    refusal = refused(-32009, OVERLOADED, '"b"', retryAfterMs=errors.RETRY_BUSY_MS)
+    refusal = refused(-32009, OVERLOADED, '"b"', retryAfterMs=errors.RETRY_BUSY_MS, outcome="not_delivered")
     assert bench.peer.take() == [f"[{refusal},{done}]"]
 
 
@@ -392,7 +387,7 @@ async def test_raw_results_and_encoded_ones(bench: Bench) -> None:
 
 
 async def test_no_more_than_max_in_flight_run(bench: Bench) -> None:
-    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=errors.RETRY_BUSY_MS)
+    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=errors.RETRY_BUSY_MS, outcome="not_delivered")
     for number in range(MAX_IN_FLIGHT):
         assert bench.tell(work(str(number), number)) == []
     assert bench.tell(work("9", 9)) == [refusal]
@@ -416,7 +411,7 @@ async def test_notifications_and_elements_of_a_batch_count_too(bench: Bench) -> 
     assert bench.works.ran == ["0", "1", "2", "8"]
     bench.works.finish("8")
     await passes()
-    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=errors.RETRY_BUSY_MS)
+    refusal = refused(-32009, OVERLOADED, "9", retryAfterMs=errors.RETRY_BUSY_MS, outcome="not_delivered")
     assert bench.peer.take() == [f"[{refusal},{accepted('null', '8')}]"]
 
 
@@ -1069,9 +1064,11 @@ def draining(bench: Bench) -> Bench:
 
 
 async def test_what_is_new_is_refused_while_draining(draining: Bench) -> None:
-    assert draining.tell(request("plain")) == [refused(-32011)]
+    assert draining.tell(request("plain")) == [refused(-32011, outcome="not_delivered")]
     assert draining.tell(request("nothing")) == [refused(-32011, outcome="not_delivered")]
-    assert draining.tell(f"[{request('plain')}]", notification("plain")) == [f"[{refused(-32011)}]"]
+    assert draining.tell(f"[{request('plain')}]", notification("plain")) == [
+        f"[{refused(-32011, outcome='not_delivered')}]"
+    ]
     assert draining.works.ran == []
 
 
@@ -1099,8 +1096,8 @@ async def test_ping_and_answers_pass_while_draining(aiohttp_client: AiohttpClien
     call = json.loads(await caller.receive())
     caller.app[STATUS].drain()
     assert await caller.ask(request("gateway.ping", [2], 2)) == accepted("[2]", "2")
-    assert await caller.ask(request("gateway.info", id=3)) == refused(-32011, id="3")
-    assert await caller.ask(request("get_data", id=4)) == refused(-32011, id="4")
+    assert await caller.ask(request("gateway.info", id=3)) == refused(-32011, id="3", outcome="not_delivered")
+    assert await caller.ask(request("get_data", id=4)) == refused(-32011, id="4", outcome="not_delivered")
     answer = {"jsonrpc": "2.0", "id": call["id"], "result": "yes"}
     assert await caller.ask(json.dumps(answer)) == accepted('"yes"')
 

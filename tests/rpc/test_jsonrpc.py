@@ -7,7 +7,7 @@ import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
-from gateway.rpc import jsonrpc
+from gateway.rpc import jsonrpc, method
 from gateway.rpc.jsonrpc import Invalid, Message
 from tests.support import sample_methods
 from tests.support.peers import Opcode, RawPeer, Target
@@ -498,8 +498,12 @@ def test_every_error_of_the_contract_has_its_reply() -> None:
     for error in errors.RPC_ERRORS:
         text = jsonrpc.error_reply(b"1", error).decode()
         start = f'{{"jsonrpc":"2.0","id":1,"error":{{"code":{error.code},"message":"{error.message}"'
-        data = f'"data":{{"code":"{error.name}","temporary":{str(error.temporary).lower()}}}'
+        outcome = ',"outcome":"unknown"' if error.temporary else ""
+        data = f'"data":{{"code":"{error.name}","temporary":{str(error.temporary).lower()}{outcome}}}'
         assert text == f"{start},{data}}}}}"
+    refusal = method.not_run(errors.OVERLOADED, "why", retryAfterMs=5)
+    text = jsonrpc.error_reply(b"1", refusal.error, refusal.detail, **refusal.data).decode()
+    assert text == refused(-32009, "why", retryAfterMs=5, outcome="not_delivered")
 
 
 def test_the_helpers_of_these_tests_write_what_they_say() -> None:

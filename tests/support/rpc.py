@@ -62,6 +62,8 @@ def accepted(result: str, id: str = "1") -> str:
 def refused(code: int, detail: str = "", id: str = "1", **data: object) -> str:
     """The text of an error reply, as section 3 of the contract has it; `id` is JSON."""
     message, name = MESSAGES[code]
+    if code in TEMPORARY:
+        data.setdefault("outcome", "unknown")
     error = {
         "code": code,
         "message": f"{message}: {detail}" if detail else message,

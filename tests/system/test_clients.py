@@ -123,6 +123,12 @@ async def test_rpc_websockets_calls(served: GatewayProcess) -> None:
     assert (line["cause"], line["code"], line["reason"]) == ("client_close", 1000, "done")
 
 
+async def test_rpc_websockets_is_called_while_its_own_calls_are_in_flight(served: GatewayProcess) -> None:
+    outcome = await foreign(served, "rpcWebsocketsCalled")
+    assert outcome.pop("echoes") == [one for number in range(20) for one in ({"n": number}, number - 1)]
+    assert outcome == {"alone": [], "asked": list(range(21)), "together": []}
+
+
 class Client(aiorpcx.RPCSession):  # type: ignore[misc]  # its base has no types
     """A client that answers calls, and keeps what else it hears."""
 

@@ -219,6 +219,8 @@ def test_who_is_cut_off_gets_no_late_reply() -> None:
         '{"jsonrpc":"2.0","id":1,"result":1,"error":{"code":1,"message":"m","data":{"code":"c","temporary":true}}}',
         '{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"}}',
         error(1, -32009),
+        error(1, -32008).replace("false", "true"),
+        error(1, -32008, ',"outcome":"done"').replace("false", "true"),
     ],
 )
 def test_a_malformed_reply_is_seen(reply: str) -> None:

@@ -50,7 +50,8 @@ async def water(peer: Connection, params: WaterParams) -> Watered:
     if params.bed in tank.open_valves:
         raise Refusal(errors.CONFLICT, f"bed {params.bed} is being watered")
     if params.litres > tank.litres:
-        raise Refusal(TANK_EMPTY, f"{tank.litres} litres are left", retryAfterMs=60_000)
+        left = f"{tank.litres} litres are left"
+        raise Refusal(TANK_EMPTY, left, retryAfterMs=60_000, outcome="not_delivered")
     tank.open_valves.add(params.bed)
     try:
         await asyncio.sleep(params.litres * SECONDS_A_LITRE)

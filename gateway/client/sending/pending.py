@@ -31,19 +31,23 @@ class Pending:
     """One request that waits for its response; ``answer`` is the future for it.
 
     ``on_reply`` is called with the decoded result at once, before any message that follows it is looked at;
-    ``progress`` with each value that the node reports.
+    ``progress`` with each value that the node reports. ``raw``: the answer is the result's JSON as it came, a Raw.
     """
 
-    __slots__ = ("answer", "on_reply", "progress")
+    __slots__ = ("answer", "on_reply", "progress", "raw")
 
-    def __init__(self, on_reply: OnReply | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, on_reply: OnReply | None = None, progress: Progress | None = None, *, raw: bool = False) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.on_reply = on_reply
         self.progress = progress
+        self.raw = raw
 
     def succeed(self, result: Raw) -> None:
         """Set the answer to the decoded result, or to an error if it cannot be decoded."""
         if self.answer.done():
+            return
+        if self.raw:
+            self.answer.set_result(result.copy())  # it is a view of the whole message
             return
         try:
             value = msgspec.json.decode(result)
