@@ -30,9 +30,22 @@ class Peer:
         """Send a notification."""
         await self.ws.send_json({"jsonrpc": "2.0", "method": method, "params": params})
 
-    async def request(self) -> Any:
+    async def message(self) -> Any:
         """The next message, mostly an object."""
         return json.loads(await self.ws.receive_str(timeout=5))
+
+    async def request(self) -> Any:
+        """The next message. One that asks to keep the connection is refused, as by an older gateway."""
+        message = await self.message()
+        while isinstance(message, dict) and message.get("method") == "connection.keep":
+            await self.keep_nothing(message)
+            message = await self.message()
+        return message
+
+    async def keep_nothing(self, request: Mapping[str, Any]) -> None:
+        """Refuse to keep the connection."""
+        error = {"code": -32601, "message": "No such method", "data": {"code": "method_not_found", "temporary": False}}
+        await self.ws.send_json({"jsonrpc": "2.0", "id": request["id"], "error": error})
 
     async def answer(self, request: Mapping[str, Any], result: Any) -> None:
         """Answer a request."""

@@ -117,11 +117,11 @@ async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int) -> 
         proxy.heal()
 
 
-async def test_many_cuts(gateway: StartGateway, sized: Sized) -> None:
+async def test_many_cuts_without_keeping(gateway: StartGateway, sized: Sized) -> None:
     process = await gateway()
     ledger, follower, chance = Ledger(), Follower(), random.Random(SEED)
     async with AsyncExitStack() as stack:
-        pairs = [await stack.enter_async_context(through_proxy(process)) for _ in range(4)]
+        pairs = [await stack.enter_async_context(through_proxy(process, keep=False)) for _ in range(4)]
         (_, node), *others = pairs
         node.method("work.do")(ledger.serve)
         await node.serve("worker")
@@ -252,7 +252,10 @@ async def _result(running: Awaitable[Any]) -> Any:
 async def test_a_call_in_flight_fails_at_once_when_the_connection_breaks(gateway: StartGateway) -> None:
     process = await gateway()
     begun, ended = asyncio.Event(), asyncio.Event()
-    async with through_proxy(process) as (proxy, caller), connect(process.url("/ws", websocket=True)) as node:
+    async with (
+        through_proxy(process, keep=False) as (proxy, caller),
+        connect(process.url("/ws", websocket=True)) as node,
+    ):
 
         @node.method("work.long")
         async def long(params: Any, call: ServedCall) -> None:
@@ -354,9 +357,10 @@ def test_nothing_is_left_behind() -> None:
 
 
 LEFT_BEHIND = """
-import asyncio, gc, sys, threading, warnings
+import asyncio, gc, logging, sys, threading, warnings
 
 warnings.simplefilter("error")
+logging.getLogger("gateway.client.connection").setLevel(logging.ERROR)  # it warns of what is refused
 from gateway.client import Backoff, CallError, connect
 known = {"gateway.errors", "gateway.rpc", "gateway.rpc.jsonrpc"}
 assert not {name for name in sys.modules if name.startswith("gateway.")} - {
@@ -370,7 +374,8 @@ async def main():
     loop.slow_callback_duration = 60.0  # a busy machine is no defect
     async with GatewayProcess() as process, FaultyProxy(process.host, process.port) as proxy:
         tasks, threads = asyncio.all_tasks(), threading.active_count()
-        async with connect(proxy.url(), backoff=Backoff(0.001, 0.002)) as node, connect(proxy.url()) as caller:
+        quick = Backoff(0.001, 0.002)
+        async with connect(proxy.url(), backoff=quick) as node, connect(proxy.url(), keep=False) as caller:
             @node.method("work.long")
             async def long(params, call):
                 await asyncio.sleep(30)
@@ -389,6 +394,10 @@ async def main():
                 print("lost")
             node.start("work.long")
             await asyncio.sleep(0.1)
+            proxy.refuse = True  # it is away when it is closed
+            proxy.cut("reset")
+            await asyncio.sleep(0.1)
+            assert node.state.value == "away", node.state
         # The proxy ends its connections by itself.
         left = [task for task in asyncio.all_tasks() - tasks if "faulty_proxy" not in repr(task)]
         print(left + [threading.active_count() - threads] * (threading.active_count() > threads))
