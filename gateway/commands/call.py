@@ -48,16 +48,26 @@ def add_to(commands: Any) -> None:
         help="how long to wait for the result (30); the gateway's own limits also hold",
     )
     parser.add_argument("--node", metavar="NODE", help="the node to call, if several serve the method")
+    parser.add_argument(
+        "--wait",
+        type=remote.seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="with --node: how long to wait for the node if it is not there or does not serve the method yet;"
+        " --timeout begins after that",
+    )
     remote.add_json(parser, "the result, or the error, in one line")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
     """Call the method; returns the exit status."""
+    if given.wait and given.node is None:
+        given.fail("--wait is for --node")
 
     async def work(gateway: Client) -> None:
         line = Line()
-        running = gateway.start(given.method, given.params, timeout=given.timeout, node=given.node)
+        running = gateway.start(given.method, given.params, timeout=given.timeout, node=given.node, wait=given.wait)
         shown = _Shown(given.method, line)
         ticking = asyncio.create_task(shown.tick())
         try:

@@ -16,7 +16,8 @@ def add_to(commands: Any) -> None:
         commands,
         "nodes",
         help="list the nodes and what they serve",
-        description="List the nodes: how long they have served, how many calls they have yet to answer, their methods.",
+        description="List the nodes: how long they have served, how many calls they have yet to answer, their methods."
+        " A node is held if it has lost its link and may come back.",
     )
     remote.add_json(parser, "an array, as node.list gives it page by page")
     parser.set_defaults(run=run)
@@ -33,7 +34,8 @@ def run(given: argparse.Namespace) -> int:
         rows = [("NAME", "SINCE", "CALLS", "REMOTE", "METHODS")]
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
-            rows.append((node["name"], since(node["since"]), str(node["inFlight"]), node["remote"], methods))
+            place = "held" if node.get("held") else node["remote"]
+            rows.append((node["name"], since(node["since"]), str(node["inFlight"]), place, methods))
         print(table(rows), flush=True)
 
     return remote.run(given, work)
