@@ -110,6 +110,7 @@ class Connection:
         self._told = ""
         self._phase = State.CONNECTING
         self._too_late: asyncio.TimerHandle | None = None
+        self._loss = End(LOST)
         self.session: Session | None = None
         self.state = State.CONNECTING
         self.end: End | None = None
@@ -244,6 +245,7 @@ class Connection:
         if self._leaving or not session.outlives(end):
             self._give_up(end)
             return
+        self._loss = end
         session.detach(end)
         self._too_late = asyncio.get_running_loop().call_later(session.hold, self._give_up, end)
         self._endpoint.suspended()
@@ -298,7 +300,7 @@ class Connection:
             raise Refused(end)
         if error.may_be_sent_again and error.code != DRAINING.code:
             raise Refused(End(LOST, str(error), error.retry_after))
-        self._give_up(self.end or End(LOST))
+        self._give_up(self._loss)
 
     def _failed(self, end: End) -> End:
         """Return the end of an attempt that gave no link, and log it if it is news and there will be another one."""

@@ -8,6 +8,7 @@ import pytest
 from gateway.client import connect
 from tests.support.command import Ended
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.kept import is_kept
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
 from tests.support.remote import misused, run
@@ -33,7 +34,7 @@ async def test_one_that_is_held(gateway: StartGateway) -> None:
     async with FaultyProxy(where.host, where.port) as proxy, connect(proxy.url()) as node:
         node.method("a.b")(lambda params, call: None)
         await node.serve("pi")
-        await node.call("gateway.ping")  # behind the acknowledgement, without which nothing is held
+        await is_kept(node)
         proxy.refuse = True
         proxy.cut()
         await where.wait_event("connection.held")
