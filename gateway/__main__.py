@@ -2,16 +2,24 @@
 
 import sys
 
-from gateway.terminal import startup
+try:
+    from gateway.terminal import startup, statuses
+except KeyboardInterrupt:  # Ctrl-C before `startup.begin`
+    sys.exit(130)
 
 
 def main() -> int:
     """Run a command, with the arguments of the process; returns the exit status."""
-    startup.begin()
-    # Not imported above, because it takes time, and a signal may come meanwhile.
-    from gateway import cli  # noqa: PLC0415 - the reason is above
+    try:
+        startup.begin()
+        # Not imported above, because it takes time, and a signal may come meanwhile.
+        from gateway import cli  # noqa: PLC0415 - the reason is above
 
-    return cli.main()
+        return cli.main()
+    except KeyboardInterrupt:  # before `begin`, or after asyncio has put Python's own handler back
+        return statuses.INTERRUPTED
+    finally:
+        startup.over()
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from gateway.auth.scopes import ROLES
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connections.connection import Connection
+from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
 from gateway.connections.sessions import Sessions
 from gateway.console import pages
-from gateway.errors import Disconnect
 from gateway.events.delivery import Delivery
 from gateway.events.hub import Events
 from gateway.events.presence import Presence
@@ -280,15 +280,16 @@ class Gateway:
                 session = connection.session
                 self.dispatcher.lost(connection, () if session is None else session.unwritten())
             finally:
-                self._steps.begin(self.events.lost(connection))
+                if connection.subscriber is not None:
+                    self._steps.begin(self.events.lost(connection))
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Forget the connection."""
         try:
-            self._connections.remove(connection, end)
+            self._connections.remove(connection, closed)
         finally:
             self.admission.left(connection)
-        self._presence.closed(connection, end, connection.duration)
+        self._presence.closed(connection, closed.end, closed.duration)
 
     def rescoped(self, connection: Connection) -> Work[None]:
         """End, in steps, registrations and subscriptions that the connection's new credential does not allow."""

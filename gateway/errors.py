@@ -135,6 +135,11 @@ def may_be_on_the_wire(code: int) -> bool:
     return code in _WIRE_CODES or 3000 <= code <= 4999
 
 
+def closed_by_peer(code: int, reason: str) -> Disconnect:
+    """Return the `CLIENT_CLOSE` that has the code and the reason of the peer's close frame."""
+    return Disconnect(code, CLIENT_CLOSE.cause, reason)
+
+
 def disconnect_for(code: int) -> Disconnect:
     """Return the end that a parser's close code stands for. Any other code is an internal failure."""
     return _BY_PARSER_CODE.get(code, INTERNAL_FAILURE)

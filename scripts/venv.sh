@@ -8,11 +8,15 @@
 #
 # Sets `project` and `python`. All that is said goes to standard error: standard output is the gateway's log.
 #
+# What is installed is known: the versions and digests of requirements/*.txt, which scripts/lock renews. With NEWEST set
+# to anything it is instead the newest that setup.cfg allows, in an environment of its own, `.venv-newest`, which is
+# brought up to date once a day.
+#
 # The install is editable: a change of the source needs no new install, and the version, the command
 # `aisopod-gateway` and other projects' tests see the same files.
 
 project=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
-venv=$project/.venv
+venv=$project/.venv${NEWEST:+-newest}
 python=$venv/bin/python
 # One line: "<fingerprint> <kind>" when complete, "unfinished" meanwhile. An environment without it was made by
 # hand: it is completed, not thrown away.
@@ -23,7 +27,12 @@ die() { say "${0##*/}: $*"; exit 1; }
 
 # What the environment was made from. A project that was moved and an interpreter that was replaced count too.
 fingerprint() {
-  { cat "$project/setup.cfg"; printf '%s\n' "$project"; readlink -f "$python"; } | sha256sum | cut -c 1-64
+  {
+    cat "$project/setup.cfg"
+    if [[ -z ${NEWEST:-} ]]; then cat "$project"/requirements/*.txt; else date +%F; fi
+    printf '%s\n' "$project"
+    readlink -f "$python"
+  } | sha256sum | cut -c 1-64
 }
 
 venv_ready() {
@@ -59,9 +68,13 @@ find_python() {
   return 1
 }
 
+install() {
+  PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install -q --no-input "$@" >&2 || die "pip could not install ${*: -1}"
+}
+
 make_venv() {
-  local base target=$project
-  if [[ $1 == test ]]; then target+='[test]'; fi
+  local base extra=server
+  if [[ $1 == test ]]; then extra=test; fi
   if [[ -e $stamp && $(<"$stamp") == unfinished ]] || ! "$python" -m pip --version >/dev/null 2>&1; then
     if ! base=$(find_python); then
       if [[ -z ${PYTHON:-} ]]; then ensure_packages python3-venv; fi
@@ -76,8 +89,12 @@ make_venv() {
     say "bringing $venv up to date"
     echo unfinished >"$stamp"
   fi
-  PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install -q --no-input -e "$target" >&2 ||
-    die "pip could not install $target"
+  if [[ -n ${NEWEST:-} ]]; then
+    install --upgrade --upgrade-strategy eager -e "$project[$extra]"
+  else
+    install --require-hashes -r "$project/requirements/$extra.txt"
+    install --no-deps --no-build-isolation -e "$project" # of which pip can check no digest
+  fi
   printf '%s %s\n' "$(fingerprint)" "$1" >"$stamp"
 }
 
@@ -85,7 +102,7 @@ make_venv() {
 ensure_venv() {
   local lock
   if venv_ready "$1"; then return; fi
-  exec {lock}>"$project/.venv.lock"
+  exec {lock}>"$venv.lock"
   if ! flock --nonblock "$lock"; then
     say "waiting for another script that makes $venv"
     flock "$lock"

@@ -87,8 +87,10 @@ async def test_its_refusals_are_error_replies(caller: Caller) -> None:
 
 async def test_a_call_to_the_client_fails_as_a_call_error(caller: Caller) -> None:
     await caller.send(request("garden.ask"))
-    assert '"method":"agree"' in await caller.receive()
-    await caller.send('{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}')
+    asked = json.loads(await caller.receive())
+    assert asked["method"] == "agree"
+    answer = {"jsonrpc": "2.0", "id": asked["id"], "error": {"code": 1, "message": "no"}}
+    await caller.send(json.dumps(answer))
     reply = json.loads(await caller.receive())
     assert reply["error"] == {
         "code": 7,

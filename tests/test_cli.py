@@ -5,17 +5,24 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from gateway import __main__, __version__, cli
+from gateway.auth import tokens
+from gateway.client import connect
 from tests.support.command import Ended, run
+from tests.support.forked import BROKEN, CLOSED, FULL, GONE, run_all
+from tests.support.forks import ALONE
 from tests.support.patience import START
 from tests.support.process import ROOT, StartGateway, clean_environment
 
-COMMANDS = ("serve", "call", "watch", "nodes", "connections", "node", "token", "check", "openrpc", "completion")
+COMMANDS = (
+    *("serve", "call", "watch", "nodes", "connections", "node"),
+    *("token", "reload", "check", "openrpc", "completion"),
+)
 
 
 async def first_line(*arguments: str, environ: Mapping[str, str]) -> bytes:
@@ -184,3 +191,106 @@ def test_wrong_usage(arguments: list[str], named: str) -> None:
 )
 def test_a_wrong_value_is_blamed_on_its_flag(arguments: list[str], line: str) -> None:
     assert run(*arguments) == Ended(2, "", f"{line}\n")
+
+
+# What goes wrong with its standard streams, and Ctrl-C: for every command
+
+NOBODY = "ws://127.0.0.1:1/ws"
+
+
+def asking(file: str, pid: int) -> dict[str, list[str]]:
+    """What each command prints something for, and then ends with status 0."""
+    return {
+        "call": ["gateway.info"],
+        "watch": ["greenhouse.door"],
+        "nodes": [],
+        "connections": [],
+        "token": ["list", "--file", file],
+        "reload": ["--pid", str(pid)],
+        "check": [],
+        "openrpc": [],
+        "completion": ["bash"],
+    }
+
+
+@pytest.fixture
+async def asked(gateway: StartGateway, tmp_path: Path) -> AsyncIterator[tuple[dict[str, str], list[list[str]]]]:
+    """A gateway with events, as an environment, and commands that print something."""
+    file = str(tmp_path / "tokens.toml")
+    tokens.add(file, "me", "operator", None, None)
+    where = await gateway(environ=ALONE)
+    url = where.url("/ws", websocket=True)
+    async with connect(url) as client:
+
+        async def publish() -> None:
+            while True:
+                await client.publish("greenhouse.door", "open")
+                await asyncio.sleep(0.05)
+
+        publishing = asyncio.create_task(publish())
+        commands = [[command, *arguments] for command, arguments in asking(file, where.pid).items()]
+        yield {"GATEWAY_URL": url}, [*commands, ["serve", "--help"], ["node", "--help"], ["--version"]]
+        publishing.cancel()
+
+
+def test_every_command_is_asked() -> None:
+    """Those two print nothing on standard output but their help: serve has its log."""
+    assert {*asking("", 1), "serve", "node"} == set(COMMANDS)
+
+
+Asked = tuple[dict[str, str], list[list[str]]]
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"), [(FULL, 1, "standard output: No space left on device\n"), (GONE, 141, "")]
+)
+async def test_a_standard_output_that_takes_nothing(how: str, status: int, said: str, asked: Asked) -> None:
+    environ, commands = asked
+    ended = await run_all(commands, environ=environ, broken={1: how})
+    assert dict(zip(map(" ".join, commands), ended, strict=True)) == {
+        " ".join(command): Ended(status, "", said) for command in commands
+    }
+
+
+@pytest.mark.parametrize("how", BROKEN)
+async def test_a_standard_error_that_takes_nothing_changes_no_status(how: str) -> None:
+    """Wrong usage, no connection, a configuration and a file that are wrong; what is printed is whole."""
+    failing = {
+        2: [
+            *([command, "--no-such-option"] for command in COMMANDS),
+            *([command, "--port", "http"] for command in ("serve", "check")),
+            ["token", "list", "--file", "/nowhere"],
+        ],
+        3: [["call", "a"], ["nodes"], ["connections"], ["openrpc"]],
+    }
+    commands = [command for some in failing.values() for command in some]
+    statuses = [status for status, some in failing.items() for _ in some]
+    ended = await run_all(commands, environ={"GATEWAY_URL": NOBODY}, broken={2: how})
+    assert ended == [Ended(status, "", "") for status in statuses]
+
+
+async def test_closed_standard_streams(asked: Asked) -> None:
+    environ, commands = asked
+    commands.remove(["watch", "greenhouse.door"])  # which has no end here
+    ended = await run_all(commands, environ=environ, broken={1: CLOSED, 2: CLOSED})
+    assert ended == [Ended(0, "", "")] * len(commands)
+
+
+async def test_ctrl_c_while_it_connects() -> None:
+    commands = [["call", "a"], ["nodes"], ["connections"], ["openrpc"], ["watch", "a"], ["node", "a=true"]]
+    connected = asyncio.Semaphore(0)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.release()
+        await reader.read()
+        writer.close()
+
+    async def all_connected() -> None:
+        for _ in commands:
+            await connected.acquire()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"ws://127.0.0.1:{port}/ws"
+        ended = await run_all(commands, environ={"GATEWAY_URL": url}, interrupt=all_connected)
+    assert ended == [Ended(130, "", "")] * len(commands)

@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import tomli
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.auth.credentials import Credential, CredentialError
 from gateway.auth.scopes import ROLES, Principal, is_scope, role_scopes
 from gateway.config import ConfigError, read_toml
 from gateway.names import MAX_NAME, is_peer_name
 from gateway.timestamps import rfc3339_seconds
+
+if TYPE_CHECKING:
+    import tomlkit
 
 TOKEN_BYTES: Final = 32
 """How many random bytes a token has."""
@@ -97,6 +96,8 @@ def add(path: str, name: str, role: str, scopes: tuple[str, ...] | None, expires
     wrong, the name is taken, or the new entry would be wrong, and OSError if the file cannot be written. The file is
     then as it was.
     """
+    import tomlkit
+
     token = secrets.token_urlsafe(TOKEN_BYTES)
     with _edited(path) as document:
         if any(entry["name"] == name for entry in document.get("token", [])):
@@ -147,6 +148,8 @@ def revoke(path: str, name: str) -> None:
 
 
 def _parsed(path: str, named_by: str) -> Mapping[str, object]:
+    import tomli
+
     content = read_toml(path, named_by, "the path of a readable TOML file of tokens", guarded=True)
     try:
         return tomli.loads(content.decode())
@@ -238,6 +241,10 @@ def _edited(path: str) -> Iterator[tomlkit.TOMLDocument]:
     The directory is locked meanwhile, so that two processes do not lose each other's token. Raises ConfigError if the
     file is wrong before or after the change, and OSError if it cannot be read or written. It is then as it was.
     """
+    import tomli
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
     with suppress(FileNotFoundError):
         os.stat(path)  # raises OSError if links form a circle
     target = Path(path).resolve()  # a link stays, and its target is replaced

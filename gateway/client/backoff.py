@@ -48,9 +48,13 @@ class Backoff:
             self._failures = 0
         self._opened = None
 
-    def pause(self, at_least: float = 0.0, most: float = math.inf) -> float:
-        """Return the next pause in seconds: ``at_least`` plus the random part, up to ``most``. Counts as a failure."""
-        ceiling = min(most, self._most, self._first * 2.0 ** min(self._failures, _MOST_DOUBLINGS))
+    def pause(self, at_least: float = 0.0, *, within: tuple[float, float] = (math.inf, math.inf)) -> float:
+        """Return the next pause in seconds: ``at_least`` plus the random part. Counts as one more failure.
+
+        ``within`` has the lowest and the highest ceiling where they are to be lower than usual.
+        """
+        first, most = min(within[0], self._first), min(within[1], self._most)
+        ceiling = min(most, first * 2.0 ** min(self._failures, _MOST_DOUBLINGS))
         self._failures += 1
         return at_least + self._chance() * ceiling
 

@@ -7,7 +7,6 @@ import enum
 import inspect
 import itertools
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
@@ -31,8 +30,8 @@ TokenSource = str | Callable[[], str | Awaitable[str]] | None
 RECONNECT: Final = (0.5, 10.0)
 """The shortest and the longest pause, in seconds, after a gateway has shut down without saying when to come back."""
 
-AWAY: Final = 4.0
-"""The highest ceiling, in seconds, of the pauses between the attempts to go on with a connection that is held."""
+AWAY: Final = (0.25, 4.0)
+"""The lowest and the highest ceiling, in seconds, of the pauses while the connection is held."""
 
 STATES: Final = 64
 """How many changes of the state wait for a slow reader of `Connection.states`; then the oldest is dropped."""
@@ -363,7 +362,9 @@ class Connection:
         if end.code == SHUTDOWN:
             # All other clients have lost their links at the same moment.
             return self._backoff.between(*RECONNECT)
-        return self._backoff.pause(end.retry_after or 0.0, most=AWAY if self.is_held else math.inf)
+        if self.is_held:
+            return self._backoff.pause(end.retry_after or 0.0, within=AWAY)
+        return self._backoff.pause(end.retry_after or 0.0)
 
     async def leave(self) -> None:
         """Close the link and do not reconnect. Without a link `run` may still wait, and is to be cancelled."""

@@ -14,13 +14,15 @@ from msgspec import Raw
 from gateway.client import Client, Missed
 from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import remote
-from gateway.terminal.output import Line, as_json
+from gateway.terminal.output import Line, as_json, readable, show
 
 _QUIET: Final = 1.0
 """Seconds between two updates of the line that shows a running call."""
 _BAR: Final = 20
 _VALUE: Final = 200
 """How many characters of a progress report are shown at most."""
+_MOST: Final = 64 * 1024 * 1024
+"""How many bytes of parameters are read at most; a gateway takes 1 MiB by default."""
 
 
 def add_to(commands: Any) -> None:
@@ -29,16 +31,16 @@ def add_to(commands: Any) -> None:
         commands,
         "call",
         help="call a method and print its result",
-        description="Call a method of the gateway or of a node, and print its result as JSON. If standard error is a"
-        " terminal, it shows the progress of a long call. Ctrl-C cancels the call, at the node too.",
+        description="Call a method of the gateway or of a node, and print its result as JSON. On a terminal a result"
+        " that is a text is printed as text, with control characters escaped. If standard error is a terminal, it shows"
+        " the progress of a long call. Ctrl-C cancels the call, at the node too.",
     )
     parser.add_argument("method", metavar="METHOD", help="such as gateway.info or camera.snap")
     parser.add_argument(
         "params",
         nargs="?",
-        type=_params,
         metavar="PARAMS",
-        help="its parameters, a JSON object or array; - reads them from standard input",
+        help="its parameters, a JSON object or array; @FILE reads them from a file, - from standard input",
     )
     parser.add_argument(
         "--timeout",
@@ -56,7 +58,11 @@ def add_to(commands: Any) -> None:
         help="with --node: how long to wait for the node if it is not there or does not serve the method yet;"
         " --timeout begins after that",
     )
-    remote.add_json(parser, "the result, or the error, in one line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--raw", action="store_true", help="a result that is a text as it is, control characters too; others as JSON"
+    )
+    form.add_argument("--json", action="store_true", help="the result, or the error, as JSON in one line, texts too")
     parser.set_defaults(run=run)
 
 
@@ -64,10 +70,11 @@ def run(given: argparse.Namespace) -> int:
     """Call the method; returns the exit status."""
     if given.wait and given.node is None:
         given.fail("--wait is for --node")
+    params = None if given.params is None else _params(given)
 
     async def work(gateway: Client) -> None:
         line = Line()
-        running = gateway.start(given.method, given.params, timeout=given.timeout, node=given.node, wait=given.wait)
+        running = gateway.start(given.method, params, timeout=given.timeout, node=given.node, wait=given.wait)
         shown = _Shown(given.method, line)
         ticking = asyncio.create_task(shown.tick())
         try:
@@ -78,9 +85,18 @@ def run(given: argparse.Namespace) -> int:
         finally:
             ticking.cancel()
             line.clear()
-        print(as_json(result, indent=None if given.json else 2), flush=True)
+        show(_printed(result, given))
 
     return remote.run(given, work)
+
+
+def _printed(result: object, given: argparse.Namespace) -> str:
+    """Return the result in the form that was asked for, or that suits a terminal or a program."""
+    if isinstance(result, str) and given.raw:
+        return result
+    if isinstance(result, str) and not given.json and sys.stdout.isatty():
+        return readable(result)
+    return as_json(result, indent=None if given.json else 2)
 
 
 class _Shown:
@@ -115,13 +131,25 @@ def progress_of(value: object) -> str:
     return value if isinstance(value, str) else as_json(value)[:_VALUE]
 
 
-def _params(text: str) -> Raw:
-    """Type of an argument: a JSON object or array, passed on as it is."""
+def _params(given: argparse.Namespace) -> Raw:
+    """Return the parameters, which are passed on as they are. Exits with 2 if they cannot be read."""
     try:
-        data = (sys.stdin.read() if text == "-" else text).encode()
+        data = _read(given.params)
         msgspec.json.decode(data, type=dict[str, Raw] | list[Raw])
-    except (*UNDECODABLE, UnicodeError) as error:
-        raise argparse.ArgumentTypeError(
-            f"must be a JSON object or array, such as '{{\"width\": 640}}': {error}"
-        ) from None
+    except OSError as error:
+        given.fail(f"PARAMS: {given.params.removeprefix('@')}: cannot be read: {error.strerror}")
+    except (*UNDECODABLE, ValueError) as error:
+        given.fail(f"PARAMS: must be a JSON object or array, such as '{{\"width\": 640}}': {error}")
     return Raw(data)
+
+
+def _read(text: str) -> bytes:
+    """Return what the argument stands for. Raises OSError, and ValueError if it is too much or not Unicode."""
+    if text != "-" and not text.startswith("@"):
+        return text.encode()
+    with open(sys.stdin.fileno() if text == "-" else text[1:], "rb", closefd=text != "-") as file:
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise ValueError(f"this has more than {_MOST} bytes")
+    data.decode()
+    return data

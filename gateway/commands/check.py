@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from gateway.commands.serve import add_flags, settings
 from gateway.config import Config, ConfigError
 from gateway.terminal import statuses
+from gateway.terminal.output import show, tell
 from gateway.text import plain
 
 
@@ -29,16 +29,16 @@ def add_to(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Check the configuration; returns the exit status."""
-    from gateway.app import create_app  # noqa: PLC0415 - as in `serve.run`
+    from gateway.app import create_app
 
     try:
         config = settings(given)
         create_app(config)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return statuses.WRONG
     source = given.config or os.environ.get("GATEWAY_CONFIG") or "no file, the defaults"
-    print(f"{plain(source)}: all is well; serve would listen on {_address(config)}, auth.mode is {config.auth.mode}")
+    show(f"{plain(source)}: all is well; serve would listen on {_address(config)}, auth.mode is {config.auth.mode}")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from gateway.client import CallError, Client
 from gateway.errors import NOT_FOUND
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, since, span, table
+from gateway.terminal.output import as_json, show, since, span, table
 
 _SHORT: Final = 8
 """How many characters of a connId a table shows: enough to tell connections apart."""
@@ -24,7 +24,8 @@ def add_to(commands: Any) -> None:
         "connections",
         help="list connections, say why others ended, close one",
         description="List the open connections. One that has lost its link may be held for its client: SEEN says so."
-        " With --history, list those that have ended, and why, the latest first. Or close one. Needs the scope admin.",
+        " With --history, list those that have ended, and why, the latest first. Or close one. Needs the scope admin."
+        " On a terminal that is too narrow for all columns some are left out; --json tells everything.",
     )
     parser.add_argument("action", nargs="?", choices=("list", "close"), default="list", help="list by default")
     parser.add_argument(
@@ -52,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
 async def _close(gateway: Client, given: argparse.Namespace) -> None:
     conn_id = await _complete(gateway, given.conn_id)
     await gateway.call("connection.close", {"connId": conn_id, "reason": given.reason or ""})
-    print(as_json({"closed": conn_id}) if given.json else f"closed {conn_id}", flush=True)
+    show(as_json({"closed": conn_id}) if given.json else f"closed {conn_id}")
 
 
 async def _complete(gateway: Client, beginning: str) -> str:
@@ -71,10 +72,10 @@ async def _complete(gateway: Client, beginning: str) -> str:
 async def _list(gateway: Client, given: argparse.Namespace) -> None:
     found = await (_history(gateway) if given.history else _open(gateway))
     if given.json:
-        print(as_json(found, indent=2), flush=True)
+        show(as_json(found, indent=2))
         return
-    headings, row = (_ENDED, _ended) if given.history else (_LIVE, _live)
-    print(table([headings, *map(row, found)]), flush=True)
+    headings, row, spare = (_ENDED, _ended, _ENDED_SPARE) if given.history else (_LIVE, _live, _LIVE_SPARE)
+    show(table([headings, *map(row, found)], spare=spare))
 
 
 async def _open(gateway: Client) -> list[dict[str, Any]]:
@@ -89,7 +90,9 @@ async def _history(gateway: Client) -> list[dict[str, Any]]:
 
 
 _LIVE: Final = ("CONNID", "NAME", "ROLE", "REMOTE", "OPEN", "SEEN", "IN", "OUT", "CALLS", "OUTBOX")
+_LIVE_SPARE: Final = ("OUTBOX", "OUT", "IN", "ROLE", "SEEN")
 _ENDED: Final = ("CONNID", "NAME", "REMOTE", "ENDED", "OPEN", "CODE", "CAUSE", "REASON")
+_ENDED_SPARE: Final = ("OPEN", "REMOTE")
 
 
 def _live(one: dict[str, Any]) -> Row:

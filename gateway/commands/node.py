@@ -8,15 +8,16 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec import Raw
 
 from gateway.client import CallError, Client, ServedCall
 from gateway.rpc.jsonrpc import UNDECODABLE, encode
 from gateway.terminal import programs, remote
+from gateway.terminal.output import tell
 from gateway.terminal.programs import ProgramFailed
 from gateway.text import plain
 
@@ -35,8 +36,12 @@ def add_to(commands: Any) -> None:
         "node",
         help="serve commands of this machine as methods",
         description="Serve commands as methods until SIGTERM or Ctrl-C. A command gets the parameters as JSON on its"
-        " standard input (null if there are none). What it prints is the result: as JSON if it is JSON, else as a"
-        " text. An exit status other than 0 is an error with that code and the last line of standard error.",
+        " standard input (null if there are none). What it prints is the result: a text, without its last line break,"
+        " whatever it looks like. With METHOD:json=COMMAND it is JSON, which is passed on as it is printed. That is"
+        " said here, and not guessed from the output, because the text 3.10 or null would be guessed wrong on some"
+        " day. Output that is not UTF-8, or not the JSON that it should be, is an error. An exit status other than 0 is"
+        " an error with that code and the last line of standard error. When a command has ended, what it has left"
+        " running is ended too, unless it was started with setsid.",
     )
     parser.add_argument("--name", metavar="NAME", help="the node's name; with a token, the name of that token")
     parser.add_argument(
@@ -44,7 +49,8 @@ def add_to(commands: Any) -> None:
         nargs="+",
         type=_served,
         metavar="METHOD=COMMAND",
-        help="such as disk.free='df -h /'; it is split into words as by a shell, but no shell runs it",
+        help="such as disk.free='df -h /', or link.state:json='ip -j link'; it is split into words as by a shell, but"
+        " no shell runs it",
     )
     parser.add_argument("--shell", action="store_true", help="let /bin/sh run the commands: pipes, variables, globs")
     parser.add_argument(
@@ -60,6 +66,13 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+class _Command(NamedTuple):
+    """What runs for a method, and what becomes of its output; ``result_of`` raises ProgramFailed."""
+
+    words: Sequence[str]
+    result_of: Callable[[bytes], object]
+
+
 def run(given: argparse.Namespace) -> int:
     """Serve the commands; returns the exit status."""
     commands = _commands(given)
@@ -68,10 +81,10 @@ def run(given: argparse.Namespace) -> int:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         jobs = asyncio.Semaphore(given.jobs)
-        for method, words in commands.items():
-            gateway.method(method)(_answering(words, jobs, given.timeout))
+        for method, command in commands.items():
+            gateway.method(method)(_answering(command, jobs, given.timeout))
         registered = await gateway.serve(given.name)
-        print(plain(f"{registered['name']} serves {', '.join(registered['methods'])}"), file=sys.stderr)
+        tell(plain(f"{registered['name']} serves {', '.join(registered['methods'])}"))
         await _until(stop, gateway)
         await _finish(gateway, jobs, given.jobs)
 
@@ -104,13 +117,13 @@ async def _finish(gateway: Client, jobs: asyncio.Semaphore, count: int) -> None:
             for _ in range(count):
                 await jobs.acquire()
     except (TimeoutError, CallError) as error:
-        print(f"commands are ended: {plain(str(error)) or 'they take too long'}", file=sys.stderr)
+        tell(f"commands are ended: {plain(str(error)) or 'they take too long'}")
 
 
-def _commands(given: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the words of each method's command. Exits with 2 if one cannot be run."""
-    commands: dict[str, list[str]] = {}
-    for method, command in given.served:
+def _commands(given: argparse.Namespace) -> dict[str, _Command]:
+    """Return the command of each method. Exits with 2 if one cannot be run."""
+    commands: dict[str, _Command] = {}
+    for method, form, command in given.served:
         if method in commands:
             given.fail(f"{method} is there twice")
         try:
@@ -119,42 +132,61 @@ def _commands(given: argparse.Namespace) -> dict[str, list[str]]:
             given.fail(f"{method}: {error}: {command}")
         if not words or shutil.which(words[0]) is None:
             given.fail(f"{method}: no such program: {words[0] if words else command}")
-        commands[method] = words
+        commands[method] = _Command(words, _FORMS[form])
     return commands
 
 
 def _answering(
-    words: Sequence[str], jobs: asyncio.Semaphore, timeout: float
+    command: _Command, jobs: asyncio.Semaphore, timeout: float
 ) -> Callable[[Any, ServedCall], Awaitable[object]]:
     # The token is for the node, and not for its commands.
     environ = {name: value for name, value in os.environ.items() if name != "GATEWAY_TOKEN"}
 
     async def answer(params: Any, call: ServedCall) -> object:
-        async with jobs:
-            try:
-                printed = await programs.run(words, encode(params) + b"\n", environ, timeout)
-            except ProgramFailed as error:
-                data = {"code": "command_failed", "temporary": False, "status": error.status}
-                raise CallError(error.status, str(error), data) from None
-        return result_of(printed)
+        try:
+            async with jobs:
+                printed = await programs.run(command.words, encode(params) + b"\n", environ, timeout)
+            return command.result_of(printed)
+        except ProgramFailed as error:
+            data = {"code": "command_failed", "temporary": False, "status": error.status}
+            raise CallError(error.status, str(error), data) from None
 
     return answer
 
 
-def result_of(printed: bytes) -> object:
-    """Return what a command has printed: its value if it is JSON, else the text without the last line break."""
+def text_of(printed: bytes) -> str:
+    """Return what a command has printed, without the last line break. Raises ProgramFailed if it is not UTF-8."""
     try:
-        return msgspec.json.decode(printed)
-    except UNDECODABLE:
-        return printed.decode("utf-8", "replace").removesuffix("\n")
+        return printed.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ProgramFailed(
+            programs.WRONG_OUTPUT,
+            f"its output is not UTF-8: byte {error.start} is {printed[error.start]:#04x}; base64 would make it a text",
+        ) from None
 
 
-def _served(text: str) -> tuple[str, str]:
-    """Type of an argument: a method and its command."""
-    method, _, command = text.partition("=")
+def json_of(printed: bytes) -> Raw:
+    """Return the JSON that a command has printed, byte for byte. Raises ProgramFailed if it is not JSON."""
+    text_of(printed)
+    try:
+        return msgspec.json.decode(printed.strip(), type=Raw)
+    except UNDECODABLE as error:
+        raise ProgramFailed(programs.WRONG_OUTPUT, f"its output is not JSON: {error}") from None
+
+
+_FORMS: Final[dict[str, Callable[[bytes], object]]] = {"": text_of, "json": json_of}
+"""What may follow a method's name after a colon, which no name has, and what then becomes of the output."""
+
+
+def _served(text: str) -> tuple[str, str, str]:
+    """Type of an argument: a method, the form of its output, and its command."""
+    named, _, command = text.partition("=")
+    method, colon, form = named.partition(":")
     if not method.strip() or not command.strip():
         raise argparse.ArgumentTypeError(f'"{text}" is not METHOD=COMMAND')
-    return method, command
+    if form not in _FORMS or bool(colon) != bool(form):
+        raise argparse.ArgumentTypeError(f'"{named}": only :json may follow the name of a method')
+    return method, form, command
 
 
 def _jobs(text: str) -> int:

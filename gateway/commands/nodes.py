@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, since, table
+from gateway.terminal.output import as_json, show, since, table
 
 
 def add_to(commands: Any) -> None:
@@ -17,7 +17,7 @@ def add_to(commands: Any) -> None:
         "nodes",
         help="list the nodes and what they serve",
         description="List the nodes: how long they have served, how many calls they have yet to answer, their methods."
-        " A node is held if it has lost its link and may come back.",
+        " A node that has lost its link may be held, until it comes back: SINCE says so.",
     )
     remote.add_json(parser, "an array, as node.list gives it page by page")
     parser.set_defaults(run=run)
@@ -29,13 +29,13 @@ def run(given: argparse.Namespace) -> int:
     async def work(gateway: Client) -> None:
         nodes = await remote.all_pages(gateway, "node.list", "nodes")
         if given.json:
-            print(as_json(nodes, indent=2), flush=True)
+            show(as_json(nodes, indent=2))
             return
         rows = [("NAME", "SINCE", "CALLS", "REMOTE", "METHODS")]
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
-            place = "held" if node.get("held") else node["remote"]
-            rows.append((node["name"], since(node["since"]), str(node["inFlight"]), place, methods))
-        print(table(rows), flush=True)
+            served = "held" if node.get("held") else since(node["since"])
+            rows.append((node["name"], served, str(node["inFlight"]), node["remote"], methods))
+        show(table(rows, spare=("REMOTE",), wraps=True))
 
     return remote.run(given, work)

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
-from gateway.terminal.output import as_json
+from gateway.terminal.output import as_json, show
 
 
 def add_to(commands: Any) -> None:
@@ -26,6 +26,6 @@ def run(given: argparse.Namespace) -> int:
     """Print the document; returns the exit status."""
 
     async def work(gateway: Client) -> None:
-        print(as_json(await gateway.call("rpc.discover"), indent=2), flush=True)
+        show(as_json(await gateway.call("rpc.discover"), indent=2))
 
     return remote.run(given, work)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any, Final
 
 from gateway.config import Config, ConfigError, load, source_of
-from gateway.telemetry import log
 from gateway.terminal import statuses
+from gateway.terminal.output import tell
 
 FLAGS: Final = {
     "server.host": "address to listen on, or several with commas",
@@ -55,7 +54,8 @@ def settings(given: argparse.Namespace) -> Config:
 def run(given: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit status."""
     # Not imported above, because it takes a quarter of a second that the other commands need not wait.
-    from gateway.server import serve  # noqa: PLC0415 - the reason is above
+    from gateway.server import serve
+    from gateway.telemetry import log
 
     environ = dict(os.environ)
     try:
@@ -63,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
         writer = log.configure(config.log)
         return serve(config, lambda key: source_of(key, given.config, environ, _flags(given)), environ, writer)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return statuses.WRONG
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,13 +16,25 @@ from gateway.auth.tokens import Entry
 from gateway.config import ConfigError
 from gateway.names import is_part
 from gateway.terminal import statuses
-from gateway.terminal.output import table
+from gateway.terminal.output import show, table, tell
 from gateway.timestamps import rfc3339_seconds
 
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_ROLES: Final = "; ".join(f"{role}: {' '.join(role_scopes(role, 'NAME'))}" for role in ROLES)
-_RELOAD: Final = "a running gateway takes it up on SIGHUP: systemctl reload gateway"
+_ROLES: Final = "\n".join(f"  {role + ':':10}{' '.join(role_scopes(role, 'NAME'))}" for role in ROLES)
+_EPILOG: Final = f"""\
+scopes without --scope:
+{_ROLES}
+  All nodes that serve one method together need share: for it, beside serve:.
+
+examples:
+  token --name kitchen-pi --role node --file tokens.toml
+  token add porch-pi --role node --scope 'serve:>' --scope 'share:disk.free' \\
+      --expires 90d --file tokens.toml
+  token list --file tokens.toml
+  token revoke kitchen-pi --file tokens.toml
+"""
+_RELOAD: Final = "a running gateway takes it up after: aisopod-gateway reload"
 
 
 def add_to(commands: Any) -> None:
@@ -32,13 +43,10 @@ def add_to(commands: Any) -> None:
         "token",
         allow_abbrev=False,
         help="make, list and revoke the tokens of auth.tokens_file",
-        description="Make a token and print it, once, because the file keeps only its digest. Or list the tokens of"
-        " the file, or revoke one.",
-        epilog=f"scopes without --scope: {_ROLES}. All nodes that serve one method together need share: for it, beside"
-        " serve:."
-        " examples: token --name kitchen-pi --role node --scope 'serve:camera.*' --file tokens.toml;"
-        " token --name porch-pi --role node --scope 'serve:>' --scope 'share:disk.free' --file tokens.toml;"
-        " token list --file tokens.toml; token revoke kitchen-pi --file tokens.toml",
+        description="Make a token and print it, once, because the file keeps only its digest.\n"
+        "Or list the tokens of the file, or revoke one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=("add", "list", "revoke"), default="add", help="add by default")
     parser.add_argument("who", nargs="?", metavar="NAME", help="the same as --name")
@@ -70,10 +78,10 @@ def run(given: argparse.Namespace) -> int:
     try:
         action(given)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return statuses.WRONG
     except OSError as error:
-        print(f"{given.file}: cannot be written: {error.strerror}", file=sys.stderr)
+        tell(f"{given.file}: cannot be written: {error.strerror}")
         return statuses.FAILED
     return 0
 
@@ -83,10 +91,10 @@ def _add(given: argparse.Namespace) -> None:
         given.fail("a new token needs --name and --role")
     scopes = None if given.scope is None else tuple(given.scope)
     token = tokens.add(given.file, given.name, given.role, scopes, given.expires)
-    print(token)
-    print(f"{given.name} is in {given.file}; {_RELOAD}", file=sys.stderr)
+    show(token)
+    tell(f"{given.name} is in {given.file}; {_RELOAD}")
     may = role_scopes(given.role, given.name) if scopes is None else scopes
-    print(f"its scopes: {' '.join(may)}{_advice(given.role, given.name, scopes)}", file=sys.stderr)
+    tell(f"its scopes: {' '.join(may)}{_advice(given.role, given.name, scopes)}")
 
 
 def _advice(role: str, name: str, scopes: tuple[str, ...] | None) -> str:
@@ -103,13 +111,13 @@ def _revoke(given: argparse.Namespace) -> None:
     if given.name is None:
         given.fail("revoke needs the name")
     tokens.revoke(given.file, given.name)
-    print(f"{given.name} is no longer in {given.file}; {_RELOAD}", file=sys.stderr)
+    tell(f"{given.name} is no longer in {given.file}; {_RELOAD}")
 
 
 def _list(given: argparse.Namespace) -> None:
     entries = tokens.load(given.file, "--file")
     if given.json:
-        print(json.dumps([_described(entry) for entry in entries], indent=2))
+        show(json.dumps([_described(entry) for entry in entries], indent=2))
         return
     rows = [("NAME", "ROLE", "EXPIRES", "SCOPES")]
     for entry in entries:
@@ -118,7 +126,7 @@ def _list(given: argparse.Namespace) -> None:
         expires = "never" if expires_at is None else rfc3339_seconds(expires_at)
         expired = " (expired)" if expires_at is not None and expires_at <= time.time() else ""
         rows.append((who.name, who.role, expires + expired, " ".join(who.scopes)))
-    print(table(rows))
+    show(table(rows, wraps=True))
 
 
 def _described(entry: Entry) -> dict[str, object]:

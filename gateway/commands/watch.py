@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from gateway.client import Client, Event, Gap
 from gateway.terminal import remote
-from gateway.terminal.output import as_json
+from gateway.terminal.output import as_json, show, tell
 from gateway.text import plain
 from gateway.timestamps import rfc3339
 
@@ -38,11 +37,11 @@ def run(given: argparse.Namespace) -> int:
     async def work(gateway: Client) -> None:
         async for event in gateway.subscribe(*given.topics):
             if isinstance(event, Gap):
-                print(f"gap: messages of {plain(event.topic)} are gone", file=sys.stderr)
+                tell(f"gap: messages of {plain(event.topic)} are gone")
             elif given.json:
-                print(as_json(_described(event)), flush=True)
+                show(as_json(_described(event)))
             else:
-                print(f"{rfc3339(event.time.timestamp())}  {plain(event.topic)}  {as_json(event.data)}", flush=True)
+                show(f"{rfc3339(event.time.timestamp())}  {plain(event.topic)}  {as_json(event.data)}")
 
     return remote.run(given, work, reconnect=True)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli
 
 from gateway.config.checks import Value, Values, check
 from gateway.config.schema import KEYS, TABLES, Config, Key, KeyPath
@@ -172,6 +171,8 @@ def read_toml(path: str, named_by: str, right: str, *, guarded: bool = False) ->
 
 def _read(path: str, named_by: str) -> dict[str, object]:
     """Read a TOML file. `named_by` is the setting that an error names if it cannot be read."""
+    import tomli
+
     content = read_toml(path, named_by, "the path of a readable TOML file")
     try:
         return tomli.loads(content.decode())

@@ -7,17 +7,17 @@ while it is the connection's own.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from gateway import errors
 from gateway.auth.credentials import ANYBODY, Credential
-from gateway.auth.scopes import NOBODY, origin
-from gateway.connections.pressure import Pressed
+from gateway.auth.scopes import NOBODY
+from gateway.connections.history import Closed
+from gateway.connections.identity import Identity, new_id
 from gateway.connections.regime import Regime
 from gateway.connections.session import Session
 from gateway.errors import Disconnect
@@ -27,9 +27,9 @@ from gateway.nodes.registry import Node
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Calls, call, failed
 from gateway.rpc.requests import Request
-from gateway.telemetry.counts import NO_TRAFFIC, Traffic
+from gateway.telemetry.counts import Traffic
 from gateway.telemetry.lines import CLOSED, DEFECT, HELD, OPENED, RESUMED
-from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
+from gateway.websocket.frames import State
 from gateway.websocket.link import Link
 from gateway.websocket.owner import NO_OWNER, Receiver
 
@@ -55,7 +55,7 @@ class Endpoint(Receiver, Protocol):
         Called once, before ``closed``.
         """
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Forget a connection that is over. Called once, the last of all calls."""
 
 
@@ -72,14 +72,12 @@ class Keeper(Protocol):
         """Forget the session of a connection that is over. May be called twice."""
 
 
-class Connection(Pressed):
+class Connection(Identity):
     """One peer. ``serve(request)`` lives as long as the connection's first link. All else but ``call`` is plain.
 
-    ``conn_id`` is the text of a UUID4. ``remote`` is ``addr:port``, ``[addr]:port`` or ``unix``. ``opened_at`` is in
-    seconds since the epoch. ``running`` has the peer's requests in flight, by ``request_id``; a notification has a key
-    of its own. ``calls`` has the calls to the peer, by ``call_id``. ``node`` is its registration, ``subscriber`` its
-    subscriptions, and ``bucket`` its share of `limits.rate`. The end of a ``quiet`` connection is not logged, because
-    very many end at once.
+    ``running`` has the peer's requests in flight, by ``request_id``; a notification has a key of its own. ``calls`` has
+    the calls to the peer, by ``call_id``. ``node`` is its registration, and ``bucket`` its share of `limits.rate`. The
+    end of a ``quiet`` connection is not logged, because very many end at once.
 
     A connection with a ``session`` outlives its link. While it has none it is ``held``, which says how it has lost it.
     ``introductions`` counts the messages that brought a credential.
@@ -87,38 +85,31 @@ class Connection(Pressed):
 
     __slots__ = (
         "_accounts",
-        "_before",
         "_keeper",
         "_lines",
-        "_opened",
         "_over",
         "_released",
         "bucket",
         "calls",
-        "conn_id",
         "credential",
         "endpoint",
         "held",
         "introductions",
         "leaving",
         "node",
-        "opened_at",
-        "principal",
+        "pass_on",
         "quiet",
-        "remote",
         "running",
         "send",
         "session",
     )
 
     send: Callable[[bytes], None]
+    pass_on: Callable[[bytes], None]
 
     def __init__(self, remote: str, endpoint: Endpoint, regime: Regime, credential: Credential = ANYBODY) -> None:
-        super().__init__(regime.accounts.of(credential.principal.name))
-        self.conn_id: Final = new_id()
-        self.remote = remote
+        super().__init__(new_id(), remote, credential.principal, regime.accounts.of(credential.principal.name))
         self.credential = credential
-        self.principal = credential.principal
         self.bucket: Bucket | None = None
         self.quiet = False
         self.node: Node | None = None
@@ -129,9 +120,6 @@ class Connection(Pressed):
         self.running: dict[object, Request] = {}
         self.calls: dict[bytes, Call] = {}
         self._accounts = regime.accounts
-        self._before = NO_TRAFFIC
-        self.opened_at = 0.0
-        self._opened = 0.0
         self.leaving = False
         self._released = False
         self._over = False
@@ -146,6 +134,8 @@ class Connection(Pressed):
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
         """Sends one JSON text. It does nothing unless the connection is open. A session numbers and keeps it."""
+        self.pass_on = link.pass_on
+        """Sends one JSON text that comes from another connection. What `send` sends goes before it."""
 
     async def serve(self, request: web.Request) -> Link:
         """Upgrade ``request``, and return when the connection's first link is over. Called once.
@@ -159,23 +149,6 @@ class Connection(Pressed):
             return link
         await link.run()
         return link
-
-    @property
-    def send_frame(self) -> Callable[[bytes], None]:
-        """Sends one frame made by `websocket.frames.text_frame`. The same frame can go to many connections."""
-        return self.link.send_frame_bytes
-
-    @property
-    def write(self) -> Callable[[bytes], None]:
-        """Writes one frame past the outbox, in which nothing may wait.
-
-        The subscriber counts what is written so in its ``past``, and tells `count` when it goes.
-        """
-        return self.link.transport.write
-
-    def count(self, messages: int, octets: int) -> None:
-        """Count what was written past the outbox, when the subscriber no longer does."""
-        self.link.count(messages, octets)
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification. One of the gateway's own is for this link: it is not kept, but told anew if it holds."""
@@ -219,31 +192,6 @@ class Connection(Pressed):
         return len(self.running) + len(self.calls)
 
     @property
-    def messages_in(self) -> int:
-        """How many messages have come."""
-        return self._before.messages_in + self.link.messages_in
-
-    @property
-    def messages_out(self) -> int:
-        """How many messages were sent."""
-        return self._before.messages_out + self.link.messages_out
-
-    @property
-    def bytes_in(self) -> int:
-        """How many bytes have come."""
-        return self._before.bytes_in + self.link.bytes_in
-
-    @property
-    def bytes_out(self) -> int:
-        """How many bytes were sent, as frames."""
-        return self._before.bytes_out + self.link.bytes_out
-
-    @property
-    def outbox_bytes(self) -> int:
-        """Bytes that were sent and that the kernel has not taken yet."""
-        return self.link.outbox_bytes
-
-    @property
     def handshake_left(self) -> float | None:
         """Seconds that the handshake may still take; None if it has no deadline. For `Endpoint.opened`."""
         return self.link.handshake_left
@@ -251,16 +199,6 @@ class Connection(Pressed):
     def restrict(self, octets: int) -> None:
         """Accept no more than so many bytes from the peer until ``enter``."""
         self.link.allowance = octets
-
-    @property
-    def last_seen_at(self) -> float:
-        """When the last byte came, in seconds since the epoch."""
-        return self.opened_at + (self.link.last_read - self._opened)
-
-    @property
-    def duration(self) -> float:
-        """Seconds since the opening, to the millisecond."""
-        return round(self.link.loop.time() - self._opened, 3)
 
     def adopt(self, credential: Credential) -> None:
         """Take another credential. What is open stays as it is."""
@@ -310,7 +248,7 @@ class Connection(Pressed):
         self.session = session
         self._keeper = keeper
         self.endpoint = endpoint
-        self.send = session.send
+        self.send = self.pass_on = session.send
 
     def _may_be_held(self, end: Disconnect | None) -> bool:
         """Return whether the connection outlives a link that ends so; None if that is not known yet."""
@@ -327,8 +265,8 @@ class Connection(Pressed):
         self.held = end or errors.TRANSPORT_LOST
         self.session.detach()
         self.relieve()
-        fields = self._known() | {"cause": self.held.cause}
-        self._lines.log(logger, HELD, self._origin, "connection held: %s", self.held.cause, fields=fields)
+        fields = self.known() | {"cause": self.held.cause}
+        self._lines.log(logger, HELD, self.origin, "connection held: %s", self.held.cause, fields=fields)
         self._keeper.hold(self, self.session.hold)
         return self.held is not None  # hold() may have ended it
 
@@ -356,7 +294,7 @@ class Connection(Pressed):
         self.remote = newcomer.remote
         self.held = None
         self.attach(link)
-        self.send = session.send
+        self.send = self.pass_on = session.send
         session.attach(link)
         if self.bucket is not None:
             self.bucket.grant(link.loop.time() - old.last_read)
@@ -364,7 +302,7 @@ class Connection(Pressed):
             link.wait()
         old.abort()
         fields = {"connId": self.conn_id} | fields
-        self._lines.log(logger, RESUMED, self._origin, "connection resumed", fields=fields)
+        self._lines.log(logger, RESUMED, self.origin, "connection resumed", fields=fields)
 
     def rewrite(self) -> None:
         """Send again what the peer has not had: some now, the rest in later event-loop iterations, as it reads."""
@@ -397,26 +335,13 @@ class Connection(Pressed):
         self.endpoint.opened(self)
 
     def _log_opened(self) -> None:
-        fields = self._known() | {"principal": self.principal.name, "role": self.principal.role}
-        self._lines.log(logger, OPENED, self._origin, "connection opened", fields=fields)
-
-    @property
-    def _origin(self) -> str:
-        return origin(self.principal, self.remote)
-
-    def _known(self) -> dict[str, object]:
-        """Return the fields that every line about the connection has."""
-        return {"connId": self.conn_id, "remote": self.remote}
+        fields = self.known() | {"principal": self.principal.name, "role": self.principal.role}
+        self._lines.log(logger, OPENED, self.origin, "connection opened", fields=fields)
 
     def on_defect(self, error: BaseException) -> None:
         """Log a defect of ours with its traceback. Nothing of it goes out on the wire."""
         message = "a message could not be handled"
-        self._lines.log(logger, DEFECT, self._origin, message, fields=self._known(), exc_info=error)
-
-    @property
-    def past(self) -> Written:
-        """What was written past the outbox for the subscriber."""
-        return NOTHING_WRITTEN if self.subscriber is None else self.subscriber.past
+        self._lines.log(logger, DEFECT, self.origin, message, fields=self.known(), exc_info=error)
 
     def on_blocked(self, link: Link) -> None:
         """Let events wait in the outbox, or drop them if the end has begun."""
@@ -458,11 +383,12 @@ class Connection(Pressed):
         try:
             self._release(end)
         finally:
+            closed = self.summary(end)
             try:
-                self.endpoint.closed(self, end)
+                self.endpoint.closed(self, closed)
             finally:
                 if not self.quiet:
-                    self._log_closed(end)
+                    self._log_closed(closed)
 
     def _release(self, end: Disconnect | None) -> None:
         if self._released:
@@ -470,7 +396,7 @@ class Connection(Pressed):
         self._released = True
         self.relieve()
         if self.session is not None:
-            self.send = _nothing
+            self.send = self.pass_on = _nothing
         try:
             self.endpoint.release(self)
             if self.session is not None and self._keeper is not None:
@@ -480,37 +406,26 @@ class Connection(Pressed):
             self._released = False
             raise
 
-    def _log_closed(self, end: Disconnect) -> None:
-        message = "connection closed: %s"
-        fields = self._known() | {
-            "principal": self.principal.name,
-            "duration": self.duration,
+    def _log_closed(self, closed: Closed) -> None:
+        message, end = "connection closed: %s", closed.end
+        fields = {
+            "connId": closed.conn_id,
+            "remote": closed.remote,
+            "principal": closed.principal.name,
+            "duration": closed.duration,
             "code": end.code,
             "reason": end.reason,
             "cause": end.cause,
-            "messagesIn": self.messages_in,
-            "messagesOut": self.messages_out,
-            "bytesIn": self.bytes_in,
-            "bytesOut": self.bytes_out,
+            "messagesIn": closed.messages_in,
+            "messagesOut": closed.messages_out,
+            "bytesIn": closed.bytes_in,
+            "bytesOut": closed.bytes_out,
         }
         if end.cause == errors.SHUTDOWN.cause:  # once a connection, at the end of the process: all of them are logged
             logger.info(message, end.cause, extra={"event": "connection.closed", **fields})
         else:
-            self._lines.log(logger, CLOSED, self._origin, message, end.cause, fields=fields)
+            self._lines.log(logger, CLOSED, closed.origin, message, end.cause, fields=fields)
 
 
 def _nothing(payload: bytes) -> None:
     """Send nothing, because the connection is over."""
-
-
-_entropy = bytearray()
-
-
-def new_id() -> str:
-    """Return a UUID of version 4 (RFC 9562 section 5.4) as text. The kernel is asked once for 256 of them."""
-    if not _entropy:
-        _entropy.extend(os.urandom(16 * 256))
-    digits = _entropy[-16:].hex()
-    del _entropy[-16:]
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

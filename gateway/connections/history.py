@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from gateway.auth.scopes import Principal, origin
+from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
 
 HISTORY: Final = 1000
@@ -17,6 +17,7 @@ class Closed(NamedTuple):
     """What is kept of a connection that is over.
 
     ``closed_at`` is in seconds since the epoch, ``duration`` in seconds, and the rest is as the connection had it.
+    ``origin`` is whose share of the history it takes (`auth.scopes.origin`).
     """
 
     conn_id: str
@@ -29,6 +30,7 @@ class Closed(NamedTuple):
     messages_out: int
     bytes_in: int
     bytes_out: int
+    origin: str
 
 
 class History:
@@ -58,13 +60,19 @@ class History:
 
     def append(self, closed: Closed) -> None:
         """Add an entry. If there are too many now, drop another."""
-        name = origin(closed.principal, closed.remote)
-        numbers = self._of.setdefault(name, deque())
-        numbers.append(self._added)
-        self._entries[self._added] = closed
+        name, number = closed.origin, self._added
         self._added += 1
-        self._move(name, len(numbers) - 1, len(numbers))
-        self._largest = max(self._largest, len(numbers))
+        self._entries[number] = closed
+        numbers = self._of.get(name)
+        if numbers is None:
+            numbers = self._of[name] = deque()
+        numbers.append(number)
+        count = len(numbers)
+        if len(self._entries) > self._most and count > self._largest > 0:
+            del self._entries[numbers.popleft()]  # it would be the one that has the most
+            return
+        self._move(name, count - 1, count)
+        self._largest = max(self._largest, count)
         if len(self._entries) > self._most:
             self._drop()
 
@@ -82,8 +90,9 @@ class History:
     def _move(self, name: str, before: int, count: int) -> None:
         """Note that an origin had ``before`` entries and has ``count`` now."""
         if before:
-            del self._with[before][name]
-            if not self._with[before]:
+            names = self._with[before]
+            del names[name]
+            if not names:
                 del self._with[before]
         if count:
             self._with.setdefault(count, {})[name] = None

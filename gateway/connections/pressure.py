@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.events.delivery import Subscriber
 from gateway.limits import Account
 from gateway.rpc.calls import Link as Sender
+from gateway.websocket.frames import NOTHING_WRITTEN, Written
 from gateway.websocket.link import Link
 
 
@@ -42,7 +44,7 @@ class Pressed:
     @property
     def stalled(self) -> bool:
         """Whether the peer does not read now."""
-        return self.link.stalled
+        return self.link.blocked
 
     @property
     def pressed(self) -> bool:
@@ -97,6 +99,28 @@ class Pressed:
             self._patience.cancel()
             self._lose_patience()
             self._patience = None
+
+    @property
+    def send_frame(self) -> Callable[[bytes], None]:
+        """Sends one frame made by `websocket.frames.text_frame`, as `pass_on` does. It can go to many connections."""
+        return self.link.pass_frame_on
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Writes one frame past the outbox, in which nothing may wait.
+
+        The subscriber counts what is written so in its ``past``, and tells `count` when it goes.
+        """
+        return self.link.transport.write
+
+    def count(self, messages: int, octets: int) -> None:
+        """Count what was written past the outbox, when the subscriber no longer does."""
+        self.link.count(messages, octets)
+
+    @property
+    def past(self) -> Written:
+        """What was written past the outbox for the subscriber."""
+        return NOTHING_WRITTEN if self.subscriber is None else self.subscriber.past
 
     def feed(self) -> None:
         """Send the subscriber what it is behind with: some now, the rest in later event-loop iterations."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -15,7 +14,6 @@ from typing import Final
 from gateway import errors
 from gateway.connections.connection import Connection
 from gateway.connections.history import Closed, History
-from gateway.errors import Disconnect
 from gateway.telemetry.counts import Census, Traffic
 
 logger = logging.getLogger(__name__)
@@ -53,10 +51,10 @@ class Connections(dict[str, Connection]):
         self[connection.conn_id] = connection
         self.opened_total += 1
 
-    def remove(self, connection: Connection, end: Disconnect) -> None:
+    def remove(self, connection: Connection, closed: Closed) -> None:
         """Move a connection that is over to the history. It is no error if it is not registered."""
         if self.pop(connection.conn_id, None) is not None:
-            self.remember(connection, end)
+            self.remember(connection, closed)
         self._check_empty()
 
     def owe(self, connection: Connection) -> None:
@@ -72,12 +70,12 @@ class Connections(dict[str, Connection]):
         if self._empty is not None and not self and not self.owing:
             self._empty.set()
 
-    def remember(self, connection: Connection, end: Disconnect) -> None:
+    def remember(self, connection: Connection, closed: Closed) -> None:
         """Count a connection that is over, and put it into the history unless it is ``quiet``, or another goes on."""
-        self.disconnects[end.cause] += 1
-        self._traffic.add(connection)
-        if not connection.quiet and end is not errors.RESUMED:
-            self.history.append(_closed(connection, end))
+        self.disconnects[closed.end.cause] += 1
+        self._traffic.add(closed)
+        if not connection.quiet and closed.end is not errors.RESUMED:
+            self.history.append(closed)
 
     async def census(self) -> Census:
         """Count all connections, over several event-loop iterations.
@@ -137,21 +135,6 @@ async def _each(connections: Iterable[Connection], act: Callable[[Connection], N
         for connection in chunk:
             act(connection)
         await asyncio.sleep(0)
-
-
-def _closed(connection: Connection, end: Disconnect) -> Closed:
-    return Closed(
-        connection.conn_id,
-        connection.principal,
-        connection.remote,
-        time.time(),
-        connection.duration,
-        end,
-        connection.messages_in,
-        connection.messages_out,
-        connection.bytes_in,
-        connection.bytes_out,
-    )
 
 
 def _announce(connection: Connection, deadline: float) -> None:

@@ -34,11 +34,14 @@ class Link(Protocol):
     """The link by which a session's messages leave."""
 
     state: State
-    stalled: bool
     barred: bool
 
-    def send_text(self, payload: bytes) -> None:
-        """Send one text message. Does nothing unless the link is open."""
+    @property
+    def blocked(self) -> bool:
+        """Whether what is sent has to wait."""
+
+    def pass_on(self, payload: bytes) -> None:
+        """Send one text message, after all that was sent so before. Does nothing unless the link is open."""
 
     def unbar(self) -> None:
         """Let others send again, unless so much waits that they may not."""
@@ -90,7 +93,7 @@ class Session:
         self.hold: Final = hold
         self.max_bytes: Final = max_bytes
         self.link = link
-        self._write: Callable[[bytes], None] | None = link.send_text
+        self._write: Callable[[bytes], None] | None = link.pass_on
         self._account = account
         self._overrun = overrun
         self._kept: deque[bytes] = deque()
@@ -176,13 +179,13 @@ class Session:
         """
         link, left = self.link, AT_ONCE
         for payload in islice(self._kept, max(0, self.written + 1 - self._first), None):
-            if left <= 0 or link.stalled or link.state is not State.OPEN:
+            if left <= 0 or link.blocked or link.state is not State.OPEN:
                 return left <= 0
             self.written += 1
             left -= len(payload)
-            link.send_text(payload)
+            link.pass_on(payload)
         if link.state is State.OPEN:
-            self._write = link.send_text
+            self._write = link.pass_on
             link.unbar()
         return False
 

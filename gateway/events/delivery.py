@@ -22,6 +22,9 @@ from gateway.websocket.frames import NOTHING_WRITTEN, Written
 AT_ONCE: Final = 1000
 """The most subscribers to whose transports one message is written in one go. Of more, each has its turn in the cork."""
 
+BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+"""The most bytes that one message writes in one go, to all its subscribers. Of more, each has its turn in the cork."""
+
 SENT_AT_ONCE: Final = 500
 """The most messages that one subscriber which is behind is sent in one go."""
 
@@ -281,7 +284,8 @@ class Delivery:
         subscribers = topic.subscribers
         frame = frames.text_frame(message)
         # The cork comes first: what it writes may show that a subscriber's transport takes no more.
-        if len(subscribers) <= AT_ONCE and self._cork.make_way() and subscribers.keys().isdisjoint(self.aside):
+        few = len(subscribers) <= AT_ONCE and len(subscribers) * len(frame) <= BYTES_AT_ONCE
+        if few and self._cork.make_way() and subscribers.keys().isdisjoint(self.aside):
             self.delivered += len(subscribers)
             written = topic.written
             topic.written = Written(written.messages + 1, written.octets + len(frame))

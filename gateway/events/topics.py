@@ -6,9 +6,9 @@ subscriber knows how many of its patterns meet each of its topics, so ending a s
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Protocol
 
 from gateway.cluster.stream import Position
@@ -85,7 +85,8 @@ class Follower(Protocol):
         """Drop a topic, because that has to make room."""
 
 
-Followers = dict[Follower, None]
+Followers = dict[Follower, Callable[[bytes], None]]
+"""Subscribers, each with what writes a frame straight to its transport."""
 
 
 class FullError(Exception):
@@ -165,13 +166,21 @@ class Topics:
         met = self.patterns.met_by(name)
         if name in self._named:
             met.append(self._named[name])
-        for follower, count in Counter(chain.from_iterable(met)).items():
-            topic.subscribers[follower] = follower.write
-            follower.topics[topic] = NOTHING_WRITTEN
-            if count > 1:
-                follower.overlaps[topic] = count - 1
+        self._join(topic, met)
         self._file(topic)
         return topic
+
+    def _join(self, topic: Topic, met: Iterable[Followers]) -> None:
+        """Let those join a topic that begins whose names and patterns it meets. There may be very many of them."""
+        subscribers = topic.subscribers
+        for followers in met:
+            for follower, write in followers.items():
+                if follower not in subscribers:
+                    subscribers[follower] = write
+                    follower.topics[topic] = NOTHING_WRITTEN
+                else:
+                    overlaps = follower.overlaps
+                    overlaps[topic] = overlaps.get(topic, 0) + 1
 
     def _make_room(self, wants: Holder) -> None:
         """Forget a topic of the holder that has the most, or of the one that wants room if that has as many."""
@@ -193,7 +202,8 @@ class Topics:
         del self._topics[topic.name]
         del self.names[topic.name]
         for follower in topic.subscribers:
-            follower.overlaps.pop(topic, None)
+            if follower.overlaps:
+                follower.overlaps.pop(topic, None)
             follower.forgotten(topic)
         topic.subscribers.clear()
         self._forgotten(topic.name)
@@ -313,7 +323,7 @@ class Topics:
                 self.patterns[pattern] = followers
             elif (topic := self._topics.get(pattern)) is not None:
                 self._file(topic)
-        followers[follower] = None
+        followers[follower] = follower.write
 
     def _drop(self, follower: Follower, pattern: str) -> None:
         wild = is_wild(pattern)

@@ -140,6 +140,8 @@ class Admission:
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")
+        if not self._authenticator.asks and not self._limits.max_connections_per_address and not self._is_full():
+            return ANYBODY
         address = address_key(remote)
         no_room = self._no_room(address)
         if no_room is not None and not self._any_held:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from gateway import errors
 from gateway.connections.connection import Connection, Endpoint
+from gateway.connections.history import Closed
 from gateway.connections.registry import Connections
 from gateway.deadlines import Sweep
-from gateway.errors import Disconnect
 from gateway.handshake.admission import Admission
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
@@ -95,10 +95,10 @@ class Guests:
         """Stop the time of a guest that is on its way out."""
         self._waiting.done(connection)
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Forget a guest."""
         self._leave(connection)
-        self._connections.remember(connection, end)
+        self._connections.remember(connection, closed)
 
 
 def _late(connection: Connection) -> None:

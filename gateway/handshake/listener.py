@@ -24,6 +24,7 @@ from aiohttp.http import HttpProcessingError
 from gateway.handshake.plain import Handshake, Handshakes, PlainConnections, nothing
 from gateway.handshake.proxies import format_address
 from gateway.handshake.rejections import Rejections
+from gateway.handshake.sockets import hurry
 from gateway.telemetry.lines import ACCEPT_FAILED, ACCEPT_PAUSED, Lines
 from gateway.websocket.opening import RequestProtocol
 
@@ -277,6 +278,7 @@ class Listener:
         """Accept on these sockets, which are listening and do not block."""
         self._sockets = sockets
         for listening in sockets:
+            hurry(listening)
             self.loop.add_reader(listening, self._accept, listening)
 
     def stop(self) -> None:

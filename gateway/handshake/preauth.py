@@ -11,6 +11,7 @@ from msgspec import Meta
 from gateway import errors
 from gateway.auth.credentials import described
 from gateway.connections.connection import Connection, Endpoint
+from gateway.connections.history import Closed
 from gateway.connections.registry import Connections
 from gateway.deadlines import Standstill, Sweep
 from gateway.errors import Disconnect
@@ -139,13 +140,13 @@ class Preauth:
         """Stop the time of a connection that is on its way out."""
         self._waiting.done(connection)
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Forget a connection that is over and has not entered."""
         self._leave(connection)
         if connection not in self._told:
-            self._tell(connection, end, end.cause)
+            self._tell(connection, closed.end, closed.end.cause)
         self._told.discard(connection)
-        self._connections.remember(connection, end)
+        self._connections.remember(connection, closed)
 
     def _leave(self, connection: Connection) -> None:
         self._waiting.done(connection)

@@ -13,6 +13,12 @@ BACKLOG: Final = 4096
 """How many connections the kernel queues for one socket, up to net.core.somaxconn."""
 
 
+UNSENT: Final = 16 * 1024
+"""Bytes that the kernel takes for a peer beyond those that are on their way to it. What is in the kernel cannot be
+overtaken, and without a bound that would be megabytes.
+"""
+
+
 def bind(hosts: tuple[str, ...], port: int, unix_socket: str) -> list[socket.socket]:
     """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``hosts``.
 
@@ -87,6 +93,16 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
         except OSError:
             return
+
+
+def hurry(sock: socket.socket) -> None:
+    """Let the kernel take no more than `UNSENT` for each connection that this listening socket accepts.
+
+    Does nothing if the system or the family of the socket has no such bound.
+    """
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT)
 
 
 def address_of(sock: socket.socket) -> str:

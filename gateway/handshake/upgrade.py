@@ -6,6 +6,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -60,6 +61,7 @@ class Gatekeeper:
         on_loopback = not server.unix_socket and all(map(is_loopback, server.hosts))
         self.loopback_only = on_loopback and not server.allowed_hosts
         self._proxies = Proxies(server.trusted_proxies)
+        self._has_proxies = bool(self._proxies)
 
     def admit(self, request: web.Request) -> None:
         """Check the head of a request. Raises RefusedError."""
@@ -71,7 +73,7 @@ class Gatekeeper:
 
     def is_proxy(self, remote: str) -> bool:
         """Return whether a peer is a trusted proxy, behind which there may be any number of clients."""
-        return bool(self._proxies) and self._proxies.trusts(remote)
+        return self._has_proxies and self._proxies.trusts(remote)
 
     def remote_of(self, request: web.Request) -> str:
         """Return where a request comes from. If a trusted proxy has passed it on, that is where the proxy says.
@@ -147,6 +149,7 @@ def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:
     return value == token or token in (part.strip() for part in value.split(","))
 
 
+@lru_cache(64)  # nearly all requests have the same few
 def host_name(host: str) -> str | None:
     """Return the name in a Host header, in lower case and without its port. An IPv6 address stays in brackets.
 

@@ -55,11 +55,18 @@ export interface Welcome {
   principal: Principal | null;
 }
 
-/** `waiting`: the link is lost, or could not be made, and the next attempt comes after a pause. */
-export type State = "connecting" | "open" | "waiting" | "closed";
+/**
+ * `away`: the link is lost, but the connection is held, and the client tries to go on with it by another link. If it can,
+ * `open` comes next, with `resumed`, and nothing was lost. Otherwise `waiting`, `connecting` or `closed` comes next, and the
+ * calls that had been sent have failed.
+ *
+ * `waiting`: there is no connection, and the next attempt comes after a pause.
+ */
+export type State = "connecting" | "open" | "away" | "waiting" | "closed";
 
 /**
- * `code` and `reason` say how the last link or attempt ended, in `waiting` and `closed`; `pause` is in `waiting`. A code
+ * `code` and `reason` say how the last link or attempt ended, in `away`, `waiting` and `closed`; `pause` is in `away` and
+ * `waiting`, which are told again after each attempt. `resumed` is true in `open` if the connection went on. A code
  * below 1000 is the HTTP status of a refusal. Only a WebSocket like that of the package ws tells it, and `Retry-After`
  * beside it: a page, and Node's own WebSocket, see 1006 for any attempt that failed.
  */
@@ -68,6 +75,7 @@ export interface StateDetail {
   code?: number;
   reason?: string;
   pause?: number;
+  resumed?: boolean;
 }
 
 /** The params of `gateway.draining`. */
@@ -78,7 +86,7 @@ export interface Draining {
 
 export interface ClientEvents {
   state: CustomEvent<StateDetail>;
-  /** The gateway is about to close. Calls from now on wait for the next link. */
+  /** The gateway is about to close. Calls from now on wait for the next link; this connection is not held. */
   draining: CustomEvent<Draining>;
   /**
    * An error that no promise rejects with: from your methods, progress callbacks or token function, of an answer that
@@ -110,6 +118,11 @@ export interface ClientOptions {
    * that the next attempt would get as well, such as 403 and 404.
    */
   reconnect?: boolean;
+  /**
+   * Have the gateway hold the connection after a loss, so that no call fails if the client is back in time; true by
+   * default. Without effect if the gateway holds none, or without `reconnect`.
+   */
+  keep?: boolean;
   /** `globalThis.WebSocket` by default. In a Node without one, pass that of the package ws. */
   WebSocket?: new (url: string) => WebSocketLike;
   /** Returns numbers from 0 to below 1, for the pauses; `Math.random` by default. */
@@ -178,7 +191,7 @@ export interface ServedCall {
   readonly caller: string | null;
   /** How long the caller will wait, from the beginning of the call; null: not known. */
   readonly timeLeftMs: number | null;
-  /** Aborted when the call is cancelled or out of time, or when the link is lost. */
+  /** Aborted when the call is cancelled or out of time, or when the connection is over. While it is `away` it is not. */
   readonly signal: AbortSignal;
   /**
    * Report to the caller. Does nothing for a notification, or once the call is over. Throws a TypeError for a value that
@@ -201,7 +214,7 @@ export class GatewayClient extends EventTarget {
   constructor(url: string | URL, options?: ClientOptions);
 
   readonly state: State;
-  /** Of the latest link; null before the first. */
+  /** Of the latest link, with the `connId` of the connection; null before the first. */
   readonly welcome: Welcome | null;
   readonly principal: Principal | null;
   /** For people: how the latest link or attempt ended. */
@@ -215,20 +228,26 @@ export class GatewayClient extends EventTarget {
    */
   open(options?: Wait): Promise<Welcome>;
 
-  /** Close the connection: calls fail, subscriptions end. The gateway has `timeout` (2,000) to answer. Repeatable. */
+  /**
+   * Close the connection: calls fail, subscriptions end. The gateway has `timeout` (2,000) to answer. Repeatable. While the
+   * connection is `away` the gateway cannot be told, and holds it until its time is over.
+   */
   close(options?: { timeout?: number }): Promise<void>;
 
   /**
    * Call a method of the gateway or of a node. Without a link, and beyond the gateway's `maxInFlight`, the call waits
-   * for its turn within the timeout. Rejects with a CallError, whose `outcome` is `unknown` if the link was lost before
-   * the answer; with a TypeError for params that are no JSON. A signal cancels the call, at the node too.
+   * for its turn within the timeout. Rejects with a CallError, whose `outcome` is `unknown` if the connection ended
+   * before the answer; with a TypeError for params that are no JSON. A signal cancels the call, at the node too.
    *
    * JSON is what `JSON.stringify` makes, here and wherever else values are sent; but lone surrogates and objects that it
    * would empty (Map, Set, Error, Promise, typed arrays, …) are refused.
    */
   call<T = any>(method: string, params?: Params, options?: CallOptions): Promise<T>;
 
-  /** Send a notification, which has no answer. Throws a CallError if there is no open link, or it cannot take it. */
+  /**
+   * Send a notification, which has no answer. While the connection is `away`, the next link takes it. Throws a CallError
+   * if there is no connection, or it cannot take more.
+   */
   notify(method: string, params?: Params): void;
 
   /** Send requests in one message. Resolves to their results or CallErrors, in the same order. */
@@ -251,7 +270,7 @@ export class GatewayClient extends EventTarget {
    */
   method(name: string, run: (params: any, call: ServedCall) => unknown, options?: MethodOptions): this;
 
-  /** Register the methods, now and after each reconnect. `name` is needed if the gateway asks for no credentials. */
+  /** Register the methods, now and for each new connection. `name` is needed if the gateway asks for no credentials. */
   serve(options?: { name?: string } & Wait): Promise<{ name: string; methods: string[] }>;
 
   addEventListener<K extends keyof ClientEvents>(

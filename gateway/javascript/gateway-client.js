@@ -8,6 +8,8 @@ const PAUSE_MIN = 500; // before a reconnect; doubled with each failure
 const PAUSE_MAX = 30_000;
 const PAUSE_FLOOR = 100; // the least, even if the gateway asks for less
 const PAUSE_MOST = 300_000; // the longest that the gateway can ask for
+const AWAY_MIN = 250; // the same while the connection is held
+const AWAY_MAX = 4_000;
 const SPREAD = [500, 10_000]; // after a gateway has shut down without saying when to come back
 const LINGER = 35_000; // how long the next link waits for the last socket: ws gives up a close frame after 30 s
 const RETRY_MIN = 100; // before a call is sent again; doubled with each refusal
@@ -22,6 +24,9 @@ const MAX_CALLS = 256; // that are served at once; as many as a gateway gives a 
 const MAX_PROGRESS = 256; // values of a call's progress that wait for its callback
 const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has by default
 const MAX_SINCE = 1000; // positions in one request
+const ACK_EVERY = 64; // messages, after which they are acknowledged at the latest
+const ACK_WITHIN = 2_000; // of a message that came
+const KEPT_BYTES = 8 * 2 ** 20; // that may be kept, until the gateway has said how many
 const PROTOCOL = 1;
 const OPEN = 1; // WebSocket.OPEN
 const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1010]); // not 1009, which is about one message
@@ -43,6 +48,7 @@ const REFUSALS = new Set(["rate_limited", "overloaded", "draining"]); // they al
 const LIMITS = { maxMessageBytes: Infinity, maxInFlight: Infinity, maxBatch: Infinity, maxCallTimeoutMs: 600_000 };
 const HEARTBEAT = { interval: 30, timeout: 10 }; // seconds, as in the welcome
 const KEEPS_NOTHING = new Set(["Map", "Set", "Error"]); // JSON has no form for them, whatever else they carry
+const UNCOUNTED = new Set(["event.message", "event.gap"]); // and what is the gateway's own
 const BOXED = new Set(["Number", "String", "Boolean"]);
 const LONE_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/; // JSON.stringify escapes no other
 
@@ -327,6 +333,139 @@ class Reporter {
   }
 }
 
+/** Whether a message of the gateway has a number, once the connection is kept. A batch is one message. */
+function isCounted({ method, id }) {
+  if (typeof method !== "string") return true;
+  return !(method.startsWith("gateway.") || UNCOUNTED.has(method) || (method === "connection.ack" && id === undefined));
+}
+
+/**
+ * What a connection has beyond its link: calls both ways and, once it is kept, the numbers of the messages both ways and
+ * those that the gateway has not acknowledged. Sizes are in characters, which is about what a string takes of memory.
+ */
+class Session {
+  #kept = []; // the texts of the messages up to number `sent`
+  #size = 0; // of what is kept
+  #isCounting = false;
+  #heard = 0; // size of what came since the last acknowledgement
+  #ackLate;
+  pending = new Map(); // id to [exchange, index]: sent, and not answered
+  running = new Map(); // id to AbortController: calls that are served
+  secret = null; // null: a loss of the link is its end
+  holdMs = 0;
+  maxBytes = KEPT_BYTES;
+  attempt = 0;
+  late = null; // the timer that ends it while it is held
+  sent = 0; // numbers: of our last message, of the last that was acknowledged, of the last that came, and was told
+  acked = 0;
+  received = 0;
+  told = 0;
+  stuck = null; // { acked, since }: at a loss messages were kept, and from then on none was acknowledged
+  sockets = []; // of lost links that pages can only end with a close frame, which would be the end of the session too
+
+  constructor(link) {
+    this.link = link; // null while it is held
+  }
+
+  /** Number the messages from now on: the gateway has just been asked to keep the connection. */
+  count() {
+    this.#isCounting = true;
+  }
+
+  /** Number no messages any more, or not yet. */
+  uncount() {
+    this.#isCounting = false;
+    this.#drop(this.#kept.length);
+    this.sent = 0;
+  }
+
+  /** Take the reply to that. From now on the messages of the gateway have numbers too. False: it is no such reply. */
+  established(reply) {
+    const { session, holdMs, maxBytes } = reply ?? {};
+    if (typeof session !== "string" || !(holdMs >= 0 && maxBytes > 0)) return false;
+    Object.assign(this, { secret: session, holdMs, maxBytes });
+    return true;
+  }
+
+  /** Number a message and keep it. If that is too much, the oldest go, and a loss of the link is the end. */
+  keep(text) {
+    if (!this.#isCounting) return;
+    this.sent++;
+    this.#kept.push(text);
+    this.#size += text.length;
+    let count = 0;
+    for (let size = this.#size; size > this.maxBytes; count++) size -= this.#kept[count].length;
+    this.#drop(count);
+  }
+
+  #drop(count) {
+    for (const text of this.#kept.splice(0, count)) this.#size -= text.length;
+  }
+
+  /** Keep no more what the gateway has had, up to this number. False: it was never sent. */
+  acknowledged(number) {
+    if (!(number <= this.sent)) return false;
+    this.#drop(Math.max(0, number - this.sent + this.#kept.length));
+    this.acked = Math.max(this.acked, number);
+    return true;
+  }
+
+  /** Whether half of what may be kept is. */
+  get isCrowded() {
+    return this.#size > this.maxBytes / 2;
+  }
+
+  /** Whether it may go on by another link: all that the gateway has not acknowledged is there. */
+  get isWhole() {
+    return this.secret !== null && this.#kept.length === this.sent - this.acked;
+  }
+
+  /** Take it that a message has come, and have `acknowledge` called, at once or soon. */
+  heard(size, acknowledge) {
+    this.received++;
+    this.#heard += size;
+    if (this.received - this.told >= ACK_EVERY || this.#heard >= this.maxBytes / 4) acknowledge();
+    else this.#ackLate ??= timer(acknowledge, ACK_WITHIN);
+  }
+
+  /** Returns the number to acknowledge, which is told now. */
+  tell() {
+    clearTimeout(this.#ackLate);
+    this.#ackLate = undefined;
+    this.#heard = 0;
+    return (this.told = this.received);
+  }
+
+  detach() {
+    this.tell(); // by the resume
+    this.link = null;
+  }
+
+  /** Take it that the link is lost. Returns for how long the gateway has then had nothing new, though it was sent. */
+  stuckFor() {
+    if (this.#kept.length === 0 || this.stuck?.acked !== this.acked) this.stuck = { acked: this.acked, since: now() };
+    return now() - this.stuck.since;
+  }
+
+  /** Go on by another link. Returns what the gateway has not had, in order. */
+  attach(link) {
+    this.link = link;
+    return [...this.#kept];
+  }
+
+  /** The connection is over: the calls of both sides end. */
+  end(error) {
+    this.detach();
+    this.secret = null;
+    this.uncount();
+    for (const socket of this.sockets.splice(0)) socket.close();
+    for (const stop of this.running.values()) stop.abort();
+    const sent = new Set([...this.pending.values()].map(([exchange]) => exchange));
+    this.pending.clear();
+    for (const exchange of sent) exchange.fail(error);
+  }
+}
+
 /** The events of a subscription, in order, for one reader. */
 class Subscription {
   #leave;
@@ -505,10 +644,11 @@ export class GatewayClient extends EventTarget {
   #why = "open() comes first";
   #wake = () => {}; // ends what #run waits for
   #link = null; // the link that is open, or being made
+  #held = null; // the session that has lost its link, and may go on by the next
+  #phase = {}; // the state apart from that
   #gone = Promise.resolve(); // the end of the last link's socket, which may come long after the link's
   #failures = 0;
   #lastId = 0;
-  #pending = new Map(); // id to [exchange, index]: sent on this link
   #waiting = new Set(); // exchanges that are to be sent
   #methods = new Map();
   #serving = null; // { named, answer, registered }
@@ -518,10 +658,11 @@ export class GatewayClient extends EventTarget {
   constructor(url, options = {}) {
     super();
     const { token, reconnect = true, WebSocket = globalThis.WebSocket, random = Math.random } = options;
-    const { maxCalls = MAX_CALLS } = options;
+    const { maxCalls = MAX_CALLS, keep = true } = options;
     if (!WebSocket) throw new TypeError("there is no WebSocket here: pass the one of the package ws");
     this.#url = addressOf(url);
-    this.#options = { token: typeof token === "function" ? token : bare(token), reconnect, WebSocket, random, maxCalls };
+    const given = typeof token === "function" ? token : bare(token);
+    this.#options = { token: given, reconnect, keep: keep && reconnect, WebSocket, random, maxCalls };
   }
 
   get state() { return this.#state; }
@@ -534,7 +675,7 @@ export class GatewayClient extends EventTarget {
   open({ timeout = TIMEOUT, signal } = {}) {
     if (this.#closing) return Promise.reject(closed("it is being closed"));
     this.#running ??= this.#run();
-    if (this.#state === "waiting") this.#wake();
+    if (this.#state === "waiting" || this.#state === "away") this.#wake();
     const answer = deferred();
     const look = () => {
       if (this.#state === "open") answer.resolve(this.#welcome);
@@ -586,7 +727,8 @@ export class GatewayClient extends EventTarget {
     const [least, most] = SPREAD;
     // All other clients have lost their links at the same moment.
     if (code === 1001 && comeBackAt === undefined) return least + random() * (most - least);
-    const drawn = random() * Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** this.#failures++);
+    const [first, last] = this.#held ? [AWAY_MIN, AWAY_MAX] : [PAUSE_MIN, PAUSE_MAX];
+    const drawn = random() * Math.min(last, first * 2 ** this.#failures++);
     return comeBackAt === undefined ? retryAfter + drawn : Math.max(comeBackAt - now(), PAUSE_FLOOR, drawn);
   }
 
@@ -597,14 +739,19 @@ export class GatewayClient extends EventTarget {
     this.#closing = false;
     this.#serving?.answer.reject(closed(this.#why));
     this.#serving = null;
+    this.#abandon();
     for (const exchange of this.#takeWaiting()) exchange.fail(closed(this.#why));
     for (const subscription of [...this.#subscriptions]) subscription.end(error);
     this.#become("closed", { code, reason });
   }
 
+  /** Waiting and connecting are one state while the connection is held, `away`; of its attempts only the end is told. */
   #become(state, detail) {
-    this.#state = state;
-    this.dispatchEvent(event("state", { state, ...detail }));
+    this.#phase = { state, detail, at: now() };
+    const isAway = this.#held !== null && (state === "waiting" || state === "connecting");
+    if (isAway && state === "connecting" && this.#state === "away") return;
+    this.#state = isAway ? "away" : state;
+    this.dispatchEvent(event("state", { state: this.#state, ...detail }));
   }
 
   #tell(error) {
@@ -629,6 +776,7 @@ export class GatewayClient extends EventTarget {
 
   /** Wait for the last socket, so that there is one connection at a time. A WebSocket without terminate() takes long. */
   #apart() {
+    if (this.#held) return undefined; // the gateway cuts the last one itself
     const [gone, stop] = limited(this.#gone, LINGER);
     this.#wake = () => this.#closing && stop(closed("close() was called"));
     return gone.catch((error) => {
@@ -652,12 +800,15 @@ export class GatewayClient extends EventTarget {
       ended({ code: 1006, reason: error.message, final: true }); // no attempt at this address could succeed
       return;
     }
-    const link = { socket, token, opened: null, heard: now(), asked: false, doubted: false, running: new Map() };
+    const link = { socket, token, opened: null, heard: now(), asked: false, doubted: false };
+    link.session = new Session(link);
     link.end = (end) => {
       if (this.#link !== link) return;
       this.#link = null;
-      if (socket.readyState < 3) socket.terminate ? socket.terminate() : socket.close();
-      this.#lost(link);
+      this.#lost(link, end);
+      if (socket.terminate && socket.readyState < 3) socket.terminate();
+      else if (this.#held && socket.readyState === OPEN) this.#held.sockets.push(socket);
+      else if (socket.readyState < 3) socket.close();
       ended({ comeBackAt: link.comeBackAt, ...end });
     };
     link.late = timer(() => link.end({ code: 1006, reason: "no welcome in time" }), CONNECT_TIMEOUT);
@@ -687,16 +838,114 @@ export class GatewayClient extends EventTarget {
     return gone.promise;
   }
 
-  #lost(link) {
+  #lost(link, end) {
+    const { session } = link;
     clearTimeout(link.late);
     clearTimeout(link.resting?.late);
     link.resting?.resolve();
-    if (link.opened !== null && now() - link.opened >= SETTLED) this.#failures = 0;
+    const isSettled = link.opened !== null && now() - link.opened >= SETTLED;
+    if (isSettled || session.acked + session.received > link.begun) this.#failures = 0;
     for (const subscription of this.#subscriptions) subscription.active = false;
-    for (const stop of link.running.values()) stop.abort();
-    const sent = new Set([...this.#pending.values()].map(([exchange]) => exchange));
-    this.#pending.clear();
-    for (const exchange of sent) exchange.fail(lost());
+    if (this.#outlives(link, end)) this.#hold(session);
+    else session.end(lost());
+  }
+
+  // What outlives a link
+
+  /** The session of the open connection, or of the one that is held; null if there is none. */
+  get #session() {
+    return this.#held ?? (this.#link !== null && this.#link.opened !== null ? this.#link.session : null);
+  }
+
+  #isCurrent(session) {
+    return session !== null && (this.#held === session || this.#link?.session === session);
+  }
+
+  /** Ask the gateway to keep the connection. What is sent after this has a number. */
+  #keep(link) {
+    const { session } = link;
+    session.uncount();
+    const kept = (result, error) => {
+      if (error === null && session.established(result)) return this.#acknowledge(session); // before that a loss is the end
+      session.uncount();
+      if (error === null) this.#tell(new Error("the gateway keeps the connection, but does not say how"));
+      else if (mayBeSentAgain(error)) timer(() => this.#link === link && this.#keep(link), this.#pause(error, 0));
+      else if (error.code !== -32601) this.#tell(error); // that is a gateway that keeps none
+    };
+    this.#ask(session, "connection.keep", () => "{}", kept, { link, once: true });
+    session.count();
+  }
+
+  #acknowledge(session) {
+    if (!this.#isReady(session.link)) return;
+    const text = notification('"connection.ack"', `{"received":${session.tell()}}`);
+    this.#transmit(session, text, { urgent: true, counted: false });
+  }
+
+  /** Whether the connection goes on without this link, which has ended so: without a word of either side. */
+  #outlives(link, { code, final }) {
+    if (code !== 1006 || final || this.#closing || link.opened === null || link.isDraining) return false;
+    // A message that ends each link that it is sent by must not do so for ever.
+    return link.session.isWhole && link.session.stuckFor() <= link.session.holdMs;
+  }
+
+  #hold(session) {
+    this.#held = session;
+    session.detach();
+    session.late = timer(() => this.#giveUpHeld("the connection was away for too long"), session.holdMs);
+  }
+
+  /** End the session that is held, and begin anew with the next link. */
+  #giveUpHeld(why) {
+    const { state, detail, at } = this.#phase;
+    if (this.#link?.isResuming) this.#link.socket.close(1000, why); // the gateway may have put it in its place already
+    this.#abandon();
+    const pause = detail?.pause === undefined ? undefined : Math.max(0, detail.pause - (now() - at));
+    if (this.#state === "away") this.#become(state, { ...detail, ...(pause !== undefined && { pause }) });
+  }
+
+  #abandon() {
+    const session = this.#held;
+    this.#held = null;
+    clearTimeout(session?.late);
+    session?.end(lost());
+  }
+
+  /** Let the connection that is held go on by this link: the first thing that is said there, and until the reply all. */
+  #resume(link, principal) {
+    const session = this.#held;
+    const params = { session: session.secret, received: session.received, attempt: ++session.attempt };
+    const answered = (result, error) => {
+      link.isResuming = false;
+      if (this.#held !== session) return; // given up; the link is being closed
+      if (error === null) this.#resumed(link, session, result, principal);
+      else if (error.data?.closeCode >= 1000) {
+        this.#abandon(); // as if a close frame had come
+        link.end({ code: error.data.closeCode, reason: String(error.data.cause) });
+      } else if (mayBeSentAgain(error) && error.name !== "draining") link.end({ code: 1006, reason: error.message });
+      else {
+        this.#giveUpHeld();
+        this.#opened(link, principal);
+      }
+    };
+    link.isResuming = true;
+    this.#ask(link.session, "connection.resume", () => encode(params), answered, { link, once: true });
+  }
+
+  #resumed(link, session, { connId, received }, principal) {
+    const before = session.acked;
+    if (received < before || !session.acknowledged(received)) {
+      link.end({ code: 1002, reason: `${received} messages have come to the gateway, ${session.sent} were sent` });
+      return;
+    }
+    clearTimeout(session.late);
+    this.#held = null;
+    this.#welcome = { ...this.#welcome, connId };
+    link.session = session;
+    link.begun = before + session.received;
+    for (const text of session.attach(link)) this.#transmit(session, text, { urgent: true, counted: false });
+    for (const socket of session.sockets.splice(0)) socket.close();
+    this.#opened(link, principal, true);
   }
 
   #welcomed(link, welcome) {
@@ -705,17 +954,24 @@ export class GatewayClient extends EventTarget {
     this.#limits = { ...LIMITS, ...welcome.limits };
     if (welcome.protocol !== PROTOCOL)
       link.end({ code: 1002, reason: `protocol ${welcome.protocol} is not spoken here` });
-    else if (welcome.principal) this.#opened(link, welcome.principal);
+    else if (welcome.principal) this.#admitted(link, welcome.principal);
     else if (link.token === null) link.end({ code: 4500, reason: "a token is needed" });
-    else this.#authenticate(link, link.token, (principal) => this.#opened(link, principal));
+    else this.#authenticate(link, link.token, (principal) => this.#admitted(link, principal));
+  }
+
+  #admitted(link, principal) {
+    if (this.#held) this.#resume(link, principal);
+    else this.#opened(link, principal);
   }
 
   #authenticate(link, token, done) {
-    this.#ask(link, "gateway.authenticate", () => encode({ token }), (principal, error) => {
+    const answered = (principal, error) => {
       if (!error) return done(principal);
       if (error.retryAfterMs !== null) this.#comeBack(link, error.retryAfterMs * (1 + this.#options.random()));
       return this.#tell(error); // the gateway ends a link that is not open yet
-    });
+    };
+    const once = link.opened === null;
+    this.#ask(link.session, "gateway.authenticate", () => encode({ token }), answered, { link, once });
   }
 
   #comeBack(link, pause) {
@@ -723,12 +979,13 @@ export class GatewayClient extends EventTarget {
   }
 
   async #refresh(link, leftMs) {
-    if (typeof this.#options.token !== "function") return;
+    if (typeof this.#options.token !== "function" || link.resting) return;
     try {
       // A credential that lives briefly is announced again at once, each time.
       const pause = link.refreshed ? (Number(leftMs) || 0) / 2 : 0;
       link.refreshed = true;
       if (pause > 0) await new Promise((resolve) => (link.resting = { resolve, late: timer(resolve, pause) }));
+      link.resting = null;
       if (this.#link !== link) return;
       const token = await this.#token();
       if (this.#link === link) this.#authenticate(link, token, (principal) => (this.#principal = principal));
@@ -737,14 +994,17 @@ export class GatewayClient extends EventTarget {
     }
   }
 
-  #opened(link, principal) {
+  /** `resumed`: the connection has gone on, with all that it had but the subscriptions. */
+  #opened(link, principal, resumed = false) {
     clearTimeout(link.late);
     link.opened = now();
+    link.begun ??= 0; // of messages both ways, to see whether the link has helped
     this.#principal = principal;
+    if (this.#options.keep && !resumed) this.#keep(link);
     this.#beat(link);
-    if (this.#serving) this.#register(link, [...this.#methods.values()]);
+    if (this.#serving && !resumed) this.#register(link.session, [...this.#methods.values()]);
     for (const subscription of [...this.#subscriptions]) this.#join(link, subscription);
-    this.#become("open");
+    this.#become("open", resumed ? { resumed } : undefined);
     this.#flush();
   }
 
@@ -755,7 +1015,7 @@ export class GatewayClient extends EventTarget {
     let next = left;
     if (!link.asked && left <= 0) {
       link.asked = true;
-      this.#ask(link, "gateway.ping", () => undefined, () => {});
+      this.#ask(link.session, "gateway.ping", () => undefined, () => {}, { link });
       next = timeout * 1000;
     } else if (link.doubted) {
       link.end({ code: 1006, reason: "no answer to a ping" });
@@ -779,6 +1039,8 @@ export class GatewayClient extends EventTarget {
       link.end({ code: 1002, reason: "what came is not JSON" });
       return;
     }
+    const { session } = link;
+    if (session.secret !== null && isCounted(message)) session.heard(data.length, () => this.#acknowledge(session));
     for (const one of Array.isArray(message) ? message : [message]) this.#take(link, one);
   }
 
@@ -798,9 +1060,14 @@ export class GatewayClient extends EventTarget {
 
   #handle(link, message) {
     const { method, params } = message;
+    const { session } = link;
     switch (method) {
       case undefined:
-        return this.#answered(message);
+        return this.#answered(session, message);
+      case "connection.ack":
+        if (!session.acknowledged(params.received))
+          link.end({ code: 1002, reason: `message ${params.received} was acknowledged, ${session.sent} were sent` });
+        return;
       case "event.message":
         for (const subscription of this.#subscriptions) subscription.deliver(params);
         return;
@@ -808,10 +1075,10 @@ export class GatewayClient extends EventTarget {
         for (const subscription of this.#subscriptions) subscription.lost(params);
         return;
       case "rpc.progress":
-        this.#pending.get(params.id)?.[0].report(params.value);
+        session.pending.get(params.id)?.[0].report(params.value);
         return;
       case "rpc.cancel":
-        return link.running.get(params.id)?.abort();
+        return session.running.get(params.id)?.abort();
       case "gateway.welcome":
         if (!link.welcomed) this.#welcomed(link, params);
         return;
@@ -819,19 +1086,20 @@ export class GatewayClient extends EventTarget {
         this.#refresh(link, params.leftMs);
         return;
       case "gateway.draining":
+        link.isDraining = true;
         this.#comeBack(link, params.reconnectAfterMs);
         this.dispatchEvent(event("draining", params));
         return;
       default:
-        this.#serve(link, message);
+        this.#serve(session, message);
     }
   }
 
-  #answered({ id, result, error }) {
-    const found = this.#pending.get(id);
+  #answered({ pending }, { id, result, error }) {
+    const found = pending.get(id);
     const outcome = error ? new CallError(error.code, error.message, error.data) : result;
     if (found) {
-      this.#pending.delete(id);
+      pending.delete(id);
       found[0].answer(found[1], outcome);
       this.#flush();
     } else if (error && id === null) this.#tell(outcome);
@@ -868,29 +1136,42 @@ export class GatewayClient extends EventTarget {
 
   notify(method, params) {
     const text = notification(encodeName(method), encodeParams(params));
-    if (!this.#isReady(this.#link)) throw closed(this.#state);
-    this.#transmit(this.#link, text);
+    if (!this.#maySend(this.#session)) throw closed(this.#state);
+    this.#transmit(this.#session, text);
   }
 
   #isReady(link) {
     return link !== null && link.opened !== null && link.socket.readyState === OPEN && !this.#closing;
   }
 
+  /** Whether a message has a way to the gateway, now or by the next link. */
+  #maySend(session) {
+    return this.#isCurrent(session) && !this.#closing && (session.secret !== null || this.#isReady(session.link));
+  }
+
   /**
    * The one way out: every message leaves here, in the order of these calls. Throws a CallError, with the outcome
    * `not_delivered`, for a message that is not sent: the gateway would end the link for one that is too long.
-   * `urgent`, for short ones: even if much waits for the network.
+   * Without a link it is sent by the next one. `owed`: even if half is full of what may wait for that. `urgent`, for
+   * short ones: even if much waits for the network. `counted`: whether it has a number where the connection is kept.
    */
-  #transmit(link, text, { urgent = false } = {}) {
+  #transmit(session, text, { urgent = false, owed = urgent, counted = true } = {}) {
     const { maxMessageBytes } = this.#limits;
+    const socket = session.link?.socket;
     if (isOver(text, maxMessageBytes))
       throw failure(OWN_CODE, "message_too_big", `A message is over ${maxMessageBytes} bytes`, "not_delivered");
-    if (!urgent && link.socket.bufferedAmount > MAX_BUFFERED) throw overloaded("Too much waits for the network");
-    try {
-      link.socket.send(text);
-    } catch (error) {
-      throw failure(OWN_CODE, "connection_lost", String(error), "not_delivered", { temporary: true });
+    if (session.secret !== null && socket?.readyState !== OPEN) {
+      if (!owed && session.isCrowded) throw overloaded("Too much waits for the connection");
+    } else {
+      if (!urgent && socket.bufferedAmount > MAX_BUFFERED) throw overloaded("Too much waits for the network");
+      try {
+        socket.send(text);
+      } catch (error) {
+        throw failure(OWN_CODE, "connection_lost", String(error), "not_delivered", { temporary: true });
+      }
     }
+    if (counted) session.keep(text);
+    if (this.#held === session && !session.isWhole) this.#giveUpHeld("too much waits for the connection");
   }
 
   #exchange(requests, { deadline, signal, ...how }) {
@@ -920,16 +1201,16 @@ export class GatewayClient extends EventTarget {
   /** Cancel what was sent. Its ids stay until the gateway has answered them: as long, they count in its `maxInFlight`. */
   #giveUp(exchange) {
     this.#waiting.delete(exchange);
-    for (const id of exchange.ids) if (this.#pending.has(id)) this.#cancel(id);
+    for (const id of exchange.ids) if (exchange.session.pending.has(id)) this.#cancel(exchange.session, id);
     if (exchange.ids.length) exchange.fail(timedOut("unknown"));
     else exchange.fail(timedOut("not_delivered", this.#state === "open" ? "" : `there is no connection: ${this.#why}`));
     this.#flush();
   }
 
-  #cancel(id) {
+  #cancel(session, id) {
     try {
       const text = notification('"rpc.cancel"', `{"id":${id}}`);
-      if (this.#isReady(this.#link)) this.#transmit(this.#link, text, { urgent: true });
+      if (this.#maySend(session)) this.#transmit(session, text, { urgent: true });
     } catch {
       // the link is about to end, and the call with it
     }
@@ -940,10 +1221,10 @@ export class GatewayClient extends EventTarget {
     const link = this.#link;
     for (const exchange of this.#waiting) {
       if (!this.#isReady(link) || link.comeBackAt !== undefined) return;
-      const count = this.#pending.size;
+      const count = link.session.pending.size;
       if (count > 0 && count + exchange.requests.length > this.#limits.maxInFlight) return;
       this.#waiting.delete(exchange);
-      this.#send(link, exchange);
+      this.#send(link.session, exchange);
     }
   }
 
@@ -953,37 +1234,46 @@ export class GatewayClient extends EventTarget {
     return waiting;
   }
 
-  #send(link, exchange) {
+  #send(session, exchange) {
     const ids = exchange.requests.map(() => ++this.#lastId);
     const texts = exchange.requests.map((request, index) => requestText(ids[index], request, this.#limits));
     try {
       if (texts.length > this.#limits.maxBatch)
         throw failure(-32600, "invalid_request", `A batch of more than ${this.#limits.maxBatch}`, "not_delivered");
-      this.#transmit(link, exchange.batch ? `[${texts.join()}]` : texts[0]);
+      this.#transmit(session, exchange.batch ? `[${texts.join()}]` : texts[0]);
     } catch (error) {
       exchange.fail(error);
       return;
     }
-    exchange.ids = ids;
-    for (const [index, id] of ids.entries()) this.#pending.set(id, [exchange, index]);
+    Object.assign(exchange, { ids, session });
+    for (const [index, id] of ids.entries()) session.pending.set(id, [exchange, index]);
   }
 
   /**
-   * Ask on this link only, again if it is refused for a while. `params` makes their JSON, for each attempt; `done` gets
-   * result and error.
+   * Ask for this client itself, again if it is refused for a while, unless it is `once`. `params` makes their JSON, for
+   * each attempt; `done` gets result and error, as long as the session lasts, or the `link` if one is given.
    */
-  #ask(link, method, params, done, wanted = () => true, attempt = 0) {
-    if (this.#link !== link || !wanted()) return;
-    const again = () => this.#ask(link, method, params, done, wanted, attempt + 1);
-    const late = timer(() => link.end({ code: 1006, reason: `no answer to ${method}` }), TIMEOUT);
+  #ask(session, method, params, done, { link = null, once = false, wanted = () => true, attempt = 0 } = {}) {
+    const isCurrent = () => (link === null ? this.#isCurrent(session) : this.#link === link);
+    if (!isCurrent() || !wanted()) return;
+    const again = () => this.#ask(session, method, params, done, { link, once, wanted, attempt: attempt + 1 });
+    let late;
+    const watch = (by) => {
+      const look = () => {
+        if (by === null || session.link !== by) watch(session.link);
+        else by.end({ code: 1006, reason: `no answer to ${method}` });
+      };
+      late = timer(look, TIMEOUT);
+    };
     const answered = ([outcome]) => {
       clearTimeout(late);
-      if (this.#link !== link) return;
+      if (!isCurrent()) return;
       if (!(outcome instanceof CallError)) done(outcome, null);
-      else if (link.opened !== null && mayBeSentAgain(outcome)) timer(again, this.#pause(outcome, attempt));
+      else if (!once && mayBeSentAgain(outcome)) timer(again, this.#pause(outcome, attempt));
       else done(null, outcome);
     };
-    this.#send(link, new Exchange([{ method: encode(method), params: params() }], answered));
+    watch(session.link);
+    this.#send(session, new Exchange([{ method: encode(method), params: params() }], answered));
   }
 
   // Events
@@ -1019,19 +1309,21 @@ export class GatewayClient extends EventTarget {
   #askFor(link, subscription, since, done) {
     const params = () => `{"topics":${subscription.names},"since":${encode(since())}}`;
     const answered = (result, error) => (error ? subscription.end(error) : done(result.topics));
-    this.#ask(link, "event.subscribe", params, answered, () => this.#subscriptions.has(subscription));
+    const wanted = () => this.#subscriptions.has(subscription);
+    this.#ask(link.session, "event.subscribe", params, answered, { link, wanted });
   }
 
   /** End a subscription, at the gateway too; but not its topics that another has, now or when this is sent again. */
   #leave(subscription) {
     this.#subscriptions.delete(subscription);
-    if (!this.#isReady(this.#link)) return;
+    const session = this.#session;
+    if (!this.#maySend(session)) return;
     const unwanted = () => {
       const others = new Set([...this.#subscriptions].flatMap((other) => other.topics));
       return subscription.topics.filter((topic) => !others.has(topic));
     };
     const params = () => encode({ topics: unwanted() });
-    this.#ask(this.#link, "event.unsubscribe", params, () => {}, () => unwanted().length > 0);
+    this.#ask(session, "event.unsubscribe", params, () => {}, { wanted: () => unwanted().length > 0 });
   }
 
   // Serving
@@ -1040,7 +1332,7 @@ export class GatewayClient extends EventTarget {
     encodeName(name);
     const one = { run, description: encode({ name, summary, params }) };
     this.#methods.set(name, one);
-    if (this.#serving && this.#isReady(this.#link)) this.#register(this.#link, [one]);
+    if (this.#serving && this.#maySend(this.#session)) this.#register(this.#session, [one]);
     return this;
   }
 
@@ -1050,15 +1342,15 @@ export class GatewayClient extends EventTarget {
     if (!this.#running || this.#closing) return Promise.reject(closed(this.#why));
     const answer = deferred();
     this.#serving = { named, answer };
-    if (this.#isReady(this.#link)) this.#register(this.#link, [...this.#methods.values()]);
+    if (this.#maySend(this.#session)) this.#register(this.#session, [...this.#methods.values()]);
     return limited(answer.promise, timeout, signal)[0];
   }
 
-  #register(link, all) {
+  #register(session, all) {
     const serving = this.#serving;
     const methods = all.map(({ description }) => description).join();
     const params = `{${serving.named}"methods":[${methods}],"context":true}`;
-    this.#ask(link, "node.register", () => params, (result, error) => {
+    this.#ask(session, "node.register", () => params, (result, error) => {
       if (!error) {
         serving.registered = true;
         serving.answer.resolve(result);
@@ -1070,16 +1362,16 @@ export class GatewayClient extends EventTarget {
     });
   }
 
-  async #serve(link, { id, method, params, context }) {
+  async #serve(session, { id, method, params, context }) {
     const served = this.#methods.get(method);
     if (this.#served >= this.#options.maxCalls) {
-      if (id !== undefined) this.#reply(link, id, busy);
+      if (id !== undefined) this.#reply(session, id, busy);
       return;
     }
     if (!served && id === undefined) return; // a notification for no method
     const stop = new AbortController();
-    const isWanted = () => this.#isReady(link) && this.#link === link && !stop.signal.aborted;
-    if (id !== undefined) link.running.set(id, stop);
+    const isWanted = () => this.#maySend(session) && !stop.signal.aborted;
+    if (id !== undefined) session.running.set(id, stop);
     const call = {
       caller: context?.caller ?? null,
       timeLeftMs: context?.timeLeftMs ?? null,
@@ -1087,15 +1379,15 @@ export class GatewayClient extends EventTarget {
       progress: (value) => {
         const params = `{"id":${JSON.stringify(id)},"value":${encode(value ?? null)}}`;
         const text = notification('"rpc.progress"', params);
-        if (link.running.get(id) === stop && isWanted()) this.#transmit(link, text);
+        if (session.running.get(id) === stop && isWanted()) this.#transmit(session, text);
       },
     };
     this.#served++;
     const outcome = await this.#outcome(served, method, params, call);
     this.#served--;
     if (id === undefined) return;
-    if (isWanted()) this.#reply(link, id, outcome);
-    if (link.running.get(id) === stop) link.running.delete(id);
+    if (isWanted()) this.#reply(session, id, outcome);
+    if (session.running.get(id) === stop) session.running.delete(id);
   }
 
   /** Run a method. Returns what makes the member of the response; that may throw. */
@@ -1112,15 +1404,15 @@ export class GatewayClient extends EventTarget {
   }
 
   /** Answer a request: the one place that does. It cannot fail: what cannot be encoded or sent is answered as such. */
-  #reply(link, id, outcome) {
+  #reply(session, id, outcome) {
     const head = `{"jsonrpc":"2.0","id":${JSON.stringify(id)}`;
     try {
-      this.#transmit(link, `${head},${outcome()}}`);
+      this.#transmit(session, `${head},${outcome()}}`, { owed: true });
       return;
     } catch (error) {
       this.#tell(error);
       try {
-        this.#transmit(link, `${head},${internalError(unsendable(error))}}`, { urgent: true });
+        this.#transmit(session, `${head},${internalError(unsendable(error))}}`, { urgent: true });
       } catch (again) {
         this.#tell(again); // the link is about to end
       }

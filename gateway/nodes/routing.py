@@ -129,7 +129,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """Send the report that has waited, because the caller has read."""
         if self.report and not self.caller.link.pressed and not self.caller.crowded:
             report = self._take_report()
-            self.caller.send(report)
+            self.caller.pass_on(report)
 
     def keep_report(self, report: bytes) -> int:
         """Keep a report until the caller has read. Returns how many are lost: the one before, and this if too large."""
@@ -161,7 +161,7 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
             self.router.dropped["progress"] += 1
         del caller.running[self.request_id]
         if self.batch is None:
-            send = caller.send
+            send = caller.pass_on
             send(reply)
         else:
             self.batch.done(self.request_id, reply)
@@ -338,11 +338,11 @@ class Router:
             parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
             if len(params) > roomy and self.overflows(parts):
                 raise self._too_large(node, span)
-            callee.send(b"".join(parts))
+            callee.pass_on(b"".join(parts))
             tally.count(OK)
             return
         # Read before they are called: CPython 3.11 is slow to call what is an attribute of an instance, not of a class.
-        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.send
+        new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.pass_on
         call_id = new_id()
         whole = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
         if len(params) > roomy and self.overflows(whole):
@@ -378,7 +378,7 @@ class Router:
         if self.overflows(parts):
             self.dropped["progress"] += 1
         elif not (call.caller.link.pressed or call.report or call.caller.crowded):
-            call.caller.send(b"".join(parts))
+            call.caller.pass_on(b"".join(parts))
         else:
             self.dropped["progress"] += call.keep_report(b"".join(parts))
         return True
@@ -396,7 +396,7 @@ class Router:
         elif error is errors.OVERLOADED:
             detail += f": {UNREAD}"
         elif error is not errors.NODE_NOT_REACHED and (error is not errors.NODE_LOST or call.node.peer.is_open):
-            call.callee.send(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
+            call.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
         outcome = NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
         self._log(call, reason, outcome)
         return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)

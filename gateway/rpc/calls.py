@@ -16,11 +16,16 @@ from msgspec import Raw
 
 from gateway.deadlines import Wheel
 from gateway.errors import INTERNAL_ERROR, NODE_LOST, NODE_NOT_REACHED, TIMEOUT, RpcError
-from gateway.rpc import jsonrpc
+from gateway.rpc import jsonrpc, responses
 from gateway.rpc.jsonrpc import ABSENT, Message
 
 UNKNOWN: Final = "unknown"
 """The ``outcome`` that a caller is told if the peer may have run the call."""
+
+FIRST_ID: Final = 1 << 40
+"""The gateway's first id. A peer that counts its own requests from 1, and looks for the answers to them in the same
+table as the calls of the gateway, never meets one of these. At a million calls a second it takes 285 years to 2^53,
+beyond which not every number is one of JavaScript's."""
 
 GARBLED: Final = "the answer is not JSON-RPC"
 """What is added to `INTERNAL_ERROR`'s own sentence if it ends a call."""
@@ -73,6 +78,9 @@ class Callee(Protocol):
     def send(self, payload: bytes) -> None:
         """Send one JSON text."""
 
+    def pass_on(self, payload: bytes) -> None:
+        """Send one JSON text that comes from another connection. If the peer does not read, `send` goes before it."""
+
     def settled(self) -> None:
         """Note that a request of the peer, or a call to it, is no longer in flight."""
 
@@ -105,8 +113,8 @@ class Call(Hashable, Protocol):
 class Calls:
     """All calls in flight.
 
-    Their ids are numbers that the gateway chooses. A peer's requests have ids of the peer's choice and are kept in
-    another table, so the same id may occur in both.
+    Their ids are numbers that the gateway chooses, from `FIRST_ID` on. A peer's requests have ids of the peer's choice
+    and are kept in another table, so the same id may occur in both.
     """
 
     def __init__(self) -> None:
@@ -140,7 +148,7 @@ class Calls:
         if message.error is ABSENT and message.result is not ABSENT:  # nearly always
             call.answered(message)
         else:
-            response = jsonrpc.response(message)
+            response = responses.checked(message)
             if response is None:
                 call.failed(INTERNAL_ERROR)
             else:
@@ -185,13 +193,14 @@ class Calls:
 
 
 def _numbers() -> Iterator[bytes]:
-    """Yield 1, 2, 3 and so on, put together from two parts because formatting each number costs twice as much."""
-    yield from (b"%d" % number for number in range(1, 100))
+    """Yield `FIRST_ID` and what follows, put together from two parts: formatting each number costs twice as much."""
     lasts = [b"%02d" % number for number in range(100)]
-    for number in itertools.count(1):
+    head, last = divmod(FIRST_ID, len(lasts))
+    yield from (b"%d%b" % (head, rest) for rest in lasts[last:])
+    for number in itertools.count(head + 1):
         first = b"%d" % number
-        for last in lasts:
-            yield first + last
+        for rest in lasts:
+            yield first + rest
 
 
 class _OwnCall:

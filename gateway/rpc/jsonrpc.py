@@ -64,13 +64,6 @@ class _Outline(msgspec.Struct, gc=False):
     error: Raw = ABSENT
 
 
-class _ErrorObject(msgspec.Struct, gc=False):
-    """The error object of the specification, section 5.1."""
-
-    code: int
-    message: str
-
-
 decode: Final = msgspec.json.Decoder(Message).decode
 """Decodes a text message, valid UTF-8, that is a single JSON-RPC message, as nearly all are.
 
@@ -97,7 +90,6 @@ STRUCTURED: Final = (ord("{"), ord("["))
 """The first bytes that ``params`` may have (the specification, section 4.2)."""
 
 _outline: Final = msgspec.json.Decoder(_Outline).decode
-_error_object: Final = msgspec.json.Decoder(_ErrorObject).decode
 _valid: Final = msgspec.json.Decoder(Raw).decode
 encode: Final = msgspec.json.Encoder().encode
 """Encodes any value to JSON as msgspec does; `msgspec.Raw` goes out as it is.
@@ -148,24 +140,28 @@ def _decode_element(data: Raw) -> Message | Invalid:
     try:
         return decode(data)
     except UNDECODABLE as error:
-        return _classify(data, error)
+        return _classify(data, error, valid=True)
 
 
-def _classify(data: bytes | bytearray | Raw, error: Exception) -> Invalid:
-    """Tell JSON that is not a message from text that is not JSON, and find the id to answer under."""
+def _classify(data: bytes | bytearray | Raw, error: Exception, *, valid: bool = False) -> Invalid:
+    """Tell JSON that is not a message from text that is not JSON, and find the id to answer under.
+
+    What is known to be ``valid`` JSON, because it was part of a larger text, is not gone through again for that.
+    """
     if isinstance(error, RecursionError):
         return Invalid(INVALID_REQUEST, "nested too deeply")
+    detail = str(error)[:MAX_DETAIL]
     try:
-        _valid(data)
+        try:
+            found = _outline(data)
+        except msgspec.ValidationError:  # not an object, which shows before the rest is gone through
+            if not valid:
+                _valid(data)
+            return Invalid(INVALID_REQUEST, detail)
     except RecursionError:
         return Invalid(INVALID_REQUEST, "nested too deeply")
     except msgspec.DecodeError as deeper:
         return Invalid(PARSE_ERROR, str(deeper)[:MAX_DETAIL])
-    detail = str(error)[:MAX_DETAIL]
-    try:
-        found = _outline(data)
-    except msgspec.DecodeError:  # not an object
-        return Invalid(INVALID_REQUEST, detail)
     return Invalid(
         INVALID_REQUEST,
         detail,
@@ -202,22 +198,6 @@ def answerable(raw: bytes, answer: bool) -> bytes:
 def is_response(message: Message) -> bool:
     """Return whether a message without a method has exactly one of ``result`` and ``error``."""
     return (message.result is ABSENT) is not (message.error is ABSENT)
-
-
-def response(message: Message) -> Message | None:
-    """Return the response that a message without a method is, or None if it is not valid.
-
-    A valid response has either ``result`` or an error object. ``"error": null`` beside ``result`` is left out.
-    """
-    if message.error is ABSENT:
-        return None if message.result is ABSENT else message
-    if message.result is not ABSENT:
-        return msgspec.structs.replace(message, error=ABSENT) if bytes(message.error) == b"null" else None
-    try:
-        _error_object(message.error)
-    except UNDECODABLE:
-        return None
-    return message
 
 
 def result_reply(request_id: bytes, result: bytes) -> bytes:

@@ -49,6 +49,9 @@ class Caller(Protocol):
     def send(self, payload: bytes) -> None:
         """Send one JSON text. Does nothing once the connection is over."""
 
+    def pass_on(self, payload: bytes) -> None:
+        """Do the same with what comes from another connection. If the peer does not read, `send` goes before it."""
+
     def hold(self, octets: int) -> bool:
         """Hold so many bytes for it until `let_go`. Returns False if there is no room for them."""
 
@@ -131,7 +134,9 @@ class Batch:
             caller.running.pop(request_id, None)
         caller.let_go(self._held)
         if self._replies:
-            caller.send(jsonrpc.batch(self._replies))
+            # A node may have answered in it, and what it has reported before does not come after that.
+            send = caller.pass_on if self._answered else caller.send
+            send(jsonrpc.batch(self._replies))
         for act in self.after:
             act()
         if self._answered:

@@ -31,6 +31,8 @@ _SHORT_LEVELS = {
 _CONTROL = re.compile("[\\x00-\\x1f]")
 """What JSON does not have within a text, and msgspec writes nowhere. Beside a text it may be blank space."""
 
+_ASCII_CONTROLS = bytes(range(0x20)) + b"\x7f"
+
 _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
 
 
@@ -67,7 +69,7 @@ class JsonFormatter(MsgspecFormatter):
             text = self.jsonify_log_record(line)
         except Exception:  # a value's own __str__ has failed, or JSON or UTF-8 cannot express a value
             text = ""
-        if text.isprintable() and text:  # nearly always
+        if _is_printable(text) and text:  # nearly always
             return text
         if not text or _CONTROL.search(text):  # msgspec.Raw goes out as it is, line breaks included
             text = self.jsonify_log_record({_text(name): _encodable(value) for name, value in line.items()})
@@ -113,6 +115,14 @@ class _Clock:
             text = f"{second}.{moment % 1000:03d}"
             self._last = (moment, text, second)
         return text
+
+
+def _is_printable(text: str) -> bool:
+    """Return `text.isprintable()`, which takes three times as long for ASCII."""
+    if not text.isascii():
+        return text.isprintable()
+    data = text.encode()
+    return len(data.translate(None, _ASCII_CONTROLS)) == len(data)
 
 
 def _level(record: logging.LogRecord) -> str:

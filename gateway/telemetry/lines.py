@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from gateway.limits import Sampler
 
@@ -139,10 +139,16 @@ class Lines:
         left_out = self._samplers[line].admit(key)
         if left_out is None:
             return False
-        extra: dict[str, Any] = {"event": line.event, **fields}
-        if left_out:
-            extra["leftOut"] = left_out
-        origin.log(line.level, message, *args, exc_info=exc_info, extra=extra)
+        if origin.isEnabledFor(line.level):
+            raised = None if exc_info is None else (type(exc_info), exc_info, exc_info.__traceback__)
+            record = origin.makeRecord(
+                origin.name, line.level, "(unknown file)", 0, message, args, raised, "(unknown function)"
+            )
+            record.__dict__["event"] = line.event
+            _add(record, fields)
+            if left_out:
+                _add(record, {"leftOut": left_out})
+            origin.handle(record)
         return True
 
     def start(self) -> None:
@@ -169,6 +175,14 @@ class Lines:
     def _again(self) -> None:
         self.sweep()
         self.start()
+
+
+def _add(record: logging.LogRecord, fields: Mapping[str, object]) -> None:
+    """Add an event's fields to a record, as `extra` does, which would take a third of all that a line costs."""
+    known = record.__dict__
+    if not known.keys().isdisjoint(fields):
+        raise KeyError(f"fields with names of a record's own: {sorted(known.keys() & fields.keys())}")
+    known.update(fields)
 
 
 def _named(key: str) -> dict[str, str]:

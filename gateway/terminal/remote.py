@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import math
 import os
-import sys
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from gateway.auth.credentials import MAX_CREDENTIAL
 from gateway.client import CallError, Client, ConnectionLost, State, connect
 from gateway.client.address import DEFAULT_URL, address, flaw
 from gateway.terminal import statuses
-from gateway.terminal.output import as_json
+from gateway.terminal.output import as_json, tell
 from gateway.text import plain
 
 _PAGE: Final = 200
@@ -25,8 +27,8 @@ _OPENING: Final = 12.0
 
 EPILOG: Final = (
     "The token is in GATEWAY_TOKEN or in the file of --token-file, never in an argument, because other users of"
-    " the machine can see that. Exit status: 0 done, 1 the answer was an error, 2 wrong usage, 3 no connection,"
-    " 130 Ctrl-C."
+    " the machine can see that. Exit status: 0 done, 1 the answer was an error, or the output cannot be written,"
+    " 2 wrong usage, 3 no connection, 130 Ctrl-C."
 )
 
 
@@ -74,19 +76,15 @@ def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *,
     try:
         asyncio.run(_main(client, work, url if reconnect else None))
     except ConnectionLost as error:
-        print(f"{url}: {plain(_why(error))}", file=sys.stderr)
+        tell(f"{url}: {plain(_why(error))}")
         return statuses.UNREACHABLE
     except CallError as error:
         say_error(error, json=given.json)
         return statuses.FAILED
     except UnicodeEncodeError:
         given.fail("an argument is not UTF-8")
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
         return statuses.INTERRUPTED
-    except BrokenPipeError:
-        # Otherwise Python would try to write once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return statuses.PIPE
     return 0
 
 
@@ -104,10 +102,31 @@ async def _main(client: Client, work: Callable[[Client], Awaitable[None]], told_
     telling = None if told_as is None else asyncio.create_task(_tell(client, told_as))
     try:
         async with client:
-            await work(client)
+            with _interruptible():
+                await work(client)
     finally:
         if telling is not None:
             telling.cancel()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C cancel this task, so that the gateway hears of the end. A second one does what it would do elsewhere.
+
+    This is no exception, unlike what Python does by default, because an exception could strike in a callback.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, elsewhere)
+        loop.call_soon_threadsafe(task.cancel)
+
+    elsewhere = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, elsewhere)
 
 
 async def _tell(client: Client, url: str) -> None:
@@ -116,10 +135,10 @@ async def _tell(client: Client, url: str) -> None:
     async for state in client.states():
         if state in (State.AWAY, State.WAITING):
             lost = True
-            print(f"{url}: {plain(client.why)}; trying again", file=sys.stderr)
+            tell(f"{url}: {plain(client.why)}; trying again")
         elif state is State.OPEN and lost:
             lost = False
-            print(f"{url}: connected", file=sys.stderr)
+            tell(f"{url}: connected")
 
 
 def _why(error: ConnectionLost) -> str:
@@ -131,11 +150,11 @@ def say_error(error: CallError, *, json: bool) -> None:
     """Print an error reply on standard error: a line for people, or an object for programs."""
     if json:
         told = {"code": error.code, "name": error.name, "message": error.message, "data": error.data}
-        print(as_json(told), file=sys.stderr)
+        tell(as_json(told))
         return
     known = "; whether it was run is not known" if error.outcome == "unknown" else ""
     name = f" {error.name}" if error.name else ""
-    print(f"error {error.code}{plain(name)}: {plain(error.message)}{known}", file=sys.stderr)
+    tell(f"error {error.code}{plain(name)}: {plain(error.message)}{known}")
 
 
 def _url(given: argparse.Namespace) -> str:
@@ -164,7 +183,7 @@ def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
         except ValueError as error:
             if not last:
                 given.fail(f"--token-file: {error}")
-            print(f"{plain(str(error))}; the last one is used", file=sys.stderr)
+            tell(f"{plain(str(error))}; the last one is used")
         return last
 
     token()

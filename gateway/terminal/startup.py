@@ -1,10 +1,13 @@
 """What a process does before anything else: it opens its standard descriptors, and listens to signals.
 
-`__main__` calls `begin` before it imports anything that takes time, and `cli` calls `settle` when it knows the command.
+`__main__` calls `begin` before it imports anything that takes time, and `over` when the command has ended; `cli` calls
+`settle` when it knows the command. In between no signal raises an exception, which would show as a traceback wherever
+it happened to strike: in an import, in a callback, in a destructor.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -18,6 +21,7 @@ _BY_SIGNAL: Final = 128
 
 _asked: list[int] = []
 _begun: list[bool] = []
+_settled: list[bool] = []
 
 
 def begin() -> None:
@@ -27,6 +31,9 @@ def begin() -> None:
     """
     open_standard_descriptors()
     _begun.append(True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal has no letters for is no failure
     for number in _ENDING:
         signal.signal(number, _note)
 
@@ -51,17 +58,25 @@ def settle(*, serves: bool) -> None:
     """Handle signals as the command wants it, and act on one that has come since `begin`. Without `begin` do nothing.
 
     A process that ``serves`` has nothing to drain yet: it ends with status 0, by SystemExit, until the server listens
-    to signals itself. Every other command ends as a process does by default, even as pid 1.
+    to signals itself. Every other command ends at once, without a word, even as pid 1: by SIGTERM as a process does by
+    default, and by SIGINT with the exit status of Ctrl-C.
     """
-    if not _begun:
+    if not _begun or _settled:
         return
-    _begun.clear()
+    _settled.append(True)
     for number in _ENDING:
         signal.signal(number, _leave if serves else _default(number))
     if _asked and serves:
         raise SystemExit(0)
     if _asked:
         os.kill(os.getpid(), _asked[0])
+
+
+def over() -> None:
+    """Ignore signals from now on, because the exit status is known. Without `begin` do nothing."""
+    if _begun:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -73,10 +88,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(_BY_SIGNAL + number)
+    os._exit(_BY_SIGNAL + number)
 
 
 def _default(number: int) -> Callable[[int, FrameType | None], object] | signal.Handlers:
-    if number == signal.SIGINT:
-        return signal.default_int_handler
-    return _end if os.getpid() == 1 else signal.SIG_DFL
+    return _end if number == signal.SIGINT or os.getpid() == 1 else signal.SIG_DFL

@@ -12,7 +12,7 @@ from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.compression_utils import ZLibBackend
 from aiohttp.http import ws_ext_gen, ws_ext_parse
 
-from gateway.websocket.frames import Payload
+from gateway.websocket.frames import RSV1, TEXT, Payload, frame, text_frame
 
 DEFLATE_FROM: Final = 1024
 """Payload bytes from which a message is compressed. A shorter one costs more than it saves."""
@@ -33,6 +33,13 @@ def negotiate(request: web.BaseRequest, handler: Any) -> tuple[WebSocketWriter |
     writer = WebSocketWriter(handler, handler.transport, compress=compress, notakeover=notakeover)
     accepted = ws_ext_gen(compress=compress, isserver=True, server_notakeover=notakeover)
     return writer, f"{hdrs.SEC_WEBSOCKET_EXTENSIONS}: {accepted}\r\n".encode()
+
+
+def text_message(writer: WebSocketWriter | None, payload: Payload) -> bytes:
+    """Return the frame of a text message. It is compressed if there is a writer and it is worth it."""
+    if writer is None or len(payload) < DEFLATE_FROM:
+        return text_frame(payload)
+    return frame(TEXT, deflate(writer, payload), RSV1)
 
 
 def deflate(writer: WebSocketWriter, payload: Payload) -> bytes:

@@ -95,7 +95,7 @@ class Heartbeat(Outbox, web.WebSocketResponse):
             self._pong_response_cb = self.loop.call_at(look, self._judge_life)
             return
         elif (
-            self.waits or self._last_taken >= self._pinged_at or (self.stalled and self.drained > self._drained_at_ping)
+            self.waits or self._last_taken >= self._pinged_at or (self.blocked and self.drained > self._drained_at_ping)
         ):
             alive_at = now
         elif (grace := self._standstill.left()) > 0:

@@ -22,13 +22,11 @@ from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.websocket import opening, writer
-from gateway.websocket.deflate import DEFLATE_FROM, deflate, negotiate
+from gateway.websocket.deflate import negotiate, text_message
 from gateway.websocket.frames import (
     BINARY,
     PONG,
-    RSV1,
     SHORT_TEXT,
-    TEXT,
     Payload,
     State,
     Written,
@@ -38,7 +36,7 @@ from gateway.websocket.frames import (
     text_frame,
 )
 from gateway.websocket.heartbeat import SECOND_LOOK, Heartbeat
-from gateway.websocket.outbox import CORK_BYTES, Cork
+from gateway.websocket.outbox import CORK_BYTES, HIGH_WATER, Cork
 from gateway.websocket.owner import NO_OWNER, Owner, Regime
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns
@@ -141,6 +139,7 @@ class Link(Heartbeat):
         self._reset_heartbeat()
         self._inbox = Inbox(self, self._regime.max_message_bytes)
         self._reader = cast(WebSocketDataQueue, self._inbox)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
         self._parser = cast(WebSocketReader, parser)
         self._move(_OPEN)
@@ -198,8 +197,8 @@ class Link(Heartbeat):
                 del self._inbox
 
     async def _catch_up(self, held: WSMessage) -> None:
-        """Handle what was held back, no faster than the peer takes the replies."""
-        if not await self._drained():
+        """Write what was kept, and handle what was held back, no faster than the peer takes the replies."""
+        if not await self._taken():
             return
         if held.type is not WSMsgType.CONTINUATION and self.state is _OPEN:
             try:
@@ -209,21 +208,31 @@ class Link(Heartbeat):
             self.flush()
         if self._inbox.holds:
             return
-        if not self.pump():
+        if self.pump():
+            self._outbox_emptied()
+            self.owner.on_drained(self)
+        else:
             self._inbox.hold()
-            return
-        self._outbox_emptied()
+        if self.stalled and self.may_be_read:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read the peer again, after `stall`."""
         self.last_message = self.loop.time()  # until now nothing was read, so nothing could come
         self.stalled = False
-        self.owner.on_drained(self)
-        if self._parser is not None and not self.stalled:
+        if self._parser is not None:
             cast(Reader, self._parser).go_on()
 
-    async def _drained(self) -> bool:
-        """Wait until all that was kept is written. Returns False if the transport is closing or gone."""
+    async def _taken(self) -> bool:
+        """Write what was kept until all is written, or the peer may be read again.
+
+        Returns False if the transport is closing or gone.
+        """
         while not self.pump():
             if self.transport.is_closing():
                 return False
+            if self.stalled and self.may_be_read:
+                return True
             try:
                 await cast(Any, self.flow)._drain_helper()
             except ConnectionError:
@@ -272,14 +281,17 @@ class Link(Heartbeat):
         self.last_read = self.last_message = self.loop.time()
         self.loop.call_soon(cast(Reader, self._parser).go_on)
 
-    def stall(self) -> None:
-        """Read no more from the peer until it reads."""
-        self.stalled = True
+    def on_blocked(self) -> None:
+        """Have `run` write what is kept, and tell the owner."""
         self._count_from_here()
         self._inbox.hold()
+        self.owner.on_blocked(self)
+
+    def stall(self) -> None:
+        """Read no more from the peer until it has taken its own replies."""
+        self.stalled = True
         if self._parser is not None:
             cast(Reader, self._parser).pause()
-        self.owner.on_blocked(self)
 
     @property
     def past(self) -> Written:
@@ -301,12 +313,7 @@ class Link(Heartbeat):
         if self.state is not _OPEN:
             return
         size = len(payload)
-        if size < 126:
-            data = SHORT_TEXT[size] + payload
-        elif self._deflater is None or size < DEFLATE_FROM:
-            data = text_frame(payload)
-        else:
-            data = frame(TEXT, deflate(self._deflater, payload), RSV1)
+        data = SHORT_TEXT[size] + payload if size < 126 else text_message(self._deflater, payload)
         corked = self.corked
         if corked is None:
             self.put(data)
@@ -315,6 +322,16 @@ class Link(Heartbeat):
         self.corked_bytes += size
         if self.corked_bytes > CORK_BYTES:
             self.flush()
+
+    def pass_on(self, payload: Payload) -> None:
+        """Send one text message that comes from others. If the peer does not read, its own replies overtake it.
+
+        Not if compression was negotiated: a message may be compressed with what the one before it had in common.
+        """
+        if self._kept is None or self._deflater is not None:
+            self.send_text(payload)
+        else:
+            self.pass_frame_on(text_frame(payload))
 
     # The end
 
@@ -325,8 +342,7 @@ class Link(Heartbeat):
         self.ended = end
         if end.frame:
             self._move(_CLOSING)
-            self.put_control(close_frame(end.code, end.reason))
-            self.flush()
+            self.put_last(close_frame(end.code, end.reason))
         else:
             self._move(_FLUSHING)
             self.transport.abort()
@@ -381,11 +397,10 @@ class Link(Heartbeat):
         if self.state is _OPEN:
             if code and not errors.may_be_on_the_wire(code):
                 self.ended = errors.PROTOCOL_ERROR._replace(reason=f"close code {code} must not be sent")
-                self.put_control(close_frame(self.ended.code, self.ended.reason))
+                self.put_last(close_frame(self.ended.code, self.ended.reason))
             else:
-                self.ended = errors.CLIENT_CLOSE._replace(code=code or errors.NO_STATUS, reason=reason)
-                self.put_control(close_frame(code or None))
-            self.flush()
+                self.ended = errors.closed_by_peer(code or errors.NO_STATUS, reason)
+                self.put_last(close_frame(code or None))
         # Under the standard library's TLS a second close() disables abort(): never call it twice.
         if self.state is _OPEN or self.state is _CLOSING:
             self.pump(everything=True)

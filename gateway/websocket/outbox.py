@@ -2,14 +2,14 @@
 
 The outbox is what is kept and what is in the transport's write buffer. It has a bound, and a peer that stays over it is
 cut. So no peer makes the gateway grow, and no peer waits for another. The transport gets no more than fills it to its
-high-water mark, because under TLS it hides what it holds beyond that from `get_write_buffer_size()`.
+high-water mark: under TLS it hides what it holds beyond that from `get_write_buffer_size()`, and what it holds cannot
+be overtaken. What is kept can: a peer's own replies go before what others sent to it (`lanes`).
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
-from collections import deque
 from typing import Final, Protocol
 
 from gateway import errors
@@ -17,6 +17,7 @@ from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.limits import Account
 from gateway.websocket.frames import State, Written
+from gateway.websocket.lanes import Lanes
 
 CORK_BYTES: Final = 64 * 1024
 """If more bytes than these are corked, they are written without waiting for the end of the iteration."""
@@ -24,8 +25,20 @@ CORK_BYTES: Final = 64 * 1024
 CORK_FLUSHES: Final = 256
 """How many outboxes are flushed in one go at most."""
 
+CORK_WRITES: Final = 16 * 1024 * 1024
+"""If a flush of many outboxes has written more bytes than these, the rest has its turn in the next iteration.
+
+The kernel copies them all: 200 MB take 20 ms.
+"""
+
 ALONE: Final = 16
 """After a read that was alone in its event-loop iteration, how many more are taken to be alone in theirs."""
+
+HIGH_WATER: Final = 16 * 1024
+"""Bytes that the transport holds when it says that it takes no more. At a fourth of it, it takes more again."""
+
+REPLIES: Final = 16 * 1024
+"""If more bytes than these of a peer's own replies wait, it is not read."""
 
 _LOOKS: Final = 20
 """How often an outbox over its bound is checked within its timeout."""
@@ -65,7 +78,7 @@ class Cork:
         """Write all that is corked, and return whether one frame may now be written past the outboxes.
 
         That is so once in each event-loop iteration: the frames after it are corked, and leave in one write. If it is
-        not so, or if very many outboxes are corked, this writes nothing.
+        not so, or if very many outboxes are corked, this writes nothing. If very much is corked, some of that is left.
         """
         if self._made_way or len(self._corked) > CORK_FLUSHES:
             return False
@@ -74,7 +87,7 @@ class Cork:
         if self.reading is not None:
             self.reading.flush()
         self._flush()
-        return True
+        return not self._corked
 
     def _next_iteration(self) -> None:
         self._made_way = False
@@ -102,14 +115,16 @@ class Cork:
 
     def _flush(self) -> None:
         corked = self._corked
-        if len(corked) <= CORK_FLUSHES:
-            self._corked = []
-        else:  # a message to very many: let others have their turn in between
-            self._corked = corked[CORK_FLUSHES:]
-            corked = corked[:CORK_FLUSHES]
-            corked[0].loop.call_soon(self._flush)
-        for outbox in corked:
+        self._corked = []
+        octets = 0
+        for number, outbox in enumerate(corked, 1):
+            octets += outbox.corked_bytes
             outbox.flush()
+            if (number == CORK_FLUSHES or octets > CORK_WRITES) and number < len(corked):
+                # A message to very many, or a large one to many: let others have their turn in between.
+                self._corked = corked[number:] + self._corked
+                outbox.loop.call_soon(self._flush)
+                return
 
 
 class Flow(Protocol):
@@ -127,7 +142,6 @@ class Outbox(abc.ABC):
         "_bytes_out",
         "_charged",
         "_kept",
-        "_kept_bytes",
         "_messages_out",
         "_outbox_timer",
         "_over_since",
@@ -172,11 +186,11 @@ class Outbox(abc.ABC):
         self._over_since = 0.0
         self._outbox_timer: asyncio.TimerHandle | None = None
         self.corked_bytes = 0
-        self._kept: deque[bytes] | None = None
-        self._kept_bytes = 0
+        self._kept: Lanes | None = None
         self.corked: list[bytes] | None = None
         self.state = State.OPENING
         self.stalled = False
+        """Whether the peer is not read, because its own replies wait, or more than the bound."""
         self._messages_out = 0
         self._bytes_out = 0
 
@@ -195,18 +209,57 @@ class Outbox(abc.ABC):
         self._messages_out += messages
         self._bytes_out += octets
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the transport takes no more, so what is sent is kept."""
+        return self._kept is not None
+
     def send_frame_bytes(self, data: bytes) -> None:
         """Send one whole data frame, as `frames.text_frame` makes it. It does nothing unless the link is open."""
         if self.state is _OPEN:
             self.put(data)
+
+    def pass_frame_on(self, data: bytes) -> None:
+        """Send one whole data frame that comes from others. The peer's own replies may overtake it.
+
+        Unlike others a large one leaves at the end of the iteration too, because it may go to many peers.
+        """
+        if self.state is not _OPEN:
+            return
+        if self._kept is None and self.corked_bytes > CORK_BYTES:
+            self.flush()
+        if self._kept is None:
+            self.put(data, CORK_BYTES + len(data))
+        else:
+            self._keep_last(self._kept, data)
+            self._check()
+
+    def put_last(self, data: bytes) -> None:
+        """Send a close frame. Nothing overtakes it, and nothing may be sent after it."""
+        self.flush()
+        self._messages_out -= 1
+        if self._kept is None:
+            self.put(data)
+            self.flush()
+        else:
+            self._keep_last(self._kept, data)
+
+    def _keep_last(self, kept: Lanes, data: bytes) -> None:
+        self._messages_out += 1
+        if not self.transport.is_closing():
+            self._bytes_out += len(data)
+            kept.put_last(data)
 
     def put_control(self, data: bytes) -> None:
         """Cork what is no message: a whole control frame, or the head of the 101."""
         self._messages_out -= 1  # because all that is corked counts as messages when it leaves
         self.put(data)
 
-    def put(self, data: bytes) -> None:
-        """Cork one whole data frame. If it replies to a read it leaves at the end of that, otherwise as `Cork` says."""
+    def put(self, data: bytes, most: int = CORK_BYTES) -> None:
+        """Cork one whole data frame. If it replies to a read it leaves at the end of that, otherwise as `Cork` says.
+
+        If more bytes than ``most`` are corked then, they leave at once.
+        """
         if self.corked is None:
             self.corked = [data]
             if self.cork.reading is not self:
@@ -214,7 +267,7 @@ class Outbox(abc.ABC):
         else:
             self.corked.append(data)
         self.corked_bytes += len(data)
-        if self.corked_bytes > CORK_BYTES:
+        if self.corked_bytes > most:
             self.flush()
 
     def flush(self) -> None:
@@ -229,25 +282,44 @@ class Outbox(abc.ABC):
         if transport.is_closing():
             return
         data = corked[0] if len(corked) == 1 else b"".join(corked)
-        self._bytes_out += len(data)
-        if self._kept is None and not self.flow.writing_paused:
+        kept = self._kept
+        if kept is None and not self.flow.writing_paused:
+            self._bytes_out += len(data)
             transport.write(data)
             return
-        if self._kept is None:
-            self._kept = deque()
-        self._kept.append(data)
-        self._kept_bytes += len(data)
-        self.full()
+        if kept is None:
+            kept = self._block()
+        self._bytes_out += len(data)
+        kept.put(data)
+        if not self.flow.writing_paused:  # it takes more again, and the pump has not had its turn yet
+            self.pump()
+        elif self.state is _OPEN:
+            self._check()
 
     def full(self) -> None:
-        """Check the bound and stall, because the transport takes no more.
+        """Keep what is sent from now on, because the transport takes no more.
 
         Its protocol's ``pause_writing`` calls this, and so within any write to it.
         """
+        if self._kept is None:
+            self._block()
         if self.state is _OPEN:
             self._check()
-        if not self.stalled:
-            self.stall()
+
+    def _block(self) -> Lanes:
+        kept = self._kept = Lanes()
+        if self.corked_bytes > CORK_BYTES:  # a large frame from others, which has waited for its turn
+            corked, self.corked, self.corked_bytes = self.corked, None, 0
+            for data in corked or ():
+                self._keep_last(kept, data)
+        self.on_blocked()
+        return kept
+
+    @property
+    def may_be_read(self) -> bool:
+        """Whether few of the peer's own replies wait, and no more than the bound in all."""
+        kept = self._kept
+        return kept is None or (kept.own_octets <= REPLIES and self._unsent <= self.outbox_bound)
 
     def pump(self, *, everything: bool = False) -> bool:
         """Write what was kept, as far as the transport takes it without pausing.
@@ -255,12 +327,16 @@ class Outbox(abc.ABC):
         Returns whether nothing is left and the transport takes more. ``everything`` writes all, whether the transport
         pauses or not, and is for the last moment before it is closed.
         """
+        self.flush()  # what is corked may be a reply, and what is kept has to come after it
         kept = self._kept
-        while kept and (everything or not self.flow.writing_paused) and not self.transport.is_closing():
-            data = kept.popleft()
-            self._kept_bytes -= len(data)
-            self.transport.write(data)
-        if kept or self.flow.writing_paused:
+        while (
+            kept is not None
+            and not kept.empty
+            and (everything or not self.flow.writing_paused)
+            and not self.transport.is_closing()
+        ):
+            self.transport.write(kept.take())
+        if (kept is not None and not kept.empty) or self.flow.writing_paused:
             if self.state is _OPEN:
                 self._note(self._unsent)
             return False
@@ -273,16 +349,17 @@ class Outbox(abc.ABC):
         """Bytes that were sent and that the kernel has not taken yet."""
         if self.state is State.OPENING or self.state is State.CLOSED:
             return 0
-        return self.transport.get_write_buffer_size() + self._kept_bytes + sum(map(len, self.corked or ()))
+        return self._unsent + sum(map(len, self.corked or ()))
 
     @property
     def drained(self) -> int:
         """Bytes that the kernel has taken, in all. While this grows the peer's machine is alive."""
-        return self.bytes_out - self._kept_bytes - self.transport.get_write_buffer_size()
+        return self.bytes_out - self._unsent
 
     @property
     def _unsent(self) -> int:
-        return self.transport.get_write_buffer_size() + self._kept_bytes
+        kept = self._kept
+        return self.transport.get_write_buffer_size() + (0 if kept is None else kept.octets)
 
     def unbar(self) -> None:
         """Let others send again, unless the outbox is over its high mark again."""
@@ -322,6 +399,8 @@ class Outbox(abc.ABC):
         """
         size = self._unsent
         self._note(size)
+        if not self.stalled and not self.may_be_read:
+            self.stall()
         full = self.account.held > self.account.bound
         if size <= self.outbox_bound and not full:
             self._over_since = 0.0
@@ -343,7 +422,6 @@ class Outbox(abc.ABC):
         """Forget what has not left, and stop checking, because the transport is gone. May be called twice."""
         self._messages_out += len(self.corked or ())
         self.corked = self._kept = None
-        self._kept_bytes = 0
         self._note(0)
         self.barred = False
         if self._outbox_timer is not None:
@@ -360,5 +438,9 @@ class Outbox(abc.ABC):
         """End the link, for this reason. For the class that has the link's life."""
 
     @abc.abstractmethod
+    def on_blocked(self) -> None:
+        """Have what is kept written as soon as the transport takes more. For the class that waits for that."""
+
+    @abc.abstractmethod
     def stall(self) -> None:
-        """Read no more from the peer until it reads. For the class that reads."""
+        """Read no more from the peer until it `may_be_read`. For the class that reads."""

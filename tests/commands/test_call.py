@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from gateway.commands.call import progress_of
 from tests.support.command import Ended
 from tests.support.patience import START
 from tests.support.process import GatewayProcess, StartGateway
-from tests.support.remote import Command, misused, run, serving
+from tests.support.remote import Command, misused, on_a_terminal, run, serving
 
 
 async def test_the_result_is_printed_as_json(gateway: StartGateway) -> None:
@@ -23,6 +24,26 @@ async def test_the_result_is_printed_as_json(gateway: StartGateway) -> None:
     assert await run(where, "call", "gateway.ping", "--json", "[1, 2]") == Ended(0, "[1, 2]\n", "")
     assert await run(where, "call", "gateway.ping") == Ended(0, "null\n", "")
     assert await run(where, "call", "gateway.ping", "-", "--json", stdin='{"a": "b"}\n') == Ended(0, '{"a": "b"}\n', "")
+
+
+async def test_parameters_come_from_a_file(gateway: StartGateway, tmp_path: Path) -> None:
+    where = await gateway()
+    file = tmp_path / "params.json"
+    file.write_text('{"a": "küche"}\n')
+    assert await run(where, "call", "gateway.ping", f"@{file}", "--json") == Ended(0, '{"a": "küche"}\n', "")
+
+
+async def test_a_text_is_text_on_a_terminal_and_json_for_programs(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "text=printf 'a\\tküche\\033[31m\\n\\n 3.10\\n'"):
+        shown = await on_a_terminal(where, "call", "text")
+        assert shown == "a\tküche\\x1b[31m\r\n\r\n 3.10\r\n", "what drives a terminal is escaped"
+        assert await run(where, "call", "text") == Ended(0, '"a\\tküche\\u001b[31m\\n\\n 3.10"\n', "")
+        assert await run(where, "call", "text", "--raw") == Ended(0, "a\tküche\x1b[31m\n\n 3.10\n", "")
+        assert await on_a_terminal(where, "call", "text", "--raw") == "a\tküche\x1b[31m\r\n\r\n 3.10\r\n"
+        shown = await on_a_terminal(where, "call", "text", "--json")
+        assert json.loads(shown) == "a\tküche\x1b[31m\n\n 3.10"
+    assert await run(where, "call", "gateway.ping", "[1]", "--raw") == Ended(0, "[\n  1\n]\n", "")
 
 
 async def test_an_error_is_told_with_its_code_and_name(gateway: StartGateway) -> None:
@@ -106,6 +127,11 @@ async def test_a_gateway_that_goes_away(gateway: StartGateway) -> None:
         (["a.b", "--token", "secret"], "--token"),
         (["a.b", "--wait", "5"], "--node"),
         (["a.b", "--node", "n", "--wait", "-1"], "--wait"),
+        (["a.b", "@/nowhere"], "/nowhere: cannot be read: No such file"),
+        (["a.b", "@/"], "/: cannot be read: Is a directory"),
+        (["a.b", "@setup.cfg"], "must be a JSON object or array"),
+        (["a.b", "@/dev/zero"], "must be a JSON object or array, such as '{\"width\": 640}': this has more than"),
+        (["a.b", "--raw", "--json"], "--json"),
     ],
     ids=lambda case: " ".join(case)[:30] if isinstance(case, list) else "",
 )
@@ -117,6 +143,20 @@ async def test_a_name_that_is_not_utf_8(gateway: StartGateway) -> None:
     ended = await run(await gateway(), "call", "a.b\udcff")
     assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert "UTF-8" in ended.stderr
+
+
+async def test_parameters_that_are_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "params.json"
+    file.write_bytes(b'["\xff"]')
+    ended = await run(None, "call", "a.b", f"@{file}")
+    assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "must be a JSON object or array" in ended.stderr
+
+
+async def test_ctrl_c_while_it_reads_its_parameters() -> None:
+    async with Command("call", "a.b", "-", where=None, stdin="[", endless=True) as call:
+        await call.until_it_reads()
+        assert await call.end(signal.SIGINT) == Ended(130, "", "")
 
 
 @pytest.mark.parametrize(

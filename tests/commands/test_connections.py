@@ -11,7 +11,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.kept import is_kept
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
-from tests.support.remote import misused, run
+from tests.support.remote import misused, on_a_terminal, run, serving
 
 
 async def test_the_open_ones(gateway: StartGateway) -> None:
@@ -42,7 +42,19 @@ async def test_one_that_is_held(gateway: StartGateway) -> None:
         nodes = (await run(where, "nodes")).stdout.splitlines()
     assert re.search(r" held +\d+ +\d+ +0 +0$", table[1]), table
     assert table[0].index("SEEN") == table[1].index("held"), "and is no wider than before"
-    assert re.fullmatch(r"pi +\d+s +0 +held +a\.b", nodes[1])
+    assert re.fullmatch(r"pi +held +0 +\S+ +a\.b", nodes[1])
+
+
+async def test_eighty_columns_are_enough(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "a=true", name="kitchen-pi"):
+        open_ones = (await on_a_terminal(where, "connections")).splitlines()
+        await run(where, "connections", "close", open_ones[1].split()[0], "--reason", "r" * 60)
+        ended = (await on_a_terminal(where, "connections", "--history")).splitlines()
+    assert max(map(len, [*open_ones, *ended])) <= 80
+    assert open_ones[0].split()[:4] == ["CONNID", "NAME", "ROLE", "REMOTE"]
+    assert re.search(r"  127\.0\.0\.1:\d+  ", open_ones[1]), "nothing of the address is cut"
+    assert re.search(r"  [a-z_]+  r+…", "\n".join(ended)), "the reason alone is cut"
 
 
 async def test_more_than_a_page(gateway: StartGateway) -> None:

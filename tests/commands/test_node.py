@@ -3,12 +3,15 @@
 import asyncio
 import json
 import signal
+from collections.abc import Callable
 
 import pytest
 
-from gateway.commands.node import result_of
+from gateway.commands.node import json_of, text_of
+from gateway.terminal.programs import ProgramFailed
 from tests.support.command import Ended
 from tests.support.patience import START
+from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.remote import Command, misused, run, serving
 
@@ -25,22 +28,21 @@ async def in_flight(where: GatewayProcess, count: int) -> None:
 
 async def test_commands_are_methods(gateway: StartGateway) -> None:
     where = await gateway()
-    served = ["cat=cat", "text=echo '$HOME  *'", "none=true", 'json=echo "[1, 2]"', "env=env"]
+    served = ["cat:json=cat", "text=echo '$HOME  *'", "none=true", "env=env"]
     async with serving(where, *served, environ={"GATEWAY_TOKEN": "secret"}) as node:
         assert await call(where, "cat", '{"küche": [1.5]}') == Ended(0, '{"küche": [1.5]}\n', "")
         assert await call(where, "cat") == Ended(0, "null\n", "")
         assert await call(where, "text") == Ended(0, '"$HOME  *"\n', ""), "no shell has seen it"
         assert await call(where, "none") == Ended(0, '""\n', "")
-        assert await call(where, "json") == Ended(0, "[1, 2]\n", "")
         assert "secret" not in (await call(where, "env")).stdout
-    assert node.stderr == "kitchen-pi serves cat, text, none, json, env\n"
+    assert node.stderr == "kitchen-pi serves cat, text, none, env\n"
     assert node.stdout == ""
 
 
 async def test_with_a_shell(gateway: StartGateway) -> None:
     where = await gateway()
     async with serving(where, "--shell", "sum=echo $((1 + 2)) | cat"):
-        assert await call(where, "sum") == Ended(0, "3\n", "")
+        assert await call(where, "sum") == Ended(0, '"3"\n', "")
 
 
 async def test_a_failure_has_the_exit_status_and_the_last_line(gateway: StartGateway) -> None:
@@ -57,7 +59,7 @@ async def test_no_more_than_so_many_at_a_time(gateway: StartGateway) -> None:
     async with serving(where, "--jobs", "1", "--shell", "one=sleep 0.3; echo 1"):
         begun = asyncio.get_running_loop().time()
         ended = await asyncio.gather(*(call(where, "one") for _ in range(3)))
-        assert [one.stdout for one in ended] == ["1\n"] * 3
+        assert [one.stdout for one in ended] == ['"1"\n'] * 3
         assert asyncio.get_running_loop().time() - begun >= 0.9
 
 
@@ -112,6 +114,11 @@ async def test_names_that_the_gateway_refuses(gateway: StartGateway) -> None:
         (["a"], "METHOD=COMMAND"),
         (["=true"], "METHOD=COMMAND"),
         (["a="], "METHOD=COMMAND"),
+        (["a:=true"], "only :json"),
+        (["a:yaml=true"], "only :json"),
+        (["a:json:json=true"], "only :json"),
+        ([":json=true"], "METHOD=COMMAND"),
+        (["a=true", "a:json=true"], "a is there twice"),
         (["a=true", "a=false"], "a is there twice"),
         (["a=no-such-program -x"], "no-such-program"),
         (["a=echo 'open"], "a: No closing quotation"),
@@ -127,16 +134,56 @@ def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("printed", "result"),
+    ("printed", "text"),
     [
         (b"", ""),
-        (b"42\n", 42),
-        (b' {"a": null}\n', {"a": None}),
-        (b"a\nb\n\n", "a\nb\n"),
-        (b"\xff\n", "\ufffd"),
-        (b"NaN\n", "NaN"),
-        (b"[" * 100_000, "[" * 100_000),
+        (b"3.10\n", "3.10"),
+        (b"null\n", "null"),
+        (b'{"a": 1, "a": 2}\n', '{"a": 1, "a": 2}'),
+        (b" a\r\n\n", " a\r\n"),
+        ("küche\x1b\0".encode(), "küche\x1b\0"),
     ],
 )
-def test_what_is_printed_is_the_result(printed: bytes, result: object) -> None:
-    assert result_of(printed) == result
+def test_what_is_printed_is_a_text_whatever_it_looks_like(printed: bytes, text: str) -> None:
+    assert text_of(printed) == text
+
+
+@pytest.mark.parametrize(
+    "json", ["3.10", '{"a": 1.0, "a": 12345678901234567890}', "[\n1e400\n]", '"k\\u00fcche ü"', "null"]
+)
+def test_json_is_passed_on_byte_for_byte(json: str) -> None:
+    assert bytes(json_of(f" {json}\n".encode())) == json.encode()
+
+
+@pytest.mark.parametrize("printed", [b"", b"yes\n", b"NaN", b"{} {}", b'"\\ud83d"', b"[" * 100_000])
+def test_what_is_no_json_is_told(printed: bytes) -> None:
+    with pytest.raises(ProgramFailed, match="its output is not JSON: ") as failure:
+        json_of(printed)
+    assert failure.value.status == 65
+
+
+@pytest.mark.parametrize("result_of", [text_of, json_of])
+def test_bytes_that_are_not_utf_8_are_told(result_of: Callable[[bytes], object]) -> None:
+    with pytest.raises(ProgramFailed, match="its output is not UTF-8: byte 2 is 0xff") as failure:
+        result_of(b'"a\xff"')
+    assert failure.value.status == 65
+
+
+async def test_json_crosses_the_gateway_unchanged(gateway: StartGateway) -> None:
+    where = await gateway()
+    same = '{"a": 3.10, "a": [1e2, 12345678901234567890123]}'
+    async with serving(where, f"same:json=echo '{same}'", f"text=echo '{same}'", "wrong=printf '\\377'"):
+        with await RawPeer.open(where) as peer:
+            await peer.welcome()
+            await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "same"})
+            assert (await peer.recv_frame()).payload == f'{{"jsonrpc":"2.0","id":1,"result":{same}}}'.encode()
+        assert json.loads((await call(where, "text")).stdout) == same
+        wrong = await run(where, "call", "wrong")
+    why = "its output is not UTF-8: byte 0 is 0xff; base64 would make it a text"
+    assert wrong == Ended(1, "", f"error 65 command_failed: {why}\n")
+
+
+async def test_a_child_that_a_command_leaves_behind_does_not_hold_the_call(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "--shell", "start=sleep 600 & echo started"):
+        assert await call(where, "start", "--timeout", "60") == Ended(0, '"started"\n', "")

@@ -18,7 +18,7 @@ from tests.support.command import Ended, run
 from tests.support.process import ROOT, clean_environment
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\n")
-RELOAD = "a running gateway takes it up on SIGHUP: systemctl reload gateway"
+RELOAD = "a running gateway takes it up after: aisopod-gateway reload"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One connection: its two lines in the log with what they count, rows E1 and E2 of the fault table, its names.
+"""One connection: its two lines in the log with what they count, rows E1 and E2 of the fault table.
 
 Four gateways serve the first half of the file, TCP and TLS on both event loops: each test asks all of them at the
 same time, and at its end the file looks for tracebacks in their logs. In the second half the endpoint behind the
@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gateway.connections.connection import Connection, new_id
-from gateway.errors import INTERNAL_FAILURE, SHUTDOWN, Disconnect
+from gateway.connections.connection import Connection
+from gateway.connections.history import Closed
+from gateway.errors import INTERNAL_FAILURE, SHUTDOWN
 from gateway.websocket.frames import Payload
 from tests.support.fleet import Gateways, ended, in_process, on_each, request, started, until
 from tests.support.patience import SLACK, TICK
@@ -254,9 +255,9 @@ class Failing(Script):
         super().binary(connection, data)
         self._perhaps("binary")
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Note it, then perhaps raise."""
-        super().closed(connection, end)
+        super().closed(connection, closed)
         self._perhaps("closed")
 
 
@@ -458,17 +459,3 @@ async def test_a_connection_releases_once_before_it_is_closed() -> None:
                 assert script.released == script.connections
 
     await in_process(scenario)
-
-
-# Names
-
-
-def test_ids_are_uuids_of_version_4_and_never_the_same() -> None:
-    ids = [new_id() for _ in range(5000)]
-    assert len(set(ids)) == len(ids)
-    for text in ids:
-        made = uuid.UUID(text)
-        assert (made.version, made.variant, str(made)) == (4, uuid.RFC_4122, text)
-    # All that is not fixed is drawn: each digit of each place comes up.
-    places = list(zip(*(text.replace("-", "") for text in ids), strict=True))
-    assert [len(set(place)) for place in places] == [1 if n == 12 else 4 if n == 16 else 16 for n in range(32)]

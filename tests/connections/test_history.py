@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth.scopes import ANONYMOUS, NOBODY, Principal
+from gateway.auth.scopes import ANONYMOUS, NOBODY, Principal, origin
 from gateway.connections.history import HISTORY, Closed, History
 from gateway.errors import CLIENT_CLOSE
 
@@ -16,7 +16,7 @@ def principal(name: str) -> Principal:
 
 
 def closed(number: int, who: Principal, remote: str = "192.0.2.7:1") -> Closed:
-    return Closed(str(number), who, remote, 1000.0 + number, 1.0, CLIENT_CLOSE, 0, 0, 0, 0)
+    return Closed(str(number), who, remote, 1000.0 + number, 1.0, CLIENT_CLOSE, 0, 0, 0, 0, origin(who, remote))
 
 
 def names(history: History) -> Counter[str]:

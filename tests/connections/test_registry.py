@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gateway.connections.connection import Connection
+from gateway.connections.history import Closed
 from gateway.connections.registry import LEAVE_WITHIN, RECONNECT_MS, Connections
-from gateway.errors import CLIENT_CLOSE, Disconnect
+from gateway.errors import CLIENT_CLOSE
 from tests.support.fleet import in_process, until
 from tests.support.patience import SLACK, TICK, WAIT
 from tests.support.peers import Opcode, RawPeer, Target
@@ -40,10 +41,10 @@ class Registered(Script):
         del self.registry[connection.conn_id]
         self.registry.owe(connection)
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Note the end and forget it."""
-        super().closed(connection, end)
-        self.registry.remove(connection, end)
+        super().closed(connection, closed)
+        self.registry.remove(connection, closed)
         self.registry.owe_no_more(connection)
 
     async def drain(self, drain_timeout: float) -> float:
@@ -150,7 +151,7 @@ async def test_a_census_counts_who_leaves_meanwhile_once_and_as_it_left(monkeypa
         counting = asyncio.create_task(here.registry.census())
         await asyncio.sleep(0)
         for connection in list(here.registry.values()):
-            here.registry.remove(connection, CLIENT_CLOSE)
+            here.registry.remove(connection, connection.summary(CLIENT_CLOSE))
         assert (await counting).traffic.bytes_in == 2 * (12 + 6)
         census = await here.registry.census()
         assert census.roles == {}
@@ -163,7 +164,7 @@ async def test_removing_what_is_not_there_is_no_error() -> None:
             await here.peers(1)
             connection = here.newest()
             for _ in range(2):
-                here.registry.remove(connection, CLIENT_CLOSE)
+                here.registry.remove(connection, connection.summary(CLIENT_CLOSE))
                 assert here.registry == {}
 
     await in_process(scenario)

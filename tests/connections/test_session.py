@@ -21,17 +21,17 @@ class Wire:
 
     def __init__(self, room: int = 10**9) -> None:
         self.state = State.OPEN
-        self.stalled = False
+        self.blocked = False
         self.barred = False
         self.room = room
         self.way: deque[bytes] = deque()
 
-    def send_text(self, payload: bytes) -> None:
+    def pass_on(self, payload: bytes) -> None:
         """Put it on the way."""
         if self.state is State.OPEN:
             self.way.append(payload)
             self.room -= len(payload)
-            self.stalled = self.room <= 0
+            self.blocked = self.room <= 0
 
     def unbar(self) -> None:
         """Let others send."""
@@ -135,7 +135,7 @@ class Counting(RuleBasedStateMachine):
     @precondition(lambda self: self.linked)
     @rule()
     def rewrite(self) -> None:
-        self.wire.room, self.wire.stalled = max(self.wire.room, 100), False
+        self.wire.room, self.wire.blocked = max(self.wire.room, 100), False
         while self.session.rewrite():
             pass
 

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from gateway.events.delivery import AT_ONCE
+from gateway.events.delivery import AT_ONCE, BYTES_AT_ONCE
 from gateway.rpc.work import at_once
 from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
 
@@ -27,6 +27,19 @@ def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked()
         assert ear.past == ear.past == size(ear.frames), "asking changes nothing"
         assert (ear.sent, ear.counted) == (0, (0, 0))
     assert (way.asked, here.delivery.delivered) == (6, 18)
+
+
+def test_a_large_message_to_many_goes_by_the_outboxes() -> None:
+    ears = [Ear() for _ in range(8)]
+    events = hall().events
+    for ear in ears:
+        join(events, ear, "a")
+    few = b'"' + bytes(BYTES_AT_ONCE // len(ears) - 1000) + b'"'
+    many = b'"' + bytes(BYTES_AT_ONCE // len(ears)) + b'"'
+    events.publish("a", few)
+    assert {ear.sent for ear in ears} == {0}
+    events.publish("a", many)
+    assert {ear.sent for ear in ears} == {1}
 
 
 def test_who_has_come_later_counts_from_then_on() -> None:

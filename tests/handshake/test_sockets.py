@@ -1,12 +1,16 @@
 """The sockets that the gateway listens on: several addresses with one port, and Unix sockets."""
 
+import asyncio
 import signal
+import socket
 import time
 from pathlib import Path
 
+from gateway.handshake.sockets import UNSENT, hurry
 from tests.support.patience import SLACK, TICK
 from tests.support.peers import Opcode, RawPeer, Target
 from tests.support.process import EventLoopName, GatewayProcess, StartGateway
+from tests.support.serving import Script, serving
 
 LIMIT = 2.0
 """The handshake timeout, in seconds."""
@@ -25,6 +29,19 @@ async def test_several_addresses_have_one_port() -> None:
                 with await RawPeer.connect(Target(process.port, host)) as peer:
                     await peer.send_raw(peer.upgrade_head(headers={"Host": "gateway.example"}))
                     assert (await peer.read_response()).status == status
+
+
+async def test_the_kernel_takes_little_for_a_peer_that_does_not_read() -> None:
+    """What is in the kernel cannot be overtaken. Sockets that systemd has bound are bounded in the same way."""
+    script = Script()
+    async with serving(script) as target:
+        with await RawPeer.open(target):
+            while not script.connections:
+                await asyncio.sleep(0.01)
+            sock = script.connections[0].link.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
+    with socket.socket(socket.AF_UNIX) as other:
+        hurry(other)
 
 
 async def test_unix_socket(gateway: StartGateway, tmp_path: Path, loop: EventLoopName) -> None:

@@ -3,6 +3,7 @@
 // The methods `lab.*` are those of the node in that file.
 
 const EAGER = { random: () => 0.001 };
+const UNKEPT = { ...EAGER, keep: false };
 
 const sleep = (time) => new Promise((resolve) => setTimeout(resolve, time));
 const told = ({ code, name, message, data, temporary, outcome, retryAfterMs }) => ({
@@ -94,7 +95,7 @@ export async function cancels({ connect }) {
 }
 
 export async function loses({ connect }) {
-  const gateway = connect(EAGER);
+  const gateway = connect(UNKEPT);
   const seen = states(gateway);
   await gateway.open();
   const connIds = [gateway.welcome.connId];
@@ -125,7 +126,7 @@ export async function loses({ connect }) {
 }
 
 export async function serves({ connect, CallError }) {
-  const node = connect(EAGER);
+  const node = connect(UNKEPT);
   await node.open();
   const stopped = [];
   node.method("tea.make", async ({ cups }, call) => {
@@ -143,7 +144,7 @@ export async function serves({ connect, CallError }) {
   node.addEventListener("error", ({ detail }) => defects.push(detail.message));
   const registration = await node.serve({ name: "kettle" });
   node.method("tea.late", () => "late");
-  const caller = connect(EAGER);
+  const caller = connect(UNKEPT);
   await caller.open();
   const ask = async () => ({
     made: await caller.call("tea.make", { cups: 2 }),
@@ -183,10 +184,10 @@ export async function subscribes({ connect }) {
     return taken;
   };
   const outcome = { all: await take(all, 6), some: await take(some, 5), small: await take(small, 4) };
-  await failure(gateway.call("lab.away", { time: 0.2, publish: { "lab.a": 3, "lab.new": 2 } }));
+  await gateway.call("lab.away", { time: 0.2, publish: { "lab.a": 3, "lab.new": 2 } });
   outcome.recovered = await take(all, 4);
   outcome.dedup = await take(some, 3);
-  await failure(gateway.call("lab.away", { time: 0.3, publish: { "lab.a": 150 } }));
+  await gateway.call("lab.away", { time: 0.3, publish: { "lab.a": 150 } });
   await gateway.publish("lab.a", { n: "after" });
   outcome.gone = (await take(some, 2)).map((text) => text.replace(/[0-9]+/, "#"));
   const controller = new AbortController();
@@ -287,11 +288,11 @@ export async function drains({ connect }) {
 }
 
 export function storms({ connect }) {
-  return Promise.all([0, 1, 2, 3].map((number) => storm(connect(EAGER), number * 1_000_000)));
+  return Promise.all([0, 1, 2, 3].map((number) => storm(connect(UNKEPT), number * 1_000_000)));
 }
 
 export function tortures({ connect }) {
-  return Promise.all([0, 1].map((number) => storm(connect(EAGER), number * 1_000_000, true)));
+  return Promise.all([0, 1].map((number) => storm(connect(UNKEPT), number * 1_000_000, true)));
 }
 
 async function storm(gateway, first, disturbed = false) {

@@ -6,10 +6,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { WebSocketServer } from "ws";
 
 const EAGER = { random: () => 0.001 };
+const UNKEPT = { ...EAGER, keep: false };
 const TOO_LONG = "x".repeat(70_000);
 
 const told = ({ code, name, message, temporary, outcome }) => ({ code, name, message, temporary, outcome });
-const failure = (promise) => promise.then((result) => ({ unexpected: result }), told);
+export const failure = (promise) => promise.then((result) => ({ unexpected: result }), told);
 const thrown = (act) => {
   try {
     return { unexpected: act() };
@@ -22,20 +23,20 @@ const take = async (feed, count) => {
   while (taken.length < count) taken.push((await feed.next()).value);
   return taken;
 };
-const numbers = (count) => Array.from({ length: count }, (_, n) => n);
+export const numbers = (count) => Array.from({ length: count }, (_, n) => n);
 
-async function run(trials, given) {
+export async function run(trials, given) {
   const results = Object.entries(trials).map(async ([name, trial]) => [name, await trial(given)]);
   return Object.fromEntries(await Promise.all(results));
 }
 
-function states(gateway) {
+export function states(gateway) {
   const seen = [];
   gateway.addEventListener("state", ({ detail }) => seen.push(detail));
   return seen;
 }
 
-function until(gateway, state, count = 1) {
+export function until(gateway, state, count = 1) {
   return new Promise((resolve) => {
     const found = [];
     gateway.addEventListener("state", ({ detail }) => {
@@ -320,7 +321,7 @@ const ANYBODY = { name: "anonymous", expiresAt: null };
 const WELCOME = { protocol: 1, connId: "1", heartbeat: HEARTBEAT, limits: {}, principal: ANYBODY };
 
 /** A server that does with each connection what `script` says. `count.all`: how many there were. */
-async function served(script, how = {}) {
+export async function served(script, how = {}) {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1", ...how });
   const count = { all: 0 };
   server.on("connection", (socket) => {
@@ -350,7 +351,7 @@ async function pauses(connect, url, count, options) {
 export const hostilities = (given) => run(HOSTILITIES, given);
 
 /** What a browser's WebSocket has, and no more. `count`: how many are not closed, now and at most. */
-const plain = (WebSocket, count) =>
+export const plain = (WebSocket, count) =>
   class {
     #socket;
     constructor(url) {
@@ -421,7 +422,7 @@ const HOSTILITIES = {
         else socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: ++links }));
       });
     });
-    const gateway = connect(EAGER, server.url);
+    const gateway = connect(UNKEPT, server.url);
     await gateway.open();
     const found = [await failure(gateway.call("gateway.ping", ["big"])), await gateway.call("gateway.ping", ["small"])];
     await gateway.close();
@@ -442,7 +443,7 @@ const HOSTILITIES = {
           socket.send(JSON.stringify({ jsonrpc: "2.0", id: JSON.parse(data).id, ...answer }));
         });
       });
-      const gateway = connect(EAGER, server.url);
+      const gateway = connect(UNKEPT, server.url);
       await gateway.open();
       const outcome = await gateway.call("lab.busy", {}, { retry: true }).catch(({ outcome }) => outcome);
       found[name] = { outcome, asked };

@@ -7,7 +7,7 @@ interface Picture {
   size: number;
 }
 
-const gateway = new GatewayClient("ws://127.0.0.1:8765/ws", { token: async () => "secret", WebSocket });
+const gateway = new GatewayClient("ws://127.0.0.1:8765/ws", { token: async () => "secret", WebSocket, keep: false });
 gateway.addEventListener("state", ({ detail }) => console.log(detail.state, detail.code ?? "", detail.pause ?? 0));
 gateway.addEventListener("draining", ({ detail }) => console.log(detail.reconnectAfterMs + detail.deadlineMs));
 
@@ -37,6 +37,7 @@ async function main(signal: AbortSignal): Promise<void> {
     console.log(told, offset);
     break;
   }
+  if (gateway.state === "away") console.log("held");
   // @ts-expect-error a state that there is not
   console.log(gateway.state === "asleep");
   // @ts-expect-error params are an object or an array

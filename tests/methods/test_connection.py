@@ -406,7 +406,7 @@ async def test_the_last_thousand_are_remembered(caller: Caller) -> None:
     history = caller.app[CONNECTIONS].history
     for number in range(HISTORY + 500):
         end = Disconnect(1000, errors.CLIENT_CLOSE.cause, str(number))
-        history.append(Closed(NOBODY, ANONYMOUS, "127.0.0.1:1", time.time(), 1.0, end, 0, 0, 0, 0))
+        history.append(Closed(NOBODY, ANONYMOUS, "127.0.0.1:1", time.time(), 1.0, end, 0, 0, 0, 0, "@127.0.0.1"))
     found = (await caller.result("connection.history", {"limit": 1000}))["connections"]
     assert HISTORY == 1000
     assert [int(entry["reason"]) for entry in found] == list(range(1499, 499, -1))

@@ -16,7 +16,7 @@ from gateway.connections.connection import Connection
 from gateway.connections.registry import Connections
 from gateway.errors import RpcError
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Call, Callee, CallError, Calls, call
+from gateway.rpc.calls import FIRST_ID, Call, Callee, CallError, Calls, call
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import CALL, method
 from tests.support import sample_methods
@@ -76,9 +76,10 @@ def str_id(call_id: bytes | int) -> bytes:
 # The table
 
 
-def test_ids_count_from_one() -> None:
-    calls = Calls()
-    assert [calls.new_id() for _ in range(20_000)] == [b"%d" % number for number in range(1, 20_001)]
+def test_ids_count_from_where_no_client_does() -> None:
+    calls, first = Calls(), 2**40
+    assert first == FIRST_ID
+    assert [calls.new_id() for _ in range(20_000)] == [b"%d" % number for number in range(first, first + 20_000)]
 
 
 async def test_a_call_ends_with_its_answer_once() -> None:
@@ -189,7 +190,7 @@ async def test_what_is_sent(params: object) -> None:
     peer = Listing()
     task, _ = await start(peer, params)
     (sent,) = peer.take()
-    wanted = {"jsonrpc": "2.0", "id": 1, "method": "m"}
+    wanted = {"jsonrpc": "2.0", "id": FIRST_ID, "method": "m"}
     assert json.loads(sent) == (wanted if params is None else wanted | {"params": params})
     task.cancel()
 
@@ -198,7 +199,7 @@ async def test_what_is_sent(params: object) -> None:
 async def test_a_result_is_decoded(result: object) -> None:
     peer = Listing()
     task, calls = await start(peer)
-    calls.answered(peer, answer(1, result))
+    calls.answered(peer, answer(FIRST_ID, result))
     assert await asyncio.wait_for(task, WAIT) == result
 
 
@@ -213,7 +214,7 @@ async def test_a_result_is_decoded(result: object) -> None:
 async def test_the_peers_error_is_raised(error: str, code: int, message: str, data: object) -> None:
     peer = Listing()
     task, calls = await start(peer)
-    calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,"error":{error}}}'.encode()))
+    calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":{FIRST_ID},"error":{error}}}'.encode()))
     raised = await failure(task)
     assert (raised.code, raised.message, raised.data) == (code, message, data)
     assert str(raised) == f"{code}: {message}"
@@ -237,7 +238,7 @@ async def test_an_answer_that_is_no_json_rpc_is_raised_as_an_internal_error(memb
     peer = Listing()
     task, calls = await start(peer)
     peer.take()
-    assert calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,{members}}}'.encode()))
+    assert calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":{FIRST_ID},{members}}}'.encode()))
     raised = await failure(task)
     assert (raised.code, raised.message) == (-32603, "Internal error: the answer is not JSON-RPC")
     assert raised.data == {"code": "internal_error", "temporary": False, "outcome": "unknown"}
@@ -247,7 +248,7 @@ async def test_an_answer_that_is_no_json_rpc_is_raised_as_an_internal_error(memb
 async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
     peer = Listing()
     task, calls = await start(peer)
-    assert calls.answered(peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"result":[1],"error":null}'))
+    assert calls.answered(peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":[1],"error":null}' % FIRST_ID))
     assert await asyncio.wait_for(task, WAIT) == [1]
 
 
@@ -255,7 +256,7 @@ async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
 async def test_a_result_that_no_number_can_hold_is_the_peers_mistake(result: str) -> None:
     peer = Listing()
     task, calls = await start(peer)
-    calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":1,"result":{result}}}'.encode()))
+    calls.answered(peer, jsonrpc.decode(f'{{"jsonrpc":"2.0","id":{FIRST_ID},"result":{result}}}'.encode()))
     await failure(task)
 
 
@@ -270,7 +271,7 @@ async def test_a_result_that_is_nested_too_deeply_is_the_peers_mistake() -> None
     calls, peer = Calls(), Listing()
     task = asyncio.create_task(call_from(400, calls, peer))
     await passes()
-    calls.answered(peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"result":%b}' % (b"[" * 800 + b"]" * 800)))
+    calls.answered(peer, jsonrpc.decode(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (FIRST_ID, b"[" * 800 + b"]" * 800)))
     await failure(task)
 
 
@@ -280,7 +281,7 @@ async def test_a_call_that_nobody_answers_times_out() -> None:
     raised = await failure(task)
     assert (raised.code, raised.data) == (-32008, {"code": "timeout", "temporary": True})
     assert (peer.calls, len(calls)) == ({}, 0)
-    assert not calls.answered(peer, answer(1))
+    assert not calls.answered(peer, answer(FIRST_ID))
 
 
 async def test_a_call_to_a_peer_that_is_lost_ends_at_once() -> None:
@@ -298,7 +299,7 @@ async def test_a_cancelled_call_is_cancelled_at_the_peer() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert peer.take() == ['{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":1}}']
+    assert peer.take() == [f'{{"jsonrpc":"2.0","method":"rpc.cancel","params":{{"id":{FIRST_ID}}}}}']
     assert (peer.calls, len(calls)) == ({}, 0)
 
 
@@ -473,11 +474,11 @@ async def test_the_error_of_one_client_is_not_the_error_of_another(
 
 
 async def test_ids_of_the_two_directions_are_never_mixed_up(caller: Caller) -> None:
-    count = 40
-    for number in range(1, count + 1):
+    numbers = range(FIRST_ID, FIRST_ID + 40)
+    for number in numbers:
         await caller.send(request("ask", [f"question {number}"], number))
-    messages = [await called(caller) for _ in range(count)]
-    assert {message["id"] for message in messages} & set(range(1, count + 1))
+    messages = [await called(caller) for _ in numbers]
+    assert {message["id"] for message in messages} & set(numbers)
     order = random.Random(3)
     order.shuffle(messages)
     replies: dict[int, Any] = {}
@@ -486,7 +487,7 @@ async def test_ids_of_the_two_directions_are_never_mixed_up(caller: Caller) -> N
         assert json.loads(await own)["result"] == ["mine"]
         got = json.loads(await caller.ask(reply(message, result=message["params"])))
         replies[got["id"]] = got["result"]
-    assert replies == {number: [f"question {number}"] for number in range(1, count + 1)}
+    assert replies == {number: [f"question {number}"] for number in numbers}
 
 
 async def test_a_request_may_have_the_id_of_a_call(caller: Caller) -> None:

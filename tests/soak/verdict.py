@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from tests.soak.run import MISHAPS_TOLD, End, Reading, Result
+from tests.soak.run import MISHAPS_TOLD, TIMEOUTS_LOGGED, End, Reading, Result
 
 SETTLED_AFTER = 5_000
 """Connections after which the resident memory must be flat; half of the run where that is less."""
@@ -24,8 +24,6 @@ GARBAGE_ALLOWED = {"uvloop": 1.0, "asyncio": 8.0}
 
 A transport of the standard library's loop is in a cycle with its own bound method: seven objects.
 """
-TIMEOUTS_LOGGED = 100
-"""Missed handshake deadlines of one address that are logged without a gap."""
 TYPES_TOLD = 8
 
 

@@ -54,6 +54,8 @@ FOREIGN_CODES: Final = (1004, 1005, 1006, 1015, 2999, 5000)
 HOLD: Final = 8
 UPGRADES: Final = {"limits": {"max_connections_per_address": HOLD}}
 """The configuration for `upgrades`, whose address holds all its connections before it begins."""
+FOLLOW: Final = 30.0
+"""Seconds after an attack by hand that memory has to go back to the system."""
 KEPT_ALIVE: Final = {"server": {"keepalive_timeout": 5.0}}
 """The configuration for `kept-alive`: the last ones go by themselves, before the storm is taken for stuck."""
 
@@ -505,7 +507,7 @@ def main() -> int:
     elif options.kind in PRESSURE:
         print(asyncio.run(pressure(options.kind, options.count)))
     elif options.kind in GROWTH:
-        print(asyncio.run(growth(options.kind, options.count)))
+        print(asyncio.run(growth(options.kind, options.count, follow=FOLLOW)))
     elif options.kind in INSIDERS:
         print(asyncio.run(INSIDERS[options.kind](options.count)))
     else:

@@ -19,8 +19,8 @@ from gateway import errors
 from gateway.app import handler_args
 from gateway.config import Config, parse
 from gateway.connections.connection import Connection
+from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
-from gateway.errors import Disconnect
 from gateway.handshake.listener import Listener, response_begins
 from gateway.handshake.plain import Handshakes, PlainConnections
 from gateway.handshake.rejections import Rejections
@@ -63,7 +63,7 @@ class Echo:
     def release(self, connection: Connection) -> None:
         """It owes nobody anything."""
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Forget it."""
         self._open.discard(connection)
 

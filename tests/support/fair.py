@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 OTHERS: Final = 0.05
 """Seconds that the p99 of another peer's `gateway.ping` stays under on a machine of its own, whatever one peer does."""
@@ -12,6 +12,13 @@ OTHERS: Final = 0.05
 
 class NoticedError(AssertionError):
     """The p99 of another peer is not under `OTHERS`."""
+
+
+class Begun(NamedTuple):
+    """When a wait has begun, and how long each of the two had been without a core by then, in seconds."""
+
+    at: float
+    without: list[float]
 
 
 class Fair:
@@ -29,10 +36,19 @@ class Fair:
     @contextmanager
     def wait(self) -> Iterator[None]:
         """Measure one."""
-        begun, without = time.perf_counter(), self._without_core()
+        begun = self.begin()
         yield
+        self.end(begun)
+
+    def begin(self) -> Begun:
+        """Begin to measure one, which is to be given to `end`."""
+        return Begun(time.perf_counter(), self._without_core())
+
+    def end(self, begun: Begun) -> None:
+        """Add one to what was measured."""
+        begun_at, without = begun
         lost = max(later - earlier for later, earlier in zip(self._without_core(), without, strict=True))
-        self.waits.append(max(0.0, time.perf_counter() - begun - lost))
+        self.waits.append(max(0.0, time.perf_counter() - begun_at - lost))
 
     def _without_core(self) -> list[float]:
         return [int(path.read_text().split()[1]) / 1e9 for path in self._paths]

@@ -22,6 +22,9 @@ from tests.support.patience import START
 
 FOLDER: Final = Path(__file__).resolve().parents[2]
 # Variables that Python or a library reads while it is imported.
+ALONE: Final = {"PYTHONFAULTHANDLER": "1"}
+"""With this extra variable a program has an interpreter, and so a command line, of its own."""
+
 EARLY: Final = ("PYTHON", "LC_", "LANG", "SSL_")
 # Bytes that can be written to a pipe that has no reader yet.
 PIPE_SIZE: Final = 1 << 16

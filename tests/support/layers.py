@@ -84,6 +84,7 @@ PURE: Final = frozenset(
         "rpc.jsonrpc",
         "rpc.method",
         "rpc.openrpc",
+        "rpc.responses",
         "rpc.work",
         "status",
         "telemetry.counts",

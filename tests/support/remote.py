@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import pty
 import signal
 import sys
+import termios
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -12,6 +16,7 @@ import pytest
 
 from gateway.cli import main
 from tests.support.command import Ended
+from tests.support.fleet import until
 from tests.support.fork_server import Program
 from tests.support.forks import Forked, shared
 from tests.support.patience import START
@@ -22,16 +27,22 @@ from tests.support.reaping import kill
 class Command:
     """`python -m gateway …` as a process that can be talked to. An async context manager; what still runs is killed.
 
-    where: the gateway that GATEWAY_URL names. stdin: what it gets on standard input.
+    where: the gateway that GATEWAY_URL names. stdin: what it gets on standard input, which then ends; it stays open
+    with `endless`.
     """
 
     def __init__(
-        self, *arguments: str, where: GatewayProcess | None, environ: Mapping[str, str] | None = None, stdin: str = ""
+        self,
+        *arguments: str,
+        where: GatewayProcess | None,
+        environ: Mapping[str, str] | None = None,
+        stdin: str = "",
+        endless: bool = False,
     ) -> None:
         self._arguments = arguments
-        url = {} if where is None else {"GATEWAY_URL": where.url("/ws", websocket=True)}
-        self._extra = url | dict(environ or {})
+        self._extra = _url(where) | dict(environ or {})
         self._stdin = stdin.encode()
+        self._endless = endless
         self._news = asyncio.Event()
         self.stdout = ""
         """What it has printed so far."""
@@ -48,7 +59,7 @@ class Command:
 
     async def _start(self) -> asyncio.subprocess.Process | Forked:
         environ = clean_environment() | self._extra
-        forks = shared.get(self._extra)
+        forks = None if self._endless else shared.get(self._extra)
         if forks is not None:
             return await forks.start(Program("gateway", self._arguments, environ), self._stdin)
         pipe = asyncio.subprocess.PIPE
@@ -58,7 +69,8 @@ class Command:
         )
         assert process.stdin is not None
         process.stdin.write(self._stdin)
-        process.stdin.close()
+        if not self._endless:
+            process.stdin.close()
         return process
 
     async def __aexit__(
@@ -82,6 +94,12 @@ class Command:
                     await self._news.wait()
         assert condition(self), f"it said: {self.stdout!r} and {self.stderr!r}"
 
+    async def until_it_reads(self) -> None:
+        """Wait until it has read its standard input so far. Only if that is endless."""
+        assert isinstance(self.process, asyncio.subprocess.Process) and self.process.stdin is not None
+        waiting = self.process.stdin.get_extra_info("pipe")
+        await until(lambda: fcntl.ioctl(waiting, termios.FIONREAD, b"1234") == bytes(4), "it does not read")
+
     async def end(self, number: signal.Signals | None = None) -> Ended:
         """Send it a signal, or none, and wait for its end."""
         if number is not None:
@@ -89,6 +107,41 @@ class Command:
         async with asyncio.timeout(START):
             await asyncio.gather(*self._reading)
             return Ended(await self.process.wait(), self.stdout, self.stderr)
+
+
+async def on_a_terminal(where: GatewayProcess | None, *arguments: str) -> str:
+    """Run a command on a terminal of 80 columns, where it has to end well; returns what stands there."""
+    mine, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", *arguments),
+        cwd=ROOT,
+        env=clean_environment() | _url(where) | {"TERM": "xterm", "COLUMNS": ""},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    try:
+        async with asyncio.timeout(START):
+            shown = await asyncio.to_thread(_read_all, mine)
+            assert await process.wait() == 0, shown
+    finally:
+        await kill(process)
+        os.close(mine)
+    return shown
+
+
+def _read_all(terminal: int) -> str:
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how a terminal says that nobody has it open any more
+        while part := os.read(terminal, 65_536):
+            shown += part
+    return shown.decode()
+
+
+def _url(where: GatewayProcess | None) -> dict[str, str]:
+    return {} if where is None else {"GATEWAY_URL": where.url("/ws", websocket=True)}
 
 
 def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from gateway.connections.connection import Connection
+from gateway.rpc.calls import FIRST_ID
 from gateway.websocket.reader import Reader
 from tests.support.peers import Opcode, frame
 
@@ -103,6 +104,8 @@ class Wire:
 
     def is_closing(self) -> bool:
         return self._closing
+
+    def set_write_buffer_limits(self, _high: int) -> None: ...
 
     def pause_reading(self) -> None: ...
 
@@ -271,7 +274,7 @@ class Model:
         self.nodes: dict[str, Link] = {}
         self.topics: dict[str, int] = {}
         self.soon: list[Callable[[], None]] = []
-        self.issued = 0
+        self.issued = FIRST_ID - 1
         self.tags = 0
         self.late = 0
         self.dropped: Counter[str] = Counter()

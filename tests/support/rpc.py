@@ -206,6 +206,8 @@ class Listing:
         """Keep it."""
         self.sent.append(payload.decode())
 
+    pass_on = send
+
     def end(self, end: Disconnect) -> None:
         """Keep how it was ended first."""
         self.ended = self.ended or end

@@ -18,6 +18,7 @@ from gateway.app import handler_args
 from gateway.config import parse
 from gateway.config.certificates import tls_context
 from gateway.connections.connection import Connection
+from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.errors import Disconnect, RpcError
 from gateway.handshake.listener import Listener, response_begins
@@ -111,9 +112,9 @@ class Script:
         """Note it."""
         self.released.append(connection)
 
-    def closed(self, connection: Connection, end: Disconnect) -> None:
+    def closed(self, connection: Connection, closed: Closed) -> None:
         """Note the end."""
-        self.ends.append(end)
+        self.ends.append(closed.end)
 
 
 def echo(connection: Connection, data: bytes) -> None:

@@ -1,35 +1,31 @@
 """Attacks by peers with a credential on the gateway's memory, and on peers that read slowly.
 
 `python -m tests.support.attacks KIND --count SECONDS` runs one by hand. Each returns what came of it, and the tests say
-what that has to be. A victim reads 2 MB/s, and asks for `gateway.ping` all the time.
+what that has to be. The victims are in `tests.support.victims`.
 """
 
 import asyncio
 import json
+import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.support.credentials import Holder, TokensFile, bearer
 from tests.support.fleet import forget_peak, peak, until
-from tests.support.peers import Opcode, PeerClosed, RawPeer, frame
-from tests.support.process import Config, GatewayProcess
+from tests.support.peers import Opcode, RawPeer, frame
+from tests.support.process import ROOT, Config, GatewayProcess
+from tests.support.reaping import kill
+from tests.support.victims import VICTIM, request, until_lost
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
-PACE: Final = 2_000_000
-"""Bytes a second that a victim reads."""
-CHUNK: Final = 32 * KIB
-EVERY: Final = 0.02
-"""Seconds between two pings of a victim."""
 PAD: Final = "x" * (MIB - 4096)
 EVIL: Final = Holder("evil", "operator", ("call:>", "serve:>", "subscribe:>", "publish:>"))
-VICTIM: Final = Holder("victim", "operator", ("admin", "call:>", "serve:>", "subscribe:>", "publish:>"))
 
 
 @dataclass
@@ -37,13 +33,15 @@ class Found:
     """What came of an attack.
 
     ended: causes of the ends of the victim's connections. waits: of its pings, in seconds. codes: the errors that the
-    attacker was answered with. grown, left: resident memory beyond that before the attack, at its peak and after it.
+    attacker was answered with. grown, at_end, left: resident memory beyond that before the attack, in bytes: at its
+    peak, when all its connections have ended, and a while after that.
     """
 
     ended: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     codes: Counter[int] = field(default_factory=Counter)
     grown: int = 0
+    at_end: int = 0
     left: int = 0
 
     def __str__(self) -> str:
@@ -51,71 +49,9 @@ class Found:
         p99 = waits[int(len(waits) * 0.99)] * 1000
         return (
             f"{len(self.waits)} pings, p99 {p99:.0f} ms; victims ended: {self.ended or 'none'}; "
-            f"refused: {dict(self.codes)}; grown {self.grown / MIB:.1f} MiB, {self.left / MIB:.1f} MiB after"
+            f"refused: {dict(self.codes)}; grown {self.grown / MIB:.1f} MiB, "
+            f"{self.at_end / MIB:.1f} MiB at the end, {self.left / MIB:.1f} MiB after"
         )
-
-
-class Slow:
-    """A peer that reads at its pace, and hands each message to ``heard``. Its pings are measured."""
-
-    def __init__(self, peer: RawPeer, found: Found, pace: int = PACE) -> None:
-        self.peer = peer
-        self._found = found
-        self._pace = pace
-        self._buffer = bytearray()
-        self._asked: dict[str, float] = {}
-        self.replies: asyncio.Queue[Any] = asyncio.Queue()
-        self.heard: Callable[[Any], Awaitable[None]] = self._ignore
-
-    async def _ignore(self, message: Any) -> None:
-        """Do nothing with it."""
-
-    async def read(self) -> None:
-        """Read until the gateway ends the connection, or this is cancelled."""
-        due = time.monotonic()
-        while data := await self.peer.wire.recv():
-            self._buffer += data
-            due = max(due, time.monotonic() - 1) + len(data) / self._pace
-            await self._take_messages()
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-
-    async def _take_messages(self) -> None:
-        while len(self._buffer) >= 2:
-            opcode, size = self._buffer[0] & 15, self._buffer[1]
-            start = {126: 4, 127: 10}.get(size, 2)
-            if size > 125:
-                size = int.from_bytes(self._buffer[2:start], "big")
-            if len(self._buffer) < start + size:
-                return
-            payload = bytes(self._buffer[start : start + size])
-            del self._buffer[: start + size]
-            if opcode == Opcode.PING:
-                await self.peer.send_frame(Opcode.PONG, payload)
-            elif opcode == Opcode.TEXT:
-                await self._take(json.loads(payload))
-
-    async def _take(self, message: Any) -> None:
-        asked = self._asked.pop(str(message.get("id")), None) if isinstance(message, dict) else None
-        if asked is not None:
-            self._found.waits.append(time.monotonic() - asked)
-        elif isinstance(message, dict) and "method" not in message:
-            self.replies.put_nowait(message)
-        else:
-            await self.heard(message)
-
-    async def ask(self, method: str, params: object) -> Any:
-        """Send a request, and return its reply. Needs `read`."""
-        await self.peer.send_json({"jsonrpc": "2.0", "id": method, "method": method, "params": params})
-        return await self.replies.get()
-
-    async def ping(self) -> None:
-        """Ask for `gateway.ping` again and again."""
-        number = 0
-        while True:
-            number += 1
-            self._asked[f"ping {number}"] = time.monotonic()
-            await self.peer.send_json({"jsonrpc": "2.0", "id": f"ping {number}", "method": "gateway.ping"})
-            await asyncio.sleep(EVERY)
 
 
 class Stage:
@@ -130,7 +66,7 @@ class Stage:
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Let this go on until the end."""
-        self._tasks.append(asyncio.create_task(_until_lost(work)))
+        self._tasks.append(asyncio.create_task(until_lost(work)))
 
     async def enter(self, holder: Holder, **options: Any) -> RawPeer:
         """Open a connection of this principal."""
@@ -139,11 +75,23 @@ class Stage:
         await peer.welcome()
         return peer
 
-    async def slow(self, holder: Holder = VICTIM) -> Slow:
-        """Open one that reads at its pace; that of the victim measures its pings."""
-        slow = Slow(await self.enter(holder, rcvbuf=64 * KIB), self.found if holder is VICTIM else Found())
-        self.begin(slow.read())
-        return slow
+    @asynccontextmanager
+    async def victim(self, does: str) -> AsyncIterator[None]:
+        """Let a victim do this, one of VICTIMS, meanwhile. In the end it says for how long it has waited."""
+        where, pipe = self.where, asyncio.subprocess.PIPE
+        command = (sys.executable, "-m", "tests.support.victims", does, str(where.port), str(where.pid))
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe, limit=MIB)
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(self._tokens.of(VICTIM).encode() + b"\n")
+            assert await process.stdout.readline() == b"{}\n"
+            yield
+            self.found.ended = ended_of(where, VICTIM)
+            process.stdin.close()
+            self.found.waits = json.loads(await process.stdout.readline())
+        finally:
+            await kill(process)
 
     async def evil(self) -> RawPeer:
         """Open a connection of the attacker's, which counts the errors that it gets."""
@@ -167,11 +115,6 @@ class Stage:
         await self._stack.aclose()
 
 
-async def _until_lost(work: Coroutine[Any, Any, None]) -> None:
-    with suppress(PeerClosed, OSError, TimeoutError):
-        await work
-
-
 async def send_on(peer: RawPeer, *messages: object) -> None:
     """Send these messages again and again, as fast as they are taken."""
     frames = [frame(Opcode.TEXT, json.dumps(message).encode()) for message in messages]
@@ -181,53 +124,29 @@ async def send_on(peer: RawPeer, *messages: object) -> None:
             await asyncio.sleep(0)
 
 
-def request(method: str, params: object, identity: object = 1) -> dict[str, object]:
-    """A request."""
-    return {"jsonrpc": "2.0", "id": identity, "method": method, "params": params}
-
-
 # Pressure on a victim that reads slowly
 
 
-async def _serve(stage: Stage) -> Slow:
-    """Let the victim be a node, which answers each call."""
-    victim = await stage.slow()
-
-    async def answer(message: Any) -> None:
-        if message["method"] == "victim.does" and "id" in message:
-            await victim.peer.send_json({"jsonrpc": "2.0", "id": message["id"], "result": None})
-
-    victim.heard = answer
-    await victim.ask("node.register", {"methods": [{"name": "victim.does"}]})
-    return victim
-
-
-async def _calls(stage: Stage) -> Slow:
-    victim = await _serve(stage)
+async def _calls(stage: Stage) -> None:
     for _ in range(3):
         stage.begin(send_on(await stage.evil(), *[request("victim.does", [PAD], number) for number in range(64)]))
-    return victim
 
 
-async def _notifications(stage: Stage) -> Slow:
-    victim = await _serve(stage)
+async def _notifications(stage: Stage) -> None:
     for pad in (PAD, "", "x" * 1000):
         message = {"jsonrpc": "2.0", "method": "victim.does", "params": [pad]}
         stage.begin(send_on(await stage.evil(), *[message] * (1 if len(pad) > 1000 else 200)))
-    return victim
 
 
-async def _cancels(stage: Stage) -> Slow:
-    victim = await _serve(stage)
+async def _cancels(stage: Stage) -> None:
     cancel = {"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": 1}}
     for _ in range(3):
         stage.begin(send_on(await stage.evil(), *[request("victim.does", []), cancel] * 100))
-    return victim
 
 
-async def _evil_node(stage: Stage, answer: Callable[[RawPeer, Any], Awaitable[None]]) -> Slow:
-    """Let the attacker be a node, and the victim call it again and again."""
-    victim, node = await stage.slow(), await stage.enter(EVIL)
+async def _evil_node(stage: Stage, answer: Callable[[RawPeer, Any], Awaitable[None]]) -> None:
+    """Let the attacker be a node."""
+    node = await stage.enter(EVIL)
     await node.send_json(request("node.register", {"methods": [{"name": "evil.does"}]}))
     await node.recv_json()
 
@@ -238,50 +157,35 @@ async def _evil_node(stage: Stage, answer: Callable[[RawPeer, Any], Awaitable[No
             if message.get("method") == "evil.does":
                 await answer(node, message["id"])
 
-    async def call() -> None:
-        while True:
-            for number in range(20):
-                await victim.peer.send_json(request("evil.does", [], f"call {number}"))
-            for _ in range(20):
-                await victim.replies.get()
-
     stage.begin(serve())
-    stage.begin(call())
-    return victim
 
 
-async def _results(stage: Stage) -> Slow:
+async def _results(stage: Stage) -> None:
     async def answer(node: RawPeer, identity: Any) -> None:
         await node.send_json({"jsonrpc": "2.0", "id": identity, "result": PAD})
 
-    return await _evil_node(stage, answer)
+    await _evil_node(stage, answer)
 
 
-async def _reports(stage: Stage) -> Slow:
+async def _reports(stage: Stage) -> None:
     async def answer(node: RawPeer, identity: Any) -> None:
         params = {"id": identity, "value": "x" * 100_000}
         for _ in range(200):
             await node.send_json({"jsonrpc": "2.0", "method": "rpc.progress", "params": params})
         await node.send_json({"jsonrpc": "2.0", "id": identity, "result": None})
 
-    return await _evil_node(stage, answer)
+    await _evil_node(stage, answer)
 
 
-async def _events(stage: Stage) -> Slow:
-    victim = await stage.slow()
-    await victim.ask("event.subscribe", {"topics": [">"]})
+async def _events(stage: Stage) -> None:
     for number in range(3):
         stage.begin(send_on(await stage.evil(), request("event.publish", {"topic": f"e.{number}", "data": PAD})))
-    return victim
 
 
-async def _registrations(stage: Stage) -> Slow:
-    victim = await stage.slow()
-    await victim.ask("event.subscribe", {"topics": ["gateway.>"]})
+async def _registrations(stage: Stage) -> None:
     methods = [{"name": f"evil.{'x' * 150}.{number}"} for number in range(1000)]
     messages = [request("node.register", {"methods": methods}), request("node.unregister", {})]
     stage.begin(send_on(await stage.evil(), *messages))
-    return victim
 
 
 # Growth: what one principal can make the gateway hold
@@ -347,14 +251,21 @@ async def _ids(stage: Stage) -> None:
         stage.begin(send_on(peer, *[request("evil.never", [], f"{number:01000}") for number in range(64)]))
 
 
-PRESSURE: Final[Mapping[str, Callable[[Stage], Coroutine[Any, Any, Slow]]]] = {
-    "calls": _calls,
-    "notifications": _notifications,
-    "cancels": _cancels,
-    "results": _results,
-    "reports": _reports,
-    "events": _events,
-    "registrations": _registrations,
+class Pressure(NamedTuple):
+    """What the victim does, one of VICTIMS, and the attack."""
+
+    victim: str
+    attack: Callable[[Stage], Awaitable[None]]
+
+
+PRESSURE: Final[Mapping[str, Pressure]] = {
+    "calls": Pressure("serve", _calls),
+    "notifications": Pressure("serve", _notifications),
+    "cancels": Pressure("serve", _cancels),
+    "results": Pressure("call", _results),
+    "reports": Pressure("call", _reports),
+    "events": Pressure("hear", _events),
+    "registrations": Pressure("watch", _registrations),
 }
 GROWTH: Final[Mapping[str, Callable[[Stage], Coroutine[Any, Any, None]]]] = {
     "replies": _replies,
@@ -370,7 +281,6 @@ async def _staged(config: Config) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-test-"))
         tokens = TokensFile(Path(directory) / "tokens.toml", EVIL, VICTIM)
-        # Attackers share this process's event loop, and so have their handshakes while it is busy.
         usual: Config = {"events": {"conflate": ["pos.>"]}, "server": {"handshake_timeout": 60.0}}
         where = await stack.enter_async_context(GatewayProcess({"auth": tokens.auth, **usual, **config}))
         async with AsyncExitStack() as peers:
@@ -379,30 +289,31 @@ async def _staged(config: Config) -> AsyncIterator[Stage]:
 
 async def pressure(kind: str, seconds: float, config: Config | None = None) -> Found:
     """Let the attacker press upon a victim for so long."""
+    siege = PRESSURE[kind]
     async with _staged(config or {}) as stage:
-        victim = await PRESSURE[kind](stage)
-        stage.begin(victim.ping())
-        await asyncio.sleep(seconds)
-        await until(lambda: bool(stage.found.waits), "the victim's pings are not answered")
-        stage.found.ended = ended_of(stage.where, VICTIM)
+        async with stage.victim(siege.victim):
+            await siege.attack(stage)
+            await asyncio.sleep(seconds)
         await stage.stop()
         return stage.found
 
 
-async def growth(kind: str, seconds: float, config: Config | None = None) -> Found:
-    """Let the attacker make the gateway hold what it can for so long. Another peer is answered meanwhile."""
+async def growth(kind: str, seconds: float, config: Config | None = None, *, follow: float = 0.0) -> Found:
+    """Let the attacker make the gateway hold what it can for so long. Another peer is answered meanwhile.
+
+    follow: seconds after the end until what is left is measured.
+    """
     async with _staged(config or {}) as stage:
-        other = await stage.slow()
-        stage.begin(other.ping())
-        before = forget_peak(stage.where)
-        await GROWTH[kind](stage)
-        await asyncio.sleep(seconds)
         found = stage.found
-        await until(lambda: bool(found.waits), "others are not answered")
-        found.grown = peak(stage.where) - before
-        found.ended = ended_of(stage.where, VICTIM)
+        async with stage.victim("idle"):
+            before = forget_peak(stage.where)
+            await GROWTH[kind](stage)
+            await asyncio.sleep(seconds)
+            found.grown = peak(stage.where) - before
         await stage.stop()
         await until(lambda: not _open(stage.where), "a connection is left")
+        found.at_end = stage.where.rss() - before
+        await asyncio.sleep(follow)
         found.left = stage.where.rss() - before
         return found
 

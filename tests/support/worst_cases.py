@@ -531,6 +531,14 @@ async def _answered(stage: Stage) -> Message:
     return Message(caller, raw=answer, sender=node)
 
 
+@worst("", "an error of a mebibyte in the gateway's name")
+async def _renamed(stage: Stage) -> Message:
+    node, caller, (call_id,) = await _called(stage)
+    data = b'{"retry\\u0041fterMs":1,"a":%b}' % filled(b"[" * 400 + b"]" * 400, ROOM - 5000)
+    error = b'{"code":1,"message":"","data":%b}' % data
+    return Message(caller, raw=b'{"jsonrpc":"2.0","id":%d,"error":%b}' % (call_id, error), sender=node, codes=(1,))
+
+
 @worst("", "an answer of a mebibyte that is no JSON-RPC")
 async def _garbled(stage: Stage) -> Message:
     node, caller, (call_id,) = await _called(stage)

@@ -204,6 +204,7 @@ class Lab:
                 await self.publish(topic, {"n": f"away {number}"})
         await asyncio.sleep(params["time"])
         self.proxy.refuse = False
+        return {"result": True}
 
     async def on_stall(self, identity: object, params: Any) -> Any:
         self.proxy.swallow = True

@@ -276,9 +276,9 @@ async def test_unread_replies_to_one_principal_have_a_bound(gateway: StartGatewa
 
 
 async def ask_on(peer: RawPeer) -> None:
-    """Ask for much, again and again, as fast as it is taken."""
+    """Ask again and again, as fast as it is taken. No request is so large that it counts before it is finished."""
     while True:
-        await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping", "params": [PAD]})
+        await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping", "params": ["x" * 12 * KIB]})
 
 
 # The attacks as a whole

@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "scripts/bench",
     "scripts/screenshots",
     "scripts/vendor",
+    "scripts/lock",
     ".ci/run",
 )
 
@@ -60,11 +61,13 @@ class Project:
         self.folder = folder / "a project"
         shutil.copytree(ROOT / "scripts", self.folder / "scripts")
         (self.folder / "setup.cfg").write_text("[metadata]\n")
+        (self.folder / "requirements").mkdir()
+        (self.folder / "requirements/server.txt").touch()
         stub = folder / "stub"
         stub.write_text(STUB)
         stub.chmod(0o755)
         self._calls = folder / "calls"
-        self.environ = os.environ | {"PYTHON": str(stub), "STUB_CALLS": str(self._calls)}
+        self.environ = os.environ | {"PYTHON": str(stub), "STUB_CALLS": str(self._calls), "NEWEST": ""}
 
     def start(self, *command: str, **environ: str) -> subprocess.Popen[str]:
         """Start a script in a folder that is not the project's."""
@@ -90,9 +93,9 @@ class Project:
         self._calls.unlink(missing_ok=True)
         return calls
 
-    def made(self, extra: str = "") -> list[str]:
-        """Return the calls of one whole install."""
-        return [f"begin {self.folder}{extra}", "end"]
+    def made(self, extra: str = "server") -> list[str]:
+        """Return the calls of one whole install: what is locked, and then the project itself."""
+        return [f"begin {self.folder}/requirements/{extra}.txt", "end", f"begin {self.folder}", "end"]
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_explains_itself_without_making_anything(project: Project, name: str) ->
 def test_hands_its_help_to_the_tool(project: Project, name: str) -> None:
     output, _ = project.run(f"scripts/{name}", "--help")
     assert output == f"-m tests.{name} --help\n"
-    assert project.calls() == ["venv", *project.made("[test]")]
+    assert project.calls() == ["venv", *project.made("test")]
 
 
 @pytest.mark.parametrize("name", ["conformance", "fuzz", "soak", "bench"])
@@ -152,7 +155,7 @@ def test_the_tests_complete_the_environment_of_the_gateway(project: Project) -> 
 
     output, _ = project.run("scripts/test", "-k", "two words")
     assert output == "-m pytest -k two words\n"
-    assert project.calls() == project.made("[test]")
+    assert project.calls() == project.made("test")
 
     project.run("scripts/run")
     assert project.calls() == []
@@ -161,9 +164,20 @@ def test_the_tests_complete_the_environment_of_the_gateway(project: Project) -> 
 def test_a_change_of_what_is_needed_is_followed(project: Project) -> None:
     project.run("scripts/run")
     project.calls()
-    (project.folder / "setup.cfg").write_text("[metadata]\nname = other\n")
+    for name in ("setup.cfg", "requirements/server.txt"):
+        (project.folder / name).write_text("[metadata]\nname = other\n")
+        project.run("scripts/run")
+        assert project.calls() == project.made()
+
+
+def test_the_newest_have_an_environment_of_their_own(project: Project) -> None:
     project.run("scripts/run")
-    assert project.calls() == project.made()
+    project.calls()
+    for _ in range(2):
+        project.run("scripts/test", NEWEST="yes")
+    assert project.calls() == ["venv", f"begin {project.folder}[test]", "end"]
+    project.run("scripts/run")
+    assert project.calls() == []
 
 
 def test_a_moved_project_is_installed_again(project: Project) -> None:
@@ -204,7 +218,7 @@ def test_a_killed_start_leaves_nothing_that_is_believed(project: Project) -> Non
             time.sleep(0.01)
         process.kill()
     project.run("scripts/run")
-    assert project.calls()[-2:] == project.made()
+    assert project.calls()[-4:] == project.made()
 
 
 def test_an_environment_whose_python_is_gone_is_made_again(project: Project) -> None:
@@ -240,13 +254,13 @@ def test_without_the_tools_it_says_what_to_install(project: Project, tmp_path: P
     )
 
 
-@pytest.mark.timeout(900)  # it fetches and installs what setup.cfg names, and nothing of the tests' own
+@pytest.mark.timeout(900)  # it fetches and installs what is locked, and nothing of the tests' own
 async def test_a_fresh_copy_answers_and_gets_the_signals(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, fresh)
-    for name in ("gateway", "scripts"):
+    for name in ("gateway", "requirements", "scripts"):
         shutil.copytree(ROOT / name, fresh / name)
     # To compile what is installed takes longer than all the rest.
     environ = os.environ | {"PIP_NO_COMPILE": "1"}

@@ -11,10 +11,10 @@ from typing import Any, Final
 import pytest
 
 from gateway.telemetry import lines as table
-from gateway.telemetry.lines import CLOSED, MAX_KEYS, MAX_TOLD, ONLINE, RARE, REJECTED, SAMPLED, Line, Lines
+from gateway.telemetry.lines import CLOSED, DEFECT, MAX_KEYS, MAX_TOLD, ONLINE, RARE, REJECTED, SAMPLED, Line, Lines
 from tests.support.process import ROOT
 
-LOGGING: Final = {"debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log"}
+LOGGING: Final = {"debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log", "handle"}
 LINES: Final = "gateway.telemetry.lines"
 OUTSIDE: Final = ("gateway.client",)
 """What runs in the process of somebody else: a library, whose user decides on the log."""
@@ -53,7 +53,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def log_calls() -> list[LogCall]:
-    """All calls of loggers, but for the two by which lines of the table are written."""
+    """All calls of loggers, but for those by which lines of the table are written."""
     return [
         LogCall(name, node)
         for name, module in modules()
@@ -161,6 +161,25 @@ def test_a_flood_of_each_kind_is_bounded_and_counted(here: Log, line: Line) -> N
     here.now += line.window
     assert here.flood(line, "=storm", 1) == 1
     assert here.take() == [{"event": line.event, "connId": "c", "leftOut": 10_000 - line.burst}]
+
+
+def test_a_line_has_the_error_that_it_is_about(here: Log, caplog: pytest.LogCaptureFixture) -> None:
+    error = LookupError("ours")
+    here.lines.log(logger, DEFECT, "=a", "it failed: %s", "why", fields={"connId": "c"}, exc_info=error)
+    (record,) = caplog.records
+    assert record.exc_info == (LookupError, error, error.__traceback__)
+    assert (record.getMessage(), record.levelno, record.name) == ("it failed: why", logging.ERROR, "gateway.test")
+    caplog.set_level(logging.CRITICAL, "gateway")
+    here.lines.log(logger, DEFECT, "=a", "it failed", fields={})
+    assert caplog.records == [record], "the level of the logger holds"
+
+
+@pytest.mark.parametrize("name", ["name", "args", "created", "leftOut", "event"])
+def test_no_field_takes_the_place_of_what_a_record_has_itself(here: Log, name: str) -> None:
+    here.flood(ONLINE, "=a", ONLINE.burst + 1)
+    here.now += ONLINE.window
+    with pytest.raises(KeyError, match=name):
+        here.lines.log(logger, ONLINE, "=a", "online", fields={name: "other"})
 
 
 def test_nothing_is_left_out_in_silence(here: Log) -> None:

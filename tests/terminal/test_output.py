@@ -59,6 +59,30 @@ def test_a_table_on_a_terminal_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[1].endswith("…")
 
 
+def test_columns_that_can_be_spared_make_room_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("NAME", "IN", "REASON", "OUT"), ("kitchen-pi", "123456", "r" * 40, "1234567")]
+    assert table(rows, spare=("OUT", "IN")).splitlines()[0].split() == ["NAME", "IN", "REASON", "OUT"]
+    on_terminal(monkeypatch, 80)
+    assert table(rows, spare=("OUT", "IN")).splitlines()[1] == f"kitchen-pi  123456  {'r' * 40}  1234567"
+    on_terminal(monkeypatch, 50)
+    assert table(rows, spare=("OUT", "IN")).splitlines()[1] == f"kitchen-pi  123456  {'r' * 29}…"
+    on_terminal(monkeypatch, 40)
+    assert table(rows, spare=("OUT", "IN")).splitlines()[1] == f"kitchen-pi  {'r' * 27}…"
+
+
+def test_words_that_find_no_room_go_on_in_further_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("NAME", "SCOPES"), ("kitchen-pi", "call:a.b  call:c.d " + "x" * 30), ("b", "")]
+    whole = f"kitchen-pi  call:a.b  call:c.d {'x' * 30}"
+    assert table(rows, wraps=True).splitlines() == ["NAME        SCOPES", whole, "b"]
+    on_terminal(monkeypatch, 34)
+    assert table(rows, wraps=True).splitlines() == [
+        "NAME        SCOPES",
+        "kitchen-pi  call:a.b  call:c.d",
+        f"            {'x' * 21}…",
+        "b",
+    ]
+
+
 def test_wide_characters_keep_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     on_terminal(monkeypatch)
     assert table([("A", "B"), ("廚房", "1"), ("e\u0301", "2")]).splitlines() == ["A     B", "廚房  1", "e\u0301     2"]

@@ -113,3 +113,44 @@ async def test_cancelling_ends_it(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await until_gone(pid)
+
+
+def holder(file: Path, prelude: str = "") -> str:
+    """A program that ends, and leaves a process behind that holds all that it has open; it tells that one's id."""
+    shell = f"echo $$ > {file}; exec sleep 60"
+    return f"""
+import os, pathlib, subprocess, time
+subprocess.Popen(['/bin/sh', '-c', {shell!r}]{prelude})
+while not os.path.exists({str(file)!r}) or not pathlib.Path({str(file)!r}).read_text().endswith('\\n'):
+    time.sleep(0.01)
+print('done')
+"""
+
+
+async def test_what_a_program_leaves_behind_holds_nothing_up_and_ends_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    assert await run(holder(file), b"x" * 1_000_000, timeout=60.0) == b"done\n"
+    await until_gone(await pid_in(file))
+
+
+async def test_what_has_left_the_group_runs_on_and_holds_nothing_up(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    assert await run(holder(file, ", start_new_session=True"), b"x" * 1_000_000, timeout=60.0) == b"done\n"
+    pid = await pid_in(file)
+    try:
+        assert not gone(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_no_descriptor_stays_open() -> None:
+    async def all_ways() -> None:
+        await run("print(1)")
+        await failed("import sys; sys.exit(1)")
+        with pytest.raises(ProgramFailed):
+            await programs.run(["/nowhere"], b"", {}, 1.0)
+
+    await all_ways()  # the event loop opens some of its own at the first program
+    before = set(os.listdir("/proc/self/fd"))
+    await all_ways()
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -19,7 +19,7 @@ from gateway.deadlines import Standstill
 from gateway.errors import Disconnect
 from gateway.limits import Account
 from gateway.websocket.frames import NOTHING_WRITTEN, State, Written
-from gateway.websocket.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, Cork, Outbox
+from gateway.websocket.outbox import ALONE, CORK_BYTES, CORK_FLUSHES, CORK_WRITES, REPLIES, Cork, Outbox
 from tests.support.fleet import (
     FLOOD_SERVER,
     Gateways,
@@ -386,6 +386,9 @@ class Box(Outbox):
         self.ends.append(end)
         self.state = State.FLUSHING
 
+    def on_blocked(self) -> None:
+        """What is kept is written when the test says so."""
+
     def stall(self) -> None:
         """Note it."""
         self.stalled = True
@@ -652,10 +655,151 @@ async def test_a_peer_that_takes_no_more_gets_no_more() -> None:
     box.wire.on_write = box.full
     box.control.writing_paused = True
     box.wire.write(b"1")
-    assert box.stalled
+    assert box.blocked
     box.send_frame_bytes(b"2")
     await asyncio.sleep(0)
     assert box.wire.writes == [b"1"]
     box.control.writing_paused = False
     assert box.pump()
     assert box.wire.writes == [b"1", b"2"]
+
+
+def blocked() -> Box:
+    """An outbox whose transport has just taken more than it wants."""
+    box = Box(Cork())
+    box.control.writing_paused = True
+    box.full()
+    return box
+
+
+async def test_own_replies_overtake_what_others_have_sent() -> None:
+    box = blocked()
+    for number in range(3):
+        box.pass_frame_on(b"%d" % number)
+    box.send_frame_bytes(b"own")
+    assert box.wire.writes == []
+    box.control.writing_paused = False
+    assert box.pump()
+    assert box.wire.writes == [b"own", b"012"], "even if it was still corked"
+    assert (box.messages_out, box.bytes_out, box.outbox_bytes, box.blocked) == (4, 6, 0, False)
+    box.pass_frame_on(b"3")
+    box.send_frame_bytes(b"own")
+    await asyncio.sleep(0)
+    assert box.wire.writes[2:] == [b"3own"], "but not where nothing waits"
+
+
+async def test_nothing_overtakes_a_close_frame() -> None:
+    box = blocked()
+    box.pass_frame_on(b"1")
+    box.send_frame_bytes(b"own")
+    box.put_last(b"close")
+    box.pump(everything=True)
+    assert box.wire.writes == [b"own", b"1close"]
+    assert box.messages_out == 2, "a close frame is no message"
+
+
+async def test_a_peer_is_read_until_its_own_replies_wait() -> None:
+    box = blocked()
+    box.outbox_bound = 10 * REPLIES
+    box.account.bound = 10 * REPLIES
+    box.pass_frame_on(bytes(2 * REPLIES))
+    assert (box.stalled, box.may_be_read) == (False, True), "others have sent that"
+    for size, stalled in ((REPLIES, False), (1, True)):
+        box.send_frame_bytes(bytes(size))
+        box.flush()
+        assert (box.stalled, box.may_be_read) == (stalled, not stalled)
+
+
+async def test_a_peer_is_not_read_while_more_waits_than_the_bound() -> None:
+    box = blocked()
+    box.pass_frame_on(bytes(box.outbox_bound))
+    assert not box.stalled
+    box.pass_frame_on(b"1")
+    assert (box.stalled, box.may_be_read) == (True, False)
+    box.discard()
+
+
+async def test_a_large_message_to_many_leaves_bit_by_bit_and_others_have_their_turn() -> None:
+    cork = Cork()
+    boxes = [Box(cork) for _ in range(100)]
+    data = bytes(MIB)
+    for box in boxes:
+        box.pass_frame_on(data)
+    assert not any(box.wire.writes for box in boxes)
+    written = [0]
+    while written[-1] < len(boxes):
+        await asyncio.sleep(0)
+        written.append(sum(bool(box.wire.writes) for box in boxes))
+        assert written[-1] > written[-2]
+    most = CORK_WRITES // MIB + 1
+    assert max(after - before for before, after in itertools.pairwise(written)) <= most
+
+
+async def test_nothing_is_written_past_very_much_that_waits() -> None:
+    cork = Cork()
+    boxes = [Box(cork) for _ in range(2 * CORK_WRITES // MIB)]
+    for box in boxes:
+        box.pass_frame_on(bytes(MIB))
+    assert not cork.make_way()
+    await asyncio.sleep(0)
+    assert all(box.wire.writes for box in boxes)
+    assert cork.make_way()
+
+
+async def test_a_large_message_from_others_is_no_reply_even_if_its_turn_comes_too_late() -> None:
+    """The transport takes no more by then: because of an event to others, or of the large message before it."""
+    large = CORK_BYTES + 1
+
+    def take_no_more() -> None:
+        box.control.writing_paused = True
+        box.full()
+
+    for before in (1, 2):
+        box = Box(Cork())
+        box.outbox_bound = box.account.bound = MIB
+        box.wire.on_write = take_no_more
+        for number in range(before):
+            box.pass_frame_on(b"%d" % number * large)
+        if before == 1:
+            take_no_more()
+        box.send_frame_bytes(b"own")
+        await asyncio.sleep(0)
+        assert not box.stalled
+        box.control.writing_paused, box.wire.on_write = False, int
+        assert box.pump()
+        assert [data[:1] for data in box.wire.writes[-2:]] == [b"o", b"%d" % (before - 1)]
+
+
+async def test_of_large_messages_to_one_peer_one_waits() -> None:
+    box = Box(Cork())
+    for _ in range(3):
+        box.pass_frame_on(bytes(CORK_BYTES + 1))
+    assert len(box.wire.writes) == 2
+    await asyncio.sleep(0)
+    assert [len(data) for data in box.wire.writes] == [CORK_BYTES + 1] * 3
+
+
+async def test_a_peer_that_reads_nothing_is_read_and_its_reply_overtakes_what_others_sent() -> None:
+    """Megabytes from others wait for it. Its own request is answered before them."""
+
+    def answer(connection: Connection, data: bytes) -> None:
+        connection.send(b"reply to " + data)
+
+    async def scenario(tls: bool) -> None:
+        script = Script(answer, sndbuf=SMALL)
+        async with serving(script, tls=tls) as target:
+            with await RawPeer.open(target, rcvbuf=SMALL) as peer:
+                await until(lambda: bool(script.connections), "no connection")
+                connection = script.connections[0]
+                for number in range(30):
+                    connection.pass_on(b"%d" % number + bytes(50_000))
+                assert connection.stalled, "it takes no more"
+                await peer.send_frame(Opcode.TEXT, b"it")
+                await until(lambda: bool(script.messages), "it is not read")
+                got = [(await peer.recv_frame()).payload for _ in range(31)]
+                place = got.index(b"reply to it")
+                assert place < 15, "it has waited for what the kernel had"
+                del got[place]
+                assert got == [b"%d" % number + bytes(50_000) for number in range(30)], "others keep their order"
+
+    await in_process(scenario)

@@ -18,6 +18,7 @@ const VIEWS = [
 const STATES = {
   open: ["good", "connected"],
   connecting: ["warn", "connecting…"],
+  away: ["warn", "away, coming back…"],
   waiting: ["warn", "connection lost, trying again…"],
   closed: ["bad-text", "disconnected"],
 };

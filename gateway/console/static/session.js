@@ -80,14 +80,14 @@ export class Session extends EventTarget {
 
   // Incoming events
 
-  #moved({ state, code, reason }) {
-    if (state === "waiting") {
+  #moved({ state, code, reason, resumed }) {
+    if (state === "away" || state === "waiting") {
       this.#lostAt ??= Date.now();
       this.news = "";
     } else if (state === "open") {
       this.draining = null;
       this.problem = "";
-      if (this.#lostAt !== null) this.#back();
+      if (this.#lostAt !== null) this.#back(resumed);
     } else if (state === "closed") {
       this.draining = null;
       this.ending = [code, reason].filter(Boolean).join(" ");
@@ -95,10 +95,10 @@ export class Session extends EventTarget {
     this.changed();
   }
 
-  #back() {
+  #back(resumed) {
     const { version } = this.client.welcome.server;
     const away = Math.max(1, Math.round((Date.now() - this.#lostAt) / 1000));
-    this.news = `Connected again, after ${away} s.`;
+    this.news = resumed ? `This page was away for ${away} s, and nothing is lost.` : `Connected again, after ${away} s.`;
     if (version !== this.#server) this.news += ` The gateway is version ${version} now: load this page again.`;
     this.#lostAt = null;
     const told = this.news;
