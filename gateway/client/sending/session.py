@@ -176,7 +176,7 @@ class Session:
             await message.written()
 
     def post(self, data: bytes, *, counted: bool = True) -> None:
-        """Send one JSON text without waiting. If the connection ends, so is the text.
+        """Send one JSON text without waiting. If the connection ends, the text is lost.
 
         Raises `CallError` for a text that is too large. If too much waits already, the link is given up.
         """
@@ -244,6 +244,8 @@ class Session:
     def acknowledged(self, params: Raw) -> None:
         """Take an acknowledgement of the gateway's. Raises msgspec.DecodeError."""
         number = msgspec.json.decode(params, type=_Ack).received
+        if not self._counting.counts:
+            return  # it was under way when this side gave up
         if not self._counting.acknowledged(number) and self.link is not None:
             self.link.give_up(End(1002, f"message {number} was acknowledged, {self._counting.sent} were sent"))
 

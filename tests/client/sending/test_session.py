@@ -38,6 +38,20 @@ async def test_the_limits_are_those_of_the_welcome() -> None:
         assert (lost.value.outcome, lost.value.temporary) == (NOT_DELIVERED, True)
 
 
+async def test_an_acknowledgement_that_comes_when_nothing_is_counted_ends_nothing() -> None:
+    """It may be on its way when this side stops to count: the link is about to end, but not as a violation."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.stay()
+
+    async with scripted(script) as gateway, open_session() as http:
+        session = await opened(gateway, http)
+        session.acknowledged(Raw(b'{"received":1}'))
+        assert session.usable
+        await session.close()
+
+
 async def test_what_the_gateway_would_not_take_is_not_sent() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome(maxMessageBytes=200, maxBatch=2)
