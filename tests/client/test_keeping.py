@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.client import Backoff, CallError, Client, ConnectionLost, ServedCall, State, connect
+from gateway.client import Backoff, CallError, Client, ConnectionLost, Event, ServedCall, State, connect
 from gateway.client.sending import session as module
 from tests.support.fleet import until
 from tests.support.patience import WAIT
@@ -394,6 +394,34 @@ async def test_a_method_goes_on_while_the_link_is_away_and_its_progress_waits() 
         async with client:
             await asyncio.wait_for(done.wait(), WAIT)
     assert [one.get("params", one.get("result")) for one in seen] == [{"id": "7", "value": 1}, 2]
+
+
+async def test_a_subscription_whose_reply_comes_by_the_next_link_is_asked_for_again() -> None:
+    """The gateway has taken it, and ended it with the link: the reply speaks of what is no more."""
+    asked: list[Any] = []
+    state = {"topics": {"a": {"epoch": "e", "offset": 7}}}
+
+    async def first(peer: Peer) -> None:
+        await peer.keep()
+        asked.append(await peer.message())
+        await peer.cut()
+
+    async def back(peer: Peer) -> None:
+        await peer.resume(received=1)
+        await peer.answer(asked[0], state)
+        while (message := await peer.message())["method"] != "event.subscribe":
+            assert message["method"] == "rpc.cancel"
+        asked.append(message)
+        await peer.answer(message, state)
+        await peer.notify("event.message", topic="a", epoch="e", offset=8, time="2026-11-23T00:00:00Z", data=1)
+        await peer.stay()
+
+    async with scripted(first, back) as gateway, to(gateway) as client:
+        async for event in client.subscribe("a"):
+            assert isinstance(event, Event)
+            assert event.offset == 8
+            break
+    assert [one["params"] for one in asked] == [{"topics": ["a"], "since": {}}] * 2
 
 
 async def test_a_call_that_ends_before_there_is_a_link_was_not_delivered() -> None:

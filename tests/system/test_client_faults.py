@@ -18,7 +18,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.kept import is_kept
 from tests.support.patience import START, WAIT, Sized
-from tests.support.process import ROOT, GatewayProcess, StartGateway
+from tests.support.process import ROOT, EventLoopName, GatewayProcess, StartGateway
 
 SEED = 20261123
 
@@ -98,8 +98,8 @@ class Follower:
         return gaps
 
 
-async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int) -> None:
-    """Cut, reset, delay and swallow, until there were enough cuts."""
+async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int, stall: float = 0.0) -> None:
+    """Cut, reset, delay and swallow, until there were enough cuts. What is delayed may ``stall`` for some seconds."""
     while sum(proxy.cuts for proxy in proxies) < cuts:
         proxy = chance.choice(proxies)
         match chance.randrange(6):
@@ -110,7 +110,7 @@ async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int) -> 
                 await asyncio.sleep(0.002)
                 proxy.cut("reset")
             case 2:
-                proxy.delay = 0.002
+                proxy.delay = max(0.002, chance.random() * stall)
             case 3:
                 proxy.cut("reset")
             case _:
@@ -165,9 +165,11 @@ async def hears(follower: Follower, publisher: Client) -> int:
     return count
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_kept_connection_loses_and_repeats_nothing(gateway: StartGateway, sized: Sized, seed: int) -> None:
-    process = await gateway()
+@pytest.mark.parametrize(("seed", "loop"), [(1, "uvloop"), (2, "asyncio")])
+async def test_a_kept_connection_loses_and_repeats_nothing(
+    gateway: StartGateway, sized: Sized, seed: int, loop: EventLoopName
+) -> None:
+    process = await gateway(loop=loop)
     follower, chance, calls = Follower(), random.Random(seed), sized(150, 10_000)
     async with (
         through_proxy(process) as (first, left),
@@ -181,7 +183,7 @@ async def test_a_kept_connection_loses_and_repeats_nothing(gateway: StartGateway
         names = left.welcome["connId"], right.welcome["connId"]
         following = asyncio.create_task(follower.read(left, "count.*"))
         heard = await hears(follower, publisher)
-        harming = asyncio.create_task(harm([first, second], chance, sized(12, 500)))
+        harming = asyncio.create_task(harm([first, second], chance, sized(12, 500), sized(0, 2)))
 
         def going(number: int) -> bool:
             return number < calls or not harming.done()
