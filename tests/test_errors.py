@@ -33,6 +33,7 @@ CAUSES = {
     "transport_lost": 1006,
     "heartbeat_timeout": 1006,
     "receive_timeout": 1006,
+    "resumed": 1006,
     "handshake_timeout": 4001,
     "slow_consumer": 4002,
     "flood": 4003,
@@ -42,8 +43,8 @@ CAUSES = {
     "replaced": 4502,
     "credential_revoked": 4503,
 }
-WITHOUT_A_FRAME = {"transport_lost", "heartbeat_timeout", "receive_timeout", "slow_consumer"}
-"""A peer that does not read, or is gone, would not get one."""
+WITHOUT_A_FRAME = {"transport_lost", "heartbeat_timeout", "receive_timeout", "resumed", "slow_consumer"}
+"""A peer that does not read, or is gone, would not get one; nor does one whose link is another's."""
 
 
 def test_rpc_errors_are_those_of_the_contract() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -41,15 +42,19 @@ class Backoff:
         """Note that a link is open."""
         self._opened = self._clock()
 
-    def lost(self) -> None:
-        """Note that the link is lost. Does nothing if none was open."""
-        if self._opened is not None and self._clock() - self._opened >= self._settled:
+    def lost(self, *, helped: bool = False) -> None:
+        """Note that the link is lost; ``helped``: it was no failure. Does nothing if none was open."""
+        if self._opened is not None and (helped or self._clock() - self._opened >= self._settled):
             self._failures = 0
         self._opened = None
 
-    def pause(self, at_least: float = 0.0) -> float:
-        """Return the next pause in seconds: ``at_least`` plus the random part. Counts as one more failure."""
-        ceiling = min(self._most, self._first * 2.0 ** min(self._failures, _MOST_DOUBLINGS))
+    def pause(self, at_least: float = 0.0, *, within: tuple[float, float] = (math.inf, math.inf)) -> float:
+        """Return the next pause in seconds: ``at_least`` plus the random part. Counts as one more failure.
+
+        ``within`` has the lowest and the highest ceiling where they are to be lower than usual.
+        """
+        first, most = min(within[0], self._first), min(within[1], self._most)
+        ceiling = min(most, first * 2.0 ** min(self._failures, _MOST_DOUBLINGS))
         self._failures += 1
         return at_least + self._chance() * ceiling
 

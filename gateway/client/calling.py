@@ -1,4 +1,4 @@
-"""Calls over the current link: each within its timeout, and sent again if that is safe and wanted.
+"""Calls over the current connection: each within its timeout, and sent again if that is safe and wanted.
 
 Steps are requests that may be repeated in any case: to subscribe, to register.
 """
@@ -8,34 +8,56 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import Raw
 
 from gateway.client.backoff import Backoff
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost, failure
-from gateway.client.link import Link
 from gateway.client.sending.encoding import encode
 from gateway.client.sending.outbox import Outgoing
 from gateway.client.sending.pending import Progress
+from gateway.client.sending.session import Session
 from gateway.errors import TIMEOUT
 from gateway.rpc import jsonrpc
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Step = Callable[[Link], Awaitable[None]]
-"""A request, or several, over this link. Raises `CallError`."""
+Step = Callable[[Session], Awaitable[None]]
+"""A request, or several, over this connection. Raises `CallError`."""
 
 RETRY: Final = (0.1, 5.0)
 """The lowest and the highest ceiling, in seconds, of the pauses before a call is sent again."""
 
 
-class Caller:
-    """Makes calls. ``usable`` waits for a link, or raises `ConnectionLost` if there will be none."""
+class ToNode(NamedTuple):
+    """Which node is called, and for how long it is waited for.
 
-    def __init__(self, usable: Callable[[], Awaitable[Link]]) -> None:
+    ``wait`` is seconds, for a node that is not there or does not serve the method yet. ``held``: whether to wait for
+    one that has lost its link, and may come back.
+    """
+
+    node: str
+    wait: float = 0.0
+    held: bool = True
+
+
+def to_node(node: str | None, wait: float, held: bool) -> ToNode | None:
+    """Return which node to call, or None: the gateway decides. Raises ValueError for what needs a node without one."""
+    if node is None and (wait or not held):
+        raise ValueError("wait and held are for the call of a node")
+    if not 0 <= wait < math.inf:
+        raise ValueError("wait is seconds, from 0 on")
+    return None if node is None else ToNode(node, wait, held)
+
+
+class Caller:
+    """Makes calls. ``usable`` waits for a connection, or raises `ConnectionLost` if there will be none."""
+
+    def __init__(self, usable: Callable[[], Awaitable[Session]]) -> None:
         self._usable = usable
 
     async def call(
@@ -44,26 +66,29 @@ class Caller:
         params: object,
         timeout: float,
         *,
-        node: str | None = None,
+        to: ToNode | None = None,
         retry: bool = False,
         raw: bool = False,
         progress: Progress | None = None,
     ) -> Any:
         """Call a method and return its result; see `Client.call`."""
         encoded = encode_params(params)
+        timeout += 0.0 if to is None else to.wait
         deadline = asyncio.get_running_loop().time() + timeout
         backoff = Backoff(*RETRY)
         message = Outgoing()
         last: CallError | None = None
 
-        async def ask(link: Link) -> Any:
-            return await link.call(message, lambda: _asked(link, node, method, encoded, deadline), progress, raw=raw)
+        async def ask(session: Session) -> Any:
+            return await session.call(
+                message, lambda: _asked(session, to, method, encoded, deadline), progress, raw=raw
+            )
 
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
                     try:
-                        return await self._over_a_link(message, ask)
+                        return await self._sent(message, ask)
                     except CallError as error:
                         if not (retry and error.may_be_sent_again):
                             raise
@@ -81,7 +106,7 @@ class Caller:
         message = Outgoing()
         try:
             async with asyncio.timeout(timeout):
-                await self._over_a_link(message, lambda link: link.send(data, message))
+                await self._sent(message, lambda session: session.send(data, message))
         except TimeoutError:
             raise timed_out(method, timeout, sent=message.left) from None
 
@@ -93,24 +118,24 @@ class Caller:
         message = Outgoing()
         try:
             async with asyncio.timeout(timeout):
-                return await self._over_a_link(message, lambda link: link.batch(message, encoded))
+                return await self._sent(message, lambda session: session.batch(message, encoded))
         except TimeoutError:
             return [timed_out(method, timeout, sent=message.left) for method, _ in encoded]
         except CallError as error:
             return [copy.copy(error) for _ in encoded]
 
-    async def _over_a_link(self, message: Outgoing, send: Callable[[Link], Awaitable[T]]) -> T:
-        """Have the message sent over the link, or over a later one as long as it has not left. Raises `CallError`."""
+    async def _sent(self, message: Outgoing, send: Callable[[Session], Awaitable[T]]) -> T:
+        """Have the message sent over the connection, or a later one as long as it has not left. Raises `CallError`."""
         while True:
-            link = await self._usable()
+            session = await self._usable()
             try:
-                return await send(link)
+                return await send(session)
             except ConnectionLost:
-                if message.left or link.usable:
+                if message.left or session.usable:
                     raise
 
     async def until_done(self, step: Step, done: Callable[[], bool], name: str, timeout: float) -> None:
-        """Take a step, on the current link or on later ones, until it is done; ``name`` is the method in an error.
+        """Take a step, on this connection or on later ones, until it is done; ``name`` is the method in an error.
 
         Raises `CallError`: the step's own, or ``timeout``.
         """
@@ -118,27 +143,27 @@ class Caller:
         try:
             async with asyncio.timeout(timeout):
                 while not done():
-                    link = await self._usable()
+                    session = await self._usable()
                     sent = True
                     try:
-                        await step(link)
+                        await step(session)
                     except ConnectionLost:
                         await asyncio.sleep(0)  # the task that reads has to notice it first
         except TimeoutError:
             raise timed_out(name, timeout, sent=sent) from None
 
 
-async def restore(link: Link, steps: Iterable[Step], timeout: float) -> None:
-    """Take each step on this link, again after a temporary failure or ``timeout`` seconds without an answer.
+async def restore(session: Session, steps: Iterable[Step], timeout: float) -> None:
+    """Take each step on this connection, again after a temporary failure or ``timeout`` seconds without an answer.
 
-    A step that fails for good is logged, and the next one follows. Returns when the link is no longer usable.
+    A step that fails for good is logged, and the next one follows. Returns when that is no longer usable.
     """
     for step in steps:
         backoff = Backoff(*RETRY)
-        while link.usable:
+        while session.usable:
             try:
                 async with asyncio.timeout(timeout):
-                    await step(link)
+                    await step(session)
                 break
             except TimeoutError:
                 continue
@@ -167,19 +192,25 @@ def timed_out(method: str, timeout: float, *, sent: bool) -> CallError:
     return failure(TIMEOUT, f"{method}: {timeout} s", outcome=UNKNOWN if sent else NOT_DELIVERED)
 
 
-def _asked(link: Link, node: str | None, method: str, params: Raw | None, deadline: float) -> tuple[str, Raw | None]:
+def _asked(
+    session: Session, to: ToNode | None, method: str, params: Raw | None, deadline: float
+) -> tuple[str, Raw | None]:
     """Return the method and the params of the request: a node is called by the gateway's method for that."""
-    if node is None:
+    if to is None:
         return method, params
-    return "node.call", _to_node(link, node, method, params, deadline - asyncio.get_running_loop().time())
+    return "node.call", _to_node(session, to, method, params, deadline - asyncio.get_running_loop().time())
 
 
-def _to_node(link: Link, node: str, method: str, params: Raw | None, left: float) -> Raw:
-    most = link.limit("maxCallTimeoutMs", 600_000)
-    request: dict[str, object] = {"node": node, "method": method}
+def _to_node(session: Session, to: ToNode, method: str, params: Raw | None, left: float) -> Raw:
+    most = session.limit("maxCallTimeoutMs", 600_000)
+    request: dict[str, object] = {"node": to.node, "method": method}
     if params is not None:
         request["params"] = params
-    return Raw(jsonrpc.encode(request | {"timeoutMs": max(1, min(int(left * 1000), most))}))
+    if to.wait > 0:
+        request["waitMs"] = min(int(to.wait * 1000), most)
+    if not to.held:
+        request["held"] = False
+    return Raw(jsonrpc.encode(request | {"timeoutMs": max(1, min(int((left - to.wait) * 1000), most))}))
 
 
 def _notification(method: str, params: Raw | None) -> bytes:

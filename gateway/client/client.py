@@ -16,11 +16,12 @@ from msgspec import Raw
 
 from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trusting
 from gateway.client.backoff import Backoff
-from gateway.client.calling import Caller, Step, restore, timed_out
+from gateway.client.calling import Caller, Step, restore, timed_out, to_node
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
-from gateway.client.link import Incoming, Link, Options, Refused
+from gateway.client.link import Incoming, Options, Refused
 from gateway.client.sending.pending import Reports, Running
+from gateway.client.sending.session import Session
 from gateway.client.serving import HandlerT, Method, Serving
 from gateway.client.subscriptions import Since, Subscription, Subscriptions
 from gateway.rpc import jsonrpc
@@ -51,6 +52,7 @@ class Client:
         token: TokenSource,
         *,
         reconnect: bool,
+        keep: bool,
         backoff: Backoff,
         open_timeout: float | None,
         max_calls: int,
@@ -58,11 +60,12 @@ class Client:
         self._options = options
         self._token = token
         self._open_timeout = open_timeout
-        self._connection = Connection(options, token, reconnect=reconnect, backoff=backoff, endpoint=self)
+        self._connection = Connection(options, token, reconnect=reconnect, keep=keep, backoff=backoff, endpoint=self)
         self._caller = Caller(self._connection.usable)
         self._serving = Serving(max_calls)
         self._subscriptions = Subscriptions()
         self._run: asyncio.Task[None] | None = None
+        self._session_tasks: set[asyncio.Task[Any]] = set()
         self._link_tasks: set[asyncio.Task[Any]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self.welcome: dict[str, Any] = {}
@@ -107,10 +110,10 @@ class Client:
         """
         if self._run is None:
             return
-        ending = [*self._link_tasks, *self._serving.cancel_all()]
-        for task in self._link_tasks:
+        ending = [*self._link_tasks, *self._session_tasks, *self._serving.cancel_all()]
+        for task in (*self._link_tasks, *self._session_tasks):
             task.cancel()
-        open_before = self._connection.link is not None
+        open_before = self._connection.session is not None and not self._connection.is_held
         try:
             await self._connection.leave()
         finally:
@@ -147,6 +150,8 @@ class Client:
         *,
         timeout: float = 30.0,
         node: str | None = None,
+        wait: float = 0.0,
+        held: bool = True,
         retry: bool = False,
         raw: bool = False,
     ) -> Any:
@@ -154,14 +159,18 @@ class Client:
 
         ``params`` is anything that msgspec encodes to an object or an array. ``timeout`` is seconds. It includes the
         wait for a connection, and for a place if the gateway takes no more calls at a time; without a ``node`` the
-        gateway's own `limits.call_timeout` holds as well. ``node`` is the name of the node to call. ``retry``: send the
-        call again if it was not run and may succeed later. ``raw``: return the result as it came, a `msgspec.Raw`.
+        gateway's own `limits.call_timeout` holds as well. ``node`` is the name of the node to call. ``wait``: for how
+        many seconds more the gateway waits for that node, if it is not there or does not serve the method yet.
+        ``held``: whether to wait for a node that has lost its link and may come back; otherwise the call fails with
+        ``node_lost`` at once. ``retry``: send the call again if it was not run and may succeed later. ``raw``: return
+        the result as it came, a `msgspec.Raw`.
 
         Raises `CallError`, whose ``outcome`` says whether the call may have been run; TypeError for params that do not
-        become an object or an array, ValueError for text that is not Unicode, and RecursionError for params that are
-        nested too deeply.
+        become an object or an array, ValueError for text that is not Unicode, or ``wait`` or ``held`` without a node,
+        and RecursionError for params that are nested too deeply.
         """
-        return await self._caller.call(method, params, timeout, node=node, retry=retry, raw=raw)
+        to = to_node(node, wait, held)
+        return await self._caller.call(method, params, timeout, to=to, retry=retry, raw=raw)
 
     def start(
         self,
@@ -170,6 +179,8 @@ class Client:
         *,
         timeout: float = 30.0,
         node: str | None = None,
+        wait: float = 0.0,
+        held: bool = True,
         retry: bool = False,
         raw: bool = False,
     ) -> Running:
@@ -178,7 +189,8 @@ class Client:
         The progress is the values that the node reports, and a `Missed` in the place of those that came too fast.
         """
         reports = Reports()
-        call = self._caller.call(method, params, timeout, node=node, retry=retry, raw=raw, progress=reports.put)
+        to = to_node(node, wait, held)
+        call = self._caller.call(method, params, timeout, to=to, retry=retry, raw=raw, progress=reports.put)
         return Running(self._spawn(call, self._calls), reports)
 
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:
@@ -220,11 +232,11 @@ class Client:
 
     def _leave(self, subscription: Subscription) -> None:
         topics = self._subscriptions.remove(subscription)
-        link = self._connection.link
-        if topics and link is not None and link.usable:
+        session = self._connection.session
+        if topics and session is not None and session.usable:
             # If that is too large, the subscription was too: the gateway does not have it.
             with suppress(CallError):
-                link.post(jsonrpc.notification("event.unsubscribe", {"topics": topics}))
+                session.post(jsonrpc.notification("event.unsubscribe", {"topics": topics}))
 
     # Serving
 
@@ -233,15 +245,15 @@ class Client:
 
         The function gets the decoded params and a `ServedCall`, and returns any JSON. If it raises a `CallError` that
         is the answer; any other exception is logged, and answered with -32603. A plain function runs on the event loop,
-        and must not block it. An async one is cancelled when the caller stops waiting or the link is lost. ``summary``
-        and ``params``, which is usually a JSON Schema, describe the method to others.
+        and must not block it. An async one is cancelled when the caller stops waiting or the connection is lost.
+        ``summary`` and ``params``, which is usually a JSON Schema, describe the method to others.
         """
 
         def decorate(function: HandlerT) -> HandlerT:
             self._serving.add(Method(name, function, summary, params))
-            link = self._connection.link
-            if self._serving.is_node and link is not None:
-                self._spawn(restore(link, [self._register], self._options.connect_timeout), self._link_tasks)
+            session = self._connection.session
+            if self._serving.is_node and session is not None:
+                self._restore(session, [self._register], self._session_tasks)
             return function
 
         return decorate
@@ -259,44 +271,56 @@ class Client:
             name = line(name, "the node's name")
         params = self._serving.registration(name)
 
-        async def register(link: Link) -> None:
-            registered.update(await link.request("node.register", params))
+        async def register(session: Session) -> None:
+            registered.update(await session.request("node.register", params))
             self._serving.is_node, self._serving.name = True, name
 
         await self._caller.until_done(register, lambda: bool(registered), "node.register", timeout)
         return registered
 
-    async def _register(self, link: Link) -> None:
-        await link.request("node.register", self._serving.registration(self._serving.name))
+    async def _register(self, session: Session) -> None:
+        await session.request("node.register", self._serving.registration(self._serving.name))
 
     # The endpoint of the connection, which calls these
 
-    def opened(self, link: Link) -> None:
-        """Resume on a new link what went on over the last one."""
-        self.welcome = link.welcome
-        self.principal = link.welcome["principal"]
-        steps: list[Step] = []
+    def opened(self, session: Session) -> None:
+        """Begin again on a new connection what went on over the last one."""
+        self._welcomed(session)
         if self._serving.is_node:
-            steps.append(self._register)
-        steps += [self._resume(one) for one in self._subscriptions.all() if one.began]
-        if steps:
-            self._spawn(restore(link, steps, self._options.connect_timeout), self._link_tasks)
+            self._restore(session, [self._register], self._session_tasks)
+        self._resubscribe(session)
 
-    def received(self, link: Link, message: Incoming) -> None:
+    def resumed(self, session: Session) -> None:
+        """Subscribe again: all else has gone on."""
+        self._welcomed(session)
+        self._resubscribe(session)
+
+    def _welcomed(self, session: Session) -> None:
+        self.welcome = session.welcome
+        self.principal = session.welcome["principal"]
+
+    def _resubscribe(self, session: Session) -> None:
+        self._restore(session, [self._resume(one) for one in self._subscriptions.all() if one.began], self._link_tasks)
+
+    def _restore(self, session: Session, steps: list[Step], tasks: set[asyncio.Task[Any]]) -> None:
+        if steps:
+            self._spawn(restore(session, steps, self._options.connect_timeout), tasks)
+
+    def received(self, session: Session, message: Incoming) -> None:
         """Give a message to whoever it is for. What cannot be read is logged."""
         message_id = bytes(message.id)
         if message.method is jsonrpc.NO_METHOD:
-            if not link.pending.answered(message_id, message.result, message.error) and message_id == b"null":
+            if not session.pending.answered(message_id, message.result, message.error) and message_id == b"null":
                 logger.warning("the gateway could not read a request: %s", bytes(message.error).decode())
         elif message_id:
-            self._serving.begin(link, message)
+            self._serving.begin(session, message)
         else:
             try:
-                self._notified(link, message)
+                self._notified(session, message)
             except (*jsonrpc.UNDECODABLE, KeyError):
                 logger.warning("the notification %s cannot be read", message.method, exc_info=True)
 
-    def _notified(self, link: Link, message: Incoming) -> None:
+    def _notified(self, session: Session, message: Incoming) -> None:
         params = message.params
         match message.method:
             case "event.message":
@@ -305,24 +329,32 @@ class Client:
                 self._subscriptions.lost(params)
             case "rpc.progress":
                 report = msgspec.json.decode(params, type=dict[str, Raw])
-                link.pending.progress(bytes(report["id"]), msgspec.json.decode(report["value"]))
+                session.pending.progress(bytes(report["id"]), msgspec.json.decode(report["value"]))
+            case "connection.ack":
+                session.acknowledged(params)
             case "rpc.cancel":
                 self._serving.cancel(params)
             case "gateway.draining":
                 notice = msgspec.json.decode(params, type=_Draining)
-                self._connection.draining(link, notice.reconnect_after_ms / 1000)
+                self._connection.draining(session, notice.reconnect_after_ms / 1000)
             case "gateway.expiring":
                 left = msgspec.json.decode(params, type=_Expiring).left_ms / 1000
                 if callable(self._token):
-                    self._spawn(self._refresh(link, left), self._link_tasks)
+                    self._spawn(self._refresh(session, left), self._link_tasks)
             case name if not name.startswith("gateway."):
-                self._serving.begin(link, message)
+                self._serving.begin(session, message)
 
-    def lost(self, link: Link) -> None:
+    def suspended(self) -> None:
         """Suspend the subscriptions, and cancel what only this link could use."""
         self._subscriptions.suspend()
-        self._serving.cancel_all()
         for task in self._link_tasks:
+            task.cancel()
+
+    def lost(self) -> None:
+        """Cancel what only this connection could use."""
+        self.suspended()
+        self._serving.cancel_all()
+        for task in self._session_tasks:
             task.cancel()
 
     def closed(self, error: ConnectionLost | None) -> None:
@@ -338,9 +370,9 @@ class Client:
         return task
 
     def _resume(self, subscription: Subscription) -> Step:
-        async def resume(link: Link) -> None:
+        async def resume(session: Session) -> None:
             try:
-                await subscription.join(link)
+                await subscription.join(session)
             except CallError as error:
                 if not error.temporary:
                     subscription.close(error)
@@ -348,7 +380,7 @@ class Client:
 
         return resume
 
-    async def _refresh(self, link: Link, left: float) -> None:
+    async def _refresh(self, session: Session, left: float) -> None:
         """Refresh the credential on this link, after half of the time that it has left.
 
         The gateway may announce the end as soon as the link is open; a new credential would be announced at once again.
@@ -358,7 +390,7 @@ class Client:
             token = await self._connection.token()
             params = Raw(jsonrpc.encode({"token": token}))
             async with asyncio.timeout(self._options.connect_timeout):
-                self.principal = await link.request("gateway.authenticate", params)
+                self.principal = await session.request("gateway.authenticate", params, of_link=True)
         except (CallError, Refused, TimeoutError) as error:
             # The gateway will end this link with 4004, and the next one asks for a credential again.
             logger.warning("the credential could not be refreshed: %s", error)
@@ -378,6 +410,7 @@ def connect(
     token: TokenSource = None,
     *,
     reconnect: bool = True,
+    keep: bool = True,
     ssl: tls.SSLContext | bool | None = None,
     cafile: str | os.PathLike[str] | None = None,
     proxy: str | bool = True,
@@ -395,7 +428,9 @@ def connect(
     returns a fresh one. It is called at each attempt, after a credential was refused, and before one expires. A
     credential travels in the Authorization header, and a refresh in a message. reconnect: whether to connect again
     after a loss; never done if the gateway has said that it is of no use, nor if the first attempt meets no gateway at
-    all, such as another service, or a certificate that is not trusted.
+    all, such as another service, or a certificate that is not trusted. keep: whether the connection outlives its link
+    if the gateway agrees, so that no call fails, in either direction, if the client is back in time: the gateway says
+    how long that is. Without ``reconnect`` it is never kept.
 
     ssl: how to verify the gateway; None and True: as Python does, False: not at all. cafile: a PEM file with the
     authorities to trust, in place of ``ssl``. proxy: the URL of an HTTP proxy; True: what HTTPS_PROXY (for wss),
@@ -431,6 +466,7 @@ def connect(
         options,
         credential(token) if isinstance(token, str) else token,
         reconnect=reconnect,
+        keep=keep,
         backoff=backoff or Backoff(),
         open_timeout=open_timeout,
         max_calls=max_calls,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
@@ -20,11 +18,8 @@ from aiohttp import WSMsgType
 from msgspec import Raw
 from yarl import URL
 
-from gateway.client.endings import CLOSED, LOST, SHUTDOWN, UNAUTHENTICATED, End, refusal, unanswered
-from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
-from gateway.client.sending.outbox import Outbox, Outgoing
-from gateway.client.sending.pending import Exchange, OnReply, Pending, PendingTable, Progress
-from gateway.errors import INVALID_REQUEST
+from gateway.client.endings import CLOSED, LOST, UNAUTHENTICATED, End, refusal, unanswered
+from gateway.client.errors import UNKNOWN, ConnectionLost
 from gateway.rpc import jsonrpc
 
 logger = logging.getLogger(__name__)
@@ -88,181 +83,60 @@ def deeply(decode: Callable[[bytes], T], data: bytes) -> T:
             sys.setrecursionlimit(limit)
 
 
+class Frame(NamedTuple):
+    """What has come at once: one message, or a ``batch`` of them. ``octets`` is its size."""
+
+    messages: list[Incoming]
+    octets: int
+    batch: bool
+
+
 class Link:
-    """One WebSocket to the gateway.
+    """One WebSocket to the gateway. ``welcome`` is the params of its first message."""
 
-    ``welcome`` is the params of its first message; ``draining`` says whether the gateway has announced its end;
-    ``pending`` has the requests that are not answered.
-    """
-
-    def __init__(
-        self, ws: aiohttp.ClientWebSocketResponse[Any], ids: itertools.count[int], close_timeout: float
-    ) -> None:
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse[Any], close_timeout: float) -> None:
         self._ws = ws
         self._socket: socket.socket | None = ws.get_extra_info("socket")
-        self._ids = ids
-        self._close_timeout = close_timeout
         self._closing = asyncio.Lock()
-        self._outbox = Outbox(self._write)
         self._giving_up: asyncio.Task[None] | None = None
         self._end: End | None = None
-        self.pending = PendingTable(self._outbox)
-        self._limits: dict[str, int] = {}
+        self.close_timeout: Final = close_timeout
         self.welcome: dict[str, Any] = {}
-        self._draining = False
 
     @property
-    def draining(self) -> bool:
-        """Whether the gateway has announced its end. Once that is set the calls that wait for a place fail."""
-        return self._draining
-
-    @draining.setter
-    def draining(self, draining: bool) -> None:
-        self._draining = draining
-        if draining:
-            self.pending.drain(End(SHUTDOWN, "the gateway shuts down"))
-
-    @property
-    def usable(self) -> bool:
-        """Whether new requests may be sent."""
-        return self._end is None and not self.draining and not self._outbox.broken and not self._ws.closed
-
-    def limit(self, name: str, default: int) -> int:
-        """Return one of the limits in the welcome; ``default`` if it names no such limit."""
-        return self._limits.get(name, default)
-
-    def begin(self, welcome: dict[str, Any]) -> None:
-        """Heed the welcome."""
-        self.welcome = welcome
-        limits = welcome.get("limits")
-        if isinstance(limits, dict):
-            self._limits = {name: value for name, value in limits.items() if isinstance(value, int) and value > 0}
-        self._outbox.max_bytes = self._limits.get("maxMessageBytes")
-        self.pending.most = self._limits.get("maxInFlight")
+    def alive(self) -> bool:
+        """Whether nothing is known of its end."""
+        return self._end is None and not self._ws.closed
 
     # Sending
 
-    async def request(self, method: str, params: Raw | None, *, on_reply: OnReply | None = None) -> Any:
-        """Send a request of the client's own at once, and return its result.
-
-        Raises `CallError`. Cancelling the task cancels the request too.
-        """
-        request_id, pending = self._id(), Pending(on_reply)
-        encode = partial(jsonrpc.request, request_id, method, params)
-        return await self._result(Exchange({request_id: pending}, Outgoing(), encode), self.pending.send)
-
-    async def call(
-        self,
-        message: Outgoing,
-        make: Callable[[], tuple[str, Raw | None]],
-        progress: Progress | None = None,
-        *,
-        raw: bool = False,
-    ) -> Any:
-        """Send a request as soon as the gateway takes one more, and return its result.
-
-        ``make`` returns the method and its params; it is called when it is time. ``raw``: see `Pending`.
-        Raises and is cancelled as `request`.
-        """
-        request_id, pending = self._id(), Pending(progress=progress, raw=raw)
-        exchange = Exchange({request_id: pending}, message, lambda: jsonrpc.request(request_id, *make()))
-        return await self._result(exchange, self.pending.queue)
-
-    async def batch(self, message: Outgoing, requests: list[tuple[str, Raw | None]]) -> list[Any]:
-        """Send requests in one message as soon as the gateway takes so many; return for each its result or `CallError`.
-
-        Raises `CallError` for more than the gateway takes in one message, and `ConnectionLost` if it was not sent.
-        """
-        most = self.limit("maxBatch", len(requests))
-        if len(requests) > most:
-            raise failure(INVALID_REQUEST, f"a batch of more than {most}", outcome=NOT_DELIVERED)
-        pending = {self._id(): Pending() for _ in requests}
-        parts = [jsonrpc.request(request_id, *request) for request_id, request in zip(pending, requests, strict=True)]
-        exchange = Exchange(pending, message, lambda: jsonrpc.batch(parts))
-        with self._begun(exchange, self.pending.queue):
-            results = await asyncio.gather(*(one.answer for one in pending.values()), return_exceptions=True)
-        if isinstance(results[0], ConnectionLost) and not message.left:
-            raise results[0]
-        return results
-
-    def _id(self) -> bytes:
-        return b"%d" % next(self._ids)
-
-    async def _result(self, exchange: Exchange, begin: Callable[[Exchange], None]) -> Any:
-        (pending,) = exchange.requests.values()
-        with self._begun(exchange, begin):
-            return await pending.answer
-
-    @contextlib.contextmanager
-    def _begun(self, exchange: Exchange, begin: Callable[[Exchange], None]) -> Iterator[None]:
-        """Begin an exchange. What is not answered at the end of the block is cancelled, at the gateway too."""
-        begin(exchange)
-        try:
-            yield
-        finally:
-            for request_id in self.pending.give_up(exchange):
-                self.post(jsonrpc.notification("rpc.cancel", {"id": int(request_id)}))
-
-    async def send(self, data: bytes, message: Outgoing | None = None) -> None:
-        """Send one JSON text, and wait while the gateway reads too slowly.
-
-        If this is cancelled before the text has left, it is not sent. Raises `CallError` for a text that is too large,
-        and `ConnectionLost`. ``message`` is what to send it as, if the caller has to know whether it has left.
-        """
-        message = message or Outgoing()
-        message.data = data
-        self._outbox.put(message)
-        try:
-            await message.written()
-        finally:
-            self._outbox.withdraw(message)
-
-    async def reply(self, data: bytes) -> None:
-        """Send one JSON text as `send` does, but even if this is cancelled. If the link is lost, so is the text."""
-        message = Outgoing(data)
-        with contextlib.suppress(ConnectionLost):
-            self._outbox.put(message)
-            await message.written()
-
-    def post(self, data: bytes) -> None:
-        """Send one JSON text without waiting. If the link is lost, so is the text.
-
-        Raises `CallError` for a text that is too large. If too much waits already, the link is given up.
-        """
-        with contextlib.suppress(ConnectionLost):
-            self._outbox.put(Outgoing(data, posted=True))
-        if self._outbox.overfull:
-            self._give_up(End(LOST, "the gateway does not read"))
-
-    def fits(self, data: bytes) -> bool:
-        """Return whether the gateway takes a message of this size."""
-        return self._outbox.fits(data)
-
-    async def _write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
+        """Write one JSON text, and wait while the gateway reads too slowly. Raises `ConnectionLost`."""
         try:
             await self._ws.send_frame(data, WSMsgType.TEXT)
         except (aiohttp.ClientError, OSError) as error:
             raise ConnectionLost(End(LOST, _text(error)), UNKNOWN) from error
         except Exception as error:
             logger.exception("the link has a defect")
-            self._give_up(End(LOST, "a defect of this client"))
+            self.give_up(End(LOST, "a defect of this client"))
             raise ConnectionLost(self.end, UNKNOWN) from error
 
-    def _give_up(self, end: End) -> None:
+    def give_up(self, end: End) -> None:
+        """End the link, because it is of no use any more; the task that reads it sees that."""
         if self._end is None:
-            self._finish(end)
+            self._end = end
             self._giving_up = asyncio.create_task(self._shut())
 
     # Receiving
 
-    async def receive(self) -> list[Incoming]:
-        """Return the messages of the next frame; an empty list once the link has ended. For one reader."""
+    async def receive(self) -> Frame | None:
+        """Return the next frame; None once the link has ended. For one reader."""
         while self._end is None:
             message = await self._ws.receive()
             match message.type:
                 case WSMsgType.TEXT:
-                    if messages := self._decoded(message.data):
-                        return messages
+                    if (frame := self._decoded(message.data)) is not None:
+                        return frame
                 case WSMsgType.BINARY:
                     continue
                 case WSMsgType.CLOSE:
@@ -272,14 +146,16 @@ class Link:
                     self._finish(CLOSED)
                 case _:
                     self._finish(self._lost())
-        return []
+        return None
 
-    def _decoded(self, data: bytes) -> list[Incoming]:
+    def _decoded(self, data: bytes) -> Frame | None:
+        single = data[:1] == b"{"
         try:
-            return [deeply(_decode, data)] if data[:1] == b"{" else deeply(_decode_batch, data)
+            messages = [deeply(_decode, data)] if single else deeply(_decode_batch, data)
         except jsonrpc.UNDECODABLE as error:
             self._finish(End(1002, f"the gateway sent no JSON-RPC: {error}"))
-            return []
+            return None
+        return Frame(messages, len(data), not single)
 
     def _lost(self) -> End:
         """Return the end of a link without a close frame: its transport is lost, or the gateway broke RFC 6455."""
@@ -292,9 +168,6 @@ class Link:
     def _finish(self, end: End) -> None:
         if self._end is None:
             self._end = end
-            self.pending.fail_all(end)
-            if end is not CLOSED:
-                self._outbox.stop(end)
 
     @property
     def end(self) -> End:
@@ -302,7 +175,10 @@ class Link:
         return self._end or End(LOST)
 
     async def close(self, end: End = CLOSED) -> None:
-        """Close the link and release everything. Requests without an answer fail. Takes ``close_timeout`` at most."""
+        """Close the link and release everything. Takes ``close_timeout`` at most.
+
+        A link that is lost gets no close frame: if it arrived after all, it would end what another link can go on with.
+        """
         self._finish(end)
         try:
             # Both `Connection.leave` and the task that reads come here; the second waits for the first.
@@ -314,16 +190,11 @@ class Link:
             self._cut()
 
     async def _shut(self) -> None:
-        """Send what waits if this side has ended the link, and then the close frame."""
-        until = asyncio.get_running_loop().time() + self._close_timeout
-        if self._end is CLOSED:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._close_timeout / 2):
-                    await self._outbox.flush()
-        await self._outbox.close(self.end)
+        if self.end.code == LOST:
+            self._cut()
         # aiohttp's own timeout is for the other side's close frame, and does not bound the writing of ours.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout(self.close_timeout):
                 await self._ws.close()
 
     def _cut(self) -> None:
@@ -343,13 +214,8 @@ def open_session() -> aiohttp.ClientSession:
     )
 
 
-async def open_link(
-    session: aiohttp.ClientSession, token: str | None, options: Options, ids: itertools.count[int]
-) -> Link:
-    """Connect and receive the welcome, with a session of `open_session`. Raises `Refused`.
-
-    ``ids`` gives the ids of requests; it goes on from link to link.
-    """
+async def open_link(session: aiohttp.ClientSession, token: str | None, options: Options) -> Link:
+    """Connect and receive the welcome, with a session of `open_session`. Raises `Refused`."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     url, phase = URL(options.url), "no answer"
     if options.proxy is not None:
@@ -367,7 +233,7 @@ async def open_link(
                 proxy=options.proxy,
             )
             phase = "no gateway.welcome"
-            return await _welcomed(Link(ws, ids, options.close_timeout))
+            return await _welcomed(Link(ws, options.close_timeout))
     except TimeoutError:
         raise Refused(End(LOST, f"{phase} within {options.connect_timeout:g} s")) from None
     except (aiohttp.ClientError, OSError) as error:
@@ -405,14 +271,16 @@ async def _said(response: aiohttp.ClientResponse) -> str:
 
 async def _welcomed(link: Link) -> Link:
     try:
-        messages = await link.receive()
-        if not messages:
+        frame = await link.receive()
+        while frame is not None and not frame.messages:
+            frame = await link.receive()
+        if frame is None:
             raise Refused(link.end)
-        first = messages[0]
+        first = frame.messages[0]
         if first.method != "gateway.welcome":
             raise Refused(End(1002, "the first message is no gateway.welcome"))
         try:
-            link.begin(msgspec.json.decode(first.params, type=dict[str, Any]))
+            link.welcome = msgspec.json.decode(first.params, type=dict[str, Any])
         except jsonrpc.UNDECODABLE:
             raise Refused(End(1002, "the gateway.welcome cannot be read")) from None
         if link.welcome.get("principal") is None:

@@ -14,8 +14,9 @@ from msgspec import Raw
 
 from gateway.client import replies
 from gateway.client.errors import UNKNOWN, CallError, failure
-from gateway.client.link import Incoming, Link
+from gateway.client.link import Incoming
 from gateway.client.sending.encoding import encode
+from gateway.client.sending.session import Session
 from gateway.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, OVERLOADED
 from gateway.rpc import jsonrpc
 
@@ -36,10 +37,10 @@ class ServedCall:
     there are none.
     """
 
-    def __init__(self, link: Link, message: Incoming, context: _Context) -> None:
-        self._link = link
+    def __init__(self, session: Session, message: Incoming, context: _Context) -> None:
+        self._session = session
         self.withdrawn = False
-        """Whether no answer is waited for any more: the caller has cancelled it, or the link is lost."""
+        """Whether no answer is waited for any more: the caller has cancelled it, or the connection is lost."""
         self._until = None if context.time_left_ms is None else time.monotonic() + context.time_left_ms / 1000
         self.call_id: Final = bytes(message.id)
         self.method: Final = message.method
@@ -54,16 +55,16 @@ class ServedCall:
     async def progress(self, value: Any) -> None:
         """Report ``value``, which is any JSON, to the caller. Does nothing for a notification.
 
-        Raises `ConnectionLost` if the link is lost; TypeError for a value that JSON does not hold; ValueError for text
-        that is not Unicode, or if the message is larger than the gateway takes; RecursionError for a value that is
-        nested too deeply.
+        It waits while there is no link. Raises `ConnectionLost` if the connection is lost; TypeError for a value that
+        JSON does not hold; ValueError for text that is not Unicode, or if the message is larger than the gateway takes;
+        RecursionError for a value that is nested too deeply.
         """
         if not self.call_id:
             return
         data = jsonrpc.notification("rpc.progress", {"id": Raw(self.call_id), "value": Raw(encode(value))})
-        if not self._link.fits(data):
+        if not self._session.fits(data):
             raise ValueError(f"progress of {len(data)} bytes is more than the gateway takes")
-        await self._link.send(data)
+        await self._session.send(data)
 
 
 class Method(NamedTuple):
@@ -112,38 +113,38 @@ class Serving:
 
     # Calls
 
-    def begin(self, link: Link, message: Incoming) -> None:
+    def begin(self, session: Session, message: Incoming) -> None:
         """Begin to serve a request or a notification, or refuse it."""
         call_id = bytes(message.id)
         method = self._methods.get(message.method)
         if method is None:
-            _refuse(link, call_id, failure(METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL]))
+            _refuse(session, call_id, failure(METHOD_NOT_FOUND, message.method[: jsonrpc.MAX_DETAIL]))
             return
         if len(self._running) >= self._max_calls:
-            _refuse(link, call_id, failure(OVERLOADED, f"{self._max_calls} calls are running"))
+            _refuse(session, call_id, failure(OVERLOADED, f"{self._max_calls} calls are running"))
             return
         try:
             params = msgspec.json.decode(message.params) if bytes(message.params) else None
             context = msgspec.json.decode(message.context, type=_Context) if bytes(message.context) else _Context()
         except jsonrpc.UNDECODABLE as error:  # valid JSON with too large a number, or nested too deeply
-            _refuse(link, call_id, failure(INVALID_PARAMS, str(error)))
+            _refuse(session, call_id, failure(INVALID_PARAMS, str(error)))
             return
-        call = ServedCall(link, message, context)
-        task = asyncio.create_task(self._serve(link, method, params, call))
+        call = ServedCall(session, message, context)
+        task = asyncio.create_task(self._serve(session, method, params, call))
         self._running[task] = call
         task.add_done_callback(self._running.pop)
 
-    async def _serve(self, link: Link, method: Method, params: Any, call: ServedCall) -> None:
+    async def _serve(self, session: Session, method: Method, params: Any, call: ServedCall) -> None:
         try:
-            reply = await _reply(method, params, call, link.fits)
+            reply = await _reply(method, params, call, session.fits)
         except BaseException:
             # The task was cancelled, by its caller or by others, or the program ends.
             if not call.withdrawn:
-                _refuse(link, call.call_id, failure(INTERNAL_ERROR, method.name, outcome=UNKNOWN))
+                _refuse(session, call.call_id, failure(INTERNAL_ERROR, method.name, outcome=UNKNOWN))
             raise
         if call.call_id:
             with suppress(CallError):  # a gateway that takes not even the reply that there was none
-                await link.reply(reply)
+                await session.reply(reply)
 
     def cancel(self, params: Raw) -> None:
         """Cancel the call that these params of `rpc.cancel` name. Raises msgspec.DecodeError."""
@@ -155,7 +156,7 @@ class Serving:
                 return
 
     def cancel_all(self) -> list[asyncio.Task[None]]:
-        """Cancel all calls, because the link is lost; return their tasks, which have yet to end."""
+        """Cancel all calls, because the connection is lost; return their tasks, which have yet to end."""
         for task, call in self._running.items():
             call.withdrawn = True
             task.cancel()
@@ -185,7 +186,7 @@ def _cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _refuse(link: Link, call_id: bytes, error: CallError) -> None:
+def _refuse(session: Session, call_id: bytes, error: CallError) -> None:
     if call_id:
         with suppress(CallError):  # a gateway that takes not even that
-            link.post(replies.refusal(call_id, error))
+            session.post(replies.refusal(call_id, error))

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client.buffer import Buffer
-from gateway.client.link import Link, deeply
+from gateway.client.link import deeply
+from gateway.client.sending.session import Session
 from gateway.rpc import jsonrpc
 
 MAX_POSITIONS: Final = 3000
@@ -108,7 +109,7 @@ class Subscription:
         self._entered = False
         self._active = False
         self.began = False
-        """Whether the gateway has once taken it, so that it has to be resumed on the next link."""
+        """Whether the gateway has once taken it, so that the next link has to ask for it again."""
 
     # For its reader
 
@@ -206,18 +207,18 @@ class Subscription:
         self._remember(at.topic, Position(at.epoch, at.offset))
         return True
 
-    async def join(self, link: Link) -> None:
-        """Subscribe on this link, from where the subscription was. Raises `CallError`."""
+    async def join(self, session: Session) -> None:
+        """Subscribe on this connection, from where the subscription was. Raises `CallError`."""
         newest = [topic for topic in reversed(self._positions) if self.meets(topic)]
-        await self._ask(link, self._places(link, newest), self._joined)
+        await self._ask(session, self._places(session, newest), self._joined)
         while self._catching_up:
-            await self._ask(link, self._places(link, self._catching_up), self._caught_up)
+            await self._ask(session, self._places(session, self._catching_up), self._caught_up)
 
-    def _places(self, link: Link, topics: Collection[str]) -> dict[str, Position]:
+    def _places(self, session: Session, topics: Collection[str]) -> dict[str, Position]:
         """Return the positions in the first of these topics, as many as one request may have and has room for."""
         if not topics:
             return {}
-        room = link.limit("maxMessageBytes", sys.maxsize) - len(_params(self.patterns, {})) - _ENVELOPE
+        room = session.limit("maxMessageBytes", sys.maxsize) - len(_params(self.patterns, {})) - _ENVELOPE
         places: dict[str, Position] = {}
         for topic in topics:
             position = self._positions[topic]
@@ -228,13 +229,14 @@ class Subscription:
         return places
 
     async def _ask(
-        self, link: Link, since: dict[str, Position], on_reply: Callable[[dict[str, Position], _Reply], None]
+        self, session: Session, since: dict[str, Position], on_reply: Callable[[dict[str, Position], _Reply], None]
     ) -> None:
         # `on_reply` runs before the messages that follow the reply are looked at.
-        await link.request(
+        await session.request(
             "event.subscribe",
             Raw(_params(self.patterns, since)),
             on_reply=lambda result: on_reply(since, msgspec.convert(result, _Reply)),
+            of_link=True,  # the gateway ends all subscriptions with the link, even if it keeps the connection
         )
 
     def _joined(self, since: dict[str, Position], reply: _Reply) -> None:

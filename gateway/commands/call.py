@@ -50,6 +50,14 @@ def add_to(commands: Any) -> None:
         help="how long to wait for the result (30); the gateway's own limits also hold",
     )
     parser.add_argument("--node", metavar="NODE", help="the node to call, if several serve the method")
+    parser.add_argument(
+        "--wait",
+        type=remote.seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="with --node: how long to wait for the node if it is not there or does not serve the method yet;"
+        " --timeout begins after that",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--raw", action="store_true", help="a result that is a text as it is, control characters too; others as JSON"
@@ -60,11 +68,14 @@ def add_to(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Call the method; returns the exit status."""
+    if given.wait and given.node is None:
+        given.fail("--wait is for --node")
     params = None if given.params is None else _params(given)
 
     async def work(gateway: Client) -> None:
         line = Line()
-        running = gateway.start(given.method, params, timeout=given.timeout, node=given.node, raw=True)
+        where: dict[str, Any] = {"node": given.node, "wait": given.wait}
+        running = gateway.start(given.method, params, timeout=given.timeout, raw=True, **where)
         shown = _Shown(given.method, line)
         ticking = asyncio.create_task(shown.tick())
         try:

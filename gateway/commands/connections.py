@@ -23,9 +23,9 @@ def add_to(commands: Any) -> None:
         commands,
         "connections",
         help="list connections, say why others ended, close one",
-        description="List the open connections. With --history, list those that have ended, and why, the latest first."
-        " Or close one. Needs the scope admin. On a terminal that is too narrow for all columns some are left out;"
-        " --json tells everything.",
+        description="List the open connections. One that has lost its link may be held for its client: SEEN says so."
+        " With --history, list those that have ended, and why, the latest first. Or close one. Needs the scope admin."
+        " On a terminal that is too narrow for all columns some are left out; --json tells everything.",
     )
     parser.add_argument("action", nargs="?", choices=("list", "close"), default="list", help="list by default")
     parser.add_argument(
@@ -102,7 +102,7 @@ def _live(one: dict[str, Any]) -> Row:
         one["role"],
         one["remote"],
         since(one["openedAt"]),
-        since(one["lastSeenAt"]),
+        "held" if one.get("held") else since(one["lastSeenAt"]),
         str(one["messagesIn"]),
         str(one["messagesOut"]),
         str(one["inFlight"]),

@@ -16,7 +16,8 @@ def add_to(commands: Any) -> None:
         commands,
         "nodes",
         help="list the nodes and what they serve",
-        description="List the nodes: how long they have served, how many calls they have yet to answer, their methods.",
+        description="List the nodes: how long they have served, how many calls they have yet to answer, their methods."
+        " A node that has lost its link may be held, until it comes back: SINCE says so.",
     )
     remote.add_json(parser, "an array, as node.list gives it page by page")
     parser.set_defaults(run=run)
@@ -33,7 +34,8 @@ def run(given: argparse.Namespace) -> int:
         rows = [("NAME", "SINCE", "CALLS", "REMOTE", "METHODS")]
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
-            rows.append((node["name"], since(node["since"]), str(node["inFlight"]), node["remote"], methods))
+            served = "held" if node.get("held") else since(node["since"])
+            rows.append((node["name"], served, str(node["inFlight"]), node["remote"], methods))
         show(table(rows, spare=("REMOTE",), wraps=True))
 
     return remote.run(given, work)

@@ -868,7 +868,7 @@ export class GatewayClient extends EventTarget {
       if (error === null && session.established(result)) return this.#acknowledge(session); // before that a loss is the end
       session.uncount();
       if (error === null) this.#tell(new Error("the gateway keeps the connection, but does not say how"));
-      else if (mayBeSentAgain(error)) timer(() => this.#link === link && this.#keep(link), this.#pause(error, 0));
+      else if (error.temporary) timer(() => this.#link === link && this.#keep(link), this.#pause(error, 0));
       else if (error.code !== -32601) this.#tell(error); // that is a gateway that keeps none
     };
     this.#ask(session, "connection.keep", () => "{}", kept, { link, once: true });
@@ -921,7 +921,7 @@ export class GatewayClient extends EventTarget {
       else if (error.data?.closeCode >= 1000) {
         this.#abandon(); // as if a close frame had come
         link.end({ code: error.data.closeCode, reason: String(error.data.cause) });
-      } else if (mayBeSentAgain(error) && error.name !== "draining") link.end({ code: 1006, reason: error.message });
+      } else if (error.temporary && error.name !== "draining") link.end({ code: 1006, reason: error.message });
       else {
         this.#giveUpHeld();
         this.#opened(link, principal);

@@ -68,8 +68,8 @@ def seconds(text: str) -> float:
 def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *, reconnect: bool = False) -> int:
     """Connect, do the work, and return the exit status; standard error says what went wrong.
 
-    ``reconnect``: connect again after a loss, and say so on standard error. Exits with 2 if the URL, the token, the
-    proxy or the file of authorities is wrong.
+    ``reconnect``: connect again after a loss, go on with the connection if that is in time, and say so on standard
+    error. Exits with 2 if the URL, the token, the proxy or the file of authorities is wrong.
     """
     url, token = _url(given), _token(given)
     client = _client(given, url, token, reconnect=reconnect)
@@ -133,7 +133,7 @@ async def _tell(client: Client, url: str) -> None:
     """Say on standard error when the connection is lost and when it is open again."""
     lost = False
     async for state in client.states():
-        if state is State.WAITING:
+        if state in (State.AWAY, State.WAITING):
             lost = True
             tell(f"{url}: {plain(client.why)}; trying again")
         elif state is State.OPEN and lost:

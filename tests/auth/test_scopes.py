@@ -235,6 +235,12 @@ METHODS: Final = {
     "rpc.discover": ALL,
     "rpc.cancel": ALL,
     "rpc.progress": ALL,
+    "rpc.credit": ALL,
+    "rpc.demand": ALL,
+    "rpc.push": ALL,
+    "connection.keep": ALL,
+    "connection.resume": ALL,
+    "connection.ack": ALL,
     # Each looks for a scope of its own: `serve:`, `call:`, `subscribe:`, `publish:`, whose rows are below.
     "node.register": ALL,
     "node.unregister": ALL,

@@ -39,6 +39,15 @@ def test_it_never_overflows() -> None:
     assert [backoff.pause() for _ in range(5000)][-1] == 30
 
 
+def test_a_connection_that_is_held_is_gone_on_with_sooner() -> None:
+    backoff = Backoff(chance=lambda: 1.0)
+    assert [backoff.pause(within=(0.25, 4.0)) for _ in range(6)] == [0.25, 0.5, 1.0, 2.0, 4.0, 4.0]
+    assert Backoff(0.1, 1.0, chance=lambda: 1.0).pause(within=(0.25, 4.0)) == 0.1
+    backoff.opened()
+    backoff.lost(helped=True)
+    assert backoff.pause() == 0.5
+
+
 @pytest.mark.parametrize(("stayed", "pause"), [(9.9, 2.0), (10.0, 0.5)])
 def test_it_begins_anew_after_a_connection_that_stayed_open(stayed: float, pause: float) -> None:
     clock = Clock()

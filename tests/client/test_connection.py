@@ -12,7 +12,8 @@ from yarl import URL
 from gateway.client import Backoff, CallError, Client, ConnectionLost, State, connect
 from gateway.client.connection import RECONNECT, Connection
 from gateway.client.endings import MAX_PAUSE, End
-from gateway.client.link import Incoming, Link, Options, open_link, open_session
+from gateway.client.link import Incoming, Options, open_link, open_session
+from gateway.client.sending.session import Session
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.patience import TICK, WAIT
@@ -178,13 +179,19 @@ async def test_entering_has_its_time() -> None:
 class _Nobody:
     """An endpoint that does nothing."""
 
-    def opened(self, link: Link) -> None:
+    def opened(self, session: Session) -> None:
         pass
 
-    def received(self, link: Link, message: Incoming) -> None:
+    def received(self, session: Session, message: Incoming) -> None:
         pass
 
-    def lost(self, link: Link) -> None:
+    def suspended(self) -> None:
+        pass
+
+    def resumed(self, session: Session) -> None:
+        pass
+
+    def lost(self) -> None:
         pass
 
     def closed(self, error: ConnectionLost | None) -> None:
@@ -208,22 +215,22 @@ def test_pauses(end: End, pause: float) -> None:
 def _connection(chance: float) -> Connection:
     options = Options("ws://x/ws", True, 30.0, 10.0, 5.0, 1)
     backoff = Backoff(chance=lambda: chance)
-    return Connection(options, None, reconnect=True, backoff=backoff, endpoint=_Nobody())
+    return Connection(options, None, reconnect=True, keep=False, backoff=backoff, endpoint=_Nobody())
 
 
 async def test_a_drain_that_asks_for_no_pause_gets_one() -> None:
     """And a longer one each time: a gateway that drains again and again is not connected to in a busy loop."""
-    async with scripted(serve_nothing) as gateway, open_session() as session:
+    async with scripted(serve_nothing) as gateway, open_session() as http:
         options = Options(gateway.url, True, 30.0, 10.0, 5.0, 1 << 20)
-        link = await open_link(session, None, options, itertools.count(1))
+        session = Session(await open_link(http, None, options), itertools.count(1))
         for chance, pauses in ((0.0, [0.5, 0.5, 0.5, 0.5]), (1.0, [0.5, 1.0, 2.0, 4.0])):
             connection = _connection(chance)
             for pause in pauses:
-                connection.draining(link, -1.0 if pause == 1.0 else 0.0)
+                connection.draining(session, -1.0 if pause == 1.0 else 0.0)
                 assert connection.pause(End(1001)) == pytest.approx(pause, abs=TICK)
-        connection.draining(link, 1e9)
+        connection.draining(session, 1e9)
         assert connection.pause(End(1001)) == pytest.approx(MAX_PAUSE, abs=TICK)
-        await link.close()
+        await session.close()
 
 
 async def test_a_drain_is_heeded() -> None:

@@ -2,31 +2,29 @@
 
 import asyncio
 import contextlib
-import itertools
 import re
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from msgspec import Raw
 from yarl import URL
 
 from gateway.client.endings import LOST, End
-from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost
-from gateway.client.link import Link, Options, Refused, open_link, open_session
-from gateway.client.sending.outbox import MAX_POSTED, Outgoing
+from gateway.client.errors import ConnectionLost
+from gateway.client.link import Frame, Link, Options, Refused, open_link, open_session
 from tests.support.certs import Authority
 from tests.support.fleet import until
-from tests.support.patience import SLACK, WAIT
+from tests.support.patience import WAIT
 from tests.support.scripted_gateway import Peer, ScriptedGateway, scripted, serve_nothing
 from tests.support.strangers import ForwardProxy, connections_to, stranger
 
 
 async def opened(gateway: ScriptedGateway, session: aiohttp.ClientSession, token: str | None = None) -> Link:
     options = Options(gateway.url, True, 30.0, 1.0, 0.5, 1 << 20)
-    return await open_link(session, token, options, itertools.count(1))
+    return await open_link(session, token, options)
 
 
 async def test_the_welcome_and_the_credential_in_its_header() -> None:
@@ -40,10 +38,10 @@ async def test_the_welcome_and_the_credential_in_its_header() -> None:
     async with scripted(script) as gateway, open_session() as session:
         for token in ("secret", None):
             link = await opened(gateway, session, token)
-            assert (link.limit("maxBatch", 100), link.limit("maxInFlight", 64)) == (3, 64)
-            assert link.usable
+            assert link.welcome["limits"] == {"maxBatch": 3}
+            assert link.alive
             await link.close()
-            assert not link.usable
+            assert not link.alive
             assert link.end.code == 1000
     assert seen == ["Bearer secret", None]
 
@@ -64,7 +62,7 @@ async def attempt(url: str, *, tls: ssl.SSLContext | bool = True, proxy: str | N
     options = Options(url, tls, 30.0, WAIT, 0.5, 1 << 20, proxy)
     async with open_session() as session:
         with pytest.raises(Refused) as refused:
-            await open_link(session, None, options, itertools.count(1))
+            await open_link(session, None, options)
     return refused.value.end
 
 
@@ -155,7 +153,7 @@ async def test_through_a_proxy() -> None:
         url = "ws://gateway.example/ws"
         options = Options(url, True, 30.0, WAIT, 0.5, 1 << 20, proxy.url("me:secret"))
         async with open_session() as session:
-            link = await open_link(session, "token", options, itertools.count(1))
+            link = await open_link(session, "token", options)
             await link.close()
         assert proxy.asked == ["GET http://gateway.example/ws"]
         assert (await attempt(url, proxy=proxy.url())).code == 407
@@ -172,7 +170,7 @@ async def test_through_a_tunnel(tmp_path: Path, certificates: Authority) -> None
         url, trusted = "wss://gateway.example/ws", certificates.client_context()
         options = Options(url, trusted, 30.0, WAIT, 0.5, 1 << 20, proxy.url("me:secret"))
         async with open_session() as session:
-            link = await open_link(session, "token", options, itertools.count(1))
+            link = await open_link(session, "token", options)
             await link.close()
         assert proxy.asked == ["CONNECT gateway.example:443"]
         assert (
@@ -204,7 +202,7 @@ async def test_a_gateway_that_hangs_holds_no_connection_beside_the_next() -> Non
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.1):
                 while True:
-                    await link.send(b" " * (1 << 20))
+                    await link.write(b" " * (1 << 20))
         await link.close()
         await until(lambda: not connections_to(port_of(gateway)), "the connection is still there")
 
@@ -260,13 +258,19 @@ async def test_replies_in_a_batch_binary_messages_and_a_close() -> None:
 
     async with scripted(script) as gateway, open_session() as session:
         link = await opened(gateway, session)
-        assert [bytes(message.id) for message in await link.receive()] == [b"1", b""]
-        assert await link.receive() == []
-        assert (link.end.code, link.end.reason, link.usable) == (4501, "by an operator", False)
-        with pytest.raises(ConnectionLost) as lost:
-            await link.request("x", None)
-        assert (lost.value.outcome, lost.value.temporary) == (NOT_DELIVERED, False)
+        frames = [frame async for frame in frames_of(link)]
+        assert [(frame.octets, frame.batch) for frame in frames] == [(2, True), (68, True)]
+        assert [[bytes(message.id) for message in frame.messages] for frame in frames] == [[], [b"1", b""]]
+        assert (link.end.code, link.end.reason, link.alive) == (4501, "by an operator", False)
+        with pytest.raises(ConnectionLost):
+            await link.write(b"{}")
         await link.close()
+
+
+async def frames_of(link: Link) -> AsyncIterator[Frame]:
+    """All that comes, to its end."""
+    while (frame := await link.receive()) is not None:
+        yield frame
 
 
 @pytest.mark.parametrize("text", ["{", '{"jsonrpc":"1.0","method":"x"}', "7", "x" * 2_000_000])
@@ -278,71 +282,7 @@ async def test_what_is_no_json_rpc_or_too_much_ends_it(text: str) -> None:
 
     async with scripted(script) as gateway, open_session() as session:
         link = await opened(gateway, session)
-        assert await link.receive() == []
+        assert await link.receive() is None
         # What is too large is so for itself alone; a gateway that does not speak JSON-RPC will not learn it.
         assert (link.end.code, link.end.final) == ((1009, False) if len(text) > 1000 else (1002, True))
         await link.close()
-
-
-async def test_what_the_gateway_would_not_take_is_not_sent() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.welcome(maxMessageBytes=200, maxBatch=2)
-        await peer.stay()
-
-    async with scripted(script) as gateway, open_session() as session:
-        link = await opened(gateway, session)
-        for sending in (
-            link.request("x", Raw(b'["%b"]' % (b"x" * 200))),
-            link.batch(Outgoing(), [("x", None)] * 3),
-        ):
-            with pytest.raises(CallError) as failed:
-                await sending
-            assert (failed.value.name, failed.value.outcome) == ("invalid_request", NOT_DELIVERED)
-        assert len(link.pending) == 0
-        await link.close()
-
-
-async def test_one_who_does_not_read_is_given_up_and_the_close_has_its_deadline() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.welcome()
-        await asyncio.sleep(WAIT)
-
-    async with scripted(script) as gateway, open_session() as session:
-        link = await opened(gateway, session)
-        reading = asyncio.create_task(link.receive())
-        # The transport's buffers take some of it, too.
-        for _ in range(MAX_POSTED // 100_000 * 10):
-            link.post(b'"%b"' % (b"x" * 100_000))
-            await asyncio.sleep(0)
-        async with asyncio.timeout(SLACK):
-            assert await reading == []
-            await link.close()
-        assert link.end.reason == "the gateway does not read"
-
-
-async def test_at_its_close_what_was_asked_for_leaves_and_nothing_that_was_told_not_to() -> None:
-    messages: list[Any] = []
-
-    async def script(peer: Peer) -> None:
-        await peer.welcome()
-        async for message in peer.ws:
-            messages.append(message.json()["method"])
-
-    async with scripted(script) as gateway, open_session() as session:
-        link = await opened(gateway, session)
-        link.post(b'{"jsonrpc":"2.0","method":"posted"}')
-        waiting = [
-            asyncio.create_task(link.send(b'{"jsonrpc":"2.0","method":"sent"}')),
-            asyncio.create_task(link.reply(b'{"jsonrpc":"2.0","method":"replied"}')),
-            asyncio.create_task(link.request("asked", None)),
-        ]
-        await asyncio.sleep(0)
-        waiting[1].cancel()
-        closing = asyncio.create_task(link.close())
-        await asyncio.wait(waiting)
-        await closing
-    lost = waiting[2].exception()
-    assert isinstance(lost, ConnectionLost)
-    outcome = UNKNOWN if "asked" in messages else NOT_DELIVERED
-    assert lost.outcome == outcome
-    assert messages[:3] == ["posted", "sent", "replied"]

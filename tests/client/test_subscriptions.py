@@ -11,8 +11,8 @@ import pytest
 from msgspec import Raw
 
 from gateway.client import CallError, Client, ConnectionLost, Event, Gap, Subscription, connect
-from gateway.client.link import Link
 from gateway.client.sending.pending import OnReply
+from gateway.client.sending.session import Session
 from gateway.client.subscriptions import MAX_POSITIONS, MAX_SINCE
 from gateway.events.topics import meets
 from tests.support.fleet import until
@@ -87,9 +87,9 @@ async def test_a_slow_reader_is_told_what_it_has_missed(gateway: StartGateway) -
 
 
 class _Instant:
-    """A link whose gateway takes every subscription at once."""
+    """A connection whose gateway takes every subscription at once."""
 
-    async def request(self, method: str, params: Any, *, on_reply: OnReply) -> None:
+    async def request(self, method: str, params: Any, *, on_reply: OnReply, of_link: bool) -> None:
         on_reply({"topics": {}})
 
 
@@ -105,7 +105,7 @@ class Publisher:
         self.events = self.gaps = 0
 
     async def _begin(self, subscription: Subscription) -> None:
-        await subscription.join(cast(Link, _Instant()))
+        await subscription.join(cast(Session, _Instant()))
 
     def publish(self, count: int) -> None:
         for _ in range(count):
@@ -393,9 +393,8 @@ async def test_it_resumes_with_no_more_positions_than_a_message_has_room_for() -
     async def second(peer: Peer) -> None:
         await peer.welcome(maxMessageBytes=4000)
         while sum(map(len, asked)) < len(topics):
-            text = await peer.ws.receive_str()
-            assert len(text) <= 4000
-            request = json.loads(text)
+            request = await peer.request()
+            assert len(json.dumps(request, separators=(",", ":"))) <= 4000
             asked.append(set(request["params"]["since"]))
             await peer.answer(request, {"topics": {one: {**topics[one], "recovered": True} for one in asked[-1]}})
         resumed.set()

@@ -10,7 +10,7 @@ import pytest
 from gateway.commands.call import progress_of
 from tests.support.command import Ended
 from tests.support.patience import START
-from tests.support.process import StartGateway
+from tests.support.process import GatewayProcess, StartGateway
 from tests.support.remote import Command, misused, on_a_terminal, run, serving
 
 
@@ -83,6 +83,24 @@ async def test_a_node_is_called_by_name_and_in_time(gateway: StartGateway) -> No
     assert ended.stderr.endswith("; whether it was run is not known\n")
 
 
+async def test_a_node_is_waited_for(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with Command("call", "who", "--node", "late", "--wait", "60", where=where) as call:
+        async with asyncio.timeout(START):
+            while len(there := await _in_flight(where)) < 2 or not there[0]:
+                await asyncio.sleep(0.05)
+        async with serving(where, "who=echo here", name="late"):
+            assert await call.end() == Ended(0, '"here"\n', "")
+    ended = await run(where, "call", "who", "--node", "never", "--wait", "0.1")
+    assert (ended.status, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error -32004 not_found: ")
+
+
+async def _in_flight(where: GatewayProcess) -> list[int]:
+    """The requests of each connection that are in flight, the oldest connection first, the one that asks last."""
+    return [one["inFlight"] for one in json.loads((await run(where, "connections", "--json")).stdout)]
+
+
 async def test_ctrl_c_cancels_at_the_node(gateway: StartGateway) -> None:
     where = await gateway()
     async with serving(where, "slow=sh -c 'echo $$; exec sleep 60'"):
@@ -122,6 +140,8 @@ async def test_a_gateway_that_goes_away(gateway: StartGateway) -> None:
         (["a.b", "--timeout", "inf"], "--timeout"),
         (["a.b", "--timeout", "soon"], "--timeout"),
         (["a.b", "--token", "secret"], "--token"),
+        (["a.b", "--wait", "5"], "--node"),
+        (["a.b", "--node", "n", "--wait", "-1"], "--wait"),
         (["a.b", "@/nowhere"], "/nowhere: cannot be read: No such file"),
         (["a.b", "@/"], "/: cannot be read: Is a directory"),
         (["a.b", "@setup.cfg"], "must be a JSON object or array"),

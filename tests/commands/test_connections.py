@@ -5,7 +5,10 @@ import re
 
 import pytest
 
+from gateway.client import connect
 from tests.support.command import Ended
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.kept import is_kept
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway
 from tests.support.remote import misused, on_a_terminal, run, serving
@@ -24,6 +27,22 @@ async def test_the_open_ones(gateway: StartGateway) -> None:
         rf"{welcome['connId'][:8]}  anonymous  operator  {re.escape(peer.local)} +\ds +\ds +0 +1 +0 +0", rows[0]
     )
     assert listed[0]["connId"] == welcome["connId"]
+
+
+async def test_one_that_is_held(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with FaultyProxy(where.host, where.port) as proxy, connect(proxy.url()) as node:
+        node.method("a.b")(lambda params, call: None)
+        await node.serve("pi")
+        await is_kept(node)
+        proxy.refuse = True
+        proxy.cut()
+        await where.wait_event("connection.held")
+        table = (await run(where, "connections")).stdout.splitlines()
+        nodes = (await run(where, "nodes")).stdout.splitlines()
+    assert re.search(r" held +\d+ +\d+ +0 +0$", table[1]), table
+    assert table[0].index("SEEN") == table[1].index("held"), "and is no wider than before"
+    assert re.fullmatch(r"pi +held +0 +\S+ +a\.b", nodes[1])
 
 
 async def test_eighty_columns_are_enough(gateway: StartGateway) -> None:

@@ -11,6 +11,7 @@ from aiohttp.web import Application, Request
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import CONNECTIONS, GATEWAY, create_app
+from gateway.client import Client as PythonClient
 from gateway.config import parse
 from gateway.connections.connection import Connection
 from tests.support.patience import WAIT
@@ -145,6 +146,13 @@ class Kept:
     async def quiet(self) -> None:
         """See that nothing else that counts has come: a ping's answer is the next."""
         assert await self.result("gateway.ping", {"quiet": self.sent}, "quiet") == {"quiet": self.sent - 1}
+
+
+async def is_kept(client: PythonClient) -> None:
+    """Wait until the gateway has the client's acknowledgement, without which nothing is held."""
+    # The first may leave before the reply that is acknowledged has come; the second leaves after the acknowledgement.
+    for _ in range(2):
+        await client.call("gateway.ping", timeout=WAIT)
 
 
 async def until(done: Any) -> None:

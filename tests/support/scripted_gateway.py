@@ -2,6 +2,7 @@
 
 import json
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -21,6 +22,7 @@ class Peer:
         self.ws = ws
         self.headers = request.headers
         self._transport = request.transport
+        self._early: deque[Any] = deque()
 
     async def welcome(self, principal: Mapping[str, Any] | None = ANYBODY, **limits: int) -> None:
         """Send the welcome."""
@@ -30,9 +32,55 @@ class Peer:
         """Send a notification."""
         await self.ws.send_json({"jsonrpc": "2.0", "method": method, "params": params})
 
-    async def request(self) -> Any:
+    async def message(self) -> Any:
         """The next message, mostly an object."""
+        return self._early.popleft() if self._early else await self._next()
+
+    async def _next(self) -> Any:
         return json.loads(await self.ws.receive_str(timeout=5))
+
+    async def request(self) -> Any:
+        """The next message. One that asks to keep the connection is refused, as by an older gateway."""
+        message = await self.message()
+        while isinstance(message, dict) and message.get("method") == "connection.keep":
+            await self.keep_nothing(message)
+            message = await self.message()
+        return message
+
+    async def keep(self, *, hold: float = 30.0, max_bytes: int = 1 << 20) -> None:
+        """Welcome it, and keep the connection as "the secret"."""
+        await self.welcome()
+        asked = await self.message()
+        assert asked["method"] == "connection.keep"
+        await self.answer(asked, {"session": "the secret", "holdMs": hold * 1000, "maxBytes": max_bytes})
+        while (message := await self._next())["method"] != "connection.ack":
+            self._early.append(message)  # sent before the client had the reply
+        assert message["params"] == {"received": 0}
+
+    async def asked_to_resume(self) -> Any:
+        """Welcome it, and return the request by which it comes back."""
+        await self.welcome()
+        asked = await self.message()
+        assert asked["method"] == "connection.resume"
+        assert asked["params"]["session"] == "the secret"
+        return asked
+
+    async def resume(self, received: int) -> Any:
+        """Welcome it, and let it come back; ``received`` is the number of the last message that has come from it."""
+        asked = await self.asked_to_resume()
+        await self.answer(asked, {"connId": "1", "received": received})
+        return asked["params"]
+
+    async def cut(self) -> None:
+        """End TCP without a close frame."""
+        assert self._transport is not None
+        self._transport.abort()
+        await self.stay()
+
+    async def keep_nothing(self, request: Mapping[str, Any]) -> None:
+        """Refuse to keep the connection."""
+        error = {"code": -32601, "message": "No such method", "data": {"code": "method_not_found", "temporary": False}}
+        await self.ws.send_json({"jsonrpc": "2.0", "id": request["id"], "error": error})
 
     async def answer(self, request: Mapping[str, Any], result: Any) -> None:
         """Answer a request."""

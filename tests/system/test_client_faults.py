@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 
 from gateway.client import Backoff, CallError, Client, Event, Gap, ServedCall, State, connect
+from tests.support.both_ways import Side
 from tests.support.command import run
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
-from tests.support.patience import WAIT, Sized
-from tests.support.process import GatewayProcess, StartGateway
+from tests.support.kept import is_kept
+from tests.support.patience import START, WAIT, Sized
+from tests.support.process import ROOT, EventLoopName, GatewayProcess, StartGateway
 
 SEED = 20261123
 
@@ -94,8 +98,8 @@ class Follower:
         return gaps
 
 
-async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int) -> None:
-    """Cut, reset, delay and swallow, until there were enough cuts."""
+async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int, stall: float = 0.0) -> None:
+    """Cut, reset, delay and swallow, until there were enough cuts. What is delayed may ``stall`` for some seconds."""
     while sum(proxy.cuts for proxy in proxies) < cuts:
         proxy = chance.choice(proxies)
         match chance.randrange(6):
@@ -106,7 +110,7 @@ async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int) -> 
                 await asyncio.sleep(0.002)
                 proxy.cut("reset")
             case 2:
-                proxy.delay = 0.002
+                proxy.delay = max(0.002, chance.random() * stall)
             case 3:
                 proxy.cut("reset")
             case _:
@@ -117,11 +121,11 @@ async def harm(proxies: list[FaultyProxy], chance: random.Random, cuts: int) -> 
         proxy.heal()
 
 
-async def test_many_cuts(gateway: StartGateway, sized: Sized) -> None:
+async def test_many_cuts_without_keeping(gateway: StartGateway, sized: Sized) -> None:
     process = await gateway()
     ledger, follower, chance = Ledger(), Follower(), random.Random(SEED)
     async with AsyncExitStack() as stack:
-        pairs = [await stack.enter_async_context(through_proxy(process)) for _ in range(4)]
+        pairs = [await stack.enter_async_context(through_proxy(process, keep=False)) for _ in range(4)]
         (_, node), *others = pairs
         node.method("work.do")(ledger.serve)
         await node.serve("worker")
@@ -148,6 +152,65 @@ async def test_many_cuts(gateway: StartGateway, sized: Sized) -> None:
     ends = Counter(ledger.ends.values())
     assert ends["answered"] and ends["unknown"], ends
     print(ends, "runs", sum(ledger.runs.values()), "events", len(follower.told), "gaps", gaps)
+
+
+async def hears(follower: Follower, publisher: Client) -> int:
+    """Publish until the follower hears it, and so has begun; return how much."""
+    count = 0
+    async with asyncio.timeout(WAIT):
+        while follower.last() is None:
+            count += 1
+            await publisher.publish("count.up", count)
+            await asyncio.sleep(0.01)
+    return count
+
+
+@pytest.mark.parametrize(("seed", "loop"), [(1, "uvloop"), (2, "asyncio")])
+async def test_a_kept_connection_loses_and_repeats_nothing(
+    gateway: StartGateway, sized: Sized, seed: int, loop: EventLoopName
+) -> None:
+    process = await gateway(loop=loop)
+    follower, chance, calls = Follower(), random.Random(seed), sized(150, 10_000)
+    async with (
+        through_proxy(process) as (first, left),
+        through_proxy(process) as (second, right),
+        connect(process.url("/ws", websocket=True)) as publisher,
+    ):
+        sides = Side(left, "left", "right"), Side(right, "right", "left")
+        for side in sides:
+            await side.serve()
+            await is_kept(side.client)
+        names = left.welcome["connId"], right.welcome["connId"]
+        following = asyncio.create_task(follower.read(left, "count.*"))
+        heard = await hears(follower, publisher)
+        harming = asyncio.create_task(harm([first, second], chance, sized(12, 500), sized(0, 2)))
+
+        def going(number: int) -> bool:
+            return number < calls or not harming.done()
+
+        async def publish() -> int:
+            count = heard
+            while not harming.done():
+                count += 1
+                await publisher.publish("count.up", count)
+                await asyncio.sleep(0.01)
+            return count
+
+        count, *_ = await asyncio.gather(publish(), harming, *(side.work(going) for side in sides))
+        await until(lambda: follower.last() == count, "the last event never came")
+        following.cancel()
+        await asyncio.wait([following])
+        # A notification has no answer: all have come when what was sent after them has.
+        for side, other in (sides, sides[::-1]):
+            await side.client.call(f"{other.name}.do", {"number": -1, "reports": 0}, timeout=WAIT)
+            assert other.ran.pop() == -1
+        assert (left.welcome["connId"], right.welcome["connId"]) == names
+    sides[0].check(sides[1])
+    sides[1].check(sides[0])
+    assert (follower.check(0), follower.last()) == (0, count)
+    resumed = len(process.events("connection.resumed"))
+    assert resumed
+    print("sent", [len(side.sent) for side in sides], "resumed", resumed, "events", len(follower.told))
 
 
 async def answers(client: Client, method: str, params: Any) -> Any:
@@ -252,7 +315,10 @@ async def _result(running: Awaitable[Any]) -> Any:
 async def test_a_call_in_flight_fails_at_once_when_the_connection_breaks(gateway: StartGateway) -> None:
     process = await gateway()
     begun, ended = asyncio.Event(), asyncio.Event()
-    async with through_proxy(process) as (proxy, caller), connect(process.url("/ws", websocket=True)) as node:
+    async with (
+        through_proxy(process, keep=False) as (proxy, caller),
+        connect(process.url("/ws", websocket=True)) as node,
+    ):
 
         @node.method("work.long")
         async def long(params: Any, call: ServedCall) -> None:
@@ -275,7 +341,7 @@ async def test_a_call_in_flight_fails_at_once_when_the_connection_breaks(gateway
 
 async def test_a_dead_gateway_is_noticed_by_the_heartbeat(gateway: StartGateway) -> None:
     process = await gateway()
-    async with through_proxy(process, heartbeat=1.0, connect_timeout=10.0) as (proxy, client):
+    async with through_proxy(process, heartbeat=1.0, connect_timeout=10.0, keep=False) as (proxy, client):
         proxy.swallow = True
         with pytest.raises(CallError) as failed:
             await client.call("gateway.ping", timeout=WAIT)
@@ -283,6 +349,94 @@ async def test_a_dead_gateway_is_noticed_by_the_heartbeat(gateway: StartGateway)
         assert "does not answer" in client.why
         proxy.heal()
         assert await client.call("gateway.ping", [2], timeout=WAIT) == [2]
+
+
+async def test_what_was_swallowed_by_a_dead_link_is_sent_again(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with through_proxy(process, heartbeat=0.4) as (proxy, client):
+        await is_kept(client)
+        proxy.swallow = True
+        calling = asyncio.create_task(client.call("gateway.ping", [1], timeout=WAIT))
+        await until(lambda: client.state is State.AWAY, "the heartbeat did not notice")
+        assert "does not answer" in client.why
+        proxy.heal()
+        assert await calling == [1]
+
+
+async def test_a_client_that_was_closed_by_an_operator_while_it_was_away(gateway: StartGateway) -> None:
+    process = await gateway()
+    async with (
+        through_proxy(process) as (proxy, client),
+        connect(process.url("/ws", websocket=True)) as operator,
+    ):
+        await is_kept(client)
+        proxy.refuse = True
+        proxy.cut()
+        held = await process.wait_event("connection.held")
+        calling = asyncio.create_task(client.call("gateway.ping", timeout=WAIT))
+        await operator.call("connection.close", {"connId": held["connId"]})
+        proxy.heal()
+        assert [state async for state in client.states()][-1] is State.CLOSED
+        assert client.why == "4501 closed_by_operator"
+        with pytest.raises(CallError) as failed:
+            await calling
+        assert (failed.value.name, failed.value.outcome) == ("connection_lost", "not_delivered")
+
+
+async def test_a_client_that_was_suspended_fails_no_call(gateway: StartGateway) -> None:
+    """Suspended for longer than either heartbeat: its call, and the call to it, succeed."""
+    process = await gateway({"heartbeat": {"interval": 0.2, "timeout": 0.2}})
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    async with connect(process.url("/ws", websocket=True)) as here:
+
+        @here.method("here.wait")
+        async def wait(params: Any, call: ServedCall) -> str:
+            begun.set()
+            await goes_on.wait()
+            return "answered"
+
+        await here.serve("here")
+        arguments = (sys.executable, "-c", SUSPENDED, process.url("/ws", websocket=True))
+        there = await asyncio.create_subprocess_exec(*arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(START):
+                await begun.wait()
+                there.send_signal(signal.SIGSTOP)
+                await process.wait_event("connection.held", cause="heartbeat_timeout")
+                call = asyncio.create_task(here.call("there.do", [7], timeout=WAIT))
+                goes_on.set()
+                await asyncio.sleep(0.5)
+                there.send_signal(signal.SIGCONT)
+                assert await call == [7]
+                assert (await there.communicate())[0] == b"answered\n"
+            assert process.events("connection.resumed", cause="heartbeat_timeout")
+        finally:
+            if there.returncode is None:
+                there.kill()
+                await there.wait()
+
+
+SUSPENDED = """
+import asyncio, sys
+from gateway.client import connect
+
+async def main():
+    async with connect(sys.argv[1], heartbeat=0.2) as client:
+        called = asyncio.Event()
+
+        @client.method("there.do")
+        def do(params, call):
+            called.set()
+            return params
+
+        await client.serve("there")
+        await client.call("gateway.ping")  # behind the acknowledgement, without which nothing is held
+        print(await client.call("here.wait"))
+        await called.wait()
+        await client.call("gateway.ping")  # behind the reply
+
+asyncio.run(main())
+"""
 
 
 async def test_calls_wait_for_the_connection_within_their_time(gateway: StartGateway) -> None:
@@ -329,6 +483,11 @@ def _told(item: Event | Gap) -> tuple[str, Any]:
     return item.topic, item.data if isinstance(item, Event) else None
 
 
+async def _for_ever(begun: asyncio.Event) -> None:
+    begun.set()
+    await asyncio.sleep(600)
+
+
 async def test_a_gateway_that_was_started_again(gateway: StartGateway) -> None:
     first = await gateway()
     async with FaultyProxy(first.host, first.port) as proxy, connect(proxy.url(), backoff=quick()) as client:
@@ -339,8 +498,16 @@ async def test_a_gateway_that_was_started_again(gateway: StartGateway) -> None:
             events = aiter(subscription)
             assert _told(await anext(events)) == ("a.b", 1)
             second = await gateway()
+            begun = asyncio.Event()
+            client.method("work.long")(lambda params, call: _for_ever(begun))
+            await until(lambda: bool(first.events("node.online", serves=2)), "the method was not registered")
+            calling = asyncio.create_task(client.call("work.long"))
+            await asyncio.wait_for(begun.wait(), WAIT)
             proxy.turn_to(second.host, second.port)
             proxy.cut()
+            with pytest.raises(CallError) as failed:
+                await asyncio.wait_for(calling, WAIT)
+            assert (failed.value.name, failed.value.outcome) == ("connection_lost", "unknown")
             assert _told(await anext(events)) == ("a.b", None)
             await client.publish("a.b", 2, retry=True)
             assert _told(await anext(events)) == ("a.b", 2)
@@ -354,9 +521,10 @@ def test_nothing_is_left_behind() -> None:
 
 
 LEFT_BEHIND = """
-import asyncio, gc, sys, threading, warnings
+import asyncio, gc, logging, sys, threading, warnings
 
 warnings.simplefilter("error")
+logging.getLogger("gateway.client.connection").setLevel(logging.ERROR)  # it warns of what is refused
 from gateway.client import Backoff, CallError, connect
 known = {"gateway.errors", "gateway.rpc", "gateway.rpc.jsonrpc"}
 assert not {name for name in sys.modules if name.startswith("gateway.")} - {
@@ -370,7 +538,8 @@ async def main():
     loop.slow_callback_duration = 60.0  # a busy machine is no defect
     async with GatewayProcess() as process, FaultyProxy(process.host, process.port) as proxy:
         tasks, threads = asyncio.all_tasks(), threading.active_count()
-        async with connect(proxy.url(), backoff=Backoff(0.001, 0.002)) as node, connect(proxy.url()) as caller:
+        quick = Backoff(0.001, 0.002)
+        async with connect(proxy.url(), backoff=quick) as node, connect(proxy.url(), keep=False) as caller:
             @node.method("work.long")
             async def long(params, call):
                 await asyncio.sleep(30)
@@ -389,6 +558,10 @@ async def main():
                 print("lost")
             node.start("work.long")
             await asyncio.sleep(0.1)
+            proxy.refuse = True  # it is away when it is closed
+            proxy.cut("reset")
+            await asyncio.sleep(0.1)
+            assert node.state.value == "away", node.state
         # The proxy ends its connections by itself.
         left = [task for task in asyncio.all_tasks() - tasks if "faulty_proxy" not in repr(task)]
         print(left + [threading.active_count() - threads] * (threading.active_count() > threads))

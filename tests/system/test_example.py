@@ -5,6 +5,7 @@ import json
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -136,7 +137,7 @@ async def test_the_node_of_the_readme_is_called_and_its_end_is_told(gateway: Sta
             async with asyncio.timeout(START):
                 while (await calls_in_flight(process)) == 0:
                     await asyncio.sleep(0.05)
-            node.kill()
+            node.send_signal(signal.SIGINT)
             said = (await asyncio.to_thread(think.communicate))[0]
             assert said.startswith("node_lost, outcome unknown after ")
     with start("call.py", "machine.about") as gone:

@@ -31,13 +31,22 @@ class Pending:
     """One request that waits for its response; ``answer`` is the future for it.
 
     ``on_reply`` is called with the decoded result at once, before any message that follows it is looked at;
-    ``progress`` with each value that the node reports. ``raw``: the answer is the result's JSON as it came, a Raw.
+    ``progress`` with each value that the node reports. ``of_link``: it asks for what lasts as long as the link.
+    ``raw``: the answer is the result's JSON as it came, a Raw.
     """
 
-    __slots__ = ("answer", "on_reply", "progress", "raw")
+    __slots__ = ("answer", "of_link", "on_reply", "progress", "raw")
 
-    def __init__(self, on_reply: OnReply | None = None, progress: Progress | None = None, *, raw: bool = False) -> None:
+    def __init__(
+        self,
+        on_reply: OnReply | None = None,
+        progress: Progress | None = None,
+        *,
+        of_link: bool = False,
+        raw: bool = False,
+    ) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.of_link = of_link
         self.on_reply = on_reply
         self.progress = progress
         self.raw = raw
@@ -87,7 +96,7 @@ class Exchange:
 
 
 class PendingTable:
-    """The requests of one link: those that wait for a place, in their order, and those that wait for an answer.
+    """The requests of one connection: those that wait for a place, in their order, and those that wait for an answer.
 
     ``most`` is how many the gateway takes at a time. A request that is given up keeps its place until the gateway has
     answered it, because the gateway counts it until then.
@@ -121,7 +130,7 @@ class PendingTable:
                 self._sent[request_id] = pending, exchange.message
 
     def queue(self, exchange: Exchange) -> None:
-        """Send requests as soon as there is a place for them. They fail if the link ends before, or drains."""
+        """Send requests as soon as there is a place for them. They fail if the connection ends before, or drains."""
         if self._draining is not None:
             exchange.fail(ConnectionLost(self._draining, NOT_DELIVERED))
         else:
@@ -197,8 +206,14 @@ class PendingTable:
         for exchange in queue:
             exchange.fail(ConnectionLost(end, NOT_DELIVERED))
 
+    def lose_link(self, end: End) -> None:
+        """Fail those requests that ask for what the next link does not have."""
+        for pending, message in self._sent.values():
+            if pending.of_link:
+                pending.fail(ConnectionLost(end, UNKNOWN if message.left else NOT_DELIVERED))
+
     def fail_all(self, end: End) -> None:
-        """Fail all requests because the link has ended. Those that have not left were not delivered."""
+        """Fail all requests because the connection has ended. Those that have not left were not delivered."""
         self.drain(end)
         self._end = end
         sent, self._sent = self._sent, {}
