@@ -9,7 +9,7 @@ import asyncio
 import copy
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import Raw
@@ -172,6 +172,15 @@ async def restore(session: Session, steps: Iterable[Step], timeout: float) -> No
                     logger.error("what went on before cannot go on: %s", error)
                     break
                 await asyncio.sleep(backoff.pause(error.retry_after or 0.0))
+
+
+async def ended(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
+    """Wait for the tasks up to ``timeout`` seconds, then cancel the rest."""
+    if tasks:
+        _, left = await asyncio.wait(tasks, timeout=timeout)
+        for task in left:
+            task.cancel()
+        await asyncio.sleep(0)
 
 
 def encode_params(params: object) -> Raw | None:

@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trusting
 from gateway.client.backoff import Backoff
-from gateway.client.calling import Caller, Step, restore, timed_out, to_node
+from gateway.client.calling import Caller, Step, ended, restore, timed_out, to_node
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Options, Refused
@@ -119,7 +119,7 @@ class Client:
         finally:
             if not open_before:
                 self._run.cancel()
-            await _ended([self._run, *ending, *self._calls], self._options.close_timeout)
+            await ended([self._run, *ending, *self._calls], self._options.close_timeout)
 
     @property
     def state(self) -> State:
@@ -300,7 +300,7 @@ class Client:
         self.principal = session.welcome["principal"]
 
     def _resubscribe(self, session: Session) -> None:
-        self._restore(session, [self._resume(one) for one in self._subscriptions.all() if one.began], self._link_tasks)
+        self._restore(session, [one.rejoin for one in self._subscriptions.all() if one.began], self._link_tasks)
 
     def _restore(self, session: Session, steps: list[Step], tasks: set[asyncio.Task[Any]]) -> None:
         if steps:
@@ -369,17 +369,6 @@ class Client:
         task.add_done_callback(tasks.discard)
         return task
 
-    def _resume(self, subscription: Subscription) -> Step:
-        async def resume(session: Session) -> None:
-            try:
-                await subscription.join(session)
-            except CallError as error:
-                if not error.temporary:
-                    subscription.close(error)
-                raise
-
-        return resume
-
     async def _refresh(self, session: Session, left: float) -> None:
         """Refresh the credential on this link, after half of the time that it has left.
 
@@ -394,15 +383,6 @@ class Client:
         except (CallError, Refused, TimeoutError) as error:
             # The gateway will end this link with 4004, and the next one asks for a credential again.
             logger.warning("the credential could not be refreshed: %s", error)
-
-
-async def _ended(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
-    """Wait for the tasks up to ``timeout`` seconds, then cancel the rest."""
-    if tasks:
-        _, left = await asyncio.wait(tasks, timeout=timeout)
-        for task in left:
-            task.cancel()
-        await asyncio.sleep(0)
 
 
 def connect(

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client.buffer import Buffer
+from gateway.client.errors import CallError
 from gateway.client.link import deeply
 from gateway.client.sending.session import Session
 from gateway.rpc import jsonrpc
@@ -213,6 +214,15 @@ class Subscription:
         await self._ask(session, self._places(session, newest), self._joined)
         while self._catching_up:
             await self._ask(session, self._places(session, self._catching_up), self._caught_up)
+
+    async def rejoin(self, session: Session) -> None:
+        """Subscribe again. If that fails for good the subscription ends. Raises `CallError`."""
+        try:
+            await self.join(session)
+        except CallError as error:
+            if not error.temporary:
+                self.close(error)
+            raise
 
     def _places(self, session: Session, topics: Collection[str]) -> dict[str, Position]:
         """Return the positions in the first of these topics, as many as one request may have and has room for."""
