@@ -76,6 +76,18 @@ def _not_a_line(text: str) -> str:
     return "" if text.isprintable() else "has a line break inside, or another character that is not printable"
 
 
+def trust(given: ssl.SSLContext | bool | None, cafile: str | os.PathLike[str] | None) -> ssl.SSLContext | bool:
+    """Return how to verify the gateway: as ``given``, by the authorities in ``cafile``, or as Python does.
+
+    Raises ValueError if both are given, and what `trusting` raises.
+    """
+    if cafile is None:
+        return True if given is None else given
+    if given is not None:
+        raise ValueError("cafile: ssl says already how to verify the gateway")
+    return trusting(cafile)
+
+
 def trusting(cafile: str | os.PathLike[str]) -> ssl.SSLContext:
     """Return a context for TLS that trusts the authorities in a PEM file, and no others.
 

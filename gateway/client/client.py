@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import msgspec
 from msgspec import Raw
 
-from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trusting
+from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trust
 from gateway.client.backoff import Backoff
 from gateway.client.calling import Caller, Step, ended, restore, timed_out, to_node
 from gateway.client.connection import Connection, State, TokenSource
@@ -428,14 +428,10 @@ def connect(
     gateway or has a credential in it, for a token that no header can hold, for a proxy that is not an HTTP proxy, and
     for a ``cafile`` that cannot be read or is given with ``ssl``.
     """
-    if cafile is not None:
-        if ssl is not None:
-            raise ValueError("cafile: ssl says already how to verify the gateway")
-        ssl = trusting(cafile)
     url = address(url)
     options = Options(
         url=url,
-        ssl=True if ssl is None else ssl,
+        ssl=trust(ssl, cafile),
         heartbeat=heartbeat,
         connect_timeout=connect_timeout,
         close_timeout=close_timeout,
