@@ -178,9 +178,9 @@ export interface StreamOptions extends Wait {
  */
 export interface Stream<T = any, R = any> extends AsyncIterableIterator<T> {
   /**
-   * Push a value to the node. Resolves when it is sent, for which it waits until the node reads; at most 256 values wait.
-   * Rejects with a TypeError if the value is no JSON, a CallError if it is too long or too many wait, and the reason if the
-   * stream is over.
+   * Push a value to the node. Resolves when it is sent, for which it waits until the node reads. Rejects with a CallError if
+   * it is too long, and with the reason if the stream is over. Throws a TypeError at once if the value is no JSON, and
+   * `overloaded` if 256 values wait.
    */
   send(value: unknown): Promise<void>;
   /** Tell the node, after all values, that no more are pushed. Resolves when that is told, or the stream is over. */

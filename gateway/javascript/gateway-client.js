@@ -915,7 +915,7 @@ class Stream {
   /** What the caller gets. */
   handle() {
     const one = {
-      send: async (value) => this.outflow.send(value),
+      send: (value) => this.outflow.send(value),
       end: () => this.outflow.finish(),
       result: () => this.#answer.promise,
       cancel: (reason) => this.cancel(reason),

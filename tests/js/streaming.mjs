@@ -3,10 +3,11 @@
 // in tests/system/test_javascript_streams.py.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { client, cutAndBack, keeper, opened } from "./keeping.mjs";
+import { client, keeper, opened } from "./keeping.mjs";
 import { failure, numbers, run, until } from "./trials.mjs";
 
 const CREDIT = 16; // that a client gives by default
+const UNRENEWED = { timeout: 600_000 }; // so that no renewal moves what would stand still
 
 const told = (error) => ({ name: error?.name, code: error?.code, outcome: error?.outcome ?? null });
 const nameOf = (promise) => promise.then(() => "none", (error) => error.name);
@@ -147,6 +148,7 @@ const STREAMS = {
     const { promise, endless } = endlessly();
     const { caller, stop } = await pair(given, "spring", endless);
     const stream = caller.stream("spring.run", undefined, { credit: 2 });
+    stream.send("which nothing waits for"); // no promise may be rejected unseen: that would end this process
     for await (const n of stream) if (n === 5) break;
     const found = { node: await promise, result: await failure(stream.result()), next: await nameOf(stream.next()) };
     found.send = await nameOf(stream.send(1));
@@ -274,22 +276,58 @@ const STREAMS = {
     return found;
   },
 
-  /** More than the gateway and the node keep for each other: the values wait, and a cut in between is none. */
+  /** Streams for which together more could be sent at once than is kept: what does not fit waits, and a cut is no loss. */
   async muchIsKept(given) {
-    const make = async ({ to }, call) => {
-      const text = "x".repeat(4_000);
-      for (const n of numbers(to)) call.progress(n % 100 === 0 ? n : text).catch(() => {});
-      await call.progress("sent");
+    const calls = [];
+    const burst = async (_params, call) => {
+      calls.push(call);
+      if (calls.length < callers.length) return new Promise(() => {});
+      const values = numbers(40).map((n) => `${n} ${"x".repeat(2_000)}`);
+      const sent = Promise.all(calls.flatMap(({ progress }) => values.map((value) => progress(value))));
+      node.cut(); // before anything has been acknowledged
+      return sent.then(() => "sent");
     };
-    const { node, caller, stop } = await pair(given, "heap", make);
-    const stream = caller.stream("heap.run", { to: 200 }, { credit: 1024, bytes: 2 ** 21 });
-    const first = (await stream.next()).value;
-    await cutAndBack(node);
-    const { values, error } = await readAll(stream);
+    const { node, caller, stop } = await pair(given, "heap", burst);
+    const others = await Promise.all([opened(given), opened(given)]);
+    const callers = [caller, ...others.map(({ gateway }) => gateway)];
+    const streams = callers.map((one) => one.stream("heap.run", [], { ...UNRENEWED, node: "heap", credit: 1024, bytes: 2 ** 21 }));
+    const read = await Promise.all(streams.map(async (stream) => (await takeSome(stream, 40)).map(Number.parseFloat)));
+    const results = await Promise.race(streams.map((stream) => stream.result()));
+    await Promise.all([stop(), ...others.map(({ gateway }) => gateway.close())]);
+    return { read, results, states: [...new Set(node.names())] };
+  },
+
+  /** Values that both sides send while they are away, when nothing else moves. */
+  async fromAfar(given) {
+    let progress;
+    const wait = async (_params, call) => {
+      ({ progress } = call);
+      for await (const value of call) return value;
+    };
+    const { node, calling, caller, settle, stop } = await pair(given, "afar", wait);
+    const stream = caller.stream("afar.run", [], { node: "afar", ...UNRENEWED });
+    const found = { sent: [] };
+    await settle();
+    for (const [name, one, send] of [["node", node, () => progress(1)], ["caller", calling, () => stream.send(2)]]) {
+      one.harm.isAway = true;
+      const away = until(one.gateway, "away");
+      one.cut();
+      await away;
+      const sending = send().then(() => found.sent.push([name, one.gateway.state]));
+      one.harm.isAway = false;
+      await sending;
+    }
+    found.values = [(await stream.next()).value, await stream.result()];
     await stop();
-    return { first, count: values.length, last: values.at(-1), error, states: [...new Set(node.names())] };
+    return found;
   },
 };
+
+async function takeSome(stream, count) {
+  const values = [];
+  while (values.length < count) values.push((await stream.next()).value);
+  return values;
+}
 
 /** A method that sends numbers until it cannot, reads if it is `quiet`, or rests; `promise` resolves to how it ended. */
 function endlessly() {
