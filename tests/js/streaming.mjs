@@ -321,6 +321,41 @@ const STREAMS = {
     await stop();
     return found;
   },
+
+  /** A method leaves its loop, and reads on later. */
+  async readsOn(given) {
+    const twice = async (_params, call) => {
+      const values = [[], []];
+      for await (const value of call) if (values[0].push(value) === 3) break;
+      for await (const value of call) values[1].push(value);
+      return values;
+    };
+    const { caller, stop } = await pair(given, "pause", twice);
+    const stream = caller.stream("pause.run");
+    for (const n of numbers(40)) await stream.send(n);
+    await stream.end();
+    const result = await stream.result();
+    await stop();
+    return result;
+  },
+
+  /** A value waits if very much waits for the network, though nothing tells when it is less. */
+  async networkIsFull(given) {
+    const wait = async (_params, call) => {
+      for await (const value of call) return value;
+    };
+    const { calling, caller, settle, stop } = await pair(given, "full", wait, { caller: { keep: false } });
+    const stream = caller.stream("full.run", [], { node: "full", ...UNRENEWED });
+    await settle();
+    let buffered = 2 ** 25;
+    Object.defineProperty(calling.harm.socket, "bufferedAmount", { get: () => buffered });
+    const sending = stream.send("late").then(() => buffered);
+    await new Promise((resolve) => setTimeout(resolve));
+    buffered = 0;
+    const found = [await sending, await stream.result()];
+    await stop();
+    return found;
+  },
 };
 
 async function takeSome(stream, count) {
@@ -362,6 +397,23 @@ const FLOODS = {
     await gateway.close();
     server.stop();
     return { begin: begin.stream, grants: grants().slice(0, 4).map(({ params }) => [params.id === begin.id, params.credit, params.bytes]) };
+  },
+
+  /** Values that come in a batch, with blanks that are none of theirs. */
+  async inABatch(given) {
+    const server = await keeper(({ message: { id, stream }, socket }) => {
+      if (!stream) return;
+      const values = [1, "ä", { a: null }].map((value) => ({ jsonrpc: "2.0", method: "rpc.progress", params: { id, value } }));
+      socket.send(JSON.stringify(values, null, 2));
+    }, () => undefined, null);
+    const { gateway } = client(given, { keep: false }, server.url);
+    await gateway.open();
+    const values = await takeSome(gateway.stream("some.run", [], { credit: 6 }), 3);
+    while (!server.links[0].some(({ method }) => method === "rpc.credit")) await sleep(2);
+    await gateway.close();
+    server.stop();
+    const { credit, bytes } = server.links[0].find(({ method }) => method === "rpc.credit").params;
+    return { values, credit, bytes };
   },
 
   /** Gateways that bring more than was granted. */

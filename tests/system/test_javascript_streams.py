@@ -129,6 +129,18 @@ async def test_values_wait_while_the_connection_is_away(found: Found) -> None:
     assert found["fromAfar"] == {"sent": [["node", "open"], ["caller", "open"]], "values": [1, 2]}
 
 
+async def test_values_wait_while_very_much_waits_for_the_network(found: Found) -> None:
+    assert found["networkIsFull"] == [0, "late"]
+
+
+async def test_a_method_may_read_on_later(found: Found) -> None:
+    assert found["readsOn"] == [[0, 1, 2], list(range(3, 40))]
+
+
+async def test_values_in_a_batch_cost_what_they_are_long(floods: Found) -> None:
+    assert floods["inABatch"] == {"values": [1, "ä", {"a": None}], "credit": 3, "bytes": 1 + 4 + 10}
+
+
 async def test_a_quiet_stream_is_renewed(floods: Found) -> None:
     assert floods["renews"] == {"begin": {"credit": 16, "bytes": 2**20}, "grants": [[True, 0, 0]] * 4}
 
