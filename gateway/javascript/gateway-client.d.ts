@@ -151,6 +151,47 @@ export interface CallOptions extends Wait {
   onProgress?: (value: any, missed: number) => unknown;
 }
 
+export interface StreamOptions extends Wait {
+  /**
+   * How long the stream may wait to be sent, 30,000 by default. With `node` it is also the deadline that the gateway gives
+   * it, otherwise that is `callTimeoutMs`. That deadline counts from the last value or grant, and the client renews it: once
+   * it is sent, a stream goes on until the node answers, it is cancelled, or the connection is over.
+   */
+  timeout?: number;
+  /** The node to call, if several have the method. */
+  node?: string;
+  /** How long the gateway lets the stream wait for that node, if the node is not there yet. */
+  waitMs?: number;
+  /** How many values may be under way, or wait here to be read: 1 to 1,024, by default 16. */
+  credit?: number;
+  /**
+   * How many bytes they may have together, 1 MiB by default, and at most half of `maxOutboxBytes`. The last one may be
+   * longer than what is left.
+   */
+  bytes?: number;
+}
+
+/**
+ * A call whose values come as fast as they are read, and no faster, for one reader. A loop over it ends with the answer, or
+ * throws what `result` rejects with. Leaving the loop cancels the call. A stream whose values are not read stands still as
+ * soon as `credit` or `bytes` are used up.
+ */
+export interface Stream<T = any, R = any> extends AsyncIterableIterator<T> {
+  /**
+   * Push a value to the node. Resolves when it is sent, for which it waits until the node reads. Rejects with a CallError if
+   * it is too long, and with the reason if the stream is over. Throws a TypeError at once if the value is no JSON, and
+   * `overloaded` if 256 values wait.
+   */
+  send(value: unknown): Promise<void>;
+  /** Tell the node, after all values, that no more are pushed. Resolves when that is told, or the stream is over. */
+  end(): Promise<void>;
+  /** The answer of the method. Rejects with a CallError, or the reason of `cancel` or the signal. */
+  result(): Promise<R>;
+  /** End it, here and at the node. What has not been read is dropped. No effect if it is over. */
+  cancel(reason?: unknown): void;
+  return(value?: any): Promise<IteratorResult<T>>;
+}
+
 /** A message of a topic. */
 export interface GatewayEvent<T = any> {
   gap?: undefined;
@@ -189,15 +230,28 @@ export interface Subscription<T = any> extends AsyncIterableIterator<GatewayEven
 export interface ServedCall {
   /** The name of the caller's principal; null if the gateway itself calls. */
   readonly caller: string | null;
-  /** How long the caller will wait, from the beginning of the call; null: not known. */
+  /** How long the caller will wait, from the beginning of the call; of a stream: after its last value. null: not known. */
   readonly timeLeftMs: number | null;
-  /** Aborted when the call is cancelled or out of time, or when the connection is over. While it is `away` it is not. */
+  /**
+   * Aborted when the call is cancelled or out of time, or when the connection is over, with a CallError `cancelled` or
+   * `connection_lost` as its reason. While the connection is `away` it is not.
+   */
   readonly signal: AbortSignal;
   /**
-   * Report to the caller. Does nothing for a notification, or once the call is over. Throws a TypeError for a value that
-   * is no JSON, and otherwise as `notify` does.
+   * Report to the caller. In a call that is no stream it is done at once; it does nothing for a notification, or once the
+   * call is over. Throws a TypeError for a value that is no JSON, and otherwise as `notify` does.
+   *
+   * In a stream it returns a promise that resolves when the value is sent, which is when the caller has granted it, and
+   * rejects with the reason when the call is over. At most 256 values wait; more throw `overloaded`. The answer of a method
+   * that does not await them waits for them.
    */
-  progress(value: unknown): void;
+  progress(value: unknown): void | Promise<void>;
+  /**
+   * What the caller of a stream pushes, for one reader; nothing is granted before it is read. The loop ends when the caller
+   * has pushed all, and throws the reason when the call is over. It may be left, and read on later. Throws a TypeError at
+   * once if the call is no stream.
+   */
+  [Symbol.asyncIterator](): AsyncIterator<any>;
 }
 
 export interface MethodOptions {
@@ -253,6 +307,14 @@ export class GatewayClient extends EventTarget {
   /** Send requests in one message. Resolves to their results or CallErrors, in the same order. */
   batch(calls: readonly (readonly [method: string, params?: Params])[], options?: Wait): Promise<any[]>;
 
+  /**
+   * Call a method of a node as a stream: values flow both ways, each as fast as its receiver takes it. The call waits for
+   * its turn as with `call`. Over a connection that is kept nothing of it is lost. A node that does not know streams is
+   * `invalid_params`, `not_delivered`. Throws a TypeError for params that are no JSON or `waitMs` without a node, a
+   * RangeError for a credit out of bounds.
+   */
+  stream<T = any, R = any>(method: string, params?: Params, options?: StreamOptions): Stream<T, R>;
+
   publish(topic: string, data: unknown, options?: CallOptions): Promise<{ offset: number; epoch: string }>;
 
   /**
@@ -270,7 +332,7 @@ export class GatewayClient extends EventTarget {
    */
   method(name: string, run: (params: any, call: ServedCall) => unknown, options?: MethodOptions): this;
 
-  /** Register the methods, now and for each new connection. `name` is needed if the gateway asks for no credentials. */
+  /** Register the methods, which take streams too, now and for each new connection. `name` is needed if the gateway asks for no credentials. */
   serve(options?: { name?: string } & Wait): Promise<{ name: string; methods: string[] }>;
 
   addEventListener<K extends keyof ClientEvents>(

@@ -22,6 +22,10 @@ const MAX_BUFFERED = 16 * 2 ** 20; // bytes that wait for the network
 const MAX_EVENTS = 1_000; // events that wait for their reader
 const MAX_CALLS = 256; // that are served at once; as many as a gateway gives a node by default
 const MAX_PROGRESS = 256; // values of a call's progress that wait for its callback
+const CREDIT = 16; // values that one side of a stream may send, and their bytes, by default
+const CREDIT_BYTES = 2 ** 20;
+const MAX_CREDIT = 1024;
+const MAX_SENDS = 256; // values of a stream that wait to be sent
 const MAX_TOPICS = 10_000; // of one subscription: as many as a gateway has by default
 const MAX_SINCE = 1000; // positions in one request
 const ACK_EVERY = 64; // messages, after which they are acknowledged at the latest
@@ -44,7 +48,8 @@ const STATUSES = {
 };
 const UNTOLD = "no connection; this platform does not tell why";
 const OWN_CODE = -32000; // of this client's own errors, which are never on the wire
-const LIMITS = { maxMessageBytes: Infinity, maxInFlight: Infinity, maxBatch: Infinity, maxCallTimeoutMs: 600_000 };
+const NO_LIMITS = { maxMessageBytes: Infinity, maxInFlight: Infinity, maxBatch: Infinity, maxOutboxBytes: Infinity };
+const LIMITS = { ...NO_LIMITS, callTimeoutMs: TIMEOUT, maxCallTimeoutMs: 600_000 };
 const HEARTBEAT = { interval: 30, timeout: 10 }; // seconds, as in the welcome
 const KEEPS_NOTHING = new Set(["Map", "Set", "Error"]); // JSON has no form for them, whatever else they carry
 const UNCOUNTED = new Set(["event.message", "event.gap"]); // and what is the gateway's own
@@ -54,7 +59,8 @@ const LONE_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f]/; // JSON.stringify escapes 
 const now = () => performance.now();
 const timer = (act, time) => setTimeout(act, Math.min(Math.max(time, 0), MAX_TIMER));
 const event = (name, detail) => new CustomEvent(name, { detail });
-const isOver = (text, bytes) => 3 * text.length > bytes && new TextEncoder().encode(text).length > bytes;
+const bytesOf = (text) => new TextEncoder().encode(text).length;
+const isOver = (text, bytes) => 3 * text.length > bytes && bytesOf(text) > bytes;
 
 export class CallError extends Error {
   constructor(code, message, data) {
@@ -83,6 +89,7 @@ const timedOut = (outcome, why) =>
   failure(-32008, "timeout", `The deadline passed${why ? `: ${why}` : ""}`, outcome, { temporary: true });
 const lost = () =>
   failure(OWN_CODE, "connection_lost", "The connection was lost before the answer", "unknown", { temporary: true });
+const cancelled = () => failure(-32800, "cancelled", "The call was cancelled", "unknown");
 const closed = (why) => failure(OWN_CODE, "closed", `The connection is closed: ${why}`, "not_delivered");
 
 /** Whether a call has certainly not been run, and may succeed later. */
@@ -130,20 +137,40 @@ function notification(method, params) {
   return `{"jsonrpc":"2.0","method":${method}${params === undefined ? "" : `,"params":${params}`}}`;
 }
 
-/** A request before it has an id, all of it JSON: sending it later cannot fail because of what is in it. */
-function requestOf(method, params, { node, deadline } = {}) {
+/**
+ * A request before it has an id, all of it JSON: sending it later cannot fail because of what is in it. With `stream`,
+ * { credit, bytes, timeout, waitMs }, it is a stream, whose time does not begin before it is sent.
+ */
+function requestOf(method, params, { node, deadline, stream } = {}) {
   const target = node === undefined ? undefined : encodeName(node);
-  return { method: encodeName(method), params: encodeParams(params), node: target, deadline };
+  return { method: encodeName(method), params: encodeParams(params), node: target, deadline, stream };
 }
 
-function requestText(id, { method, params, node, deadline }, limits) {
+/** The time that the gateway gives to the call of a certain node. */
+const timeoutMs = (time, { maxCallTimeoutMs }) => Math.min(Math.max(Math.ceil(time), 1), maxCallTimeoutMs);
+
+/** The bytes of a grant, as many as the gateway takes. */
+const grantable = (bytes, { maxOutboxBytes }) => Math.min(bytes, Math.max(1, Math.floor(maxOutboxBytes / 2)));
+
+function requestText(id, { method, params, node, deadline, stream }, limits) {
   let asked = { method, params };
+  let flow = "";
+  if (stream) flow = `,"stream":{"credit":${stream.credit},"bytes":${grantable(stream.bytes, limits)}}`;
   if (node !== undefined) {
-    const timeoutMs = Math.min(Math.max(Math.ceil(deadline - now()), 1), limits.maxCallTimeoutMs);
+    const wait = stream?.waitMs === undefined ? "" : `,"waitMs":${stream.waitMs}`;
+    const time = timeoutMs(stream ? stream.timeout : deadline - now(), limits);
     const inner = params === undefined ? "" : `,"params":${params}`;
-    asked = { method: '"node.call"', params: `{"node":${node},"method":${method},"timeoutMs":${timeoutMs}${inner}}` };
+    const called = `{"node":${node},"method":${method},"timeoutMs":${time}${wait}${inner}${flow}}`;
+    asked = { method: '"node.call"', params: called };
+    flow = "";
   }
-  return `{"id":${id},${notification(asked.method, asked.params).slice(1)}`;
+  return `{"id":${id}${flow},${notification(asked.method, asked.params).slice(1)}`;
+}
+
+/** What one value of a stream has cost its sender: the bytes of its JSON, in the message whose text this is. */
+function costOf(message, text = JSON.stringify(message)) {
+  const around = JSON.stringify({ ...message, params: { ...message.params, value: null } });
+  return bytesOf(text) - bytesOf(around) + "null".length;
 }
 
 /** The member `error` of a response. The outcome in an error is that of another call, which this one has made. */
@@ -257,8 +284,8 @@ function meets(pattern, topic) {
 
 /** Requests in one message. `done` gets their outcomes, results or CallErrors, as soon as the last one has come. */
 class Exchange {
-  constructor(requests, done, { batch = false, reporter } = {}) {
-    Object.assign(this, { requests, done, batch, reporter });
+  constructor(requests, done, { batch = false, reporter, stream } = {}) {
+    Object.assign(this, { requests, done, batch, reporter, stream });
     this.ids = []; // empty: not sent
     this.outcomes = new Array(requests.length);
     this.left = requests.length;
@@ -274,8 +301,166 @@ class Exchange {
     for (const index of this.requests.keys()) this.answer(index, error);
   }
 
-  report(value) {
-    if (this.left > 0) this.reporter?.put(value);
+  /** `cost` makes the bytes of the value. */
+  report(value, cost) {
+    if (this.left === 0) return;
+    this.reporter?.put(value);
+    this.stream?.put(value, cost());
+  }
+}
+
+/** What is to be sent in one direction of a stream: in order, and as much as the other side has granted. */
+class Outflow {
+  #write;
+  #hasRoom;
+  #queue = []; // { text, resolve, reject }; a text of null is the end
+  #ended = null; // { reason } after which nothing is sent
+  #finished = null;
+  #idle = null; // what waits for the end of the queue
+
+  /** `write(text)` sends a value, or the end if it is null, and throws if it cannot. `hasRoom` says whether it may now. */
+  constructor(write, hasRoom, { credit = 0, bytes = 0 } = {}) {
+    this.#write = write;
+    this.#hasRoom = hasRoom;
+    Object.assign(this, { credit, bytes });
+  }
+
+  granted({ credit, bytes }) {
+    this.credit += Number(credit) || 0;
+    this.bytes += Number(bytes) || 0;
+    this.flush();
+  }
+
+  /** Resolves when the value is sent. Throws if it is no JSON, or too many values wait. */
+  send(value) {
+    const text = encode(value ?? null);
+    if (this.#queue.length >= MAX_SENDS) throw overloaded("Too many values wait for the other side of the stream");
+    return this.#put(text);
+  }
+
+  /** Tell the end, after all values. Resolves when it is told, or nothing can be told any more. */
+  finish() {
+    this.#finished ??= this.#put(null).catch(() => {});
+    return this.#finished;
+  }
+
+  #put(text) {
+    const one = { text, ...deferred() };
+    if (this.#ended) one.reject(this.#ended.reason);
+    else this.#queue.push(one);
+    this.flush();
+    return one.promise;
+  }
+
+  /** Send what waits, as much as may be. */
+  flush() {
+    while (this.#queue.length > 0 && this.#mayGo(this.#queue[0]) && this.#hasRoom()) this.#go(this.#queue.shift());
+    if (this.#queue.length === 0) this.#idle?.resolve();
+  }
+
+  #mayGo({ text }) {
+    return text === null || (this.credit > 0 && this.bytes > 0);
+  }
+
+  #go({ text, resolve, reject }) {
+    try {
+      this.#write(text);
+    } catch (error) {
+      return reject(error);
+    }
+    resolve();
+    if (text === null) return this.end(closed("the end was told"));
+    this.credit--;
+    this.bytes -= bytesOf(text);
+  }
+
+  /** Resolves when nothing waits any more. */
+  drained() {
+    if (this.#queue.length === 0) return undefined;
+    this.#idle ??= deferred();
+    return this.#idle.promise;
+  }
+
+  end(reason) {
+    this.#ended ??= { reason };
+    for (const { reject } of this.#queue.splice(0)) reject(this.#ended.reason);
+    this.#idle?.resolve();
+  }
+}
+
+/** What comes in one direction of a stream, for one reader. It never holds more than was granted. */
+class Inflow {
+  #grant;
+  #queue = []; // [value, cost]
+  #readers = [];
+  #ended = null; // { reason }; a reason of null: it ended well
+  #due = 0; // values that were granted and have not come
+  #taken = { credit: 0, bytes: 0 }; // and not granted again
+
+  /** `grant({ credit, bytes })` tells the other side that it may send more. */
+  constructor(grant) {
+    this.#grant = grant;
+  }
+
+  /** Take it that so much was granted. It is granted again in halves, as it is taken; at most `bytes` at a time. */
+  open(credit, bytes) {
+    this.window = { credit, bytes };
+    this.#due = credit;
+  }
+
+  /** Take a value. Returns false if it was not granted. */
+  put(value, cost) {
+    if (this.#ended) return true;
+    if (--this.#due < 0) return false;
+    const reader = this.#readers.shift();
+    if (reader === undefined) this.#queue.push([value, cost]);
+    else reader.resolve(this.#give(value, cost));
+    return true;
+  }
+
+  #give(value, cost) {
+    const { credit, bytes } = this.#taken;
+    this.#taken = { credit: credit + 1, bytes: bytes + cost };
+    const isHalf = 2 * this.#taken.credit >= this.window.credit || 2 * this.#taken.bytes >= this.window.bytes;
+    if (isHalf && !this.#ended) this.#grantAgain();
+    return { value, done: false };
+  }
+
+  #grantAgain() {
+    let { credit, bytes } = this.#taken;
+    this.#taken = { credit: 0, bytes: 0 };
+    this.#due += credit;
+    for (; credit > 0 || bytes > 0; credit = 0) {
+      const some = Math.min(bytes, this.window.bytes);
+      this.#grant({ credit, bytes: some });
+      bytes -= some;
+    }
+  }
+
+  next() {
+    return new Promise((resolve, reject) => {
+      if (this.#queue.length > 0) resolve(this.#give(...this.#queue.shift()));
+      else if (this.#ended) this.#finish({ resolve, reject });
+      else this.#readers.push({ resolve, reject });
+    });
+  }
+
+  /** Take no more. What has come can still be read. */
+  end(reason = null) {
+    this.#ended ??= { reason };
+    for (const reader of this.#readers.splice(0)) this.#finish(reader);
+  }
+
+  /** The same, but nothing that has come is wanted any more. */
+  drop(reason) {
+    this.#queue.length = 0;
+    this.end(reason);
+  }
+
+  #finish({ resolve, reject }) {
+    const { reason } = this.#ended;
+    if (reason === null) resolve({ value: undefined, done: true });
+    else reject(reason);
   }
 }
 
@@ -349,7 +534,8 @@ class Session {
   #heard = 0; // size of what came since the last acknowledgement
   #ackLate;
   pending = new Map(); // id to [exchange, index]: sent, and not answered
-  running = new Map(); // id to AbortController: calls that are served
+  running = new Map(); // id to { stop, inflow, outflow }: calls that are served; the flows are those of a stream
+  outflows = new Set(); // of all streams, because what waits in one may have to wait for the link
   secret = null; // null: a loss of the link is its end
   holdMs = 0;
   maxBytes = KEPT_BYTES;
@@ -435,6 +621,11 @@ class Session {
     return (this.told = this.received);
   }
 
+  /** Let the streams go on: there is room again, perhaps. */
+  flush() {
+    for (const outflow of this.outflows) outflow.flush();
+  }
+
   detach() {
     this.tell(); // by the resume
     this.link = null;
@@ -458,7 +649,7 @@ class Session {
     this.secret = null;
     this.uncount();
     for (const socket of this.sockets.splice(0)) socket.close();
-    for (const stop of this.running.values()) stop.abort();
+    for (const { stop } of this.running.values()) stop.abort(error);
     const sent = new Set([...this.pending.values()].map(([exchange]) => exchange));
     this.pending.clear();
     for (const exchange of sent) exchange.fail(error);
@@ -625,6 +816,113 @@ class Subscription {
       ready: this.#ready.promise,
       next: () => this.#next(),
       return: (value) => this.#return(value),
+      [Symbol.asyncIterator]: () => one,
+    };
+    return one;
+  }
+}
+
+/** A stream as its caller has it. `port` is what it needs of the client; the stream is sent as its `exchange`. */
+class Stream {
+  #port;
+  #signal;
+  #shape; // what the caller asked for: { credit, bytes, timeout, waitMs }
+  #inflow = new Inflow((grant) => this.#grant(grant));
+  #answer = deferred();
+  #moved; // when something of it last went or came
+  #late; // the timer of its beginning, then that of the next renewal
+  #abort = () => this.cancel(this.#signal.reason);
+
+  constructor(request, signal, port) {
+    this.#port = port;
+    this.#signal = signal;
+    this.#shape = request.stream;
+    this.outflow = new Outflow(
+      (text) => this.#write(text),
+      () => this.exchange.ids.length > 0 && port.hasRoom(this.exchange.session),
+    );
+    this.exchange = new Exchange([request], ([outcome]) => this.#done(outcome), { stream: this });
+    this.#late = timer(() => port.giveUp(this.exchange), request.stream.timeout);
+    signal?.addEventListener("abort", this.#abort, { once: true });
+  }
+
+  /** Take it that the call has been sent. From now on the gateway counts its time, which is renewed if nothing moves. */
+  sent() {
+    const { exchange, outflow } = this;
+    const { credit, bytes, timeout } = this.#shape;
+    const limits = this.#port.limits();
+    const isNamed = exchange.requests[0].node !== undefined;
+    const third = (isNamed ? timeoutMs(timeout, limits) : limits.callTimeoutMs) / 3;
+    const renew = () => {
+      if (now() - this.#moved >= third) this.#grant({ credit: 0, bytes: 0 });
+      this.#late = timer(renew, this.#moved + third - now());
+    };
+    clearTimeout(this.#late);
+    this.#moved = now();
+    this.#inflow.open(credit, grantable(bytes, limits));
+    exchange.session.outflows.add(outflow);
+    renew();
+    outflow.flush();
+  }
+
+  /** Take a value of the node's. */
+  put(value, cost) {
+    this.#moved = now();
+    if (!this.#inflow.put(value, cost)) this.#port.overrun(this.exchange.session);
+  }
+
+  #grant({ credit, bytes }) {
+    this.#say("rpc.credit", `"credit":${credit},"bytes":${bytes}`);
+  }
+
+  #say(name, rest) {
+    const { ids, session } = this.exchange;
+    this.#moved = now();
+    this.#port.say(session, name, `{"id":${ids[0]},${rest}}`);
+  }
+
+  #write(text) {
+    if (text === null) return this.#say("rpc.push", '"end":true');
+    const { ids, session } = this.exchange;
+    this.#port.transmit(session, notification('"rpc.push"', `{"id":${ids[0]},"value":${text}}`));
+    this.#moved = now();
+  }
+
+  #done(outcome) {
+    if (outcome instanceof CallError) this.#answer.reject(outcome);
+    else this.#answer.resolve(outcome);
+    this.#over(outcome instanceof CallError ? outcome : null);
+  }
+
+  #over(reason) {
+    clearTimeout(this.#late);
+    this.#signal?.removeEventListener("abort", this.#abort);
+    this.exchange.session?.outflows.delete(this.outflow);
+    this.outflow.end(reason ?? closed("the stream is over"));
+    this.#inflow.end(reason);
+  }
+
+  /** End it, here and at the node. What has come is not wanted any more. No effect if it is over. */
+  cancel(reason = cancelled()) {
+    if (this.exchange.left === 0) return;
+    this.#inflow.drop(reason);
+    this.outflow.end(reason);
+    this.#answer.reject(reason);
+    this.#port.giveUp(this.exchange);
+  }
+
+  /** What the caller gets. */
+  handle() {
+    const one = {
+      send: (value) => this.outflow.send(value),
+      end: () => this.outflow.finish(),
+      result: () => this.#answer.promise,
+      cancel: (reason) => this.cancel(reason),
+      next: () => this.#inflow.next(),
+      return: async (value) => {
+        this.cancel();
+        return { value, done: true };
+      },
       [Symbol.asyncIterator]: () => one,
     };
     return one;
@@ -1005,6 +1303,7 @@ export class GatewayClient extends EventTarget {
     for (const subscription of [...this.#subscriptions]) this.#join(link, subscription);
     this.#become("open", resumed ? { resumed } : undefined);
     this.#flush();
+    link.session.flush();
   }
 
   /** Browsers cannot send pings: after a silence the client asks, and without an answer the link is lost. */
@@ -1040,32 +1339,33 @@ export class GatewayClient extends EventTarget {
     }
     const { session } = link;
     if (session.secret !== null && isCounted(message)) session.heard(data.length, () => this.#acknowledge(session));
-    for (const one of Array.isArray(message) ? message : [message]) this.#take(link, one);
+    if (!Array.isArray(message)) this.#take(link, message, data);
+    else for (const one of message) this.#take(link, one);
   }
 
   /** Whatever a peer sends, nothing is thrown into the WebSocket that brought it: in Node that would end the process. */
-  #take(link, message) {
+  #take(link, message, text) {
     if (this.#link !== link) return;
     if (!link.welcomed && message?.method !== "gateway.welcome") {
       link.end({ code: 1002, reason: "the first message is no gateway.welcome: this is no gateway" });
       return;
     }
     try {
-      this.#handle(link, message);
+      this.#handle(link, message, text);
     } catch (cause) {
       this.#tell(new Error("a message of the gateway cannot be read", { cause }));
     }
   }
 
-  #handle(link, message) {
+  #handle(link, message, text) {
     const { method, params } = message;
     const { session } = link;
     switch (method) {
       case undefined:
         return this.#answered(session, message);
       case "connection.ack":
-        if (!session.acknowledged(params.received))
-          link.end({ code: 1002, reason: `message ${params.received} was acknowledged, ${session.sent} were sent` });
+        if (session.acknowledged(params.received)) session.flush();
+        else link.end({ code: 1002, reason: `message ${params.received} was acknowledged, ${session.sent} were sent` });
         return;
       case "event.message":
         for (const subscription of this.#subscriptions) subscription.deliver(params);
@@ -1074,10 +1374,16 @@ export class GatewayClient extends EventTarget {
         for (const subscription of this.#subscriptions) subscription.lost(params);
         return;
       case "rpc.progress":
-        session.pending.get(params.id)?.[0].report(params.value);
+        session.pending.get(params.id)?.[0].report(params.value, () => costOf(message, text));
         return;
+      case "rpc.credit":
+        return session.running.get(params.id)?.outflow?.granted(params);
+      case "rpc.demand":
+        return session.pending.get(params.id)?.[0].stream?.outflow.granted(params);
+      case "rpc.push":
+        return this.#pushed(session, message, text);
       case "rpc.cancel":
-        return session.running.get(params.id)?.abort();
+        return session.running.get(params.id)?.stop.abort(cancelled());
       case "gateway.welcome":
         if (!link.welcomed) this.#welcomed(link, params);
         return;
@@ -1102,6 +1408,17 @@ export class GatewayClient extends EventTarget {
       found[0].answer(found[1], outcome);
       this.#flush();
     } else if (error && id === null) this.#tell(outcome);
+  }
+
+  #pushed(session, message, text) {
+    const { id, value, end } = message.params;
+    const inflow = session.running.get(id)?.inflow;
+    if (end === true) inflow?.end();
+    else if (inflow?.put(value, costOf(message, text)) === false) this.#overrun(session);
+  }
+
+  #overrun(session) {
+    session.link?.end({ code: 1002, reason: "a stream has brought more than was granted" });
   }
 
   // Calls
@@ -1129,6 +1446,26 @@ export class GatewayClient extends EventTarget {
     return requests.length ? this.#exchange(requests, { batch: true, deadline: now() + timeout, signal }) : [];
   }
 
+  stream(method, params, { node, waitMs, timeout = TIMEOUT, credit = CREDIT, bytes = CREDIT_BYTES, signal } = {}) {
+    if (!(Number.isSafeInteger(credit) && credit >= 1 && credit <= MAX_CREDIT))
+      throw new RangeError(`the credit of a stream is 1 to ${MAX_CREDIT} values`);
+    if (!(Number.isSafeInteger(bytes) && bytes >= 1)) throw new RangeError("the bytes of a stream are 1 at least");
+    if (waitMs !== undefined && !(Number.isSafeInteger(waitMs) && waitMs >= 0 && node !== undefined))
+      throw new TypeError("waitMs is a whole number, for a node that is named");
+    const request = requestOf(method, params, { node, stream: { credit, bytes, timeout, waitMs } });
+    const stream = new Stream(request, signal, {
+      say: (...what) => this.#say(...what),
+      transmit: (...what) => this.#transmit(...what),
+      hasRoom: (session) => this.#hasRoom(session),
+      overrun: (session) => this.#overrun(session),
+      giveUp: (exchange) => this.#giveUp(exchange),
+      limits: () => this.#limits,
+    });
+    if (signal?.aborted) stream.cancel(signal.reason);
+    else this.#queue(stream.exchange);
+    return stream.handle();
+  }
+
   publish(topic, data, options) {
     return this.call("event.publish", { topic, data: data ?? null }, options);
   }
@@ -1141,6 +1478,17 @@ export class GatewayClient extends EventTarget {
 
   #isReady(link) {
     return link !== null && link.opened !== null && link.socket.readyState === OPEN && !this.#closing;
+  }
+
+  /** Whether a value of a stream may leave now. If not, the session's `flush` is called when it may. */
+  #hasRoom(session) {
+    if (!this.#isCurrent(session) || !this.#isReady(session.link) || session.isCrowded) return false;
+    if (session.link.socket.bufferedAmount <= MAX_BUFFERED) return true;
+    session.again ??= timer(() => {
+      session.again = undefined;
+      session.flush();
+    }, SECOND_LOOK); // nothing tells when it is less
+    return false;
   }
 
   /** Whether a message has a way to the gateway, now or by the next link. */
@@ -1188,28 +1536,32 @@ export class GatewayClient extends EventTarget {
       };
       const late = timer(() => this.#giveUp(exchange), deadline - now());
       signal?.addEventListener("abort", abort, { once: true });
-      if (!this.#running || this.#closing) exchange.fail(closed(this.#why));
-      else if (this.#waiting.size >= MAX_WAITING) exchange.fail(overloaded("Too many calls wait for the connection"));
-      else {
-        this.#waiting.add(exchange);
-        this.#flush();
-      }
+      this.#queue(exchange);
     });
+  }
+
+  #queue(exchange) {
+    if (!this.#running || this.#closing) exchange.fail(closed(this.#why));
+    else if (this.#waiting.size >= MAX_WAITING) exchange.fail(overloaded("Too many calls wait for the connection"));
+    else {
+      this.#waiting.add(exchange);
+      this.#flush();
+    }
   }
 
   /** Cancel what was sent. Its ids stay until the gateway has answered them: as long, they count in its `maxInFlight`. */
   #giveUp(exchange) {
     this.#waiting.delete(exchange);
-    for (const id of exchange.ids) if (exchange.session.pending.has(id)) this.#cancel(exchange.session, id);
+    for (const id of exchange.ids) if (exchange.session.pending.has(id)) this.#say(exchange.session, "rpc.cancel", `{"id":${id}}`);
     if (exchange.ids.length) exchange.fail(timedOut("unknown"));
     else exchange.fail(timedOut("not_delivered", this.#state === "open" ? "" : `there is no connection: ${this.#why}`));
     this.#flush();
   }
 
-  #cancel(session, id) {
+  /** Say something short about a call. */
+  #say(session, name, params) {
     try {
-      const text = notification('"rpc.cancel"', `{"id":${id}}`);
-      if (this.#maySend(session)) this.#transmit(session, text, { urgent: true });
+      if (this.#maySend(session)) this.#transmit(session, notification(`"${name}"`, params), { urgent: true });
     } catch {
       // the link is about to end, and the call with it
     }
@@ -1246,6 +1598,7 @@ export class GatewayClient extends EventTarget {
     }
     Object.assign(exchange, { ids, session });
     for (const [index, id] of ids.entries()) session.pending.set(id, [exchange, index]);
+    exchange.stream?.sent();
   }
 
   /**
@@ -1348,7 +1701,7 @@ export class GatewayClient extends EventTarget {
   #register(session, all) {
     const serving = this.#serving;
     const methods = all.map(({ description }) => description).join();
-    const params = `{${serving.named}"methods":[${methods}],"context":true}`;
+    const params = `{${serving.named}"methods":[${methods}],"context":true,"streams":true}`;
     this.#ask(session, "node.register", () => params, (result, error) => {
       if (!error) {
         serving.registered = true;
@@ -1361,7 +1714,7 @@ export class GatewayClient extends EventTarget {
     });
   }
 
-  async #serve(session, { id, method, params, context }) {
+  async #serve(session, { id, method, params, context, stream }) {
     const served = this.#methods.get(method);
     if (this.#served >= this.#options.maxCalls) {
       if (id !== undefined) this.#reply(session, id, busy);
@@ -1369,24 +1722,58 @@ export class GatewayClient extends EventTarget {
     }
     if (!served && id === undefined) return; // a notification for no method
     const stop = new AbortController();
+    const one = { stop };
+    if (stream && id !== undefined) Object.assign(one, this.#flows(session, id, stream, stop.signal));
+    if (id !== undefined) session.running.set(id, one);
     const isWanted = () => this.#maySend(session) && !stop.signal.aborted;
-    if (id !== undefined) session.running.set(id, stop);
+    const isRunning = () => session.running.get(id) === one;
+    const report = (value) => {
+      const text = notification('"rpc.progress"', `{"id":${JSON.stringify(id)},"value":${encode(value ?? null)}}`);
+      if (isRunning() && isWanted()) this.#transmit(session, text);
+    };
     const call = {
       caller: context?.caller ?? null,
       timeLeftMs: context?.timeLeftMs ?? null,
       signal: stop.signal,
-      progress: (value) => {
-        const params = `{"id":${JSON.stringify(id)},"value":${encode(value ?? null)}}`;
-        const text = notification('"rpc.progress"', params);
-        if (session.running.get(id) === stop && isWanted()) this.#transmit(session, text);
+      progress: (value) => (one.outflow ? one.outflow.send(value) : report(value)),
+      [Symbol.asyncIterator]: () => {
+        if (!one.inflow) throw new TypeError("the call is no stream, so that nothing is pushed to it");
+        return one.read();
       },
     };
     this.#served++;
     const outcome = await this.#outcome(served, method, params, call);
+    await one.outflow?.drained();
     this.#served--;
     if (id === undefined) return;
     if (isWanted()) this.#reply(session, id, outcome);
-    if (session.running.get(id) === stop) session.running.delete(id);
+    if (isRunning()) session.running.delete(id);
+    one.close?.();
+  }
+
+  /** The flows of a stream that is served. Both end when it is cancelled or lost, or by `close`. */
+  #flows(session, id, granted, signal) {
+    const key = JSON.stringify(id);
+    const grant = ({ credit, bytes }) =>
+      this.#say(session, "rpc.demand", `{"id":${key},"credit":${credit},"bytes":${bytes}}`);
+    const write = (text) => this.#transmit(session, notification('"rpc.progress"', `{"id":${key},"value":${text}}`));
+    const inflow = new Inflow(grant);
+    const outflow = new Outflow(write, () => this.#hasRoom(session), granted);
+    const close = (reason = closed("the call has been answered")) => {
+      session.outflows.delete(outflow);
+      outflow.end(reason);
+      inflow.drop(reason);
+    };
+    const read = () => {
+      if (!inflow.window) {
+        inflow.open(CREDIT, grantable(CREDIT_BYTES, this.#limits));
+        grant(inflow.window);
+      }
+      return { next: () => inflow.next() };
+    };
+    session.outflows.add(outflow);
+    signal.addEventListener("abort", () => close(signal.reason), { once: true });
+    return { inflow, outflow, read, close };
   }
 
   /** Run a method. Returns what makes the member of the response; that may throw. */

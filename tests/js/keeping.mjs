@@ -27,7 +27,7 @@ const harmed = (WebSocket, harm) =>
   };
 
 /** A client with `harm`, all states that it tells, and what it has sent by its latest link. */
-function client({ connect, WebSocket, url }, options = {}, to = url) {
+export function client({ connect, WebSocket, url }, options = {}, to = url) {
   const harm = { isAway: false, sent: [] };
   const gateway = connect({ ...EAGER, WebSocket: harmed(WebSocket, harm), ...options }, to);
   const seen = states(gateway);
@@ -36,7 +36,7 @@ function client({ connect, WebSocket, url }, options = {}, to = url) {
 }
 
 /** Cut, and wait until it goes on. */
-async function cutAndBack({ gateway, cut }) {
+export async function cutAndBack({ gateway, cut }) {
   const open = until(gateway, "open");
   cut();
   await open;
@@ -48,7 +48,7 @@ async function kept({ gateway, harm }) {
   await gateway.call("gateway.ping"); // the acknowledgement is there
 }
 
-async function opened(given, options) {
+export async function opened(given, options) {
   const one = client(given, options);
   await one.gateway.open();
   await kept(one);
@@ -299,7 +299,7 @@ export async function restarts(given) {
 const SESSION = { session: "s", holdMs: 30_000, maxBytes: 100_000 };
 
 /** A server that keeps connections. `links`: the messages of each. `answers` makes a result, or undefined for none. */
-async function keeper(script, answers = () => undefined, session = SESSION, welcomed = {}) {
+export async function keeper(script, answers = () => undefined, session = SESSION, welcomed = {}) {
   const links = [];
   const server = await served(({ socket, tell, welcome }) => {
     const heard = [];

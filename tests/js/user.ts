@@ -1,7 +1,7 @@
 // A program of somebody who uses the client, for the type checker: `tsc` says whether gateway-client.d.ts allows it.
 
 import { CallError, GatewayClient } from "../../gateway/javascript/gateway-client.js";
-import type { Gap, GatewayEvent, Welcome } from "../../gateway/javascript/gateway-client.js";
+import type { Gap, GatewayEvent, Stream, Welcome } from "../../gateway/javascript/gateway-client.js";
 
 interface Picture {
   size: number;
@@ -30,7 +30,15 @@ async function main(signal: AbortSignal): Promise<void> {
     if (call.signal.aborted || cups > 2) throw new CallError(7, "no water", { for: call.caller });
     return { cups };
   });
+  gateway.method("tea.pour", async (_params, call) => {
+    for await (const cup of call) await call.progress({ full: cup });
+  });
   console.log((await gateway.serve({ name: "kettle" })).methods.join());
+  const pouring: Stream<{ full: number }, string> = gateway.stream("tea.pour", {}, { node: "kettle", credit: 4, waitMs: 5 });
+  await pouring.send(1);
+  await pouring.end();
+  for await (const { full } of pouring) if (full > 1) pouring.cancel();
+  console.log((await pouring.result()).length);
   const { offset } = await gateway.publish("tea.ready", { cups: 1 });
   for await (const event of gateway.subscribe<{ cups: number }>(["tea.*"], { signal, since: {} })) {
     const told: string = event.gap ? gone(event) : seen(event);

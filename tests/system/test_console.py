@@ -384,6 +384,54 @@ async def test_a_call_shows_its_progress_and_can_be_cancelled(scene: Scene) -> N
         await scene.gateway.wait_event("call.failed", error="cancelled", method="camera.pan")
 
 
+async def test_a_stream_shows_its_values_as_they_come_and_can_be_stopped(scene: Scene) -> None:
+    bearer = {"Authorization": f"Bearer {scene.tokens.of(NODE)}"}
+    async with logged_in(scene) as console:
+        page = console.page
+        node = await RawPeer.open(scene.gateway, headers=bearer)
+        params = {"name": "pi", "methods": [{"name": "log.follow"}], "streams": True}
+        await node.welcome()
+        await node.send_json({"jsonrpc": "2.0", "id": 1, "method": "node.register", "params": params})
+        await node.recv_json()
+        await console.go("Nodes")
+        await page.get_by_role("button", name="log.follow").click()
+        await expect(page.get_by_label("Time limit")).to_have_count(0)
+        await page.get_by_role("button", name="Call", exact=True).click()
+        call = await node.recv_json()
+        credit = call["stream"]["credit"]
+        assert 0 < credit < 120
+        for number in range(120):
+            while credit == 0:
+                credit = (await node.recv_json())["params"]["credit"]
+            credit -= 1
+            await tell(node, call, f"line {number}")
+        values = page.get_by_role("region", name="Values")
+        await expect(page.get_by_text("120 values, the last 100 are shown")).to_be_visible()
+        await expect(values.get_by_role("listitem").first).to_have_text('"line 20"')
+        await expect(values.get_by_role("listitem").last).to_have_text('"line 119"')
+        assert await console.accessibility() == []
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.get_by_text("Cancelled.")).to_be_visible()
+        await expect(values.get_by_role("listitem")).to_have_count(100)
+        while (told := await node.recv_json())["method"] != "rpc.cancel":
+            assert told["method"] == "rpc.credit"
+        await page.get_by_role("button", name="Call", exact=True).click()
+        await expect(values).to_have_count(0)
+        call = await node.recv_json()
+        await tell(node, call, 0.5)
+        await expect(page.get_by_role("progressbar")).to_have_attribute("value", "0.5")
+        await node.send_json({"jsonrpc": "2.0", "id": call["id"], "result": "end of file"})
+        await expect(page.get_by_role("region", name="Result")).to_have_text('"end of file"')
+        await expect(values).to_have_text("0.5")
+        await node.leave()
+
+
+async def tell(node: RawPeer, call: dict[str, Any], value: object) -> None:
+    """Send a value of a call."""
+    params = {"id": call["id"], "value": value}
+    await node.send_json({"jsonrpc": "2.0", "method": "rpc.progress", "params": params})
+
+
 async def test_a_node_that_goes_while_it_is_called_is_told(scene: Scene) -> None:
     async with logged_in(scene) as console:
         page = console.page

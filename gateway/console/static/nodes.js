@@ -12,6 +12,9 @@ const METHODS = 50; // of a node
 const SUMMARY = 2_000; // characters, as the gateway bounds it
 const RESULT = 200_000; // characters of a result that are shown
 const ERROR = 2_000; // and of what a node says of an error
+const VALUES = 100; // of a stream, drawn
+const VALUE = 2_000; // characters of each
+const REST = 100; // ms between two drawings of them
 
 export function Nodes({ session }) {
   const [chosen, setChosen] = useState(null); // { node, method } as they were when chosen: a node may leave while it is called
@@ -97,15 +100,15 @@ function CallForm({ session, node, method, online }) {
     }
     stop.current = new AbortController();
     setState({ running: true });
-    const onProgress = (value) => setState((before) => ({ ...before, progress: value }));
-    const options = { node: node.name, timeout: Number(seconds) * 1000, signal: stop.current.signal, onProgress };
+    const tell = (more) => setState((before) => ({ ...before, ...more }));
+    const options = { node: node.name, timeout: Number(seconds) * 1000, signal: stop.current.signal };
     const begun = performance.now();
     const took = () => `${Math.round(performance.now() - begun)} ms`;
     try {
-      const result = await session.client.call(method.name, params, options);
-      setState({ result: json(result, { most: RESULT, indent: 2 }), took: took() });
+      const result = await (method.streams ? streamed : called)(session.client, method, params, options, tell);
+      tell({ running: false, result: json(result, { most: RESULT, indent: 2 }), took: took() });
     } catch (error) {
-      setState({ error: failed(error, stop.current.signal), took: took() });
+      tell({ running: false, error: failed(error, stop.current.signal), took: took() });
     }
   };
   return html`
@@ -115,8 +118,11 @@ function CallForm({ session, node, method, online }) {
       ${fields
         ? fields.map((field, index) => html`<${Field} key=${index} id=${`field-${index}`} field=${field} value=${values[field.name]} onInput=${(value) => setValues({ ...values, [field.name]: value })} />`)
         : html`<label for="params">Parameters, in JSON</label><textarea id="params" spellcheck="false" value=${text} onInput=${(event) => setText(event.target.value)}></textarea>`}
-      <label for="seconds">Time limit, in seconds</label>
-      <input id="seconds" type="number" min="1" max=${maxCallTimeoutMs / 1000} step="any" required value=${seconds} onInput=${(event) => setSeconds(event.target.value)} />
+      ${!method.streams &&
+      html`
+        <label for="seconds">Time limit, in seconds</label>
+        <input id="seconds" type="number" min="1" max=${maxCallTimeoutMs / 1000} step="any" required value=${seconds} onInput=${(event) => setSeconds(event.target.value)} />
+      `}
       <p class="bar">
         <button disabled=${state.running || !online}>Call</button>
         ${state.running && html`<button type="button" class="plain" onClick=${() => stop.current.abort()}>Cancel</button>`}
@@ -127,6 +133,34 @@ function CallForm({ session, node, method, online }) {
   `;
 }
 
+function called(client, method, params, options, tell) {
+  return client.call(method.name, params, { ...options, onProgress: (progress) => tell({ progress }) });
+}
+
+/** Call it as a stream, and tell of its last values, a few times a second. Returns the result. */
+async function streamed(client, method, params, options, tell) {
+  const stream = client.stream(method.name, params, options);
+  let values = [];
+  let count = 0;
+  let progress;
+  let timer = null;
+  const show = () => {
+    timer = null;
+    tell({ progress, values, count });
+  };
+  try {
+    for await (const value of stream) {
+      progress = value;
+      values = [...values, { number: ++count, text: json(value, { most: VALUE }) }].slice(-VALUES);
+      timer ??= setTimeout(show, REST);
+    }
+  } finally {
+    clearTimeout(timer);
+    show();
+  }
+  return stream.result();
+}
+
 function failed(error, signal) {
   if (signal.aborted) return "Cancelled.";
   const said = `${cut(error.message, ERROR)} (${shown(error.name)}, ${shown(error.code)}).`;
@@ -135,7 +169,7 @@ function failed(error, signal) {
 }
 
 function Outcome({ state }) {
-  const { running, progress, error, result, took } = state;
+  const { running, progress, values = [], count, error, result, took } = state;
   const share = typeof progress === "number" && progress >= 0 && progress <= 1;
   return html`
     <div role="status">
@@ -144,6 +178,13 @@ function Outcome({ state }) {
       ${error && html`<p class="bad-text">${error}</p>`}
       ${took && html`<p class="quiet">${error ? "Ended" : "Answered"} after ${took}</p>`}
     </div>
+    ${values.length > 0 &&
+    html`
+      <p class="quiet">${count} values${count > VALUES && `, the last ${VALUES} are shown`}</p>
+      <div class="log values" tabindex="0" role="region" aria-label="Values">
+        <ol>${values.map(({ number, text }) => html`<li key=${number}><code>${text}</code></li>`)}</ol>
+      </div>
+    `}
     ${result !== undefined && html`<pre tabindex="0" role="region" aria-label="Result">${result}</pre>`}
   `;
 }

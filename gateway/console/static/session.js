@@ -210,12 +210,12 @@ export class Session extends EventTarget {
     return found;
   }
 
-  /** What a node says of one of its methods: { name, summary, params }. Rejects if it does not serve it now. */
+  /** What a node says of one of its methods: { name, summary, params, streams }. Rejects if it does not serve it now. */
   async described(node, method) {
-    const { methods } = await this.client.call("node.get", { name: node.name }, { retry: true });
+    const { methods, streams = false } = await this.client.call("node.get", { name: node.name }, { retry: true });
     const found = methods.find((one) => one.name === method.name);
     if (!found) throw new Error(`${node.name} does not serve ${method.name} now.`);
-    return found;
+    return { ...found, streams };
   }
 
   #failed(error) {
