@@ -8,6 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+import pytest
+
 from tests.soak import verdict
 from tests.soak.endings import endings
 from tests.soak.run import Plan, Result, soak
@@ -16,6 +18,13 @@ from tests.support.process import EventLoopName
 from tests.support.tool import WholeNumber
 
 LEAST, MOST = 100, 100_000
+
+TORTURES = (
+    "tests/system/test_client_faults.py::test_a_kept_connection_loses_and_repeats_nothing",
+    "tests/system/test_javascript_keeping.py::test_whatever_the_links_do_each_call_is_run_and_answered_once",
+    "tests/system/test_javascript_streams.py::test_a_stream_loses_nothing_through_cuts",
+)
+"""The tests of connections that outlive their links, which `--cuts` runs in full size."""
 
 RSS = f"{verdict.RSS_ALLOWED[False]:.0%}, over TLS {verdict.RSS_ALLOWED[True]:.0%}"
 DESCRIPTION = f"""\
@@ -33,6 +42,8 @@ EPILOG = "Exit status: 0 all is as before, 1 something is not, 2 wrong usage, 13
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the soak, print its report, and return the exit status; SystemExit 2 on wrong usage."""
     options = build_parser().parse_args(arguments)
+    if options.cuts:
+        return int(pytest.main(["-q", "-s", "--full", *TORTURES]))
     return tool.run("soak", lambda: _run(options), AssertionError, TimeoutError)
 
 
@@ -47,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{meaning} (default %(default)s)")
     tool.add_loop(parser)
     parser.add_argument("--tls", action="store_true", help="over TLS")
+    parser.add_argument(
+        "--cuts",
+        action="store_true",
+        help="instead: cut the links of kept connections hundreds of times, in both clients; no call may be lost, run "
+        "twice or answered twice. All other options are ignored",
+    )
     parser.add_argument(
         "--limit",
         type=WholeNumber(10, 7200),

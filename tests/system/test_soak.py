@@ -10,7 +10,7 @@ from tests.soak import cli, verdict
 from tests.soak.endings import ENDINGS, endings
 from tests.soak.run import End, Plan, Reading, Result, Stock, soak
 from tests.support.patience import Sized
-from tests.support.process import EventLoopName
+from tests.support.process import ROOT, EventLoopName
 
 
 async def test_e5_all_is_back_after_connections_that_ended_in_many_ways(
@@ -104,6 +104,12 @@ def test_an_end_that_may_be_missing_is_none() -> None:
     result.dealt[early] += 2
     result.ends[End("transport_lost", 1006)] += 1
     assert verdict.problems(result) == []
+
+
+def test_what_cuts_links_is_there() -> None:
+    for torture in cli.TORTURES:
+        file, _, name = torture.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text()
 
 
 def test_there_are_at_least_ten_ways_to_end() -> None:
