@@ -17,6 +17,7 @@ from tests.support.browser import launched
 from tests.support.console import AWAY, VIEWS, Console, Theme, blank, opened
 from tests.support.credentials import OP, PAGE, PI, TokensFile
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.fleet import request
 from tests.support.patience import WAIT, Sized
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess
@@ -136,6 +137,32 @@ async def test_a_connection_is_seen_to_come_and_go(scene: Scene) -> None:
         await console.go("History")
         past = console.page.get_by_role("row").filter(has_text=peer.local)
         await expect(past).to_contain_text("client_close")
+
+
+async def test_a_connection_that_has_lost_its_link_is_shown_with_the_time_that_is_left(scene: Scene) -> None:
+    async with logged_in(scene) as console:
+        page = console.page
+        peer = await entered(scene)
+        await peer.welcome()
+        await request(peer, "connection.keep")
+        session = (await peer.recv_json())["result"]["session"]
+        await peer.send_json({"jsonrpc": "2.0", "method": "connection.ack", "params": {"received": 0}})
+        await request(peer, "gateway.ping")
+        await peer.recv_json()
+        peer.rst()
+        await scene.gateway.wait_event("connection.held", remote=peer.local)
+        await page.get_by_role("button", name="Refresh").click()
+        row = page.get_by_role("region", name="Connections").get_by_role("row").filter(has_text=peer.local)
+        await expect(row).to_contain_text("away, held for")
+        with await entered(scene) as again:
+            await again.welcome()
+            params = {"session": session, "received": 0, "attempt": 1}
+            await request(again, "connection.resume", **params)
+            assert "connId" in (await again.recv_json())["result"]
+            await page.get_by_role("button", name="Refresh").click()
+            await expect(page.get_by_text("away, held for")).to_have_count(0)
+            await console.go("History")
+            await expect(page.get_by_text("resumed")).to_have_count(0)
 
 
 async def test_a_connection_is_found_looked_at_and_closed_with_a_reason(scene: Scene) -> None:

@@ -3,7 +3,7 @@
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
 import { Details } from "./details.js";
 import { Boundary } from "./parts.js";
-import { Rows, span, time } from "./rows.js";
+import { Rows, away, span, time } from "./rows.js";
 
 const EVERY = 10_000; // ms between two counts of messages
 const FEW = 2_000; // with more connections, messages are counted only on request
@@ -32,7 +32,7 @@ export function Connections({ session }) {
   const rows = useMemo(() => matching(everybody, filter), [everybody, filter]);
   const own = session.client.welcome?.connId;
   const cells = (row) => [
-    html`<button type="button" class="link" aria-haspopup="dialog" onClick=${() => setChosen(row)}>${row.name}</button>${row.connId === own && html` <span class="quiet">this page</span>`}`,
+    html`<button type="button" class="link" aria-haspopup="dialog" onClick=${() => setChosen(row)}>${row.name}</button>${row.connId === own && html` <span class="quiet">this page</span>`}${row.held && html` <span class="warn">${away(row)}</span>`}`,
     row.role,
     row.remote,
     time(row.openedAt),

@@ -1,7 +1,7 @@
 // One connection: what it does now, or how it ended, and the way to close it.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { size, span, time } from "./rows.js";
+import { away, size, span, time } from "./rows.js";
 
 const EVERY = 2_000;
 
@@ -40,6 +40,7 @@ export function Details({ session, connection, onDone }) {
         <dt>Role</dt><dd>${seen.role}</dd>
         <dt>From</dt><dd>${seen.remote}</dd>
         <dt>Open since</dt><dd>${time(seen.openedAt)}</dd>
+        ${seen.held && html`<dt>Link</dt><dd class="warn">${away(seen)}</dd>`}
         <dt>Last byte</dt><dd>${time(seen.lastSeenAt)}</dd>
         <dt>Messages</dt><dd>${seen.messagesIn} in, ${seen.messagesOut} out</dd>
         <dt>Bytes</dt><dd>${seen.bytesIn === undefined ? "" : `${size(seen.bytesIn)} in, ${size(seen.bytesOut)} out`}</dd>

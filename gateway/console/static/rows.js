@@ -84,6 +84,11 @@ export function span(seconds) {
   return seconds < 172800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} d`;
 }
 
+/** For how much longer a connection that has lost its link is held, in words. */
+export function away({ holdLeftMs }) {
+  return `away, held for ${span((holdLeftMs ?? 0) / 1000)} more`;
+}
+
 /** Bytes in words. */
 export function size(bytes) {
   if (bytes < 1024) return `${bytes} B`;

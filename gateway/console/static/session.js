@@ -131,7 +131,8 @@ export class Session extends EventTarget {
     } else if (topic === "gateway.connection.closed") {
       for (const map of this.#maps()) map.delete(data.connId);
       this.changes++;
-      this.history = [{ ...data, closedAt: time }, ...this.history.slice(0, HISTORY - 1)];
+      // The new link of a connection that has come back: its connection goes on, and the gateway remembers no end either.
+      if (data.cause !== "resumed") this.history = [{ ...data, closedAt: time }, ...this.history.slice(0, HISTORY - 1)];
     } else {
       this.refreshNodes();
     }
