@@ -30,7 +30,7 @@ from gateway.telemetry.lines import Lines
 from gateway.websocket.frames import Payload
 
 TURN: Final = 0.005
-"""Seconds for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
+"""Seconds of work for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -41,7 +41,7 @@ class Dispatcher:
 
     ``max_in_flight`` bounds what is in flight for one connection, ``max_batch`` the elements of a batch, and ``rate``
     the messages of one connection, except for answers that a call was waiting for. ``call_timeout`` is in seconds;
-    ``clock`` returns monotonic seconds.
+    ``clock`` returns monotonic seconds, ``spent`` those that the processor has spent on this thread.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Dispatcher:
         lines: Lines,
         rate: Rate | None = None,
         clock: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.thread_time,
     ) -> None:
         self._status = status
         self._calls = calls
@@ -66,6 +67,7 @@ class Dispatcher:
         self._lines = lines
         self._rate = rate
         self._clock = clock
+        self._spent = spent
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
         self._rests: deque[tuple[Peer, Iterator[Message | Invalid], Batch]] = deque()
@@ -130,14 +132,15 @@ class Dispatcher:
 
         Until then nothing more is read from the peer.
         """
-        until = self._clock() + TURN
+        until, spent = self._clock() + TURN, self._spent() + TURN
         for message in messages:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
                     batch.add(message.id or _NULL, self._invalid(peer, message))
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
-            if self._clock() >= until:
+            # A process that had to wait for the processor has not worked for so long: it goes on.
+            if self._clock() >= until and self._spent() >= spent:
                 peer.wait()
                 peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
                 if not self._rests:

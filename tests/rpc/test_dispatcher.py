@@ -258,6 +258,7 @@ class Bench:
             call_timeout=call_timeout,
             lines=Lines(),
             clock=lambda: self.now,
+            spent=lambda: self.now,
         )
         self.now = 0.0
         self.works = Works()
@@ -729,6 +730,21 @@ async def test_a_batch_that_is_much_work_has_its_turn_again_and_again(bench: Ben
     assert (len(done), bench.peer.link.waits, bench.peer.running) == (5, 0, {})
     (reply,) = bench.peer.take()
     assert by_id(reply) == [json.loads(accepted("null", str(number))) for number in range(5)]
+
+
+async def test_a_process_that_waits_for_the_processor_lets_no_batch_wait(bench: Bench) -> None:
+    """Otherwise the reply to a batch of one would come behind what follows it, whenever the machine is busy."""
+    bench.dispatcher._spent = lambda: 0.0
+    slow = [f'{{"jsonrpc":"2.0","id":{number},"method":"takes.long"}}' for number in range(3)]
+
+    @method("takes.long", scope=CALL)
+    def takes_long(peer: Listing) -> None:
+        bench.now += 1.0
+
+    bench.dispatcher.add(takes_long)
+    bench.dispatcher.dispatch(bench.peer, f"[{','.join(slow)}]".encode())
+    assert len(json.loads(bench.peer.take()[0])) == 3
+    assert bench.peer.link.waits == 0
 
 
 async def test_very_many_batches_have_their_turns_one_in_an_iteration(bench: Bench) -> None:
