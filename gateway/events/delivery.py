@@ -10,11 +10,12 @@ looking at each of a thousand connections costs a tenth of the whole.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from itertools import islice
+from typing import Final, NamedTuple, Protocol
 
 from gateway.auth.scopes import Principal
 from gateway.cluster.stream import Position, Stream
-from gateway.events.topics import Topic, Topics, meets
+from gateway.events.topics import Follower, Topic, Topics, meets
 from gateway.rpc import jsonrpc
 from gateway.websocket import frames
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
@@ -24,6 +25,9 @@ AT_ONCE: Final = 1000
 
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """The most bytes that one message writes in one go, to all its subscribers. Of more, each has its turn in the cork."""
+
+CROWD: Final = 2000
+"""How many subscribers one message is sent to by their outboxes in one event-loop iteration."""
 
 SENT_AT_ONCE: Final = 500
 """The most messages that one subscriber which is behind is sent in one go."""
@@ -77,6 +81,9 @@ class Cork(Protocol):
 
     def make_way(self) -> bool:
         """Write what is corked. Returns whether one frame may now be written past the outboxes."""
+
+    def later(self, act: Callable[[], None]) -> None:
+        """Do something in the next event-loop iteration."""
 
 
 class Subscriber:
@@ -142,6 +149,7 @@ class Subscriber:
 
         What is kept as its latest message is still sent. If messages of it were still to come, a gap is told.
         """
+        self._delivery.owed(topic, self)
         before, written = self.topics.pop(topic), topic.written
         if written is not before:
             messages, octets = self._parted
@@ -259,6 +267,14 @@ class Subscriber:
         self.behind.clear()
 
 
+class _Rest(NamedTuple):
+    """A message of a topic, its position ``before`` it, and the subscribers that are still to get it."""
+
+    before: Position
+    frame: bytes
+    left: dict[Follower, None]
+
+
 class Delivery:
     """Hands messages to the subscribers in this process. ``stream`` is where those are fed from that are behind.
 
@@ -270,6 +286,7 @@ class Delivery:
         self.stream: Final = stream
         self._cork = cork
         self.aside: Final[set[Subscriber]] = set()
+        self._rests: dict[Topic, _Rest] = {}
         self.delivered = 0
         self.gaps = 0
 
@@ -283,6 +300,9 @@ class Delivery:
             return
         subscribers = topic.subscribers
         frame = frames.text_frame(message)
+        if topic in self._rests:  # in their order
+            rest = self._rests.pop(topic)
+            _hand_out(topic, rest, len(rest.left))
         # The cork comes first: what it writes may show that a subscriber's transport takes no more.
         few = len(subscribers) <= AT_ONCE and len(subscribers) * len(frame) <= BYTES_AT_ONCE
         if few and self._cork.make_way() and subscribers.keys().isdisjoint(self.aside):
@@ -291,9 +311,36 @@ class Delivery:
             topic.written = Written(written.messages + 1, written.octets + len(frame))
             for write in subscribers.values():
                 write(frame)
-        else:
+        elif len(subscribers) <= CROWD:
             for subscriber in subscribers:
                 subscriber.deliver(topic, before, frame)
+        else:
+            self._begin(topic, _Rest(before, frame, dict.fromkeys(subscribers)))
+
+    def _begin(self, topic: Topic, rest: _Rest) -> None:
+        """Hand a message out to some of very many subscribers, and to the others in later event-loop iterations."""
+        _hand_out(topic, rest, CROWD)
+        if not self._rests:
+            self._cork.later(self._go_on)
+        self._rests[topic] = rest
+
+    def _go_on(self) -> None:
+        """Hand out some more of the message that has waited longest: one slice in an iteration, whatever waits."""
+        if not self._rests:
+            return
+        topic, rest = next(iter(self._rests.items()))
+        _hand_out(topic, rest, CROWD)
+        if not rest.left:
+            del self._rests[topic]
+        if self._rests:
+            self._cork.later(self._go_on)
+
+    def owed(self, topic: Topic, subscriber: Subscriber) -> None:
+        """Send a subscriber that leaves a topic what it is still to get of it."""
+        rest = self._rests.get(topic)
+        if rest is not None and subscriber in rest.left:
+            del rest.left[subscriber]
+            subscriber.deliver(topic, rest.before, rest.frame)
 
     def subscriber(self, recipient: Recipient) -> Subscriber:
         """Return the subscriber of a connection, a new one if it has none yet."""
@@ -311,6 +358,12 @@ class Delivery:
         self.topics.leave(subscriber)
         subscriber.lost()
         self.aside.discard(subscriber)
+
+
+def _hand_out(topic: Topic, rest: _Rest, most: int) -> None:
+    for subscriber in list(islice(rest.left, most)):
+        del rest.left[subscriber]
+        subscriber.deliver(topic, rest.before, rest.frame)
 
 
 def gap(name: str, position: Position) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway import errors
@@ -26,10 +27,7 @@ CORK_FLUSHES: Final = 256
 """How many outboxes are flushed in one go at most."""
 
 CORK_WRITES: Final = 16 * 1024 * 1024
-"""If a flush of many outboxes has written more bytes than these, the rest has its turn in the next iteration.
-
-The kernel copies them all: 200 MB take 20 ms.
-"""
+"""If a flush of many outboxes has written more bytes than these, the rest has its turn later: copying takes time."""
 
 ALONE: Final = 16
 """After a read that was alone in its event-loop iteration, how many more are taken to be alone in theirs."""
@@ -77,8 +75,8 @@ class Cork:
     def make_way(self) -> bool:
         """Write all that is corked, and return whether one frame may now be written past the outboxes.
 
-        That is so once in each event-loop iteration: the frames after it are corked, and leave in one write. If it is
-        not so, or if very many outboxes are corked, this writes nothing. If very much is corked, some of that is left.
+        It may once in each iteration: the frames after it are corked, and leave in one write. If it may not, or if very
+        many outboxes are corked, this writes nothing. If very much is corked, some of that is left.
         """
         if self._made_way or len(self._corked) > CORK_FLUSHES:
             return False
@@ -91,6 +89,10 @@ class Cork:
 
     def _next_iteration(self) -> None:
         self._made_way = False
+
+    def later(self, act: Callable[[], None]) -> None:
+        """Do something in the next event-loop iteration."""
+        asyncio.get_running_loop().call_soon(act)
 
     def add(self, outbox: Outbox) -> None:
         """Flush ``outbox`` at the end of this iteration, or of this read. Adding it twice is harmless."""

@@ -9,6 +9,8 @@ from gateway.events.delivery import AT_ONCE, BYTES_AT_ONCE
 from gateway.rpc.work import at_once
 from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
 
+CROWD = 3
+
 
 def test_what_nobody_has_to_wait_for_is_written_at_once_and_counted_when_asked() -> None:
     way, ears = Way(True), [Ear() for _ in range(3)]
@@ -105,6 +107,38 @@ def test_one_that_takes_no_more_of_what_is_corked_is_not_written_past() -> None:
         join(events, one, "a")
     events.publish("a", b"0")
     assert (ear.sent, other.sent) == (1, 1)
+
+
+def test_of_a_crowd_some_get_a_message_at_once_and_the_others_later_in_its_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.events.delivery.CROWD", CROWD)
+    monkeypatch.setattr("gateway.events.delivery.AT_ONCE", 0)
+    way, ears = Way(True), [Ear() for _ in range(2 * CROWD + 1)]
+    events = hall(way=way).events
+    for ear in ears:
+        join(events, ear, "a")
+
+    def heard(*counts: int) -> bool:
+        """Whether so many have each of the messages 1, 2, …."""
+        return [sum(len(ear.frames) >= number for ear in ears) for number in range(1, 1 + len(counts))] == [*counts]
+
+    events.publish("a", b"1")
+    assert heard(CROWD)
+    assert way.turn() == 1
+    assert heard(2 * CROWD)
+    events.publish("a", b"2")
+    assert heard(2 * CROWD + 1, CROWD), "the first has reached all before the second begins"
+    last = next(ear for ear in reversed(ears) if len(ear.frames) == 1)
+    assert unsubscribe(events, last, ["a"]) == []
+    assert len(last.frames) == 2, "it was subscribed when the message came"
+    lost = next(ear for ear in reversed(ears) if len(ear.frames) == 1)
+    lost.is_linked = False
+    at_once(events.lost(lost))
+    while way.turn():
+        pass
+    assert heard(2 * CROWD + 1, 2 * CROWD)
+    assert [offset for _, offset in ears[0].take()] == [offset for _, offset in ears[-3].take()] == [1, 2]
 
 
 @pytest.mark.parametrize(("count", "past"), [(AT_ONCE, True), (AT_ONCE + 1, False)])

@@ -100,6 +100,18 @@ class Way:
     def __init__(self, free: bool) -> None:
         self.free = free
         self.asked = 0
+        self.acts: list[Callable[[], None]] = []
+
+    def later(self, act: Callable[[], None]) -> None:
+        """Keep it for `turn`."""
+        self.acts.append(act)
+
+    def turn(self) -> int:
+        """One event-loop iteration. Returns how much was done."""
+        acts, self.acts = self.acts, []
+        for act in acts:
+            act()
+        return len(acts)
 
     def make_way(self) -> bool:
         """Whether it is free."""
