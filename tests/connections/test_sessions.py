@@ -244,7 +244,7 @@ async def test_not_back_in_time_is_the_end_by_the_loss_and_what_was_never_writte
 ) -> None:
     pi = Kept(client)
     await pi.link()
-    await pi.keep(holdMs=300)
+    await pi.keep(holdMs=2000)
     await pi.ack(0)
     await pi.result("node.register", {"name": "pi", "methods": [{"name": "m.one"}]})
     caller = await connect(client)

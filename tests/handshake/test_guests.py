@@ -75,7 +75,7 @@ async def test_one_that_says_nothing_has_the_time_of_a_handshake(
     aiohttp_client: AiohttpClient, tokens: TokensFile
 ) -> None:
     limits = {"max_connections_per_principal": 1}
-    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": 0.3})
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": 2.0})
     kept = await Kept.open(client, tokens.of(PI))
     await kept.cut()
     guest = Kept(client, tokens.of(PI))

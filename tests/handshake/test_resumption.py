@@ -156,16 +156,14 @@ async def test_a_credential_ends_while_it_is_held(
     aiohttp_client: AiohttpClient, tokens: TokensFile, cause: str
 ) -> None:
     client = await gateway_for(aiohttp_client, auth=tokens.auth)
-    holder = PI if cause == "credential_revoked" else PI._replace(name="short", lives=1.5)
-    tokens.put(holder)
     gateway = client.app[GATEWAY]
-    auth = parse({"auth": tokens.auth}).auth
-    await gateway.renew(load(auth))
-    kept = await Kept.open(client, tokens.of(holder))
+    kept = await Kept.open(client, tokens.of(PI))
     await kept.cut()
     if cause == "credential_revoked":
         tokens.drop(PI)
-        await gateway.renew(load(auth))
+    else:
+        tokens.put(PI._replace(lives=0.5))
+    await gateway.renew(load(parse({"auth": tokens.auth}).auth))
     await until(lambda: not client.app[CONNECTIONS])
     assert client.app[CONNECTIONS].disconnects[cause] == 1
     assert held(client) == 0

@@ -107,7 +107,7 @@ async def test_one_that_is_cancelled_was_not_delivered(client: Client) -> None:
 async def test_in_a_batch_the_answers_come_together(client: Client) -> None:
     caller, node = await connect(client), await connect(client)
     await send(
-        caller, [call(1), call(2, wait=200, node="nobody"), {"jsonrpc": "2.0", "id": 3, "method": "gateway.ping"}]
+        caller, [call(1), call(2, wait=1000, node="nobody"), {"jsonrpc": "2.0", "id": 3, "method": "gateway.ping"}]
     )
     await waiting(caller, 2)
     await register(node, "m.one")

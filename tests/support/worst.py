@@ -41,7 +41,9 @@ CALL_TIMEOUT: Final = 2.0
 MESSAGE_BYTES: Final = 1 << 20
 EVERY: Final = 0.001
 """Seconds between two pings of the other peer."""
-BUSY: Final = (-32007, -32008, -32009)
+TOO_LATE: Final = -32008
+"""The error that may answer everything that goes in steps, on a machine with other work."""
+BUSY: Final = (-32007, TOO_LATE, -32009)
 """The errors that may answer an element of a batch: another one has taken the name, it is late, or too many wait."""
 LATE: Final = 300.0
 """Seconds in which everything of a batch has come: each of its elements may take `limits.call_timeout`."""
@@ -268,7 +270,7 @@ async def _checked(message: Message, form: str) -> None:
     answer = decoded(got.payload)
     while answer_of_event(answer):
         answer = decoded((await message.peer.recv_frame(LATE)).payload)
-    codes = (*message.codes, *BUSY) if form == "batch" else message.codes
+    codes = (*message.codes, *BUSY) if form == "batch" else (*message.codes, TOO_LATE)
     for reply in answer if isinstance(answer, list) else [answer]:
         assert reply["jsonrpc"] == "2.0", reply
         assert "id" in reply or "method" in reply, reply
