@@ -203,9 +203,10 @@ class Client:
 
         ``timeout``: for how many seconds it may wait to be sent. With ``node`` that is also the deadline which the
         gateway gives it; it counts from the last value or grant, and the client renews it. ``credit`` and ``nbytes``:
-        how many values may come before they are read, and of how many bytes together. All else is as in `call`.
+        how many values may come before they are read, and of how many bytes together. ``raw`` holds for the values
+        too. All else is as in `call`.
         """
-        to, begins, encoded = to_node(node, wait, True), opening(credit, nbytes), encode_params(params)
+        to, begins, encoded = to_node(node, wait, True), opening(credit, nbytes, raw=raw), encode_params(params)
         return Stream(begins, lambda: self._caller.stream(method, encoded, timeout, begins, to=to, raw=raw))
 
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:

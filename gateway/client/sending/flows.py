@@ -62,11 +62,12 @@ def most_bytes(session: Sender) -> int:
 class Inflow:
     """Values that come, no more than were granted: an async iterator for one reader.
 
-    ``taken`` is how many values, and how many of their bytes, were read and are not granted again.
+    ``raw``: it yields their JSON as it came, each a Raw.
     """
 
-    def __init__(self, flows: Flows) -> None:
+    def __init__(self, flows: Flows, *, raw: bool = False) -> None:
         self._flows = flows
+        self._raw = raw
         self._values: deque[tuple[Any, int]] = deque()
         self._news = asyncio.Event()
         self._window = (0, 0)
@@ -96,7 +97,8 @@ class Inflow:
         if self._due < 1:
             return False
         self._due -= 1
-        self._values.append((msgspec.json.decode(value), len(bytes(value))))
+        # A Raw is a view of the whole message.
+        self._values.append((value.copy() if self._raw else msgspec.json.decode(value), len(bytes(value))))
         self._news.set()
         return True
 
@@ -203,17 +205,18 @@ class Outflow:
 class Flows:
     """Both directions of one stream. ``grants`` and ``sends`` are the methods by which this side grants and sends.
 
+    ``raw``: see `Inflow`.
     ``begun`` is set once the stream has its place in a session. ``moved`` is the event loop's time at which something
     of it last went or came.
     """
 
-    def __init__(self, grants: str, sends: str) -> None:
+    def __init__(self, grants: str, sends: str, *, raw: bool = False) -> None:
         self._grants = grants
         self._sends = sends
         self._id = Raw(b"null")
         self._session: Sender | None = None
         self._renewing: asyncio.Task[None] | None = None
-        self.inflow = Inflow(self)
+        self.inflow = Inflow(self, raw=raw)
         self.outflow = Outflow(self)
         self.begun = asyncio.Event()
         self.moved = 0.0

@@ -36,13 +36,13 @@ class Opening(NamedTuple):
         self.flows.begin(session, stream_id, deadline)
 
 
-def opening(credit: int, nbytes: int) -> Opening:
-    """Return how a stream begins. Raises ValueError for a credit or bytes out of bounds."""
+def opening(credit: int, nbytes: int, *, raw: bool = False) -> Opening:
+    """Return how a stream begins; ``raw``: see `Inflow`. Raises ValueError for a credit or bytes out of bounds."""
     if not 1 <= credit <= MAX_CREDIT:
         raise ValueError(f"credit is a number of values from 1 to {MAX_CREDIT}")
     if nbytes < 1:
         raise ValueError("nbytes is a number of bytes from 1 on")
-    return Opening(Flows("rpc.credit", "rpc.push"), credit, nbytes)
+    return Opening(Flows("rpc.credit", "rpc.push", raw=raw), credit, nbytes)
 
 
 class Stream:
