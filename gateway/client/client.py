@@ -338,8 +338,6 @@ class Client:
 
     def _notified(self, session: Session, message: Incoming) -> None:
         params = message.params
-        if session.notified(message.method, params) or self._serving.notified(message.method, params):
-            return
         match message.method:
             case "event.message":
                 self._subscriptions.deliver(params)
@@ -351,6 +349,8 @@ class Client:
                 left = msgspec.json.decode(params, type=_Expiring).left_ms / 1000
                 if callable(self._token):
                     self._spawn(self._refresh(session, left), self._link_tasks)
+            case name if session.notified(name, params) or self._serving.notified(name, params):
+                pass
             case name if not name.startswith("gateway."):
                 self._serving.begin(session, message)
 

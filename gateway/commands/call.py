@@ -117,17 +117,16 @@ def _stream(given: argparse.Namespace, params: Raw | None) -> int:
     async def work(gateway: Client) -> None:
         options: dict[str, Any] = {"node": given.node, "wait": given.wait, "timeout": given.timeout}
         async with gateway.stream(given.method, params, raw=True, **options) as stream:
-            tasks = [asyncio.create_task(_show_all(stream, given)), asyncio.create_task(_push_all(stream, descriptor))]
+            showing = asyncio.create_task(_show_all(stream, given))
+            pushing = asyncio.create_task(_push_all(stream, descriptor))
             try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-                for task in reversed(tasks):
-                    if task.done():
-                        task.result()
-            except ValueError as error:
-                given.fail(f"--input: {error}")
+                await asyncio.wait({showing, pushing}, return_when=asyncio.FIRST_EXCEPTION)
+                if pushing.done() and (wrong := pushing.exception()) is not None:
+                    given.fail(f"--input: {wrong}")
+                showing.result()
             finally:
-                for task in tasks:
-                    task.cancel()
+                showing.cancel()
+                pushing.cancel()
 
     return remote.run(given, work, reconnect=True)
 
@@ -147,7 +146,10 @@ async def _show_all(stream: Stream, given: argparse.Namespace) -> None:
 
 
 async def _push_all(stream: Stream, descriptor: int | None) -> None:
-    """Push the lines that can be read there; none for None. Raises ValueError for one that cannot be pushed."""
+    """Push the lines that can be read there; none for None.
+
+    Raises ValueError for a line that cannot be pushed, and OSError.
+    """
     with contextlib.suppress(CallError):  # it is over, which `_show_all` tells
         if descriptor is not None:
             async for line in lines_of(descriptor):

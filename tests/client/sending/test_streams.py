@@ -126,6 +126,7 @@ async def test_nothing_is_pushed_before_the_node_reads(gateway: StartGateway) ->
         @node.method("later")
         async def later(params: Any, call: ServedCall) -> Any:
             await reads.wait()
+            assert call.time_left is not None
             first = await anext(aiter(call))  # the loop may be left, and read on later
             return [first, *await values(call)]
 
@@ -333,6 +334,53 @@ async def test_more_than_was_granted_ends_the_stream_and_nothing_grows() -> None
             assert (await failed(anext(stream))).name == "overloaded"
         await until(lambda: bool(told), "it was not cancelled")
     assert told[0]["method"] == "rpc.cancel"
+
+
+async def test_a_node_takes_no_more_than_it_has_granted_and_nothing_of_other_calls() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome(maxOutboxBytes=1000)
+        registered = await peer.request()
+        assert registered["params"]["streams"] is True
+        await peer.answer(registered, {"name": "pi", "methods": ["x.y"]})
+        for call_id, stream in ((1, {"credit": 2, "bytes": 9}), (2, {"credit": "many"})):
+            await peer.ws.send_json({"jsonrpc": "2.0", "id": call_id, "method": "x.y", "stream": stream})
+        said.extend([await peer.message() for _ in range(2)])
+        for number in range(17):
+            await peer.notify("rpc.push", id=1, value=number)
+        for call_id in (3, 7):  # one that is no stream, and none
+            await peer.ws.send_json({"jsonrpc": "2.0", "id": 3, "method": "x.y", "stream": None})
+            await peer.notify("rpc.push", id=call_id, value="lost")
+            await peer.notify("rpc.credit", id=call_id, credit=1, bytes=1)
+        said.extend([await peer.message() for _ in range(4)])
+        ended.set()
+        await peer.stay()
+
+    said, reasons = list[Any](), list[str]()
+    pushed, ended = asyncio.Event(), asyncio.Event()
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+
+        @client.method("x.y")
+        async def served(params: Any, call: ServedCall) -> Any:
+            if not call.is_stream:
+                pushed.set()
+                return "no stream"
+            values = aiter(call)
+            await pushed.wait()
+            reasons.append((await failed(anext(values))).name)
+            await call.progress("goes on")
+            return "stream"
+
+        await client.serve("pi")
+        await asyncio.wait_for(ended.wait(), WAIT)
+    assert reasons == ["overloaded"]
+    assert {"jsonrpc": "2.0", "method": "rpc.demand", "params": {"id": 1, "credit": 16, "bytes": 500}} in said
+    assert [one["error"]["code"] for one in said if "error" in one] == [-32602]
+    assert [one["result"] for one in said if one.get("id") == 3] == ["no stream"] * 2
+    told = [one for one in said[2:] if one.get("id") != 3]
+    assert told == [
+        {"jsonrpc": "2.0", "method": "rpc.progress", "params": {"id": 1, "value": "goes on"}},
+        {"jsonrpc": "2.0", "id": 1, "result": "stream"},
+    ]
 
 
 async def test_a_lost_connection_ends_both_loops_of_the_caller() -> None:
