@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from typing import Any, Final
@@ -114,7 +115,10 @@ def _stream(given: argparse.Namespace, params: Raw | None) -> int:
         given.fail("PARAMS and --input cannot both be standard input")
     descriptor = None if given.input is None else _opened(given)
 
+    signals: list[signal.Signals] = []
+
     async def work(gateway: Client) -> None:
+        _leave_at_signals(signals)
         options: dict[str, Any] = {"node": given.node, "wait": given.wait, "timeout": given.timeout}
         async with gateway.stream(given.method, params, raw=True, **options) as stream:
             showing = asyncio.create_task(_show_all(stream, given))
@@ -128,7 +132,28 @@ def _stream(given: argparse.Namespace, params: Raw | None) -> int:
                 showing.cancel()
                 pushing.cancel()
 
-    return remote.run(given, work, reconnect=True)
+    status = remote.run(given, work, reconnect=True)
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return status
+
+
+def _leave_at_signals(came: list[signal.Signals]) -> None:
+    """Cancel this task at SIGTERM and SIGHUP, and note which came.
+
+    The gateway has to hear of the end. It would hold a connection that was lost, and the node's command would run on.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+
+    def leave(number: signal.Signals) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            asyncio.get_running_loop().add_signal_handler(number, leave, number)
 
 
 async def _show_all(stream: Stream, given: argparse.Namespace) -> None:

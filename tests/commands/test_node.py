@@ -199,15 +199,19 @@ async def test_a_child_that_a_command_leaves_behind_does_not_hold_the_call(gatew
         assert await call(where, "start", "--timeout", "60") == Ended(0, '"started"\n', "")
 
 
-async def test_the_command_of_a_stream_is_killed_when_its_caller_has_gone(gateway: StartGateway) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)])
+async def test_the_command_of_a_stream_is_killed_when_its_caller_has_gone(
+    gateway: StartGateway, number: signal.Signals, status: int
+) -> None:
     where = await gateway()
     async with serving(where, "--shell", "--timeout", "0.1", "slow=echo $$; sleep 60; echo no"):
         async with Command("call", "slow", "--stream", "--raw", where=where) as caller:
             await caller.until(lambda caller: caller.stdout.endswith("\n"))
-            pid = int(caller.stdout)
-            assert Path(f"/proc/{pid}").exists()
-            assert (await caller.end(signal.SIGINT)).status == 130
-        await until(lambda: not Path(f"/proc/{pid}").exists(), "the command still runs")
+            command = Path("/proc", caller.stdout.strip())
+            assert command.exists()
+            assert (await caller.end(number)).status == status
+        await until(lambda: not command.exists(), "the command still runs")
+        assert where.events("connection.held") == []
 
 
 async def test_the_output_of_a_stream_has_to_be_what_was_said(gateway: StartGateway) -> None:
