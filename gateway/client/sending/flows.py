@@ -251,10 +251,13 @@ class Flows:
             pass  # the connection is over, and so is the stream
 
     def put(self, value: Raw) -> CallError | None:
-        """Take a value. Returns the error that ends the stream, because it was not granted."""
+        """Take a value. Returns the error that ends the stream, because it was not granted or cannot be decoded."""
         self.move()
-        if self.inflow.put(value):
-            return None
+        try:
+            if self.inflow.put(value):
+                return None
+        except jsonrpc.UNDECODABLE as error:  # too large a number, or nested too deeply
+            return CallError(0, f"A value cannot be decoded: {error}")
         return failure(OVERRUN, "no value was granted", outcome="unknown")
 
     def granted(self, grant: Grant) -> None:

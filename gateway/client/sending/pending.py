@@ -199,7 +199,7 @@ class PendingTable:
     def progress(self, request_id: bytes, value: Raw) -> None:
         """Give a value that a node reports to its request. Does nothing if there is none, or it wants no progress.
 
-        Raises what decoding raises. A request whose node sends more than it was granted fails.
+        Raises what decoding raises. A stream whose node sends more than was granted, or what cannot be decoded, fails.
         """
         pending, _ = self._sent.get(request_id, (None, None))
         if pending is None:

@@ -79,6 +79,16 @@ async def test_what_is_taken_is_granted_again_in_halves_and_the_last_may_be_long
     ]
 
 
+@pytest.mark.parametrize("value", [b"1e999", b"[" * 5000 + b"]" * 5000])
+async def test_a_value_that_cannot_be_decoded_is_no_hole_in_the_stream(value: bytes) -> None:
+    flows = begun(Desk())
+    flows.inflow.open(4, 100)
+    error = flows.put(Raw(value))
+    assert error is not None
+    assert (error.code, error.outcome) == (0, None)
+    assert "cannot be decoded" in error.message
+
+
 async def test_a_value_leaves_in_its_turn_when_there_are_credit_and_bytes() -> None:
     desk = Desk()
     flows = begun(desk)

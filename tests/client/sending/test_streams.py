@@ -383,6 +383,26 @@ async def test_a_node_takes_no_more_than_it_has_granted_and_nothing_of_other_cal
     ]
 
 
+async def test_a_value_that_cannot_be_decoded_ends_the_stream_at_both_sides() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        asked = await peer.request()
+        await peer.notify("rpc.progress", id=asked["id"], value=1)
+        await peer.ws.send_str(
+            f'{{"jsonrpc":"2.0","method":"rpc.progress","params":{{"id":{asked["id"]},"value":1e999}}}}'
+        )
+        told.append(await peer.message())
+        await peer.stay()
+
+    told = list[Any]()
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+        async with client.stream("x.y") as stream:
+            assert await anext(stream) == 1
+            assert "cannot be decoded" in (await failed(anext(stream))).message
+        await until(lambda: bool(told), "it was not cancelled")
+    assert told[0]["method"] == "rpc.cancel"
+
+
 async def test_a_lost_connection_ends_both_loops_of_the_caller() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome()
