@@ -427,7 +427,11 @@ async def test_a_stream_that_is_not_sent_in_time_is_told_so_and_one_that_was_goe
         await peer.stay()
 
     ended = asyncio.Event()
-    async with scripted(script) as gateway, connect(gateway.url) as client, client.stream("x.y", timeout=0.05) as first:
+    async with (
+        scripted(script) as gateway,
+        connect(gateway.url, keep=False) as client,
+        client.stream("x.y", timeout=0.05) as first,
+    ):
         async with client.stream("x.y", timeout=0.1) as second:
             error = await failed(second.result())
         ended.set()
