@@ -25,6 +25,12 @@ async def keys(call: ServedCall, terminal: int) -> None:
         os.write(terminal, b"\x04")
 
 
+def ended(pid: int) -> int | None:
+    """Return the exit status of the shell, or None while it runs."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
 async def shell(params: Any, call: ServedCall) -> int:
     """Run a shell, send what it shows, and return its exit status. Without its caller it is hung up."""
     pid, terminal = pty.fork()
@@ -37,10 +43,11 @@ async def shell(params: Any, call: ServedCall) -> int:
                 await call.progress(shown.decode("latin-1"))
     finally:
         typing.cancel()
-        os.kill(pid, signal.SIGHUP)
-        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        while (status := ended(pid)) is None:
+            os.kill(pid, signal.SIGHUP)  # one may come when bash does not look, the second ends it at once
+            await asyncio.sleep(0.1)
         os.close(terminal)
-    return os.waitstatus_to_exitcode(status)
+    return status
 
 
 async def main() -> None:
