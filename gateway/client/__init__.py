@@ -11,6 +11,7 @@ from gateway.client.client import Client, connect
 from gateway.client.connection import State
 from gateway.client.errors import CallError, ConnectionLost
 from gateway.client.sending.pending import Missed, Running
+from gateway.client.sending.streams import Stream
 from gateway.client.serving import ServedCall
 from gateway.client.subscriptions import Event, Gap, Subscription
 
@@ -25,6 +26,7 @@ __all__ = [
     "Running",
     "ServedCall",
     "State",
+    "Stream",
     "Subscription",
     "connect",
 ]

@@ -20,6 +20,7 @@ from gateway.client.sending.encoding import encode
 from gateway.client.sending.outbox import Outgoing
 from gateway.client.sending.pending import Progress
 from gateway.client.sending.session import Session
+from gateway.client.sending.streams import Opening
 from gateway.errors import TIMEOUT
 from gateway.rpc import jsonrpc
 
@@ -97,6 +98,29 @@ class Caller:
         except TimeoutError:
             if last is not None and not message.left:
                 raise last from None  # it says more
+            raise timed_out(method, timeout, sent=message.left) from None
+
+    async def stream(
+        self, method: str, params: Raw | None, timeout: float, opening: Opening, *, to: ToNode | None, raw: bool
+    ) -> Any:
+        """Call a method as a stream and return its result; see `Client.stream`. ``timeout`` ends with the sending."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        message = Outgoing()
+
+        async def ask(session: Session) -> Any:
+            limit.reschedule(deadline)
+
+            def make() -> tuple[str, dict[str, Any] | Raw | None, float]:
+                if not limit.expired():
+                    limit.reschedule(None)
+                return _streamed(session, to, method, params, timeout)
+
+            return await session.stream(message, opening, make, raw=raw)
+
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await self._sent(message, ask)
+        except TimeoutError:
             raise timed_out(method, timeout, sent=message.left) from None
 
     async def notify(self, method: str, params: object, timeout: float) -> None:
@@ -207,19 +231,30 @@ def _asked(
     """Return the method and the params of the request: a node is called by the gateway's method for that."""
     if to is None:
         return method, params
-    return "node.call", _to_node(session, to, method, params, deadline - asyncio.get_running_loop().time())
+    left = deadline - asyncio.get_running_loop().time() - to.wait
+    return "node.call", Raw(jsonrpc.encode(_to_node(session, to, method, params, left)))
 
 
-def _to_node(session: Session, to: ToNode, method: str, params: Raw | None, left: float) -> Raw:
+def _streamed(
+    session: Session, to: ToNode | None, method: str, params: Raw | None, timeout: float
+) -> tuple[str, dict[str, Any] | Raw | None, float]:
+    """Return the method and the params of a stream's call, and the deadline that it gets, in seconds."""
+    if to is None:
+        return method, params, session.limit("callTimeoutMs", 30_000) / 1000
+    request = _to_node(session, to, method, params, timeout)
+    return "node.call", request, request["timeoutMs"] / 1000
+
+
+def _to_node(session: Session, to: ToNode, method: str, params: Raw | None, timeout: float) -> dict[str, Any]:
     most = session.limit("maxCallTimeoutMs", 600_000)
-    request: dict[str, object] = {"node": to.node, "method": method}
+    request: dict[str, Any] = {"node": to.node, "method": method}
     if params is not None:
         request["params"] = params
     if to.wait > 0:
         request["waitMs"] = min(int(to.wait * 1000), most)
     if not to.held:
         request["held"] = False
-    return Raw(jsonrpc.encode(request | {"timeoutMs": max(1, min(int((left - to.wait) * 1000), most))}))
+    return request | {"timeoutMs": max(1, min(int(timeout * 1000), most))}
 
 
 def _notification(method: str, params: Raw | None) -> bytes:

@@ -9,31 +9,25 @@ import ssl as tls
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
-from msgspec import Raw
 
 from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trust
 from gateway.client.backoff import Backoff
-from gateway.client.calling import Caller, Step, ended, restore, timed_out, to_node
+from gateway.client.calling import Caller, Step, encode_params, ended, restore, timed_out, to_node
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
-from gateway.client.link import Incoming, Options, Refused
+from gateway.client.link import Incoming, Options
+from gateway.client.sending.flows import CREDIT, CREDIT_BYTES
 from gateway.client.sending.pending import Reports, Running
 from gateway.client.sending.session import Session
+from gateway.client.sending.streams import Stream, opening
 from gateway.client.serving import HandlerT, Method, Serving
-from gateway.client.subscriptions import Since, Subscription, Subscriptions
+from gateway.client.subscriptions import EVENTS, Since, Subscription, Subscriptions
 from gateway.rpc import jsonrpc
 
 logger = logging.getLogger(__name__)
-
-EVENTS: Final = 1000
-"""How many events of a subscription wait for its reader by default."""
-
-
-class _Draining(msgspec.Struct, rename="camel"):
-    reconnect_after_ms: float = 0.0
 
 
 class _Expiring(msgspec.Struct, rename="camel"):
@@ -193,6 +187,28 @@ class Client:
         call = self._caller.call(method, params, timeout, to=to, retry=retry, raw=raw, progress=reports.put)
         return Running(self._spawn(call, self._calls), reports)
 
+    def stream(
+        self,
+        method: str,
+        params: object = None,
+        *,
+        timeout: float = 30.0,
+        node: str | None = None,
+        wait: float = 0.0,
+        credit: int = CREDIT,
+        nbytes: int = CREDIT_BYTES,
+        raw: bool = False,
+    ) -> Stream:
+        """Return a call whose values flow both ways, each as fast as its receiver takes them; see `Stream`.
+
+        ``timeout``: for how many seconds it may wait to be sent. With ``node`` that is also the deadline which the
+        gateway gives it; it counts from the last value or grant, and the client renews it. ``credit`` and ``nbytes``:
+        how many values may come before they are read, and of how many bytes together. ``raw`` holds for the values
+        too. All else is as in `call`.
+        """
+        to, begins, encoded = to_node(node, wait, True), opening(credit, nbytes, raw=raw), encode_params(params)
+        return Stream(begins, lambda: self._caller.stream(method, encoded, timeout, begins, to=to, raw=raw))
+
     async def notify(self, method: str, params: object = None, *, timeout: float = 30.0) -> None:
         """Send a notification, which has no answer. ``timeout`` and params are as in `call`.
 
@@ -317,7 +333,7 @@ class Client:
         else:
             try:
                 self._notified(session, message)
-            except (*jsonrpc.UNDECODABLE, KeyError):
+            except jsonrpc.UNDECODABLE:
                 logger.warning("the notification %s cannot be read", message.method, exc_info=True)
 
     def _notified(self, session: Session, message: Incoming) -> None:
@@ -327,20 +343,14 @@ class Client:
                 self._subscriptions.deliver(params)
             case "event.gap":
                 self._subscriptions.lost(params)
-            case "rpc.progress":
-                report = msgspec.json.decode(params, type=dict[str, Raw])
-                session.pending.progress(bytes(report["id"]), msgspec.json.decode(report["value"]))
-            case "connection.ack":
-                session.acknowledged(params)
-            case "rpc.cancel":
-                self._serving.cancel(params)
             case "gateway.draining":
-                notice = msgspec.json.decode(params, type=_Draining)
-                self._connection.draining(session, notice.reconnect_after_ms / 1000)
+                self._connection.draining(session, params)
             case "gateway.expiring":
                 left = msgspec.json.decode(params, type=_Expiring).left_ms / 1000
                 if callable(self._token):
                     self._spawn(self._refresh(session, left), self._link_tasks)
+            case name if session.notified(name, params) or self._serving.notified(name, params):
+                pass
             case name if not name.startswith("gateway."):
                 self._serving.begin(session, message)
 
@@ -370,19 +380,8 @@ class Client:
         return task
 
     async def _refresh(self, session: Session, left: float) -> None:
-        """Refresh the credential on this link, after half of the time that it has left.
-
-        The gateway may announce the end as soon as the link is open; a new credential would be announced at once again.
-        """
-        await asyncio.sleep(left / 2)
-        try:
-            token = await self._connection.token()
-            params = Raw(jsonrpc.encode({"token": token}))
-            async with asyncio.timeout(self._options.connect_timeout):
-                self.principal = await session.request("gateway.authenticate", params, of_link=True)
-        except (CallError, Refused, TimeoutError) as error:
-            # The gateway will end this link with 4004, and the next one asks for a credential again.
-            logger.warning("the credential could not be refreshed: %s", error)
+        """Refresh the credential on this link, after half of the time that it has left."""
+        self.principal = await self._connection.refresh(session, left / 2) or self.principal
 
 
 def connect(

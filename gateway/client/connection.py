@@ -9,9 +9,11 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import aiohttp
+import msgspec
+from msgspec import Raw
 from yarl import URL
 
 from gateway.client.address import credential
@@ -22,6 +24,7 @@ from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Frame, Incoming, Link, Options, Refused, open_link, open_session
 from gateway.client.sending.session import Session
 from gateway.errors import DRAINING
+from gateway.rpc import jsonrpc
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,10 @@ AWAY: Final = (0.25, 4.0)
 
 STATES: Final = 64
 """How many changes of the state wait for a slow reader of `Connection.states`; then the oldest is dropped."""
+
+
+class _Draining(msgspec.Struct, rename="camel"):
+    reconnect_after_ms: float = 0.0
 
 
 class State(enum.Enum):
@@ -331,6 +338,22 @@ class Connection:
             why = str(error) if isinstance(error, ValueError) else f"the callable returned {type(token).__name__}"
             raise Refused(End(LOST, f"no token: {why}", mistaken=True)) from None
 
+    async def refresh(self, session: Session, delay: float) -> dict[str, Any]:
+        """Refresh the credential on the open link after ``delay`` seconds; return the principal, empty after a failure.
+
+        The gateway may announce the end as soon as the link is open; a new credential would be announced at once again.
+        """
+        principal: dict[str, Any] = {}
+        await asyncio.sleep(delay)
+        try:
+            params = Raw(jsonrpc.encode({"token": await self.token()}))
+            async with asyncio.timeout(self._options.connect_timeout):
+                principal = await session.request("gateway.authenticate", params, of_link=True)
+        except (CallError, Refused, TimeoutError) as error:
+            # The gateway will end this link with 4004, and the next one asks for a credential again.
+            logger.warning("the credential could not be refreshed: %s", error)
+        return principal
+
     def _opened(self, link: Link) -> Session:
         session = self.session = Session(link, self._ids)
         if self._keep:
@@ -345,11 +368,12 @@ class Connection:
         self._backoff.opened()
         self._enter(State.OPEN)
 
-    def draining(self, session: Session, reconnect_after: float) -> None:
-        """The gateway shuts down: send nothing new on this link, and reconnect in ``reconnect_after`` seconds.
+    def draining(self, session: Session, notice: Raw) -> None:
+        """The gateway shuts down: send nothing new on this link, and reconnect when the notice's params say.
 
-        Never sooner than after the shortest of `RECONNECT`, whatever the gateway says.
+        Never sooner than after the shortest of `RECONNECT`, whatever they say. Raises msgspec.DecodeError.
         """
+        reconnect_after = msgspec.json.decode(notice, type=_Draining).reconnect_after_ms / 1000
         session.drain()
         self._come_back_at = time.monotonic() + min(max(RECONNECT[0], reconnect_after), MAX_PAUSE)
 

@@ -30,9 +30,13 @@ _SAID_TIMEOUT: Final = 1.0
 
 
 class Incoming(jsonrpc.Message, gc=False):
-    """A message from the gateway. ``context`` comes with the calls to a node that has asked for it."""
+    """A message from the gateway.
+
+    ``context`` comes with the calls to a node that has asked for it, ``stream`` with calls that are streams.
+    """
 
     context: Raw = jsonrpc.ABSENT
+    stream: Raw = jsonrpc.ABSENT
 
 
 class Options(NamedTuple):

@@ -18,6 +18,9 @@ from gateway.client.link import deeply
 from gateway.client.sending.session import Session
 from gateway.rpc import jsonrpc
 
+EVENTS: Final = 1000
+"""How many events of a subscription wait for its reader by default."""
+
 MAX_POSITIONS: Final = 3000
 """How many topics of a subscription have their position remembered, the latest."""
 

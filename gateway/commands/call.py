@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 import time
 from typing import Any, Final
@@ -11,9 +14,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from gateway.client import Client, Missed
+from gateway.client import CallError, Client, Missed, Stream
 from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import remote
+from gateway.terminal.lines import lines_of, writable
 from gateway.terminal.output import Line, as_json, json_text, readable, show
 
 _QUIET: Final = 1.0
@@ -47,7 +51,7 @@ def add_to(commands: Any) -> None:
         type=remote.seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long to wait for the result (30); the gateway's own limits also hold",
+        help="how long to wait for the result (30); the gateway's own limits also hold. A stream may run longer",
     )
     parser.add_argument("--node", metavar="NODE", help="the node to call, if several serve the method")
     parser.add_argument(
@@ -57,6 +61,18 @@ def add_to(commands: Any) -> None:
         metavar="SECONDS",
         help="with --node: how long to wait for the node if it is not there or does not serve the method yet;"
         " --timeout begins after that",
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="print each value that the node sends as it comes, and then the result, unless that is null; a node that"
+        " sends too fast waits",
+    )
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        help="as --stream, and push the lines of this file to the node, each a text, as fast as it reads them; - is"
+        " standard input",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -71,6 +87,8 @@ def run(given: argparse.Namespace) -> int:
     if given.wait and given.node is None:
         given.fail("--wait is for --node")
     params = None if given.params is None else _params(given)
+    if given.stream or given.input is not None:
+        return _stream(given, params)
 
     async def work(gateway: Client) -> None:
         line = Line()
@@ -91,7 +109,89 @@ def run(given: argparse.Namespace) -> int:
     return remote.run(given, work)
 
 
-def _printed(result: Raw, given: argparse.Namespace) -> str:
+def _stream(given: argparse.Namespace, params: Raw | None) -> int:
+    """Call the method as a stream; returns the exit status."""
+    if given.input == "-" and given.params == "-":
+        given.fail("PARAMS and --input cannot both be standard input")
+    descriptor = None if given.input is None else _opened(given)
+
+    signals: list[signal.Signals] = []
+
+    async def work(gateway: Client) -> None:
+        _leave_at_signals(signals)
+        options: dict[str, Any] = {"node": given.node, "wait": given.wait, "timeout": given.timeout}
+        async with gateway.stream(given.method, params, raw=True, **options) as stream:
+            showing = asyncio.create_task(_show_all(stream, given))
+            pushing = asyncio.create_task(_push_all(stream, descriptor))
+            try:
+                await asyncio.wait({showing, pushing}, return_when=asyncio.FIRST_EXCEPTION)
+                if pushing.done() and (wrong := pushing.exception()) is not None:
+                    given.fail(f"--input: {wrong}")
+                showing.result()
+            finally:
+                showing.cancel()
+                pushing.cancel()
+
+    status = remote.run(given, work, reconnect=True)
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return status
+
+
+def _leave_at_signals(came: list[signal.Signals]) -> None:
+    """Cancel this task at SIGTERM and SIGHUP, and note which came.
+
+    The gateway has to hear of the end. It would hold a connection that was lost, and the node's command would run on.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+
+    def leave(number: signal.Signals) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            asyncio.get_running_loop().add_signal_handler(number, leave, number)
+
+
+async def _show_all(stream: Stream, given: argparse.Namespace) -> None:
+    """Print the values, each when standard output takes it, and the result, unless it is null."""
+
+    async def shown(value: Raw) -> None:
+        with contextlib.suppress(OSError):  # no descriptor, or one that cannot be waited for
+            await writable(sys.stdout.fileno())
+        show(_printed(value, given, lines=False))
+
+    async for value in stream:
+        await shown(value)
+    if bytes(result := await stream.result()) != b"null":
+        await shown(result)
+
+
+async def _push_all(stream: Stream, descriptor: int | None) -> None:
+    """Push the lines that can be read there; none for None.
+
+    Raises ValueError for a line that cannot be pushed, and OSError.
+    """
+    with contextlib.suppress(CallError):  # it is over, which `_show_all` tells
+        if descriptor is not None:
+            async for line in lines_of(descriptor):
+                await stream.send(line.decode())
+        await stream.end()
+
+
+def _opened(given: argparse.Namespace) -> int:
+    """Return the descriptor of the input. Exits with 2 if it cannot be read."""
+    try:
+        return sys.stdin.fileno() if given.input == "-" else os.open(given.input, os.O_RDONLY)
+    except OSError as error:
+        given.fail(f"--input: {given.input}: cannot be read: {error.strerror}")
+        raise
+
+
+def _printed(result: Raw, given: argparse.Namespace, *, lines: bool = True) -> str:
     """Return the result in the form that was asked for, or that suits a terminal or a program.
 
     JSON keeps what a decoder would lose, such as a last zero and keys that are there twice.
@@ -100,7 +200,7 @@ def _printed(result: Raw, given: argparse.Namespace) -> str:
     if data.startswith(b'"') and (given.raw or (sys.stdout.isatty() and not given.json)):
         text: str = msgspec.json.decode(data)
         return text if given.raw else readable(text)
-    return json_text(data, lines=not given.json)
+    return json_text(data, lines=lines and not given.json)
 
 
 class _Shown:

@@ -8,13 +8,14 @@ import os
 import shlex
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
 from gateway.client import CallError, Client, ServedCall
+from gateway.rpc import jsonrpc
 from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import programs, remote
 from gateway.terminal.output import tell
@@ -41,7 +42,9 @@ def add_to(commands: Any) -> None:
         " printed. That is said here, and not guessed from the output, because the text 3.10 or null would be guessed"
         " wrong on some day. Output that is not UTF-8, or not the JSON that it should be, is an error. An exit"
         " status other than 0 is an error with that code and the last line of standard error. When a command has ended,"
-        " what it has left running is ended too, unless it was started with setsid.",
+        " what it has left running is ended too, unless it was started with setsid. If the call is a stream, its"
+        " command gets what the caller pushes on standard input, a line each, after the parameters if there are any;"
+        " each line that it prints is sent at once, and it runs until it ends or its caller has gone.",
     )
     parser.add_argument("--name", metavar="NAME", help="the node's name; with a token, the name of that token")
     parser.add_argument(
@@ -58,7 +61,8 @@ def add_to(commands: Any) -> None:
         type=remote.seconds,
         default=_TIMEOUT,
         metavar="SECONDS",
-        help=f"a command that runs longer is ended ({_TIMEOUT:.0f}); if its caller has gone, at once",
+        help=f"a command that runs longer is ended ({_TIMEOUT:.0f}), unless it is for a stream; if its caller has gone,"
+        " at once",
     )
     parser.add_argument(
         "--jobs", type=_jobs, default=_JOBS, metavar="N", help=f"how many commands run at a time ({_JOBS}); others wait"
@@ -145,6 +149,9 @@ def _answering(
     async def answer(params: Any, call: ServedCall) -> object:
         try:
             async with jobs:
+                if call.is_stream:
+                    await _converse(command, call, environ)
+                    return None
                 printed = await programs.run(command.words, (call.raw_params or b"null") + b"\n", environ, timeout)
             return command.result_of(printed)
         except ProgramFailed as error:
@@ -152,6 +159,21 @@ def _answering(
             raise CallError(error.status, str(error), data) from None
 
     return answer
+
+
+async def _converse(command: _Command, call: ServedCall, environ: Mapping[str, str]) -> None:
+    """Run the command of a stream. Raises ProgramFailed, and `CallError` if the stream is over."""
+
+    async def given() -> AsyncIterator[bytes]:
+        if call.raw_params:
+            yield call.raw_params + b"\n"
+        async for value in call:
+            yield (value.encode() if isinstance(value, str) else jsonrpc.encode(value)) + b"\n"
+
+    async def take(line: bytes) -> None:
+        await call.progress(command.result_of(line))
+
+    await programs.converse(command.words, given(), environ, take)
 
 
 def text_of(printed: bytes) -> str:

@@ -7,8 +7,11 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from io import FileIO
 from typing import Final, Self
+
+from gateway.terminal.lines import lines_of, write
 
 MAX_OUTPUT: Final = 524_288
 """How many bytes a program may print; a message of the gateway has 1 MiB by default."""
@@ -49,7 +52,7 @@ async def run(words: Sequence[str], given: bytes, environ: Mapping[str, str], ti
     on, and nothing waits for it.
     """
     with _Pipe(MAX_OUTPUT) as output, _Pipe(MAX_ERRORS, tail=True) as errors:
-        process = await _start(words, given, environ, output, errors)
+        process = await _start(words, _file(given), environ, output, errors)
         try:
             async with asyncio.timeout(timeout):
                 await _ended(process, output)
@@ -60,33 +63,72 @@ async def run(words: Sequence[str], given: bytes, environ: Mapping[str, str], ti
         printed, complained = output.rest(), errors.rest()
     if output.filled.is_set():
         raise ProgramFailed(TOO_MUCH, f"printed more than {MAX_OUTPUT} bytes")
-    if status := process.returncode:
-        raise ProgramFailed(status if status > 0 else 128 - status, _last_line(complained) or _described(status))
+    _check(process, complained)
     return printed
 
 
-class _Pipe:
-    """The end of a pipe that a program writes to, and what has come out of it so far.
+async def converse(
+    words: Sequence[str],
+    given: AsyncIterator[bytes],
+    environ: Mapping[str, str],
+    take: Callable[[bytes], Awaitable[None]],
+) -> None:
+    """Run a program that gets what is ``given`` on standard input as it comes. Raises ProgramFailed.
 
-    It does not matter when the pipe is closed: processes that outlive the program may hold it open. ``most`` is how
-    many bytes are kept, of the ``tail`` or else of the beginning; ``filled`` is set when more than that has come.
+    ``take`` gets each line that it prints, at once, and as long as it takes one the program cannot print much more. All
+    else is as in `run`, but there is no deadline: it is for the caller, by cancelling, to end it.
+    """
+    stdin, to = os.pipe()
+    with FileIO(to, "w") as pipe, _Pipe(MAX_ERRORS, tail=True) as errors, _Ends() as output:
+        process = await _start(words, stdin, environ, output, errors)
+        feeding = asyncio.create_task(_feed(pipe, given))
+        ended = asyncio.create_task(process.wait())
+        try:
+            async for line in lines_of(output.reading, ended):
+                await take(line)
+            await ended
+        except ValueError as error:
+            raise ProgramFailed(TOO_MUCH, f"printed {error}") from None
+        finally:
+            ended.cancel()
+            feeding.cancel()
+            await _end(process)
+        complained = errors.rest()
+    _check(process, complained)
+
+
+async def _feed(pipe: FileIO, given: AsyncIterator[bytes]) -> None:
+    """Write to the program until there is no more, or it does not read any more, and end its standard input."""
+    os.set_blocking(pipe.fileno(), False)
+    try:
+        async for data in given:
+            await write(pipe.fileno(), data)
+    except OSError:
+        pass  # it has closed its standard input, or has ended
+    finally:
+        pipe.close()
+
+
+def _check(process: asyncio.subprocess.Process, complained: bytes) -> None:
+    if status := process.returncode:
+        raise ProgramFailed(status if status > 0 else 128 - status, _last_line(complained) or _described(status))
+
+
+class _Ends:
+    """The two ends of a pipe that a program writes to.
+
+    It does not matter when the pipe is closed: processes that outlive the program may hold it open.
     """
 
-    def __init__(self, most: int, *, tail: bool = False) -> None:
-        self._most = most
-        self._tail = tail
-        self._kept = bytearray()
-        self.filled = asyncio.Event()
-        self._reading, self.writing = os.pipe()
-        os.set_blocking(self._reading, False)
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
 
     def __enter__(self) -> Self:
-        asyncio.get_running_loop().add_reader(self._reading, self._read, _PART)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._reading)
-        os.close(self._reading)
+        os.close(self.reading)
         self.hand_over()
 
     def hand_over(self) -> None:
@@ -95,18 +137,41 @@ class _Pipe:
             os.close(self.writing)
             self.writing = -1
 
+
+class _Pipe(_Ends):
+    """A pipe that a program writes to, and what has come out of it so far.
+
+    ``most`` is how many bytes are kept, of the ``tail`` or else of the beginning; ``filled`` is set when more than that
+    has come.
+    """
+
+    def __init__(self, most: int, *, tail: bool = False) -> None:
+        super().__init__()
+        self._most = most
+        self._tail = tail
+        self._kept = bytearray()
+        self.filled = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self.reading, self._read, _PART)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        asyncio.get_running_loop().remove_reader(self.reading)
+        super().__exit__(kind, error, trace)
+
     def rest(self) -> bytes:
         """Return all that was kept, what is in the pipe at this moment included."""
-        self._read(fcntl.fcntl(self._reading, fcntl.F_GETPIPE_SZ))
+        self._read(fcntl.fcntl(self.reading, fcntl.F_GETPIPE_SZ))
         return bytes(self._kept)
 
     def _read(self, most: int) -> None:
         try:
-            part = os.read(self._reading, most)
+            part = os.read(self.reading, most)
         except BlockingIOError:
             return
         if not part:
-            asyncio.get_running_loop().remove_reader(self._reading)
+            asyncio.get_running_loop().remove_reader(self.reading)
         self._kept += part
         if len(self._kept) > self._most:
             self.filled.set()
@@ -114,14 +179,14 @@ class _Pipe:
 
 
 async def _start(
-    words: Sequence[str], given: bytes, environ: Mapping[str, str], output: _Pipe, errors: _Pipe
+    words: Sequence[str], stdin: int, environ: Mapping[str, str], output: _Ends, errors: _Ends
 ) -> asyncio.subprocess.Process:
+    """Start the program; ``stdin`` is closed here. Raises ProgramFailed."""
     # A file and pipes of our own: with a pipe of asyncio's, its `wait` waits for every process that holds it open.
-    data = _file(given)
     try:
         return await asyncio.create_subprocess_exec(
             *words,
-            stdin=data,
+            stdin=stdin,
             stdout=output.writing,
             stderr=errors.writing,
             env=environ,
@@ -132,7 +197,7 @@ async def _start(
     except OSError as error:
         raise ProgramFailed(NOT_EXECUTABLE, f"{words[0]}: {error.strerror}") from None
     finally:
-        os.close(data)
+        os.close(stdin)
         output.hand_over()
         errors.hand_over()
 

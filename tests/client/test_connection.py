@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from yarl import URL
 
 from gateway.client import Backoff, CallError, Client, ConnectionLost, State, connect
@@ -226,9 +227,9 @@ async def test_a_drain_that_asks_for_no_pause_gets_one() -> None:
         for chance, pauses in ((0.0, [0.5, 0.5, 0.5, 0.5]), (1.0, [0.5, 1.0, 2.0, 4.0])):
             connection = _connection(chance)
             for pause in pauses:
-                connection.draining(session, -1.0 if pause == 1.0 else 0.0)
+                connection.draining(session, Raw(b'{"reconnectAfterMs":-1000}' if pause == 1.0 else b"{}"))
                 assert connection.pause(End(1001)) == pytest.approx(pause, abs=TICK)
-        connection.draining(session, 1e9)
+        connection.draining(session, Raw(b'{"reconnectAfterMs":1e12}'))
         assert connection.pause(End(1001)) == pytest.approx(MAX_PAUSE, abs=TICK)
         await session.close()
 

@@ -188,3 +188,50 @@ async def test_ctrl_c_while_it_reads_its_parameters() -> None:
 )
 def test_progress(value: object, shown: str) -> None:
     assert progress_of(value) == shown
+
+
+async def test_a_stream_is_printed_line_by_line(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(
+        where, "--shell", "count=for n in 1 2.50 '\"'; do echo $n; done", "n:json=echo 3.10; echo [1,2]"
+    ):
+        assert await run(where, "call", "count", "--stream") == Ended(0, '"1"\n"2.50"\n"\\""\n', "")
+        assert await run(where, "call", "count", "--stream", "--raw") == Ended(0, '1\n2.50\n"\n', "")
+        assert await run(where, "call", "n", "--stream", "--node", "kitchen-pi") == Ended(0, "3.10\n[1,2]\n", "")
+        assert await on_a_terminal(where, "call", "count", "--stream") == '1\r\n2.50\r\n"\r\n'
+    failed = await run(where, "call", "no.such", "--stream")
+    assert (failed.status, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("error -32601 method_not_found: ")
+
+
+async def test_lines_are_pushed_and_answered_one_by_one(gateway: StartGateway, tmp_path: Path) -> None:
+    where = await gateway()
+    file = tmp_path / "lines"
+    file.write_text("".join(f"{number} küche\n" for number in range(100)))
+    async with serving(where, "cat=cat", "head=head -n 1"):
+        pushed = await run(where, "call", "cat", "--input", str(file), "--raw")
+        assert pushed == Ended(0, file.read_text(), "")
+        assert await run(where, "call", "cat", "[1]", "--input", "-", "--raw", stdin="a\nb") == Ended(
+            0, "[1]\na\nb\n", ""
+        )
+        assert await run(where, "call", "head", "--input", str(file), "--raw") == Ended(0, "0 küche\n", "")
+        async with Command("call", "cat", "--input", "-", "--raw", where=where, endless=True) as call:
+            assert isinstance(call.process, asyncio.subprocess.Process) and call.process.stdin is not None
+            call.process.stdin.write(b"one\n")
+            await call.until(lambda call: call.stdout == "one\n")
+            call.process.stdin.write(b"two\n")
+            await call.until(lambda call: call.stdout == "one\ntwo\n")
+            assert await call.end(signal.SIGINT) == Ended(130, "one\ntwo\n", "")
+
+
+async def test_what_cannot_be_pushed_is_told(gateway: StartGateway, tmp_path: Path) -> None:
+    where = await gateway()
+    (tmp_path / "long").write_bytes(b"x" * 600_000)
+    (tmp_path / "latin").write_bytes(b"\xe4\n")
+    async with serving(where, "cat=cat"):
+        for name, why in (("long", "a line of more than"), ("latin", "utf-8"), ("none", "cannot be read")):
+            ended = await run(where, "call", "cat", "--input", str(tmp_path / name))
+            assert (ended.status, ended.stdout) == (2, "")
+            assert why in ended.stderr
+        both = await run(where, "call", "cat", "-", "--input", "-", stdin="[1]")
+        assert both.status == 2 and "both" in both.stderr

@@ -4,12 +4,14 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from gateway.commands.node import json_of, text_of
 from gateway.terminal.programs import ProgramFailed
 from tests.support.command import Ended
+from tests.support.fleet import until
 from tests.support.patience import START
 from tests.support.peers import RawPeer
 from tests.support.process import GatewayProcess, StartGateway
@@ -195,3 +197,28 @@ async def test_a_child_that_a_command_leaves_behind_does_not_hold_the_call(gatew
     where = await gateway()
     async with serving(where, "--shell", "start=sleep 600 & echo started"):
         assert await call(where, "start", "--timeout", "60") == Ended(0, '"started"\n', "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)])
+async def test_the_command_of_a_stream_is_killed_when_its_caller_has_gone(
+    gateway: StartGateway, number: signal.Signals, status: int
+) -> None:
+    where = await gateway()
+    async with serving(where, "--shell", "--timeout", "0.1", "slow=echo $$; sleep 60; echo no"):
+        async with Command("call", "slow", "--stream", "--raw", where=where) as caller:
+            await caller.until(lambda caller: caller.stdout.endswith("\n"))
+            command = Path("/proc", caller.stdout.strip())
+            assert command.exists()
+            assert (await caller.end(number)).status == status
+        await until(lambda: not command.exists(), "the command still runs")
+        assert where.events("connection.held") == []
+
+
+async def test_the_output_of_a_stream_has_to_be_what_was_said(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "--shell", "n:json=echo 1; echo no; sleep 60", "three=echo 1; echo the last >&2; exit 3"):
+        ended = await run(where, "call", "n", "--stream")
+        assert (ended.status, ended.stdout) == (1, "1\n")
+        assert ended.stderr.startswith("error 65 command_failed: its output is not JSON")
+        ended = await run(where, "call", "three", "--stream")
+        assert ended == Ended(1, '"1"\n', "error 3 command_failed: the last\n")

@@ -122,7 +122,7 @@ async def test_what_the_page_types_in_python_runs(there: There) -> None:
     assert (program.returncode, complaints.decode()) == (0, "")
     lines = printed.decode().splitlines()
     assert lines.count("--- ran") == len(typed)
-    assert {"cup 3", "greenhouse.door 1 {'open': True}", "kitchen-pi", "open"} <= set(lines)
+    assert {"cup 3", "sum 3", "greenhouse.door 1 {'open': True}", "kitchen-pi", "open"} <= set(lines)
     assert len(there.proxy.asked) == 1
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,101 @@ async def test_no_descriptor_stays_open() -> None:
     before = set(os.listdir("/proc/self/fd"))
     await all_ways()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+# Those that are talked to
+
+
+async def told(*lines: str) -> AsyncIterator[bytes]:
+    """These lines, one after the other."""
+    for line in lines:
+        yield f"{line}\n".encode()
+
+
+async def nothing(line: bytes) -> None:
+    """Take a line that does not come."""
+
+
+async def conversation(program: str, given: AsyncIterator[bytes]) -> list[bytes]:
+    """What a Python program prints, line by line."""
+    heard = list[bytes]()
+
+    async def take(line: bytes) -> None:
+        heard.append(line)
+
+    async with asyncio.timeout(WAIT):
+        await programs.converse([sys.executable, "-uc", program], given, os.environ, take)
+    return heard
+
+
+async def test_a_conversation_is_heard_line_by_line() -> None:
+    answers: asyncio.Queue[str] = asyncio.Queue()
+
+    async def given() -> AsyncIterator[bytes]:
+        yield b"1\n"
+        for _ in range(3):
+            yield f"{await answers.get()}\n".encode()
+
+    async def take(line: bytes) -> None:
+        heard.append(line)
+        answers.put_nowait(str(int(line) + 1))
+
+    heard = list[bytes]()
+    program = "import sys\nfor line in sys.stdin: print(2 * int(line))"
+    await asyncio.wait_for(programs.converse([sys.executable, "-uc", program], given(), os.environ, take), WAIT)
+    assert heard == [b"2", b"6", b"14", b"30"]
+
+
+async def test_how_a_conversation_ends() -> None:
+    assert await conversation("print('rest', end='')", told()) == [b"rest"]
+    assert await conversation("import os; os.close(0); print(1)", told(*["x" * 60_000] * 5)) == [b"1"]
+    with pytest.raises(ProgramFailed, match="the last") as failure:
+        await conversation("import sys; print(1); sys.exit('the last')", told())
+    assert failure.value.status == 1
+    with pytest.raises(ProgramFailed, match="a line of more than") as failure:
+        await conversation(f"print('x' * {MAX_OUTPUT + 1})", told())
+    assert failure.value.status == programs.TOO_MUCH
+    with pytest.raises(ProgramFailed) as failure:
+        await programs.converse(["/no/such"], told(), os.environ, nothing)
+    assert failure.value.status == programs.NOT_FOUND
+
+
+async def test_a_conversation_that_is_left_ends_the_program_and_its_children(tmp_path: Path) -> None:
+    pids: asyncio.Queue[int] = asyncio.Queue()
+
+    async def take(line: bytes) -> None:
+        pids.put_nowait(int(line))
+
+    async def given() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    words = ["/bin/sh", "-c", "sleep 60 & echo $!; echo $$; wait"]
+    talking = asyncio.create_task(programs.converse(words, given(), os.environ, take))
+    ids = [await asyncio.wait_for(pids.get(), WAIT) for _ in range(2)]
+    talking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await talking
+    for pid in ids:
+        await until_gone(pid)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def test_a_program_prints_no_faster_than_its_lines_are_taken() -> None:
+    taken = asyncio.Semaphore(0)
+    heard = list[bytes]()
+
+    async def take(line: bytes) -> None:
+        await taken.acquire()
+        heard.append(line)
+
+    program = "import sys\nfor n in range(9):\n  print('x' * 60000)\n  print(n, file=sys.stderr)\nsys.exit('done')"
+    talking = asyncio.create_task(programs.converse([sys.executable, "-uc", program], told(), os.environ, take))
+    await asyncio.sleep(0.1)
+    assert not talking.done()
+    for _ in range(9):
+        taken.release()
+    with pytest.raises(ProgramFailed, match="done"):
+        await asyncio.wait_for(talking, WAIT)
+    assert len(heard) == 9

@@ -14,6 +14,7 @@ from msgspec import Raw
 from gateway.client.buffer import Buffer
 from gateway.client.endings import End
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost, received
+from gateway.client.sending.flows import Flows, Grant
 from gateway.client.sending.outbox import Outbox, Outgoing
 from gateway.rpc.jsonrpc import UNDECODABLE
 
@@ -32,10 +33,10 @@ class Pending:
 
     ``on_reply`` is called with the decoded result at once, before any message that follows it is looked at;
     ``progress`` with each value that the node reports. ``of_link``: it asks for what lasts as long as the link.
-    ``raw``: the answer is the result's JSON as it came, a Raw.
+    ``raw``: the answer is the result's JSON as it came, a Raw. ``flows``: it is a stream, with these.
     """
 
-    __slots__ = ("answer", "of_link", "on_reply", "progress", "raw")
+    __slots__ = ("answer", "flows", "of_link", "on_reply", "progress", "raw")
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class Pending:
         *,
         of_link: bool = False,
         raw: bool = False,
+        flows: Flows | None = None,
     ) -> None:
+        self.flows = flows
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.of_link = of_link
         self.on_reply = on_reply
@@ -74,7 +77,7 @@ class Pending:
 
     def forget(self) -> None:
         """Take no answer any more, and take back an error that no caller will see: asyncio would complain of it."""
-        self.progress = None
+        self.progress = self.flows = None
         if not self.answer.cancel() and not self.answer.cancelled():
             self.answer.exception()
 
@@ -193,11 +196,25 @@ class PendingTable:
             self._next()
         return True
 
-    def progress(self, request_id: bytes, value: Any) -> None:
-        """Give a value that a node reports to its request. Does nothing if there is none, or it wants no progress."""
+    def progress(self, request_id: bytes, value: Raw) -> None:
+        """Give a value that a node reports to its request. Does nothing if there is none, or it wants no progress.
+
+        Raises what decoding raises. A stream whose node sends more than was granted, or what cannot be decoded, fails.
+        """
         pending, _ = self._sent.get(request_id, (None, None))
-        if pending is not None and pending.progress is not None:
-            pending.progress(value)
+        if pending is None:
+            return
+        if pending.flows is not None:
+            if (overrun := pending.flows.put(value)) is not None:
+                pending.fail(overrun)
+        elif pending.progress is not None:
+            pending.progress(msgspec.json.decode(value))
+
+    def granted(self, grant: Grant) -> None:
+        """Give a node's grant to its request. Does nothing if there is none, or it is no stream."""
+        pending, _ = self._sent.get(bytes(grant.id), (None, None))
+        if pending is not None and pending.flows is not None:
+            pending.flows.granted(grant)
 
     def drain(self, end: End) -> None:
         """Queue no more requests, and fail those that wait for a place. ``end`` says why."""

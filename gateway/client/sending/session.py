@@ -17,8 +17,10 @@ from gateway.client.endings import CLIENT_CLOSE, CLOSED, LOST, SHUTDOWN, End
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost, failure, received
 from gateway.client.link import Frame, Link
 from gateway.client.sending.counting import ACK_WITHIN, Kept, is_counted
+from gateway.client.sending.flows import Grant
 from gateway.client.sending.outbox import Outbox, Outgoing
 from gateway.client.sending.pending import Exchange, OnReply, Pending, PendingTable, Progress
+from gateway.client.sending.streams import Opening
 from gateway.errors import INVALID_REQUEST, METHOD_NOT_FOUND
 from gateway.rpc import jsonrpc
 
@@ -33,6 +35,11 @@ KEEP_AGAIN: Final = 1.0
 
 class _Ack(msgspec.Struct):
     received: int
+
+
+class _Report(msgspec.Struct):
+    id: Raw
+    value: Raw
 
 
 class _Resumed(msgspec.Struct, rename="camel"):
@@ -125,6 +132,27 @@ class Session:
         exchange = Exchange({request_id: pending}, message, lambda: jsonrpc.request(request_id, *make()))
         return await self._result(exchange, self.pending.queue)
 
+    async def stream(
+        self,
+        message: Outgoing,
+        opening: Opening,
+        make: Callable[[], tuple[str, dict[str, Any] | Raw | None, float]],
+        *,
+        raw: bool = False,
+    ) -> Any:
+        """Send a stream's call as `call` does, and return its result.
+
+        ``make`` returns the method, its params, and the deadline of the stream in seconds.
+        """
+        request_id, pending = self._id(), Pending(flows=opening.flows, raw=raw)
+
+        def encode() -> bytes:
+            method, params, deadline = make()
+            opening.begin(self, request_id, deadline)
+            return opening.request(self, request_id, method, params)
+
+        return await self._result(Exchange({request_id: pending}, message, encode), self.pending.queue)
+
     async def batch(self, message: Outgoing, requests: list[tuple[str, Raw | None]]) -> list[Any]:
         """Send requests in one message as soon as the gateway takes so many; return for each its result or `CallError`.
 
@@ -195,6 +223,20 @@ class Session:
         """Return whether the gateway takes a message of this size."""
         return self._outbox.fits(data)
 
+    def notified(self, method: str, params: Raw) -> bool:
+        """Take a notification about what goes on here. Returns False if it is another. Raises msgspec.DecodeError."""
+        match method:
+            case "rpc.progress":
+                report = msgspec.json.decode(params, type=_Report)
+                self.pending.progress(bytes(report.id), report.value)
+            case "rpc.demand":
+                self.pending.granted(msgspec.json.decode(params, type=Grant))
+            case "connection.ack":
+                self._acknowledged(params)
+            case _:
+                return False
+        return True
+
     # Kept
 
     def keep(self) -> None:
@@ -247,8 +289,7 @@ class Session:
             self._timer.cancel()
             self._timer = None
 
-    def acknowledged(self, params: Raw) -> None:
-        """Take an acknowledgement of the gateway's. Raises msgspec.DecodeError."""
+    def _acknowledged(self, params: Raw) -> None:
         number = msgspec.json.decode(params, type=_Ack).received
         if not self._counting.counts:
             return  # it was under way when this side gave up

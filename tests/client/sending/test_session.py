@@ -47,7 +47,7 @@ async def test_an_acknowledgement_that_comes_when_nothing_is_counted_ends_nothin
 
     async with scripted(script) as gateway, open_session() as http:
         session = await opened(gateway, http)
-        session.acknowledged(Raw(b'{"received":1}'))
+        session.notified("connection.ack", Raw(b'{"received":1}'))
         assert session.usable
         await session.close()
 
