@@ -408,8 +408,7 @@ def connect(
     credential travels in the Authorization header, and a refresh in a message. reconnect: whether to connect again
     after a loss; never done if the gateway has said that it is of no use, nor if the first attempt meets no gateway at
     all, such as another service, or a certificate that is not trusted. keep: whether the connection outlives its link
-    if the gateway agrees, so that no call fails, in either direction, if the client is back in time: the gateway says
-    how long that is. Without ``reconnect`` it is never kept.
+    if the gateway agrees: no call fails, in either direction, if the client is back in time. Never without reconnect.
 
     ssl: how to verify the gateway; None and True: as Python does, False: not at all. cafile: a PEM file with the
     authorities to trust, in place of ``ssl``. proxy: the URL of an HTTP proxy; True: what HTTPS_PROXY (for wss),
@@ -419,9 +418,8 @@ def connect(
     open_timeout: how long entering waits for a connection; None: without end. connect_timeout: for an attempt, from
     TCP to the welcome, and for the token. close_timeout: how long the gateway may take to answer a close. heartbeat:
     silence after which the gateway is pinged; it has half of that to answer. backoff: the pauses between attempts.
-
     max_calls: how many calls are served at once; more are refused as ``overloaded``. max_message_bytes: the largest
-    message that is accepted from the gateway.
+    message that is accepted.
 
     White space around the URL, the token and the proxy does not count. Raises ValueError for a URL that is not one of a
     gateway or has a credential in it, for a token that no header can hold, for a proxy that is not an HTTP proxy, and
