@@ -685,7 +685,7 @@ def test_a_tokens_file_that_others_may_write(tmp_path: Path) -> None:
     tokens.chmod(0o666)
     wrong = "auth.tokens_file: mode 0666 lets others than its owner write it"
     line = f"{tokens}: {wrong}; chmod go-w: whoever may write it decides who may connect"
-    expect_refusal(line, GATEWAY_AUTH__MODE="token", GATEWAY_AUTH__TOKENS_FILE=str(tokens))
+    expect_refusal(line, GATEWAY_SERVER__PORT="0", GATEWAY_AUTH__MODE="token", GATEWAY_AUTH__TOKENS_FILE=str(tokens))
 
 
 @pytest.mark.parametrize(
