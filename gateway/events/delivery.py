@@ -287,6 +287,7 @@ class Delivery:
         self._cork = cork
         self.aside: Final[set[Subscriber]] = set()
         self._rests: dict[Topic, _Rest] = {}
+        self._goes_on = False
         self.delivered = 0
         self.gaps = 0
 
@@ -320,20 +321,22 @@ class Delivery:
     def _begin(self, topic: Topic, rest: _Rest) -> None:
         """Hand a message out to some of very many subscribers, and to the others in later event-loop iterations."""
         _hand_out(topic, rest, CROWD)
-        if not self._rests:
-            self._cork.later(self._go_on)
         self._rests[topic] = rest
+        self._go_on_later()
+
+    def _go_on_later(self) -> None:
+        if self._rests and not self._goes_on:
+            self._goes_on = True
+            self._cork.later(self._go_on)
 
     def _go_on(self) -> None:
         """Hand out some more of the message that has waited longest: one slice in an iteration, whatever waits."""
-        if not self._rests:
-            return
-        topic, rest = next(iter(self._rests.items()))
-        _hand_out(topic, rest, CROWD)
-        if not rest.left:
-            del self._rests[topic]
-        if self._rests:
-            self._cork.later(self._go_on)
+        self._goes_on = False
+        for topic, rest in list(islice(self._rests.items(), 1)):
+            _hand_out(topic, rest, CROWD)
+            if not rest.left:
+                del self._rests[topic]
+        self._go_on_later()
 
     def owed(self, topic: Topic, subscriber: Subscriber) -> None:
         """Send a subscriber that leaves a topic what it is still to get of it."""
