@@ -19,6 +19,9 @@ from gateway.websocket.frames import State
 ACK_EVERY: Final = 64
 """After how many messages of the peer they are acknowledged at the latest."""
 
+GRAIN: Final = 16 * 1024
+"""Bytes by which what is kept may differ from what the account is charged with."""
+
 AT_ONCE: Final = 256 * 1024
 """How many bytes are written again in one event-loop iteration."""
 
@@ -60,9 +63,14 @@ class Session:
 
     __slots__ = (
         "_account",
+        "_charged",
+        "_due",
         "_first",
         "_kept",
         "_overrun",
+        "_quarter",
+        "_rewritten",
+        "_settled",
         "_since_told",
         "_write",
         "acked",
@@ -76,7 +84,6 @@ class Session:
         "received",
         "sent",
         "told",
-        "written",
     )
 
     def __init__(
@@ -92,16 +99,18 @@ class Session:
         self.digest: Final = digest
         self.hold: Final = hold
         self.max_bytes: Final = max_bytes
+        self._quarter: Final = max_bytes // 4
         self.link = link
         self._write: Callable[[bytes], None] | None = link.pass_on
         self._account = account
         self._overrun = overrun
         self._kept: deque[bytes] = deque()
         self._first = 1
-        self.octets = 0
-        self.sent = self.written = self.acked = 0
+        self.octets = self._charged = self._settled = 0
+        self.sent = self.acked = self._rewritten = 0
         self.received = self.told = 0
         self._since_told = 0
+        self._due = False
         self.established = False
         """Whether the peer has ever acknowledged anything. Before that it may not know of the session."""
         self.attempt = 0
@@ -110,19 +119,28 @@ class Session:
 
     def send(self, payload: bytes) -> None:
         """Number one message and keep it, and write it unless others have to be written first."""
-        size = len(payload)
         self.sent += 1
         self._kept.append(payload)
-        self.octets += size
-        self._account.held += size
+        self.octets = octets = self.octets + len(payload)
         write = self._write
         if write is not None:
-            self.written = self.sent
             write(payload)
         elif self.crowded:
             self.link.barred = True
-        if self.octets > self.max_bytes or self._account.held > self._account.bound:
+        if octets > self._settled:  # nearly always it is not, so the account is not touched for each message
+            self._settle()
             self._lose()
+
+    @property
+    def written(self) -> int:
+        """The number of the last message that was written to the link, or to the last one if there is none."""
+        return self._rewritten if self._write is None else self.sent
+
+    def _settle(self) -> None:
+        """Charge the account with what is kept now."""
+        self._account.held += self.octets - self._charged
+        self._charged = self.octets
+        self._settled = min(self.octets + min(GRAIN, self.max_bytes // 64), self.max_bytes)
 
     @property
     def crowded(self) -> bool:
@@ -132,15 +150,15 @@ class Session:
     def _lose(self) -> None:
         """Keep the latest messages alone, as many as there is room for. A loss of the link would be final then."""
         while self._kept and (self.octets > self.max_bytes or self._account.held > self._account.bound):
-            self._drop()
+            self._drop(1)
+            self._settle()
         if self._write is None and self._first > self.written + 1:
             self._overrun()
 
-    def _drop(self) -> None:
-        size = len(self._kept.popleft())
-        self._first += 1
-        self.octets -= size
-        self._account.held -= size
+    def _drop(self, count: int) -> None:
+        self._first += count
+        pop = self._kept.popleft
+        self.octets -= sum([len(pop()) for _ in range(count)])
 
     def acknowledged(self, number: int) -> bool:
         """Keep no more what the peer has had, up to this number. Returns False if that was never sent.
@@ -151,8 +169,9 @@ class Session:
         if number > self.sent:
             return False
         self.acked = max(self.acked, number)
-        while self._first <= number:
-            self._drop()
+        if self._first <= number:
+            self._drop(number + 1 - self._first)
+            self._settle()
         return True
 
     def holds(self, end: Disconnect) -> bool:
@@ -161,6 +180,7 @@ class Session:
 
     def detach(self) -> None:
         """Write nothing more, because the link is lost."""
+        self._rewritten = self.written
         self._write = None
 
     def attach(self, link: Link) -> None:
@@ -168,7 +188,8 @@ class Session:
         self.link = link
         self.told = self.received  # the reply to the resume tells it
         self._since_told = 0
-        self.written = self.acked
+        self._due = False
+        self._rewritten = self.acked
         if self.crowded:
             link.barred = True
 
@@ -181,7 +202,7 @@ class Session:
         for payload in islice(self._kept, max(0, self.written + 1 - self._first), None):
             if left <= 0 or link.blocked or link.state is not State.OPEN:
                 return left <= 0
-            self.written += 1
+            self._rewritten += 1
             left -= len(payload)
             link.pass_on(payload)
         if link.state is State.OPEN:
@@ -201,19 +222,35 @@ class Session:
     def clear(self) -> None:
         """Keep nothing more, because the connection is over."""
         self._write = None
-        self._account.held -= self.octets
         self._kept.clear()
         self.octets = 0
+        self._settle()
 
     # The peer's messages
 
     def heard(self, octets: int) -> bool:
-        """Count the bytes of a message of the peer's. Returns whether what has come is to be acknowledged now."""
-        self._since_told += octets
-        return self.received - self.told >= ACK_EVERY or self._since_told >= self.max_bytes // 4
+        """Count the bytes of a message of the peer's. Returns whether to look if something is to be acknowledged.
+
+        That is so for the first message after an acknowledgement, and as long as one `is_due`.
+        """
+        self._since_told = since = self._since_told + octets
+        if self._due:  # as `is_due`, without a call
+            return self.received - self.told >= ACK_EVERY or since >= self._quarter
+        self._due = True
+        return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much has come that it is to be acknowledged now, and not in a while."""
+        return self.received - self.told >= ACK_EVERY or self._since_told >= self._quarter
+
+    def nothing_due(self) -> None:
+        """Note that there is nothing to acknowledge after all: what has come was an acknowledgement itself."""
+        self._due = False
 
     def tell(self) -> int:
         """Return the number up to which the peer's messages have come, which it is told now."""
         self.told = self.received
         self._since_told = 0
+        self._due = False
         return self.received

@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 class Counting:
     """The endpoint of a kept connection: it counts what comes, and leaves all else to the endpoint ``inside``."""
 
-    def __init__(self, inside: Endpoint, acknowledge: Callable[[Connection, bool], None]) -> None:
+    def __init__(self, inside: Endpoint, acknowledge: Callable[[Connection], None]) -> None:
         self._inside = inside
         self._text = inside.text
         self._acknowledge = acknowledge
@@ -58,7 +58,8 @@ class Counting:
             return
         session.received += 1
         self._text(connection, data)
-        self._acknowledge(connection, session.heard(len(data)))
+        if session.heard(len(data)):
+            self._acknowledge(connection)
 
 
 class Sessions:
@@ -141,11 +142,13 @@ class Sessions:
             connection.end(errors.PROTOCOL_ERROR._replace(reason=why[:123]))
         connection.let_streams_go_on()
 
-    def _acknowledge(self, connection: Connection, now: bool) -> None:
+    def _acknowledge(self, connection: Connection) -> None:
         session = connection.session
-        if session is None or session.received == session.told:
+        if session is None:
             return
-        if now:
+        if session.received == session.told:
+            session.nothing_due()
+        elif session.is_due:
             self._acks.done(connection)
             self._tell(connection)
         else:
