@@ -570,9 +570,9 @@ async def test_it_goes_on_after_cuts_and_says_that_it_was_away(scene: Scene, siz
             proxy.cut("reset" if cut % 2 else "fin")
             await expect(state).to_have_text("away, coming back…")
             proxy.refuse = False
+            await expect(page.get_by_text("and nothing is lost")).to_be_visible()  # for some seconds
             await expect(state).to_have_text("connected")
             resumed = await scene.gateway.wait_event("connection.resumed")
-            await expect(page.get_by_text("and nothing is lost")).to_be_visible()
         assert scene.gateway.events("connection.closed", connId=resumed["connId"]) == []
         await expect(page.get_by_role("row").filter(has_text="this page")).to_be_visible()
         await expect(page.get_by_role("alert")).to_have_text("")
