@@ -565,6 +565,10 @@ async def test_it_goes_on_after_cuts_and_says_that_it_was_away(scene: Scene, siz
         console.origin = proxy.url("", "http")
         await page.goto(proxy.url("/", "http"))
         await console.log_in(scene.tokens.of(OP))
+        # What is answered now was asked behind the acknowledgement with which the connection is kept.
+        await expect(page.get_by_role("row").filter(has_text="this page")).to_be_visible()
+        await page.get_by_role("button", name="Refresh").click()
+        await expect(page.get_by_role("button", name="Refresh")).to_be_enabled()
         for cut in range(sized(2, 10)):
             proxy.refuse = True
             proxy.cut("reset" if cut % 2 else "fin")
