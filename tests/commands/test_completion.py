@@ -2,7 +2,6 @@
 
 import functools
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,7 +80,6 @@ def test_bash_completes_the_file_of_parameters(folder: Path) -> None:
     assert completed("call a.b par", folder) == [], "they are no file without the @"
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_fish_completes_files(folder: Path) -> None:
     def offered(line: str) -> list[str]:
         asking = f"{script('fish')}\ncomplete -C 'aisopod-gateway {line}'"

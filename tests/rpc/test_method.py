@@ -58,6 +58,12 @@ def entry(function: Callable[..., Any], name: str = "a.b", **options: Any) -> Me
     return found
 
 
+def annotated(function: Callable[..., Any], **annotations: str) -> Callable[..., Any]:
+    """Give a function these annotations and no others, as a user may write them that has no checker of types."""
+    function.__annotations__ = annotations
+    return function
+
+
 # Declaring
 
 
@@ -80,10 +86,10 @@ def test_a_function_is_a_method_as_it_stands() -> None:
 
 
 def test_what_is_not_said_has_its_default() -> None:
-    def plain(peer):  # type: ignore[no-untyped-def]  # what is shown is that types may be missing
+    def plain(peer: object) -> int:
         return 1
 
-    found = entry(plain)
+    found = entry(annotated(plain))
     assert (found.scope, found.timeout, found.while_draining, found.is_async) == (None, None, False, False)
     assert (found.params, found.result, found.doc) == (None, Any, "")
 
@@ -141,8 +147,10 @@ def by_keyword(peer: object, *, params: Point) -> None: ...
 def keywords(peer: object, **params: int) -> None: ...
 
 
-def untyped(peer, params):  # type: ignore[no-untyped-def]  # what is refused is that the type is missing
-    ...
+def untyped(peer: object, params: object) -> None: ...
+
+
+annotated(untyped)
 
 
 def a_dictionary(peer: object, params: dict[str, int]) -> None: ...
@@ -154,16 +162,18 @@ def a_number(peer: object, params: int) -> None: ...
 def optional(peer: object, params: Point | None) -> None: ...
 
 
-def unknown_connection(peer: "NotImported") -> None:  # type: ignore[name-defined]  # noqa: F821  # what is refused
-    ...
+def unknown_connection(peer: object) -> None: ...
 
 
-def unknown_params(peer: object, params: "NotImported") -> None:  # type: ignore[name-defined]  # noqa: F821
-    ...
+def unknown_params(peer: object, params: object) -> None: ...
 
 
-def unknown_result(peer: object) -> "NotImported":  # type: ignore[name-defined]  # noqa: F821
-    ...
+def unknown_result(peer: object) -> None: ...
+
+
+annotated(unknown_connection, peer="NotImported")
+annotated(unknown_params, params="NotImported")
+annotated(unknown_result, **{"return": "NotImported"})
 
 
 def params_that_cannot_be_decoded(peer: object, params: Either) -> None: ...
