@@ -249,8 +249,8 @@ def test_without_the_tools_it_says_what_to_install(project: Project, tmp_path: P
         (few / name).symlink_to(f"/usr/bin/{name}")
     _, errors = project.run("scripts/test", status=1, PATH=str(few))
     assert errors == (
-        "test: missing here: systemd iproute2 openssl nodejs npm chromium prometheus. "
-        "As root: apt-get install -y --no-install-recommends systemd iproute2 openssl nodejs npm chromium prometheus\n"
+        "test: missing here: systemd iproute2 openssl nodejs npm chromium fish prometheus. "
+        "As root: apt-get install -y --no-install-recommends systemd iproute2 openssl nodejs npm chromium fish prometheus\n"
     )
 
 
