@@ -11,7 +11,6 @@ import binascii
 import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,6 +28,7 @@ SLACK: Final = 1 << 16
 PORT: Final = 4222
 
 _CRLF: Final = b"\r\n"
+_URL: Final = re.compile(r"(nats|tls)://(?:\[([0-9a-fA-F:.%]+)\]|([^\s/@:?#\[\]]+))(?::(\d{1,5}))?/?")
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _SECTION: Final = re.compile(rb"-{3,}\s*BEGIN ([A-Z ]+?)\s*-{3,}\s+(\S+)\s+-{3,}\s*END \1\s*-{3,}")
 # An nkey is a prefix, 32 bytes and a checksum in base32. The prefix of a user's seed is that of a seed, then that of a
@@ -192,12 +192,11 @@ def address(url: str) -> Address:
     Raises ValueError, with a sentence, if it is anything else. The sentence does not repeat it, because what is wrong
     may be a password in it.
     """
-    parts = urlsplit(url)
-    host, port = parts.hostname, parts.port
-    rest = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
-    if parts.scheme not in {"nats", "tls"} or not host or port == 0 or rest:
+    found = _URL.fullmatch(url)
+    port = int(found[4] or PORT) if found else 0
+    if not found or not 0 < port < 1 << 16:
         raise ValueError("the address of a NATS server is nats://host:port or tls://host:port")
-    return Address(parts.scheme == "tls", host, port or PORT)
+    return Address(found[1] == "tls", found[2] or found[3], port)
 
 
 def status(headers: bytes) -> int:
