@@ -15,6 +15,7 @@ from gateway.config.types import (
     Algorithm,
     AuthMode,
     Batch,
+    ClusterName,
     Count,
     CountOrZero,
     EventLoop,
@@ -24,17 +25,22 @@ from gateway.config.types import (
     ListenHost,
     LogFormat,
     LogLevel,
+    MemberName,
+    MemberTimeout,
     MessageBytes,
     ModuleName,
+    NatsUrl,
     Origin,
     OutboxBytes,
     Port,
     Proxy,
     Rate,
     RegistrationBytes,
+    Replicas,
     Seconds,
     SecondsOrZero,
     SocketPath,
+    Storage,
     Subprotocol,
     Switch,
     Text,
@@ -196,7 +202,33 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[cluster]`: this section has no keys yet."""
+    """`[cluster]`: the NATS that this gateway shares with others. If `nats` is empty it is alone.
+
+    `nats` are servers that are tried in turn; those with tls:// refuse plaintext. `name` is the beginning of all
+    subjects, and the name of the stream of events: all members of a cluster have the same. `member` is this gateway's
+    name for people; if it is empty, it is where the gateway listens.
+
+    At NATS the gateway is a `user` with the password in `password_file`, or has the token in `token_file`, or the
+    credentials in `credentials_file`, which is a .creds file. `tls_ca` has the certificates that are trusted instead of
+    the system's, `tls_cert` and `tls_key` are this gateway's own certificate, all PEM.
+
+    `storage` is where NATS keeps the events, `replicas` on how many of its servers. A member of which nothing is heard
+    for `member_timeout` seconds is taken for dead.
+    """
+
+    nats: tuple[NatsUrl, ...] = ()
+    name: ClusterName = "gateway"
+    member: MemberName = ""
+    user: Text = ""
+    password_file: FilePath = ""
+    token_file: FilePath = ""
+    credentials_file: FilePath = ""
+    tls_ca: FilePath = ""
+    tls_cert: FilePath = ""
+    tls_key: FilePath = ""
+    storage: Storage = "file"
+    replicas: Replicas = 1
+    member_timeout: MemberTimeout = 1.5
 
 
 class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -238,6 +270,7 @@ class Key(NamedTuple):
     check: Callable[[Any], bool] | None
     array: bool
     alone: bool  # one item may stand for itself, without an array
+    hidden: bool  # a wrong value is not shown
 
 
 def _key(declared: Any) -> Key:
@@ -247,8 +280,9 @@ def _key(declared: Any) -> Key:
     array = get_origin(declared) is tuple
     item = get_args(declared)[0] if array else declared
     plain, meta = get_args(item)
-    check = (meta.extra or {}).get("check")
-    return Key(str if get_origin(plain) is Literal else plain, item, meta.description, check, array, alone)
+    extra = meta.extra or {}
+    kind = str if get_origin(plain) is Literal else plain
+    return Key(kind, item, meta.description, extra.get("check"), array, alone, extra.get("hidden", False))
 
 
 def _schema(struct: type[Struct], at: KeyPath = ()) -> Iterator[tuple[KeyPath, Key | tuple[str, ...]]]:
