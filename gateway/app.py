@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway import errors
+from gateway.assembly.health import Health, foreign_to, nosniff
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
@@ -51,10 +52,10 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Work
-from gateway.status import Phase, Status
+from gateway.status import Status
 from gateway.telemetry import log
 from gateway.telemetry.lines import Lines
-from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
+from gateway.telemetry.metrics import LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
 
@@ -94,9 +95,8 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
         gateway.dispatcher.add(source)
 
     app.router.add_get("/ws", gateway.websocket, allow_head=False)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    foreign = foreign_to(gateway.gatekeeper)
+    gateway.health.add_to(app, foreign)
     pages.add_to(app, foreign, login=config.auth.mode != "none")
 
     app.on_response_prepare.append(nosniff)
@@ -160,6 +160,7 @@ class Gateway:
         )
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()
+        self.health: Final = Health(status, self.metrics.text)
         self._drain: asyncio.Task[None] | None = None
         self.log_handler: log.LogHandler | None = None
         """What writes the log if nobody has set it up."""
@@ -379,40 +380,6 @@ def load_tracing() -> Tracing:
         right = "pip install aisopod-gateway[otel], or tracing.enabled = false"
         raise ConfigError("configuration", "tracing.enabled", f"OpenTelemetry is missing: {error}", right) from None
     return tracing
-
-
-async def healthz(request: web.Request) -> web.Response:
-    """`GET /healthz`: 200 while the process is alive."""
-    return web.json_response({"status": "ok"})
-
-
-async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: 200 when connections are accepted, 503 with the reason when not."""
-    phase = request.app[STATUS].phase
-    return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
-
-
-def foreign(request: web.Request) -> web.Response | None:
-    """Refuse a request for a host name that is not the gateway's. Returns None if it is."""
-    try:
-        request.app[GATEWAY].gatekeeper.check_host(request)
-    except RefusedError as refusal:
-        return refused(refusal)
-    return None
-
-
-async def metrics(request: web.Request) -> web.Response:
-    """`GET /metrics`: Prometheus exposition."""
-    refusal = foreign(request)
-    if refusal is not None:
-        return refusal
-    text = await request.app[GATEWAY].metrics.text()
-    return web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
-
-
-async def nosniff(request: web.Request, response: web.StreamResponse) -> None:
-    """Forbid browsers to guess the type of a response, whatever made it. A 101 has no part in this."""
-    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 async def on_startup(app: web.Application) -> None:

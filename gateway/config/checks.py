@@ -4,7 +4,7 @@ from typing import NamedTuple, NoReturn
 
 from gateway.config.certificates import CertificateError, client_context, tls_context
 from gateway.config.schema import Cluster, Config, Jwt
-from gateway.config.types import ConfigError, is_loopback
+from gateway.config.types import ConfigError, is_loopback, literal
 
 
 class Value(NamedTuple):
@@ -24,7 +24,7 @@ def check(config: Config, values: Values) -> None:
 
     Of the keys that are involved, the error names one from the strongest source.
     """
-    for check_one in (_check_times, _check_sizes, _check_room, _check_auth, _check_tls, _check_cluster):
+    for check_one in (_check_port, _check_times, _check_sizes, _check_room, _check_auth, _check_tls, _check_cluster):
         check_one(config, values)
 
 
@@ -33,6 +33,13 @@ def _blame(values: Values, wrong: str, right: str, *keys: str) -> NoReturn:
     key = max((key for key in keys if key in values), key=lambda key: values[key].rank, default=keys[0])
     source = values[key].source if key in values else "default"
     raise ConfigError(source, key, wrong, right) from None
+
+
+def _check_port(config: Config, values: Values) -> None:
+    server = config.server
+    if server.reuse_port and server.unix_socket:
+        wrong = f"true, and server.unix_socket {literal(server.unix_socket)} can have one listener only"
+        _blame(values, wrong, "false, or server.host and port instead of unix_socket", "server.reuse_port")
 
 
 def _check_times(config: Config, values: Values) -> None:

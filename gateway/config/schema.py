@@ -53,7 +53,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `host` is one address or name, or several in an array. If `unix_socket` is set, the gateway listens there instead of
     on `host` and `port`. `port` 0 takes a free port, the same for every address.
-    `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is.
+    If `reuse_port` is true, several processes of one user listen on the same port, and each gets a share of the
+    connections. `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is. On `ops_port` of
+    `ops_host`, which is one address or several as well, there are only `/healthz`, `/readyz` and `/metrics`, without
+    TLS; 0: nowhere.
 
     `handshake_timeout` is one budget from TCP accept, through TLS and the request head, to the 101, and to the
     credential of a peer that brings it in a message. Any other response has the same time again to leave.
@@ -71,6 +74,9 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: ListenHost | tuple[ListenHost, ...] = "127.0.0.1"
     port: Port = 8765
     unix_socket: SocketPath = ""
+    reuse_port: Switch = False
+    ops_port: Port = 0
+    ops_host: ListenHost | tuple[ListenHost, ...] = "127.0.0.1"
     tls_cert: FilePath = ""
     tls_key: FilePath = ""
     handshake_timeout: Seconds = 5.0
@@ -90,6 +96,11 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def hosts(self) -> tuple[str, ...]:
         """`host`, always as a tuple."""
         return (self.host,) if isinstance(self.host, str) else self.host
+
+    @property
+    def ops_hosts(self) -> tuple[str, ...]:
+        """`ops_host`, always as a tuple."""
+        return (self.ops_host,) if isinstance(self.ops_host, str) else self.ops_host
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

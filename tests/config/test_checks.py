@@ -72,6 +72,11 @@ WRONG_FILES = [
         "limits.max_connections: limits.reserved_for_admin 16 is not below limits.max_connections 16;"
         " a limits.reserved_for_admin below 16",
     ),
+    (
+        "[server]\nunix_socket = '/run/a'\nreuse_port = true",
+        'server.reuse_port: true, and server.unix_socket "/run/a" can have one listener only;'
+        " false, or server.host and port instead of unix_socket",
+    ),
     ("[server]\ntls_cert = 'a.pem'", "server.tls_cert: set without server.tls_key; both or neither"),
     ("[server]\ntls_key = 'a.key'", "server.tls_key: set without server.tls_cert; both or neither"),
     (

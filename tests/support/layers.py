@@ -48,7 +48,8 @@ WINGS: Final = (
     GROUND,
 )
 RANKS: Final = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
-# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all.
+# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all. There is a
+# folder `assembly`, too.
 IN_ROOT: Final = {
     **dict.fromkeys(("__main__", "cli"), ENTRY),
     **dict.fromkeys(("api", "app", "server", "systemd"), ASSEMBLY),

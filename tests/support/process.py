@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import ssl
 import sys
 import tempfile
@@ -366,6 +367,13 @@ def clean_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("GATEWAY_") and name not in PRIVATE_VARIABLES
     }
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody has at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
 
 
 def to_toml(config: Config) -> str:
