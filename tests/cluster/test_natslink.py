@@ -281,6 +281,22 @@ async def test_a_server_that_hangs_up(text: bytes) -> None:
         assert await no_link(f"nats://{where}") in {"the server ended the connection", "Connection reset by peer"}
 
 
+async def test_a_link_that_is_ended_is_reset_so_that_the_kernel_discards_what_it_holds() -> None:
+    ends: list[type[Exception]] = []
+
+    async def watch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"nonsense\r\n")
+        try:
+            await reader.read()
+        except OSError as error:
+            ends.append(type(error))
+
+    async with scripted(watch) as where:
+        await no_link(f"nats://{where}")
+        await until(lambda: bool(ends), "the link was not cut")
+    assert set(ends) == {ConnectionResetError}
+
+
 # Errors of the server
 
 
@@ -324,6 +340,7 @@ SCENARIOS: list[Callable[[], Coroutine[Any, Any, None]]] = [
     lambda: test_what_came_in_plaintext_is_forgotten_under_tls(authority()),
     lambda: test_a_silent_server_is_given_up("end of the TLS handshake"),
     lambda: test_a_server_that_hangs_up(INFO),
+    test_a_link_that_is_ended_is_reset_so_that_the_kernel_discards_what_it_holds,
     test_a_server_that_is_not_there,
 ]
 
