@@ -121,8 +121,6 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Have it cut into messages."""
         self.heard = True
-        if self.ended.done():
-            return
         try:
             self.reader.feed(data)
         except WireError as error:
