@@ -65,6 +65,7 @@ PURE: Final = frozenset(
     {
         "auth.credentials",
         "auth.scopes",
+        "cluster.alive",
         "cluster.memory",
         "cluster.natswire",
         "cluster.stream",
