@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
@@ -58,6 +58,9 @@ from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
+
+if TYPE_CHECKING:
+    from gateway.assembly.cluster import Cluster
 
 FEW_METHODS: Final = 50
 """How many methods of one node are looked at in passing."""
@@ -116,6 +119,7 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.lines: Final = self._regime.lines
         self.rejections: Final = Rejections(self.lines)
+        self.cluster: Final = _cluster(config, status, self.lines)
         self._steps = Steps()
         self.admission: Final = self._admission(config, status)
         stream = _stream(config)
@@ -160,7 +164,9 @@ class Gateway:
         )
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()
-        self.health: Final = Health(status, self.metrics.text)
+        self.health: Final = Health(status, self.metrics.text, None if self.cluster is None else self.cluster.state)
+        self.joining: asyncio.Task[None] | None = None
+        """Ends when the gateway has joined its cluster; raises ConfigError if it cannot. None if it is alone."""
         self._drain: asyncio.Task[None] | None = None
         self.log_handler: log.LogHandler | None = None
         """What writes the log if nobody has set it up."""
@@ -199,6 +205,7 @@ class Gateway:
                 "calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls)),
                 "connections_held": ("Connections that have lost their link.", lambda: self.sessions.held),
                 "loop_lag_seconds": ("How late the event loop was, at most, lately.", lambda: self.lag.seconds),
+                **({} if self.cluster is None else self.cluster.gauges()),
             },
             counters={
                 "events_published": ("Messages published.", lambda: self.events.published),
@@ -208,19 +215,35 @@ class Gateway:
             dropped=lambda: {**self.router.dropped, "event": self._delivery.gaps},
         )
 
-    async def start(self) -> None:
-        """Connect the stream of events, and watch the event loop and the log. Once, before the first request."""
-        await self.events.start()
+    async def start(self, ready: Callable[[], None]) -> None:
+        """Connect the stream of events, and watch the event loop and the log. Once, before the first request.
+
+        ``ready`` is called when connections may come: at once, or when ``joining`` has come to a good end.
+        """
         self.lag.start()
         self.lines.start()
         self.standstill.start(asyncio.get_running_loop())
+        if self.cluster is None:
+            await self.events.start()
+            ready()
+        else:
+            self.joining = asyncio.create_task(self._join(self.cluster, ready))
+            self.joining.add_done_callback(_seen)
+
+    async def _join(self, cluster: Cluster, ready: Callable[[], None]) -> None:
+        await cluster.join(self.events.start)
+        ready()
 
     async def stop(self) -> None:
         """Let go of what `start` has connected. After the last connection; may be called twice."""
         self.standstill.stop()
         self.lag.stop()
         self.lines.stop()
+        if self.joining is not None:
+            self.joining.cancel()
         await self.events.stop()
+        if self.cluster is not None:
+            await self.cluster.close()
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """`GET /ws`: admit the request and serve its connection, at first with `Preauth` if it owes its credential."""
@@ -306,14 +329,32 @@ class Gateway:
         await asyncio.shield(self._drain)
 
     async def _let_go(self, server: Server) -> None:
+        if self.joining is not None:
+            self.joining.cancel()
         self.sessions.drain()
         if self._connections:
             self._presence.draining(server.drain_timeout)
         await self._connections.drain(server.drain_timeout, server.close_timeout)
+        if self.cluster is not None:
+            await self.cluster.leave()
 
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read again. Returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
+
+
+def _cluster(config: Config, status: Status, lines: Lines) -> Cluster | None:
+    """Return what joins a cluster, or None. A gateway alone does not even load it."""
+    if not config.cluster.nats:
+        return None
+    made: Cluster = importlib.import_module("gateway.assembly.cluster").Cluster(config, status.instance, lines)
+    return made
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Note that a failure needs no further report: it is in the log, and the process may ask for it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _waiting(config: Config, nodes: Nodes, router: Router) -> Waiting:
@@ -385,8 +426,7 @@ def load_tracing() -> Tracing:
 async def on_startup(app: web.Application) -> None:
     """The runner of the application listens right after this."""
     app[GATEWAY].log_handler = log.adopt(app[CONFIG].log)
-    await app[GATEWAY].start()
-    app[STATUS].ready()
+    await app[GATEWAY].start(app[STATUS].ready)
 
 
 async def on_shutdown(app: web.Application) -> None:

@@ -9,9 +9,10 @@ import os
 import resource
 import signal
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
+import msgspec
 import uvloop
 
 from gateway import __version__
@@ -38,6 +39,8 @@ EXIT_FORCED: Final = 1
 """Exit status after a second signal."""
 
 _LOG_FLUSH: Final = 0.3
+_STARTING: Final = 10.0
+"""Seconds for which the service manager waits for the gateway to join its cluster."""
 
 
 class Server:
@@ -61,7 +64,10 @@ class Server:
         self._reloading: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Serve until a signal, then drain. Returns the exit status; raises ConfigError if it cannot listen."""
+        """Serve until a signal, then drain. Returns the exit status.
+
+        Raises ConfigError if it cannot listen, or cannot join its cluster as it is configured.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # before all else: pid 1 would lose a signal
             loop.add_signal_handler(number, self._on_stop, number)
@@ -70,23 +76,31 @@ class Server:
         # 2. Assemble.
         await self._assemble(self._tls_context())
         # 3. Listen, and say so.
-        watchdog = self._begin()
-        # 4. Serve.
-        await self._stop.wait()
-        # 5. Refuse what is new.
-        self._refuse()
-        # 6. Let all connections go.
-        await self._gateway.drain(self._config.server)
-        # 7. Close what is left: the listeners, handshakes under way, idle HTTP.
-        await self._front.close()
-        if self._ops is not None:
-            await self._ops.close()
-        ports.close()
-        watchdog.stop()
-        self._log_stopped()
+        self._begin()
+        try:
+            # 4. Join the cluster, if there is one; until then health alone is answered.
+            await self._join()
+            # 5. Serve.
+            await self._stop.wait()
+            # 6. Refuse what is new.
+            self._refuse()
+            # 7. Let all connections go.
+            await self._gateway.drain(self._config.server)
+        finally:
+            # 8. Close what is left: the listeners, handshakes under way, idle HTTP.
+            await self._front.close()
+            if self._ops is not None:
+                await self._ops.close()
+            ports.close()
+            self._watchdog.stop()
+            self._log_stopped()
         return 0
 
     async def _assemble(self, context: ssl.SSLContext | None) -> None:
+        cluster = self._config.cluster
+        if cluster.nats and not cluster.member:
+            named = msgspec.structs.replace(cluster, member=self._ports.name)
+            self._config = msgspec.structs.replace(self._config, cluster=named)
         self._app = app = create_app(self._config)
         self._gateway = gateway = app[GATEWAY]
         keeper = gateway.gatekeeper
@@ -99,18 +113,42 @@ class Server:
             self._ops = Front(ops_app(self._config.server, gateway.health))
             await self._ops.setup(*shared)
 
-    def _begin(self) -> Watchdog:
+    def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         self._front.start(self._ports.main)
         if self._ops is not None:
             self._ops.start(self._ports.ops)
-        watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
-        watchdog.start()
+        self._watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
+        self._watchdog.start()
         self._log_started()
+
+    async def _join(self) -> None:
+        """Return when the gateway is ready, or is to stop. Raises ConfigError if it never will be ready."""
+        joining, cluster = self._gateway.joining, self._gateway.cluster
+        if joining is not None and cluster is not None:
+            # Not for long does the service manager wait, because without NATS the gateway is alive, too.
+            await self._first_of(joining, cluster.waiting.wait(), timeout=_STARTING)
+            if not joining.done():
+                self._notifier.ready()
+                await self._first_of(joining)
+            if self._stop.is_set():
+                return
+            try:
+                joining.result()
+            except ConfigError as error:
+                raise ConfigError(self._source_of(error.key), error.key, error.wrong, error.right) from error
         self._notifier.ready()
         logger.info("ready", extra={"event": "server.ready"})
-        return watchdog
+
+    async def _first_of(
+        self, task: asyncio.Task[None], *others: Coroutine[Any, Any, object], timeout: float | None = None
+    ) -> None:
+        """Wait until a task or one of the others is done, or a signal has come. The task goes on."""
+        waiters = [asyncio.create_task(other) for other in (self._stop.wait(), *others)]
+        await asyncio.wait({task, *waiters}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in waiters:
+            waiter.cancel()
 
     def _refuse(self) -> None:
         self._app[STATUS].drain()
@@ -173,12 +211,17 @@ class Server:
             self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
     async def _reload(self) -> None:
-        """SIGHUP: read certificate, tokens and keys again. If one of them cannot be loaded, nothing changes."""
+        """SIGHUP: read certificate, tokens and keys again. If one of them cannot be loaded, nothing changes.
+
+        What is shown to NATS counts from the next link to it.
+        """
+        cluster = self._gateway.cluster
         self._notifier.reloading()
         while self._reload_wanted:  # one that came meanwhile stands for newer files
             self._reload_wanted = False
             try:
                 context, authenticator = self._tls_context(), authenticators.load(self._config.auth)
+                options = None if cluster is None else cluster.options()
             except (OSError, ConfigError) as error:
                 logger.error(
                     "reload failed, all stays as it was: %s",
@@ -187,6 +230,8 @@ class Server:
                 )
                 continue
             self._front.listener.context = context
+            if cluster is not None and options is not None:
+                cluster.nats.options = options
             revoked = await self._gateway.renew(authenticator)
             logger.info("reloaded", extra={"event": "server.reloaded", "revoked": revoked})
         if not self._stop.is_set():

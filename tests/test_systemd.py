@@ -22,7 +22,7 @@ from gateway.config import Config, load
 from gateway.systemd import Notifier, Watchdog, listen_fds, watchdog_interval
 from tests.support.patience import START
 from tests.support.peers import RawPeer, Target
-from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, to_toml
+from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, free_port, to_toml
 
 UNITS = ROOT / "systemd"
 SERVICE, SOCKET = UNITS / "gateway.service", UNITS / "gateway.socket"
@@ -617,6 +617,18 @@ async def test_ready_comes_when_it_listens_and_stopping_when_it_drains(gateway: 
     await manager.expect("STOPPING=1")
     assert await process.wait() == 0
     assert not any("READY=1" in message for message in manager.take())
+
+
+async def test_a_gateway_that_waits_for_its_cluster_is_alive(gateway: StartGateway, manager: Manager) -> None:
+    """The service manager would end it otherwise, and start it again, for as long as there is no NATS."""
+    config = {"cluster": {"nats": [f"nats://127.0.0.1:{free_port()}"]}}
+    process = await gateway(config, environ=manager.environ, awaits="server.started")
+    await manager.expect("READY=1")
+    await process.wait_event("cluster.unreachable")
+    assert not process.events("server.ready")
+    process.terminate()
+    await manager.expect("STOPPING=1")
+    assert await process.wait() == 0
 
 
 async def test_a_reload_is_announced_and_ends_ready(gateway: StartGateway, manager: Manager) -> None:

@@ -16,11 +16,14 @@ Objection = Callable[[web.Request], web.Response | None]
 
 
 class Health:
-    """The three paths. ``metrics`` returns the text of `/metrics`."""
+    """The three paths. ``metrics`` returns the text of `/metrics`, ``cluster`` what is said of the cluster, if any."""
 
-    def __init__(self, status: Status, metrics: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(
+        self, status: Status, metrics: Callable[[], Awaitable[bytes]], cluster: Callable[[], str] | None = None
+    ) -> None:
         self._status: Final = status
         self._metrics: Final = metrics
+        self._cluster: Final = cluster
 
     def add_to(self, app: web.Application, foreign: Objection) -> None:
         """Add the routes. ``foreign`` refuses requests for `/metrics` that name another host."""
@@ -40,9 +43,13 @@ class Health:
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """Answer 200 when connections are accepted, 503 with the reason when not."""
+        """Answer 200 when connections are accepted, 503 with the reason when not.
+
+        A gateway that has lost its cluster accepts connections.
+        """
         phase = self._status.phase
-        return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
+        cluster = {} if self._cluster is None else {"cluster": self._cluster()}
+        return web.json_response({"status": phase, **cluster}, status=200 if phase is Phase.READY else 503)
 
 
 def foreign_to(gatekeeper: Gatekeeper) -> Objection:

@@ -46,6 +46,13 @@ class Ports:
         tcp = [sock for sock in self.main if sock.family != socket.AF_UNIX]
         return bool(tcp) and all(map(is_loopback_socket, tcp))
 
+    @property
+    def name(self) -> str:
+        """Where the gateway listens, for people: the first address, or the machine's name instead of all addresses."""
+        first = address_of(self.main[0])
+        host, _, port = first.rpartition(":")
+        return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else first
+
     def leave(self) -> None:
         """Close the sockets of ``main``. May be called twice. A path of our own is removed."""
         for sock in self.main:

@@ -72,6 +72,13 @@ LATE: Final = Line("handshake.timeout", 100, 10.0)
 CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
 """A defect of what handles a message of another gateway. It has a traceback, and one key."""
 
+CLUSTER_JOINED: Final = Line("cluster.joined", 20, 10.0)
+CLUSTER_LOST: Final = Line("cluster.lost", 20, 10.0, logging.WARNING)
+CLUSTER_UNREACHABLE: Final = Line("cluster.unreachable", 1, 60.0, logging.WARNING)
+CLUSTER_FORBIDDEN: Final = Line("cluster.forbidden", 20, 60.0, logging.ERROR)
+CLUSTER_REFUSED: Final = Line("cluster.refused", 1, 60.0, logging.ERROR)
+"""The link to NATS, each with one key. An attempt to reach it is repeated every second or two."""
+
 MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
 MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
 """Another gateway of the cluster comes and goes. They have one key."""
@@ -95,6 +102,11 @@ SAMPLED: Final = (
     REJECTED,
     LATE,
     CLUSTER_DEFECT,
+    CLUSTER_JOINED,
+    CLUSTER_LOST,
+    CLUSTER_UNREACHABLE,
+    CLUSTER_FORBIDDEN,
+    CLUSTER_REFUSED,
     MEMBER_JOINED,
     MEMBER_LOST,
     ACCEPT_PAUSED,
