@@ -21,8 +21,8 @@ from gateway.telemetry.lines import (
     CLUSTER_FORBIDDEN,
     CLUSTER_JOINED,
     CLUSTER_LOST,
-    CLUSTER_REFUSED,
     CLUSTER_UNREACHABLE,
+    NATS_REFUSED,
     Line,
     Lines,
 )
@@ -186,7 +186,7 @@ class Cluster:
 
     def _refused(self, refusal: ConfigError) -> None:
         """End the start. Later it would do harm: the gateway goes on without the others."""
-        self._log(CLUSTER_REFUSED, "%s", str(refusal), {"reason": refusal.wrong})
+        self._log(NATS_REFUSED, "%s", str(refusal), {"reason": refusal.wrong})
         if not self._ready:
             self._refusal = refusal
             self._news.set()

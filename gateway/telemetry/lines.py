@@ -76,7 +76,7 @@ CLUSTER_JOINED: Final = Line("cluster.joined", 20, 10.0)
 CLUSTER_LOST: Final = Line("cluster.lost", 20, 10.0, logging.WARNING)
 CLUSTER_UNREACHABLE: Final = Line("cluster.unreachable", 1, 60.0, logging.WARNING)
 CLUSTER_FORBIDDEN: Final = Line("cluster.forbidden", 20, 60.0, logging.ERROR)
-CLUSTER_REFUSED: Final = Line("cluster.refused", 1, 60.0, logging.ERROR)
+NATS_REFUSED: Final = Line("cluster.nats_refused", 1, 60.0, logging.ERROR)
 """The link to NATS, each with one key. An attempt to reach it is repeated every second or two."""
 
 MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
@@ -106,7 +106,7 @@ SAMPLED: Final = (
     CLUSTER_LOST,
     CLUSTER_UNREACHABLE,
     CLUSTER_FORBIDDEN,
-    CLUSTER_REFUSED,
+    NATS_REFUSED,
     MEMBER_JOINED,
     MEMBER_LOST,
     ACCEPT_PAUSED,

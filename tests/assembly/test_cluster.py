@@ -215,7 +215,7 @@ async def test_under_another_runner_a_refusal_is_in_the_log(
             await asyncio.wait_for(asyncio.shield(joining), WAIT)
         assert (await readyz(client))[0] == 503
         await client.close()
-    assert "cluster.refused" in [record.__dict__.get("event") for record in caplog.records]
+    assert "cluster.nats_refused" in [record.__dict__.get("event") for record in caplog.records]
 
 
 # Be without
