@@ -481,7 +481,6 @@ async def test_what_the_server_says_of_itself_may_change() -> None:
                 writer.write(b"PONG\r\n")
             elif line.startswith(b"SUB "):
                 writer.write(INFO.replace(b"1000", b"2000"))
-        writer.close()
 
     async with scripted(serve) as where, NatsPeer(f"nats://{where}") as peer:
         await peer.nats.flush(WAIT)
