@@ -21,6 +21,7 @@ from gateway.cluster.natslink import (
     TooLargeError,
     connect,
 )
+from tests.support.certs import authority
 from tests.support.fleet import until
 from tests.support.nats import INFO, NatsServer, scripted
 from tests.support.nats_peer import NatsPeer
@@ -368,10 +369,12 @@ async def test_two_pings_without_an_answer_are_the_end() -> None:
     assert Options(urls=()).ping_interval * (SILENT + 1) <= 2
 
 
-async def test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded() -> None:
-    async with NatsServer() as server, NatsPeer(server.url, ping_interval=NEVER) as listener:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded(tls: bool) -> None:
+    options: dict[str, Any] = {"ping_interval": NEVER, "tls": authority().client_context() if tls else None}
+    async with NatsServer(tls=tls) as server, NatsPeer(server.url, **options) as listener:
         await listener.hear(b"a")
-        async with NatsPeer(server.url, ping_interval=NEVER, max_outbox=4 * MIB) as peer:
+        async with NatsPeer(server.url, max_outbox=4 * MIB, **options) as peer:
             server.pause()
             sent = 0
             while peer.nats.info is not None:
@@ -481,7 +484,6 @@ async def test_what_the_server_says_of_itself_may_change() -> None:
                 writer.write(b"PONG\r\n")
             elif line.startswith(b"SUB "):
                 writer.write(INFO.replace(b"1000", b"2000"))
-        writer.close()
 
     async with scripted(serve) as where, NatsPeer(f"nats://{where}") as peer:
         await peer.nats.flush(WAIT)
@@ -583,7 +585,8 @@ SCENARIOS: list[Callable[[], Coroutine[Any, Any, None]]] = [
     test_a_request_gets_its_first_reply,
     test_after_a_restart_all_subscriptions_are_made_again,
     test_a_server_that_stands_still_is_noticed_by_its_silence,
-    test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded,
+    lambda: test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded(False),
+    lambda: test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded(True),
     test_what_was_corked_when_the_link_was_lost_is_discarded,
     test_a_gateway_that_does_not_read_is_cut_by_nats_and_comes_back,
     test_leaving_waits_for_no_server,

@@ -122,6 +122,7 @@ class NatsServer:
     def pause(self) -> None:
         """Let it stand still: it neither reads nor writes, and the kernel takes what is sent to it."""
         self._running.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._running.pid, os.WSTOPPED)  # until then some of its threads go on
 
     def resume(self) -> None:
         """Let it go on. Harmless if it does."""
