@@ -84,6 +84,7 @@ PURE: Final = frozenset(
         "handshake.proxies",
         "limits",
         "names",
+        "nodes.serving",
         "rpc.jsonrpc",
         "rpc.method",
         "rpc.openrpc",
