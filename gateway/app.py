@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import secrets
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs, web
 
 from gateway import errors
+from gateway.assembly.extras import load_cluster, load_tracing, seen
 from gateway.assembly.health import Health, foreign_to, nosniff
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
@@ -46,7 +46,7 @@ from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.methods.user import load_methods
 from gateway.nodes.registry import Nodes
-from gateway.nodes.routing import Router, Tracing
+from gateway.nodes.routing import Router
 from gateway.nodes.waiting import Waiting
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
@@ -119,7 +119,8 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.lines: Final = self._regime.lines
         self.rejections: Final = Rejections(self.lines)
-        self.cluster: Final = _cluster(config, status, self.lines)
+        self.cluster: Final = load_cluster(config, status, self.lines)
+        self._asking = None if self.cluster is None else self.cluster.asking
         self._steps = Steps()
         self.admission: Final = self._admission(config, status)
         stream = _stream(config)
@@ -144,7 +145,15 @@ class Gateway:
             held=self.held,
         )
         self.admission.held = self.sessions
-        own = GatewayMethods(config, status, connections, self.admission, self._steps)
+        own = GatewayMethods(
+            config,
+            status,
+            connections,
+            self.admission,
+            self._steps,
+            asking=self._asking,
+            nodes=lambda: self.nodes.here,
+        )
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
@@ -179,7 +188,7 @@ class Gateway:
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
         yield RpcMethods(self.dispatcher, self.router, self.documents)
-        yield ConnectionMethods(self._connections, self.sessions)
+        yield ConnectionMethods(self._connections, self.sessions, self._asking)
         if config.server.hold_timeout:
             yield SessionMethods(self.sessions, Resumption(self.sessions, self.admission, self.back))
         yield NodeMethods(
@@ -189,6 +198,7 @@ class Gateway:
             self.dispatcher.methods,
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
+            asking=self._asking,
         )
         yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 
@@ -228,7 +238,7 @@ class Gateway:
             ready()
         else:
             self.joining = asyncio.create_task(self._join(self.cluster, ready))
-            self.joining.add_done_callback(_seen)
+            self.joining.add_done_callback(seen)
 
     async def _join(self, cluster: Cluster, ready: Callable[[], None]) -> None:
         await cluster.join(self.events.start)
@@ -343,20 +353,6 @@ class Gateway:
         return await self.admission.renew(authenticator, self._connections.values())
 
 
-def _cluster(config: Config, status: Status, lines: Lines) -> Cluster | None:
-    """Return what joins a cluster, or None. A gateway alone does not even load it."""
-    if not config.cluster.nats:
-        return None
-    made: Cluster = importlib.import_module("gateway.assembly.cluster").Cluster(config, status.instance, lines)
-    return made
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Note that a failure needs no further report: it is in the log, and the process may ask for it."""
-    if not task.cancelled():
-        task.exception()
-
-
 def _waiting(config: Config, nodes: Nodes, router: Router) -> Waiting:
     limits = config.limits
     return Waiting(nodes, router, max_waiting=limits.max_waiting, max_in_flight=limits.max_in_flight)
@@ -411,16 +407,6 @@ CONFIG: Final = web.AppKey("config", Config)
 STATUS: Final = web.AppKey("status", Status)
 CONNECTIONS: Final = web.AppKey("connections", Connections)
 GATEWAY: Final = web.AppKey("gateway", Gateway)
-
-
-def load_tracing() -> Tracing:
-    """Load OpenTelemetry, which is an extra. Raises ConfigError if that is not installed."""
-    try:
-        tracing: Tracing = importlib.import_module("gateway.telemetry.tracing").exporting()
-    except ImportError as error:
-        right = "pip install aisopod-gateway[otel], or tracing.enabled = false"
-        raise ConfigError("configuration", "tracing.enabled", f"OpenTelemetry is missing: {error}", right) from None
-    return tracing
 
 
 async def on_startup(app: web.Application) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from gateway.cluster import options
+from gateway.cluster.asking import Asking
 from gateway.cluster.members import Members
 from gateway.cluster.nats import Nats
 from gateway.cluster.natslink import NatsError, Options, RefusedError
@@ -81,6 +82,7 @@ class Cluster:
             timeout=config.cluster.member_timeout,
             lines=lines,
         )
+        self.asking: Final = Asking(self.members)
 
     @property
     def connected(self) -> bool:

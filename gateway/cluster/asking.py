@@ -33,9 +33,9 @@ Answer = Callable[[bytes], bytes]
 
 
 class Told(NamedTuple):
-    """The answers, each as JSON, and the names of the members that have not answered."""
+    """The answers, each with the name of its member and as JSON, and the names of the members that are missing."""
 
-    answers: Sequence[bytes]
+    answers: Sequence[tuple[str, bytes]]
     missing: list[str]
 
 
@@ -47,7 +47,7 @@ class _Question:
     def __init__(self, members: Iterable[Member], enough: Callable[[bytes], bool]) -> None:
         self.waiting = dict.fromkeys(members)
         self.lost: list[Member] = []
-        self.answers: list[bytes] = []
+        self.answers: list[tuple[str, bytes]] = []
         self.enough = enough
         self.done = asyncio.Event()
 
@@ -57,7 +57,7 @@ class _Question:
             return
         del self.waiting[member]
         if answer:
-            self.answers.append(answer)
+            self.answers.append((member.name, answer))
         else:
             self.lost.append(member)
         if not self.waiting or (answer and self.enough(answer)):
@@ -83,6 +83,15 @@ class Asking:
         """This gateway's own name for people."""
         return self._members.name
 
+    @property
+    def here(self) -> Member:
+        """This gateway itself."""
+        return self._members.me
+
+    def check(self, member: str) -> None:
+        """Raise Refusal if no member is called so: by its name, or the id of its instance."""
+        self._meant(member)
+
     def register(self, question: str, function: Answer) -> None:
         """Answer a question, our own and others', by a function that does not raise, whatever the parameters are."""
         self._functions[question.encode()] = function
@@ -102,8 +111,8 @@ class Asking:
         comes first. Raises Refusal if nobody is called so, or if too many questions wait for answers.
         """
         here, others = self._meant(member)
-        answers = [self._functions[question.encode()](params)] if here else []
-        if any(map(enough, answers)):
+        answers = [(self.name, self._functions[question.encode()](params))] if here else []
+        if any(enough(answer) for _, answer in answers):
             return Told(answers, [])
         told = await self._ask(question, params, others, enough, timeout)
         away = self._away() if member is None else []
@@ -143,7 +152,8 @@ class Asking:
         finally:
             del self._open[token]
         missing = [*waiting.lost, *waiting.waiting]
-        return Told(waiting.answers, [] if any(map(enough, waiting.answers)) else [other.name for other in missing])
+        found = any(enough(answer) for _, answer in waiting.answers)
+        return Told(waiting.answers, [] if found else [other.name for other in missing])
 
     def _send(self, waiting: _Question, token: bytes, text: bytes) -> None:
         for member in list(waiting.waiting):

@@ -205,6 +205,8 @@ class Nodes:
         """Returns what a node of another gateway may not serve together with others. See `serving.Serving`."""
         self.version = 0
         self.cost = 0
+        self.here = 0
+        """How many nodes are connected to this gateway."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -268,7 +270,9 @@ class Nodes:
         else:
             self._serving.remove(replaced, replaced.methods)
             self.cost -= replaced.cost
+            self.here -= replaced.member is None
             replaced.peer.node = None
+        self.here += node.member is None
         node.peer.node = self._by_name[node.name] = node
         return replaced
 
@@ -329,6 +333,7 @@ class Nodes:
     def _leave(self, node: Node) -> None:
         """Let the name of a node be nobody's."""
         del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
+        self.here -= node.member is None
         node.peer.node = None
 
     def rescoped(self, peer: NodePeer) -> None:

@@ -38,7 +38,8 @@ class Asker(Fellow):
     async def hears(self, *names: str, **options: Any) -> tuple[list[bytes], list[str]]:
         """Ask for all names; the answers, sorted, and who is missing."""
         told = await self.asking.ask("name", b"{}", **options)
-        return sorted(told.answers), told.missing
+        assert [answer for _, answer in told.answers] == [b'"%b"' % name.encode() for name, _ in told.answers]
+        return sorted(answer for _, answer in told.answers), told.missing
 
 
 class Three(AsyncExitStack):
@@ -61,7 +62,8 @@ async def test_all_answer() -> None:
         assert await three.a.hears(timeout=LONG) == ([b'"a"', b'"b"', b'"c"'], [])
         assert three.b.asked == three.c.asked == [b"{}"]
         told = await three.c.asking.ask("echo", b'{"x":\n1}')
-        assert told.answers == [b'{"x":\n1}'] * 3, "line breaks in it are its own"
+        assert {answer for _, answer in told.answers} == {b'{"x":\n1}'}, "line breaks in it are its own"
+        assert sorted(name for name, _ in told.answers) == ["a", "b", "c"]
 
 
 async def test_one_is_asked_by_name_or_instance() -> None:
@@ -78,10 +80,10 @@ async def test_one_is_asked_by_name_or_instance() -> None:
 async def test_one_answer_may_be_enough() -> None:
     async with NatsServer() as server, Three(server) as three:
         own = await three.a.asking.ask("name", b"", enough=lambda answer: answer == b'"a"')
-        assert (own.answers, own.missing, three.b.asked) == ([b'"a"'], [], []), "nobody else is asked"
+        assert (own.answers, own.missing, three.b.asked) == ([("a", b'"a"')], [], []), "nobody else is asked"
         three.c.be_silent()
         told = await three.a.asking.ask("name", b"", enough=lambda answer: answer == b'"b"', timeout=LONG)
-        assert (told.answers, told.missing) == ([b'"a"', b'"b"'], [])
+        assert (told.answers, told.missing) == ([("a", b'"a"'), ("b", b'"b"')], [])
 
 
 async def test_who_does_not_answer_in_time_is_named() -> None:
@@ -95,7 +97,7 @@ async def test_who_does_not_know_the_question_is_named_at_once() -> None:
     async with NatsServer() as server, Three(server) as three:
         three.a.asking.register("new", lambda params: b"1")
         told = await three.a.asking.ask("new", b"", timeout=LONG)
-        assert (told.answers, told.missing) == ([b"1"], ["b", "c"])
+        assert (told.answers, told.missing) == ([("a", b"1")], ["b", "c"])
 
 
 async def test_a_defect_of_an_answer_is_logged_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,7 +121,7 @@ async def test_an_answer_that_nats_does_not_take_is_none() -> None:
 async def test_a_question_that_nats_does_not_take_is_not_waited_for() -> None:
     async with NatsServer("max_payload: 1000") as server, Three(server) as three:
         told = await three.a.asking.ask("name", b"x" * 1000, timeout=LONG)
-        assert (told.answers, told.missing) == ([b'"a"'], ["b", "c"])
+        assert (told.answers, told.missing) == ([("a", b'"a"')], ["b", "c"])
 
 
 async def test_who_is_lost_meanwhile_is_named_without_waiting() -> None:
