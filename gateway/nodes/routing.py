@@ -76,7 +76,7 @@ class NodeForward(msgspec.Struct, gc=False):
             raise not_run(errors.NODE_LOST, self.node.name)
         opening = None
         if self.stream is not None and request_id:
-            opening = self.router.opening(caller, self.node, self.stream, self.timeout)
+            opening = self.router.opening(caller, self.node, self.stream)
         where = self.node, self.served, self.params, self.timeout
         self.router.send(caller, *where, traceparent, request_id, batch, tally, opening)
         if not self.held:
@@ -146,7 +146,7 @@ class Router:
         opening = None
         if is_stream and request_id:
             grant = self._grant(message.stream)
-            opening = None if grant is None else self.opening(caller, node, grant, timeout)
+            opening = None if grant is None else self.opening(caller, node, grant)
         self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally, opening)
 
     def _grant(self, member: Raw) -> Grant | None:
@@ -258,7 +258,7 @@ class Router:
         if len(params) > roomy and self.overflows(whole):
             raise self._too_large(node, span)
         slot = slot_for(timeout)
-        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
+        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock(), timeout)
         if opening is not None:
             call = opening.call(call)
         calls[call_id] = call  # as Calls.enter() does
@@ -275,7 +275,7 @@ class Router:
         self.dropped["notification"] += 1
         tally.count(errors.OVERLOADED.name)
 
-    def opening(self, caller: Peer, node: Node, stream: Grant, timeout: float) -> Opening:
+    def opening(self, caller: Peer, node: Node, stream: Grant) -> Opening:
         """Return the stream that a call to a node is to become. Raises Refusal if the node does not know streams.
 
         It raises Refusal, too, if the caller grants too much.
@@ -285,7 +285,7 @@ class Router:
         if stream.octets > self.max_credit_bytes:
             right = f"stream.bytes: at most {self.max_credit_bytes}, half of limits.max_outbox_bytes"
             raise not_run(errors.INVALID_PARAMS, right)
-        return Opening(caller, node.peer, stream, self.max_credit_bytes, timeout)
+        return Opening(caller, node.peer, stream, self.max_credit_bytes)
 
     def _too_large(self, node: Node, span: Span | None) -> Refusal:
         if span is not None:
