@@ -306,7 +306,13 @@ class Router:
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
-        """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node.
+        """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node."""
+        detail, outcome = self.verdict(call, error)
+        self._log(call, reason, outcome)
+        return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)
+
+    def verdict(self, call: RoutedCall, error: RpcError) -> tuple[str, str]:
+        """Return the detail of a call's error, and its outcome. Tells the node that the call is not wanted any more.
 
         A node that is lost is told nothing, nor is a node that has given an answer which cannot be passed on.
         """
@@ -319,9 +325,12 @@ class Router:
             detail += f": {UNREAD}"
         elif error is not errors.NODE_NOT_REACHED and (error is not errors.NODE_LOST or call.node.peer.is_open):
             call.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
-        outcome = NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
-        self._log(call, reason, outcome)
-        return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)
+        return detail, NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
+
+    def ended_elsewhere(self, call: RoutedCall, name: str, outcome: str, error: bytes) -> bytes:
+        """Return the reply to a call that the node's own gateway has ended, with this error object. Logs it."""
+        self._log(call, name, outcome)
+        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (call.request_id, error)
 
     def lost_link(self, callee: Peer) -> None:
         """End those calls to a node that do not live on while it has no link."""
