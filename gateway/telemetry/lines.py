@@ -72,6 +72,10 @@ LATE: Final = Line("handshake.timeout", 100, 10.0)
 CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
 """A defect of what handles a message of another gateway. It has a traceback, and one key."""
 
+MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
+MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
+"""Another gateway of the cluster comes and goes. They have one key."""
+
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
 """Accepts that fail. They have one key, because it is not known whose they are."""
@@ -91,6 +95,8 @@ SAMPLED: Final = (
     REJECTED,
     LATE,
     CLUSTER_DEFECT,
+    MEMBER_JOINED,
+    MEMBER_LOST,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )

@@ -65,7 +65,9 @@ PURE: Final = frozenset(
     {
         "auth.credentials",
         "auth.scopes",
+        "cluster.alive",
         "cluster.memory",
+        "cluster.natswire",
         "cluster.stream",
         "config.certificates",
         "config.checks",
