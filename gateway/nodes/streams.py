@@ -13,6 +13,7 @@ from msgspec.structs import astuple
 
 from gateway import errors
 from gateway.nodes.routed import RoutedCall, progress
+from gateway.rpc.calls import Callee
 from gateway.rpc.requests import Party, Peer
 from gateway.rpc.streams import Flow, Grant, Pool
 
@@ -227,7 +228,7 @@ class Streams:
         stream = None if request is None else request.stream
         return (stream is not None and stream.granted(grant)) or self._drop("credit")
 
-    def demand(self, callee: Peer, call_id: bytes, grant: Grant) -> bool:
+    def demand(self, callee: Callee, call_id: bytes, grant: Grant) -> bool:
         """Take a grant of the node's for the caller."""
         call = callee.calls.get(call_id)
         if not isinstance(call, StreamCall):
