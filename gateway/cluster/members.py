@@ -2,7 +2,8 @@
 
 A gateway has an address for as long as its link to NATS. When it comes back after a loss it is another member, so
 nothing that was meant for the older one reaches it. Subjects begin with the cluster's name: ``beat`` has the heartbeats
-of all, ``to.<address>.<kind>.<sender's address>[.<token>]`` is the mail to one member.
+of all, ``<kind>.<address>`` is what a member says to all, and ``to.<address>.<kind>.<sender's address>[.<token>]`` is
+the mail to one member.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ SETTLED: Final = 3
 
 MailHandler = Callable[[Member, bytes, bytes, bytes], None]
 """Takes mail: its sender, its token or b"", its raw headers or b"", and its payload."""
+
+Listener = Callable[[Member, bytes], None]
+"""Takes what a member says to all: the member, and the payload."""
 
 _BEAT: Final = b"beat"
 _LOST: Final = b"lost"
@@ -176,6 +180,21 @@ class Members:
             raise AwayError(f"the gateway {member.name} is lost")
         self._nats.publish(self._subject(member.address, kind, token), payload, reply)
 
+    def listen(self, kind: bytes, listener: Listener) -> None:
+        """Have a listener take what living members say of this kind. Our own is not among it."""
+        self._nats.subscribe(b"%b.%b.*" % (self._prefix, kind), partial(self._said, listener))
+
+    def say(self, kind: bytes, payload: bytes) -> None:
+        """Say something to all members. Raises AwayError without a link, and TooLargeError. Then nothing was sent."""
+        if not self.address:
+            raise AwayError("this gateway is no member of the cluster")
+        self._nats.publish(b"%b.%b.%b" % (self._prefix, kind, self.address), payload)
+
+    @property
+    def max_payload(self) -> int:
+        """How many bytes mail may have; 0 without a link."""
+        return 0 if self._nats.info is None else self._nats.info.max_payload
+
     def reply_subject(self, kind: bytes, token: bytes) -> bytes:
         """Return a subject for replies to mail, to which NATS sends a 503 if its member is not there any more.
 
@@ -199,6 +218,11 @@ class Members:
             self._heard(subject, b"", b"", payload)
         elif handler is not None:
             self._publish(self._subject(sender, _LOST), b"")
+
+    def _said(self, listener: Listener, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        member = self.others.get(subject.rpartition(b".")[2])
+        if member is not None:
+            listener(member, payload)
 
     # Heartbeats
 

@@ -79,6 +79,9 @@ MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
 MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
 """Another gateway of the cluster comes and goes. They have one key."""
 
+CLUSTER_REFUSED: Final = Line("cluster.refused", 1, 60.0, logging.WARNING)
+"""What another gateway says, and we cannot take. The key is its instance."""
+
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
 """Accepts that fail. They have one key, because it is not known whose they are."""
@@ -101,6 +104,7 @@ SAMPLED: Final = (
     MAIL_REFUSED,
     MEMBER_JOINED,
     MEMBER_LOST,
+    CLUSTER_REFUSED,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )

@@ -83,6 +83,7 @@ PURE: Final = frozenset(
         "handshake.proxies",
         "limits",
         "names",
+        "nodes.serving",
         "rpc.jsonrpc",
         "rpc.method",
         "rpc.openrpc",
