@@ -79,6 +79,9 @@ CLUSTER_FORBIDDEN: Final = Line("cluster.forbidden", 20, 60.0, logging.ERROR)
 NATS_REFUSED: Final = Line("cluster.nats_refused", 1, 60.0, logging.ERROR)
 """The link to NATS, each with one key. An attempt to reach it is repeated every second or two."""
 
+MAIL_REFUSED: Final = Line("cluster.mail_refused", 1, 60.0, logging.WARNING)
+"""Mail of another gateway that cannot be read. The key is that gateway."""
+
 MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
 MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
 """Another gateway of the cluster comes and goes. They have one key."""
@@ -110,6 +113,7 @@ SAMPLED: Final = (
     CLUSTER_UNREACHABLE,
     CLUSTER_FORBIDDEN,
     NATS_REFUSED,
+    MAIL_REFUSED,
     MEMBER_JOINED,
     MEMBER_LOST,
     CLUSTER_REFUSED,
