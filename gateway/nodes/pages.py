@@ -1,4 +1,4 @@
-"""What gateways tell each other of their nodes: pages of JSON, which fit into messages of NATS. Pure."""
+"""What gateways tell each other of their nodes: pages of JSON, which fit into messages of NATS."""
 
 from __future__ import annotations
 

@@ -406,7 +406,8 @@ class Roster:
             if other.member is None:
                 taken.setdefault(other, []).append(method)
         for other, names in taken.items():
-            if self._rank(other) > self._rank(node):
-                self._nodes.unregister(other.peer, names)
-            else:
-                self._tell(other, names, (), whole=False)
+            left = [name for name in names if name in other.methods]  # the end of another one may have had consequences
+            if other.peer.node is other and self._rank(other) > self._rank(node):
+                self._nodes.unregister(other.peer, left)
+            elif other.peer.node is other:
+                self._tell(other, left, (), whole=False)

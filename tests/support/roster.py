@@ -239,7 +239,7 @@ class Site:
         nodes = list(self.nodes.after(""))
         assert self.nodes.cost == sum(node.cost for node in nodes)
         assert all(node.octets == sum(one.octets for one in node.methods.values()) for node in nodes)
-        assert all(node.peer.node is node for node in nodes)
+        assert all(node.peer.node is node for node in nodes if node.member is None)
         have: dict[str, set[Node]] = {}
         for node in nodes:
             for method in node.methods:
@@ -252,6 +252,7 @@ class Site:
     def check_settled(self) -> None:
         """Fail if anything is left of what was contested, or came too late."""
         assert not self.steps.works
+        assert all(node.peer.node is node for node in self.nodes.after(""))
         assert self.nodes._serving._contested == set()
         for name, found in self.nodes._serving._nodes.items():
             if isinstance(found, dict):
