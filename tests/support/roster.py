@@ -289,6 +289,12 @@ class Cluster:
             if not self.broker.full() and not any(site.steps.works for site in self.sites):
                 return
 
+    def run_between(self, sender: int, receiver: int) -> None:
+        """Hand over all messages of one gateway to another."""
+        pair = self.sites[sender].wire, self.sites[receiver].wire
+        while self.broker.lines.get(pair):
+            self.deliver(pair)
+
     def settle(self, turns: int = SETTLED) -> None:
         """Let time pass, and lose nothing, until all know all."""
         for _ in range(turns):
