@@ -112,7 +112,7 @@ class Cluster:
             nodes,
             self.members,
             steps,
-            make_peer=lambda member, name, conn_id, remote, principal: relay.peer(member, conn_id, remote, principal),
+            make_peer=relay.peer,
             arrived=waiting.go_on,
             lost_link=router.lost_link,
             lines=self._lines,
