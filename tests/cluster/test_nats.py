@@ -21,8 +21,9 @@ from gateway.cluster.natslink import (
     TooLargeError,
     connect,
 )
+from tests.support.certs import authority
 from tests.support.fleet import until
-from tests.support.nats import NatsServer
+from tests.support.nats import INFO, NatsServer, scripted
 from tests.support.nats_peer import NatsPeer
 from tests.support.patience import WAIT
 from tests.support.serving import run_on
@@ -92,7 +93,8 @@ async def test_after_unsubscribe_no_message_comes() -> None:
         await until(lambda: bool(peer.messages), "nothing came")
         assert peer.payloads() == [b"heard"]
         peer.nats.unsubscribe(handle)  # harmless
-        await peer.nats.flush(WAIT)
+        with pytest.raises(NoRespondersError):
+            await peer.nats.request(b"a", b"", WAIT)
         assert not peer.lost and not peer.forbidden
 
 
@@ -353,28 +355,26 @@ async def test_two_pings_without_an_answer_are_the_end() -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal pings
-        writer.write(b'INFO {"version":"2.15.1","max_payload":1000}\r\n')
+        writer.write(INFO)
         while line := await reader.readline():
             pings += line == b"PING\r\n"
             if pings in {1, 2}:
                 writer.write(b"PONG\r\n")
             if pings == 3:
                 writer.write(b"MSG a 7")
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with NatsPeer(url, ping_interval=QUICK) as peer:
-            await peer.first_loss()
-            assert pings == 3 + SILENT
+    async with scripted(serve) as where, NatsPeer(f"nats://{where}", ping_interval=QUICK) as peer:
+        await peer.first_loss()
+        assert pings == 3 + SILENT
     assert Options(urls=()).ping_interval * (SILENT + 1) <= 2
 
 
-async def test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded() -> None:
-    async with NatsServer() as server, NatsPeer(server.url, ping_interval=NEVER) as listener:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded(tls: bool) -> None:
+    options: dict[str, Any] = {"ping_interval": NEVER, "tls": authority().client_context() if tls else None}
+    async with NatsServer(tls=tls) as server, NatsPeer(server.url, **options) as listener:
         await listener.hear(b"a")
-        async with NatsPeer(server.url, ping_interval=NEVER, max_outbox=4 * MIB) as peer:
+        async with NatsPeer(server.url, max_outbox=4 * MIB, **options) as peer:
             server.pause()
             sent = 0
             while peer.nats.info is not None:
@@ -398,14 +398,35 @@ async def test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded() -> None
 async def test_what_was_corked_when_the_link_was_lost_is_discarded() -> None:
     async with NatsServer() as server, NatsPeer(server.url) as peer:
         await peer.hear(b"a")
-        server.kill()
-        while peer.nats.info is not None:  # as long as it does not know
-            peer.nats.publish(b"a", b"old")
-            await asyncio.sleep(0)
-        await server.start()
+        peer.transport.abort()  # it does not know before the next iteration
+        peer.nats.publish(b"a", b"old")
+        await peer.first_loss()
         await peer.again()
         await peer.nats.flush(WAIT)
         assert peer.messages == []
+
+
+async def test_after_the_end_of_a_link_nothing_of_the_same_read_counts() -> None:
+    end = b"-ERR 'Stale Connection'\r\n"
+    late = b"MSG a 2 4\r\nlate\r\n-ERR 'Permissions Violation for Publish to \"a\"'\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(INFO)
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+            elif line == b"SUB a 2\r\n":
+                writer.write(b"MSG a 2 4\r\nsoon\r\nPING\r\n")
+            elif line == b"PONG\r\n":
+                writer.write(b"MSG a 2 4\r\nsoon\r\n" + end + late)
+
+    async with scripted(serve) as where:
+        peer = NatsPeer(f"nats://{where}")
+        peer.nats.subscribe(b"a", peer.note)
+        async with peer:
+            assert str(await peer.first_loss()).endswith(": Stale Connection")
+            assert peer.payloads()[:2] == [b"soon"] * 2 and b"late" not in peer.payloads()
+            assert peer.forbidden == []
 
 
 async def test_a_gateway_that_does_not_read_is_cut_by_nats_and_comes_back() -> None:
@@ -457,16 +478,14 @@ async def test_a_server_in_lame_duck_mode_is_left_for_another_one() -> None:
 
 async def test_what_the_server_says_of_itself_may_change() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'INFO {"version":"2.15.1","max_payload":1000}\r\n')
+        writer.write(INFO)
         while line := await reader.readline():
             if line == b"PING\r\n":
                 writer.write(b"PONG\r\n")
             elif line.startswith(b"SUB "):
-                writer.write(b'INFO {"version":"2.15.1","max_payload":2000}\r\n')
-        writer.close()
+                writer.write(INFO.replace(b"1000", b"2000"))
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, NatsPeer(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}") as peer:
+    async with scripted(serve) as where, NatsPeer(f"nats://{where}") as peer:
         await peer.nats.flush(WAIT)
         assert peer.joined[0].max_payload == 1000
         assert peer.nats.info is not None and peer.nats.info.max_payload == 2000
@@ -511,15 +530,14 @@ async def test_pauses_grow_until_a_link_has_lasted(settled: bool, monkeypatch: p
     monkeypatch.setattr(nats, "SETTLED", 0.0 if settled else NEVER)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'INFO {"version":"2.15.1","max_payload":1000}\r\n')
+        writer.write(INFO)
         await reader.readline()
         writer.write(b"PONG\r\n")
         while not (await reader.readline()).startswith(b"SUB "):
             pass
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, NatsPeer(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}") as peer:
+    async with scripted(serve) as where, NatsPeer(f"nats://{where}") as peer:
         await until(lambda: len(peer.lost) > 7, "it was not lost often enough")
     bounds = [FIRST_PAUSE] * 7 if settled else [FIRST_PAUSE * 2**number for number in range(5)] + [LONGEST_PAUSE] * 2
     assert pauses[:7] == pytest.approx([0.1 * bound for bound in bounds])
@@ -567,7 +585,8 @@ SCENARIOS: list[Callable[[], Coroutine[Any, Any, None]]] = [
     test_a_request_gets_its_first_reply,
     test_after_a_restart_all_subscriptions_are_made_again,
     test_a_server_that_stands_still_is_noticed_by_its_silence,
-    test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded,
+    lambda: test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded(False),
+    lambda: test_an_outbox_over_its_bound_cuts_the_link_and_is_discarded(True),
     test_what_was_corked_when_the_link_was_lost_is_discarded,
     test_a_gateway_that_does_not_read_is_cut_by_nats_and_comes_back,
     test_leaving_waits_for_no_server,

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final
 
 import pytest
@@ -14,16 +14,13 @@ from gateway.cluster.natslink import LinkError, Options, RefusedError
 from tests.support.certs import Authority, authority
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
-from tests.support.nats import NatsServer
+from tests.support.nats import INFO, NatsServer, Script, scripted
 from tests.support.nats_peer import NatsPeer
 from tests.support.nkeys import Nkey, credentials, trust
 from tests.support.serving import run_on
 
-INFO: Final = b'INFO {"version":"2.15.1","max_payload":1000,"headers":true}\r\n'
 SOON: Final = 0.3
 """Seconds: a deadline that a test waits out."""
-
-Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
@@ -31,24 +28,6 @@ def no_traceback(caplog: pytest.LogCaptureFixture) -> Any:
     """What a server does wrong is no defect of ours."""
     yield
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-
-@asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[str]:
-    """A server that does what the test says with each connection; yields its address."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await script(reader, writer)
-            await reader.read()
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def says(*texts: bytes) -> Script:
