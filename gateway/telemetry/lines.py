@@ -72,6 +72,9 @@ LATE: Final = Line("handshake.timeout", 100, 10.0)
 CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
 """A defect of what handles a message of another gateway. It has a traceback, and one key."""
 
+MAIL_REFUSED: Final = Line("cluster.mail_refused", 1, 60.0, logging.WARNING)
+"""Mail of another gateway that cannot be read. The key is that gateway."""
+
 MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
 MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
 """Another gateway of the cluster comes and goes. They have one key."""
@@ -98,6 +101,7 @@ SAMPLED: Final = (
     REJECTED,
     LATE,
     CLUSTER_DEFECT,
+    MAIL_REFUSED,
     MEMBER_JOINED,
     MEMBER_LOST,
     CLUSTER_REFUSED,
