@@ -45,6 +45,7 @@ NODE_LOST: Final = RpcError(-32010, "node_lost", "The node went away before it a
 NODE_NOT_REACHED: Final = NODE_LOST._replace(message="The node went away before it got the call")
 """`NODE_LOST` for a call that was never written to the node."""
 DRAINING: Final = RpcError(-32011, "draining", "The gateway is shutting down", temporary=True)
+UNAVAILABLE: Final = RpcError(-32012, "unavailable", "What it needs is not reachable now", temporary=True)
 CANCELLED: Final = RpcError(-32800, "cancelled", "Cancelled")
 
 RPC_ERRORS: Final[tuple[RpcError, ...]] = (
@@ -62,6 +63,7 @@ RPC_ERRORS: Final[tuple[RpcError, ...]] = (
     OVERLOADED,
     NODE_LOST,
     DRAINING,
+    UNAVAILABLE,
     CANCELLED,
 )
 
