@@ -215,6 +215,7 @@ class Nats:
             self._write()
 
     def _write(self) -> None:
+        """Write what is corked; without a link discard it, long before there is another one."""
         if not self._corked:
             return
         text = b"".join(self._corked)
@@ -318,8 +319,6 @@ class Nats:
     def _gone(self) -> None:
         """Be without a link, at the moment when it ends. The callbacks are called by the task that watches it."""
         self._link, self.info, self._most = None, None, -1
-        self._corked.clear()
-        self._octets = 0
 
     def _fail_all(self, cause: LinkError) -> None:
         for token in list(self._waiting):

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -109,21 +109,16 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have a transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none, but has all its methods
 
     def secured(self, transport: asyncio.Transport | None) -> None:
-        """Go on under TLS. What came before it, and was not a whole line, is forgotten."""
-        if transport is None:
-            raise LinkError(f"{self.name}: the server ended the connection")
+        """Go on under TLS; None: the link has ended. What came before, and was not a whole line, is forgotten."""
         self.transport = transport
         self.reader = Reader(self._control, self._failed)
 
     def data_received(self, data: bytes) -> None:
         """Have it cut into messages."""
         self.heard = True
-        if self.ended.done():
-            return
         try:
             self.reader.feed(data)
         except WireError as error:

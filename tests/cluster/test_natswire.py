@@ -261,7 +261,7 @@ def test_what_are_no_credentials_is_refused() -> None:
     assert seed.startswith(b"SU")
     for wrong in (
         seed[:-1],
-        seed[:-1] + (b"A" if seed[-1:] != b"A" else b"B"),
+        seed[:20] + (b"A" if seed[20:21] != b"A" else b"B") + seed[21:],
         b"SU",
         Nkey("account").seed.encode(),
         b"1",

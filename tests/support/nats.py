@@ -9,6 +9,8 @@ import subprocess
 import sysconfig
 import tempfile
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,6 +18,11 @@ from typing import Any, Final, Self
 from tests.support.certs import authority
 from tests.support.patience import START, WAIT
 from tests.support.reaping import end
+
+INFO: Final = b'INFO {"version":"2.15.1","max_payload":1000,"headers":true}\r\n'
+"""What a scripted server says first."""
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 ELSEWHERE: Final = "/usr/sbin"
 """Where Debian puts it, which is not on everybody's PATH."""
@@ -115,6 +122,7 @@ class NatsServer:
     def pause(self) -> None:
         """Let it stand still: it neither reads nor writes, and the kernel takes what is sent to it."""
         self._running.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._running.pid, os.WSTOPPED)  # until then some of its threads go on
 
     def resume(self) -> None:
         """Let it go on. Harmless if it does."""
@@ -137,3 +145,21 @@ class NatsServer:
             lines.append("tls { cert_file: {directory}/server.pem, key_file: {directory}/server.key")
             lines.append("ca_file: {directory}/ca.pem, verify: true }" if self._verify else "}")
         return "\n".join(lines).replace("{directory}", self._folder.name) + "\n"
+
+
+@asynccontextmanager
+async def scripted(script: Script) -> AsyncIterator[str]:
+    """Serve each connection as the script does, and read on until its end. Yields host and port, with a colon."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await script(reader, writer)
+            await reader.read()
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,5 +1,7 @@
 """A client of NATS whose callbacks are noted."""
 
+import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,13 +28,16 @@ class NatsPeer:
         self.forbidden: list[str] = []
         self.messages: list[Message] = []
         """What came by `hear`."""
+        self.at_join: Callable[[], None] = _nothing
+        self.at_error: Callable[[], None] = _nothing
+        """What is done within these callbacks, after they are noted."""
         self.nats = Nats(
             Options(urls=urls, **options),
             Lines(),
-            on_joined=self.joined.append,
+            on_joined=self._on_joined,
             on_lost=self.lost.append,
             on_failed=self.failed.append,
-            on_error=self.forbidden.append,
+            on_error=self._on_error,
             chance=lambda: 0.1,
         )
 
@@ -46,6 +51,21 @@ class NatsPeer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.nats.close()
+
+    def _on_joined(self, info: Info) -> None:
+        self.joined.append(info)
+        self.at_join()
+
+    def _on_error(self, text: str) -> None:
+        self.forbidden.append(text)
+        self.at_error()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """What its link writes to and reads from."""
+        link = self.nats._link
+        assert link is not None and link.transport is not None
+        return link.transport
 
     async def hear(self, *subjects: bytes) -> None:
         """Note all messages of these subjects; when this returns, the server knows."""
@@ -74,3 +94,7 @@ class NatsPeer:
     async def again(self, times: int = 2) -> None:
         """Wait until it has joined so often."""
         await until(lambda: len(self.joined) >= times, "it has not joined again")
+
+
+def _nothing() -> None:
+    """Do nothing more."""
