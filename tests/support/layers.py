@@ -65,6 +65,7 @@ PURE: Final = frozenset(
     {
         "auth.credentials",
         "auth.scopes",
+        "cluster.history",
         "cluster.memory",
         "cluster.natswire",
         "cluster.stream",
@@ -78,6 +79,7 @@ PURE: Final = frozenset(
         "events.delivery",
         "events.hub",
         "events.index",
+        "events.pauses",
         "events.topics",
         "handshake.proxies",
         "limits",
