@@ -72,6 +72,11 @@ LATE: Final = Line("handshake.timeout", 100, 10.0)
 CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
 """A defect of what handles a message of another gateway. It has a traceback, and one key."""
 
+EVENTS_LOST: Final = Line("cluster.events_lost", 20, 60.0, logging.WARNING)
+EVENTS_JOINED: Final = Line("cluster.events_joined", 20, 60.0)
+EVENT_REFUSED: Final = Line("cluster.event_refused", 1, 60.0, logging.WARNING)
+"""The stream of events at NATS: it cannot be used, it can, it has a message that no gateway has published. One key."""
+
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
 """Accepts that fail. They have one key, because it is not known whose they are."""
@@ -91,6 +96,9 @@ SAMPLED: Final = (
     REJECTED,
     LATE,
     CLUSTER_DEFECT,
+    EVENTS_LOST,
+    EVENTS_JOINED,
+    EVENT_REFUSED,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )
