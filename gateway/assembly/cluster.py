@@ -13,7 +13,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from gateway.cluster import options
+from gateway.assembly import options
 from gateway.cluster.asking import Asking
 from gateway.cluster.members import Members
 from gateway.cluster.nats import Nats
