@@ -195,12 +195,13 @@ class Dispatcher:
         if name is NO_METHOD:
             return self._response(peer, message, request_id)
         data = b"" + message.params
-        # On the hot path: numbers are seen here, without a call.
-        is_id = (request_id.isdigit() and len(request_id) <= MAX_ID) or not request_id or jsonrpc.may_be_id(request_id)
         method = self._methods.get(name)
-        misplaced = method is not None and method.alone is not None and not _is_alone(method, request_id, batch)
-        if not is_id or (data and data[0] not in jsonrpc.STRUCTURED) or misplaced:
-            return self._invalid(peer, _malformed(request_id if is_id else None, method if misplaced else None))
+        if (
+            (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))  # no call for what is usual
+            or (data and data[0] not in jsonrpc.STRUCTURED)
+            or (method is not None and method.alone is not None)
+        ) and (wrong := _malformed(request_id, data, method, batch)) is not None:
+            return self._invalid(peer, wrong)
         try:
             if self._rate is not None or self._status.phase is _DRAINING:
                 self._admit(peer, method)
@@ -325,19 +326,17 @@ class Dispatcher:
         self._calls.lost(peer, {b"" + message.id for message in map(jsonrpc.decoded, unwritten) if message is not None})
 
 
-def _malformed(request_id: bytes | None, misplaced: Method | None) -> Invalid:
-    """Return what to refuse a message as.
-
-    Its id is wrong if ``request_id`` is None. Otherwise it is not of the form that the ``misplaced`` method has, or, if
-    there is none, its parameters are wrong.
-    """
-    if request_id is None:
+def _malformed(request_id: bytes, data: bytes, method: Method | None, batch: Batch | None) -> Invalid | None:
+    """Return what to refuse a message as: by its id, its parameters or its form. None if nothing is wrong with it."""
+    if request_id and not jsonrpc.may_be_id(request_id):
         right = f'"id" must be a string, an integer or null, of at most {MAX_ID} bytes'
         return Invalid(errors.INVALID_REQUEST, right)
-    if misplaced is not None:
-        right = f"{misplaced.name} must be a single {misplaced.alone}, not in a batch"
+    if method is not None and method.alone is not None and not _is_alone(method, request_id, batch):
+        right = f"{method.name} must be a single {method.alone}, not in a batch"
         return Invalid(errors.INVALID_REQUEST, right, request_id or _NULL)
-    return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
+    if data and data[0] not in jsonrpc.STRUCTURED:
+        return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
+    return None
 
 
 def _is_alone(method: Method, request_id: bytes, batch: Batch | None) -> bool:
