@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -137,18 +138,16 @@ class Connection(Identity):
         self.pass_on = link.pass_on
         """Sends one JSON text that comes from another connection. What `send` sends goes before it."""
 
-    async def serve(self, request: web.Request) -> Link:
-        """Upgrade ``request``, and return when the connection's first link is over. Called once.
+    def serve(self, request: web.Request) -> Coroutine[Any, Any, Link]:
+        """Upgrade ``request``. To be awaited, until the connection's first link is over. Called once.
 
-        Returns that link, even if the connection has another one by then: aiohttp closes what it is given.
+        Returns that link, even if the connection has another one by then: aiohttp closes what it is given. It is no
+        coroutine itself, because the frame of one would be held as long as the link.
         """
         link = self.link
-        try:
-            await link.prepare(request)
-        except ConnectionResetError:  # the peer left before the 101; aiohttp would take that for a defect
-            return link
-        await link.run()
-        return link
+        with suppress(ConnectionResetError):  # the peer left before the 101; aiohttp would take that for a defect
+            link.upgrade(request)
+        return link.run()
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification. One of the gateway's own is for this link: it is not kept, but told anew if it holds."""

@@ -9,7 +9,7 @@ This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py`
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 from aiohttp import WSMessage, WSMsgType, hdrs, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
@@ -41,7 +41,7 @@ from gateway.websocket.owner import NO_OWNER, Owner, Regime
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns
 
-_, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
+_OPENING, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
 _HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
 
 
@@ -60,7 +60,7 @@ class Closings(Deadlines["Link"]):
 class Link(Heartbeat):
     """One WebSocket of the server's side, with a bounded outbox and a named end.
 
-    Call ``await prepare(request)`` and then ``await run()``, which returns when it is over; both once. Everything else
+    Call ``upgrade(request)`` and then ``await run()``, which returns when it is over; both once. Everything else
     is a plain call and may be made at any time. Before the opening and after the end it does nothing.
     """
 
@@ -106,6 +106,10 @@ class Link(Heartbeat):
     # The opening
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Do what `upgrade` does. The name and the form are aiohttp's."""
+        return self.upgrade(request)
+
+    def upgrade(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Write the 101, open the link, and start reading. Raises ConnectionResetError if the peer has left.
 
         The request must have been admitted by `handshake.upgrade`. The 101 leaves together with the owner's first
@@ -159,12 +163,14 @@ class Link(Heartbeat):
 
     # The life
 
-    async def run(self) -> None:
-        """Return when the transport is gone. Cancelling it aborts the link.
+    async def run(self) -> Self:
+        """Return the link when the transport is gone, or at once if it was never opened. Cancelling it aborts the link.
 
         The reader hands messages over. Only two things are handled here: the receive timeout, and the messages that
         were held back because the peer does not read its replies, each of them after a drain.
         """
+        if self.state is _OPENING:
+            return self
         patience = self._regime.receive_timeout
         suspected = False
         try:
@@ -195,6 +201,7 @@ class Link(Heartbeat):
             self._reader = None
             if self.state is _CLOSED:
                 del self._inbox
+        return self
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Write what was kept, and handle what was held back, no faster than the peer takes the replies."""

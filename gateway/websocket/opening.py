@@ -5,13 +5,17 @@ This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py`
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
 from collections import deque
 from collections.abc import Container, Iterable
+from operator import attrgetter
 from typing import Any, Final, cast
 
+import msgspec
 from aiohttp import hdrs, web
+from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -24,6 +28,43 @@ NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
 
 _NO_HEADERS_PROXY: Final = CIMultiDictProxy(NO_HEADERS)
 _NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
+
+
+class Head(msgspec.Struct, gc=False):
+    """A request head as aiohttp's parser has it, but one that can let go of what it has."""
+
+    method: str
+    path: str
+    version: Any
+    headers: Any
+    raw_headers: Any
+    should_close: bool
+    compression: str | None
+    upgrade: bool
+    chunked: bool
+    url: Any
+
+    def clear(self) -> None:
+        """Let go of what is large."""
+        self.headers = self.raw_headers = self.url = None
+
+
+_fields_of: Final = attrgetter(*Head.__struct_fields__)
+
+
+class Heads(deque[Any]):
+    """aiohttp's queue of requests, which hands out copies of their heads.
+
+    A local variable of aiohttp's `RequestHandler.start` holds what was handed out as long as the connection lives. The
+    parser's own heads cannot be cleared, and are 1.5 KB.
+    """
+
+    __slots__ = ()
+
+    def popleft(self) -> tuple[Any, Any]:
+        """Return the next head and its payload."""
+        head, payload = super().popleft()
+        return Head(*_fields_of(head)) if head.__class__ is RawRequestMessage else head, payload
 
 
 class RequestProtocol(web.RequestHandler):
@@ -39,6 +80,11 @@ class RequestProtocol(web.RequestHandler):
 
     # The slot behind aiohttp's property of this name: each write reads it twice.
     writing_paused = cast(Any, web.RequestHandler)._paused
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with a connection."""
+        self._messages = Heads()
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of a request on, unless `request_bytes` says otherwise."""
@@ -89,6 +135,8 @@ def switching(key: str, protocol: bytes, extension: bytes) -> bytes:
 
 def slim(request: Any, handler: Any) -> None:
     """Let a request and its protocol go of what only the handshake needed."""
+    if isinstance(request._message, Head):
+        request._message.clear()
     request._message = None
     request._headers = _NO_HEADERS_PROXY
     request._cache = {}

@@ -18,10 +18,12 @@ from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_websocket import WebSocketError
 from aiohttp.test_utils import make_mocked_request
 
 from gateway.handshake.listener import READ_BYTES
+from gateway.websocket.opening import Head
 from tests.support.peers import Opcode, frame
 
 INSIDES = "look at the modules that tests/support/layers.py calls INSIDERS before this release of aiohttp is used"
@@ -157,6 +159,13 @@ class Parser(WebSocketReader):
     def _handle_frame(self, fin: bool, opcode: int, payload: bytes | bytearray, compressed: int) -> None:
         self.frames.append((bool(fin), opcode, bytes(payload), type(payload), compressed))
         super()._handle_frame(fin, opcode, payload, compressed)
+
+
+def test_aiohttp_s_head_of_a_request_has_what_the_copy_has() -> None:
+    known = {name for name in dir(RawRequestMessage) if not name.startswith("_")}
+    assert known == set(Head.__struct_fields__), INSIDES
+    source = inspect.getsource(web.RequestHandler.start)
+    assert "message, payload = self._messages.popleft()" in source, INSIDES
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65536])
