@@ -70,6 +70,9 @@ REJECTED: Final = Line("handshake.rejected", 20, 10.0)
 LATE: Final = Line("handshake.timeout", 100, 10.0)
 """Handshakes that came to nothing."""
 
+CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
+"""A defect of what handles a message of another gateway. It has a traceback, and one key."""
+
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
 """Accepts that fail. They have one key, because it is not known whose they are."""
@@ -88,6 +91,7 @@ SAMPLED: Final = (
     OFFLINE,
     REJECTED,
     LATE,
+    CLUSTER_DEFECT,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )

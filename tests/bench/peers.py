@@ -15,6 +15,7 @@ from typing import Literal
 import jwt
 
 from gateway.auth.tokens import digest_of
+from tests.support import nats
 from tests.support.process import clean_environment, to_toml
 
 HERE = Path(__file__).resolve().parent
@@ -63,13 +64,9 @@ class Peer:
                 return f"the Python module {module} is not installed"
         if self.home is None or (self.home and not Path(self.home, "gateway", "__main__.py").is_file()):
             return "BENCH_BEFORE names no checkout of the gateway"
-        if self.nats and _nats_program() is None:
+        if self.nats and nats.program() is None:
             return "nats-server is not installed"
         return _missing_node() if self.node else None
-
-
-def _nats_program() -> str | None:
-    return shutil.which("nats-server", path=f"{os.environ.get('PATH', '')}:/usr/sbin")  # Debian's is not for everybody
 
 
 def _missing_node() -> str | None:
@@ -198,7 +195,7 @@ def _nats() -> Peer:
         'host: "127.0.0.1"\nport: -1\nports_file_dir: "{directory}"\n'
         'websocket { host: "127.0.0.1", port: -1, no_tls: true }\n'
     )
-    command = (sys.executable, "-m", "tests.bench.servers.nats_server", _nats_program() or "", "{config}")
+    command = (sys.executable, "-m", "tests.bench.servers.nats_server", nats.program() or "", "{config}")
     return Peer("nats-server", command, welcomes=True, config=config, nats=True)
 
 

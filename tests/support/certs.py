@@ -37,6 +37,11 @@ class Authority:
         _replace(files.cert, b"".join(part.bytes() for part in leaf.cert_chain_pems))
         return files
 
+    def write(self, path: Path) -> Path:
+        """Write the authority's own certificate, by which others trust it; returns `path`."""
+        _replace(path, self._ca.cert_pem.bytes())
+        return path
+
     def client_context(self) -> ssl.SSLContext:
         """Return a new client context that trusts this authority and nobody else, TLS 1.2 and newer."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -66,6 +66,7 @@ PURE: Final = frozenset(
         "auth.credentials",
         "auth.scopes",
         "cluster.memory",
+        "cluster.natswire",
         "cluster.stream",
         "config.certificates",
         "config.checks",

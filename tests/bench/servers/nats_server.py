@@ -10,18 +10,19 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support.nats import ports
+
 PATIENCE = 10.0
 
 
 def say_where(pid: int, directory: Path) -> None:
     """Wait for the ports file of nats-server, and write the line that all servers write. TimeoutError if none comes."""
-    ports = directory / f"nats-server_{pid}.ports"
     deadline = time.monotonic() + PATIENCE
-    while not ports.exists() or not (text := ports.read_text(encoding="utf-8")).endswith("}"):
+    while (found := ports(pid, directory)) is None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{ports} was not written")
+            raise TimeoutError(f"nats-server has not written its ports into {directory}")
         time.sleep(0.01)
-    listener = urlsplit(json.loads(text)["websocket"][0]).netloc
+    listener = urlsplit(found["websocket"][0]).netloc
     print(json.dumps({"event": "server.started", "listeners": [listener]}), flush=True)
 
 
