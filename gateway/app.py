@@ -9,8 +9,8 @@ import secrets
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 
@@ -20,7 +20,7 @@ from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config, ConfigError, Server, load
-from gateway.connections.connection import Connection
+from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
@@ -57,6 +57,7 @@ from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
+from gateway.websocket.opening import coroutine_function
 
 FEW_METHODS: Final = 50
 """How many methods of one node are looked at in passing."""
@@ -221,20 +222,23 @@ class Gateway:
         self.lines.stop()
         await self.events.stop()
 
-    async def websocket(self, request: web.Request) -> web.StreamResponse:
+    @coroutine_function
+    def websocket(self, request: web.Request) -> Coroutine[Any, Any, web.StreamResponse]:
         """`GET /ws`: admit the request and serve its connection, at first with `Preauth` if it owes its credential."""
         remote = self.gatekeeper.remote_of(request)
+        endpoint: Endpoint = self
         try:
             self.gatekeeper.admit(request)
             authorization = request.headers.getall(hdrs.AUTHORIZATION, ())
             credential = self.admission.at_upgrade(authorization, remote)
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
-            return refused(refusal)
+            return _answer(refused(refusal))
         except GuestError as guest:
-            return await Connection(remote, self._guests, self._regime, guest.credential).serve(request)
-        endpoint = self.preauth if credential is NO_CREDENTIAL else self
-        return await Connection(remote, endpoint, self._regime, credential).serve(request)
+            endpoint, credential = self._guests, guest.credential
+        if credential is NO_CREDENTIAL:
+            endpoint = self.preauth
+        return Connection(remote, endpoint, self._regime, credential).serve(request)
 
     def opened(self, connection: Connection) -> None:
         """Register, then welcome: the first frame on every connection."""
@@ -313,6 +317,10 @@ class Gateway:
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read again. Returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
+
+
+async def _answer(response: web.Response) -> web.StreamResponse:
+    return response
 
 
 def _waiting(config: Config, nodes: Nodes, router: Router) -> Waiting:

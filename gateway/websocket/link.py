@@ -151,6 +151,7 @@ class Link(Heartbeat):
         self._bytes_out = -len(head)  # the head leaves with the first frames, but is HTTP
         opening.slim(request, handler)
         self._headers = opening.NO_HEADERS
+        self._state = opening.NO_STATE
         try:
             self.owner.on_open(self)
         except Exception as error:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
+import inspect
+import sys
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from operator import attrgetter
-from typing import Any, Final, cast
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs, web
@@ -26,8 +29,24 @@ _SWITCHING: Final = (
 NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
 """The headers of every link, which are not to be changed."""
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
 _NO_HEADERS_PROXY: Final = CIMultiDictProxy(NO_HEADERS)
+NO_STATE: Final[Any] = MappingProxyType({})
+"""What a request and a link have for the user's own items, which nobody sets on them."""
+
 _NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
+
+
+def coroutine_function(function: FunctionT) -> FunctionT:
+    """Mark a plain function that returns a coroutine: aiohttp takes no other plain functions as handlers.
+
+    An ``async def`` around it would hold its frame as long as the connection lives.
+    """
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(function)
+    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return function
 
 
 class Head(msgspec.Struct, gc=False):
@@ -140,5 +159,8 @@ def slim(request: Any, handler: Any) -> None:
     request._message = None
     request._headers = _NO_HEADERS_PROXY
     request._cache = {}
+    request._state = NO_STATE
+    request._transport_peername = request._transport_sockname = None
+    handler._cache = {}  # it has both of these, too
     handler._parser = None
     handler._messages = _NO_MESSAGES
