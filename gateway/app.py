@@ -129,7 +129,7 @@ class Gateway:
         )
         self.calls: Final = Calls()
         self.router: Final = _router(config, self.nodes, self.calls, self.lines)
-        self.dispatcher: Final = _dispatcher(config, status, self.calls, self.router, self.lines)
+        self.dispatcher: Final = _dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
@@ -343,17 +343,18 @@ def _router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:
     )
 
 
-def _dispatcher(config: Config, status: Status, calls: Calls, router: Router, lines: Lines) -> Dispatcher:
+def _dispatcher(config: Config, status: Status, router: Router, delivery: Delivery, lines: Lines) -> Dispatcher:
     limits = config.limits
     return Dispatcher(
         status,
-        calls,
+        router.calls,
         router,
         max_in_flight=limits.max_in_flight,
         max_batch=limits.max_batch,
         call_timeout=limits.call_timeout,
         lines=lines,
         rate=Rate(limits.rate, limits.burst) if limits.rate else None,
+        busy=lambda: delivery.busy,
     )
 
 

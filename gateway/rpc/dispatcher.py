@@ -32,6 +32,9 @@ from gateway.websocket.frames import Payload
 TURN: Final = 0.005
 """Seconds of work for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
 
+PATIENCE: Final = 20
+"""Event-loop iterations for which a batch waits at most until work that others have left behind is done."""
+
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
 
@@ -41,7 +44,8 @@ class Dispatcher:
 
     ``max_in_flight`` bounds what is in flight for one connection, ``max_batch`` the elements of a batch, and ``rate``
     the messages of one connection, except for answers that a call was waiting for. ``call_timeout`` is in seconds;
-    ``clock`` returns monotonic seconds, ``spent`` those that the processor has spent on this thread.
+    ``clock`` returns monotonic seconds, ``spent`` those that the processor has spent on this thread. ``busy`` returns
+    whether a message has left work for later iterations: more of its kind would have to do that first, so batches wait.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Dispatcher:
         rate: Rate | None = None,
         clock: Callable[[], float] = time.monotonic,
         spent: Callable[[], float] = time.thread_time,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._status = status
         self._calls = calls
@@ -68,6 +73,8 @@ class Dispatcher:
         self._rate = rate
         self._clock = clock
         self._spent = spent
+        self._busy = busy
+        self._waited = 0
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
         self._rests: deque[tuple[Peer, Iterator[Message | Invalid], Batch]] = deque()
@@ -140,7 +147,7 @@ class Dispatcher:
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
             # A process that had to wait for the processor has not worked for so long: it goes on.
-            if self._clock() >= until and self._spent() >= spent:
+            if (self._clock() >= until and self._spent() >= spent) or self._busy():
                 peer.wait()
                 peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
                 if not self._rests:
@@ -151,6 +158,11 @@ class Dispatcher:
 
     def _take_rest(self) -> None:
         """Give the batch that has waited longest its turn, so that very many of them take no longer than one."""
+        if self._busy() and self._waited < PATIENCE:
+            self._waited += 1
+            asyncio.get_running_loop().call_soon(self._take_rest)
+            return
+        self._waited = 0
         peer, messages, batch = self._rests[0]
         try:
             peer.go_on()
