@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import secrets
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway import errors
+from gateway.assembly.extras import load_cluster, load_tracing, seen
+from gateway.assembly.health import Health, foreign_to, nosniff
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
@@ -45,19 +46,22 @@ from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.methods.user import load_methods
 from gateway.nodes.registry import Nodes
-from gateway.nodes.routing import Router, Tracing
+from gateway.nodes.routing import Router
 from gateway.nodes.waiting import Waiting
 from gateway.rpc.calls import Calls
 from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Work
-from gateway.status import Phase, Status
+from gateway.status import Status
 from gateway.telemetry import log
 from gateway.telemetry.lines import Lines
-from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
+from gateway.telemetry.metrics import LoopLag, Metrics
 from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
 from gateway.websocket.opening import coroutine_function
+
+if TYPE_CHECKING:
+    from gateway.assembly.cluster import Cluster
 
 FEW_METHODS: Final = 50
 """How many methods of one node are looked at in passing."""
@@ -95,9 +99,8 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
         gateway.dispatcher.add(source)
 
     app.router.add_get("/ws", gateway.websocket, allow_head=False)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    foreign = foreign_to(gateway.gatekeeper)
+    gateway.health.add_to(app, foreign)
     pages.add_to(app, foreign, login=config.auth.mode != "none")
 
     app.on_response_prepare.append(nosniff)
@@ -117,6 +120,8 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.lines: Final = self._regime.lines
         self.rejections: Final = Rejections(self.lines)
+        self.cluster: Final = load_cluster(config, status, self.lines)
+        self._asking = None if self.cluster is None else self.cluster.asking
         self._steps = Steps()
         self.admission: Final = self._admission(config, status)
         stream = _stream(config)
@@ -141,7 +146,15 @@ class Gateway:
             held=self.held,
         )
         self.admission.held = self.sessions
-        own = GatewayMethods(config, status, connections, self.admission, self._steps)
+        own = GatewayMethods(
+            config,
+            status,
+            connections,
+            self.admission,
+            self._steps,
+            asking=self._asking,
+            nodes=lambda: self.nodes.here,
+        )
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
@@ -161,6 +174,9 @@ class Gateway:
         )
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()
+        self.health: Final = Health(status, self.metrics.text, None if self.cluster is None else self.cluster.state)
+        self.joining: asyncio.Task[None] | None = None
+        """Ends when the gateway has joined its cluster; raises ConfigError if it cannot. None if it is alone."""
         self._drain: asyncio.Task[None] | None = None
         self.log_handler: log.LogHandler | None = None
         """What writes the log if nobody has set it up."""
@@ -173,7 +189,7 @@ class Gateway:
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
         yield RpcMethods(self.dispatcher, self.router, self.documents)
-        yield ConnectionMethods(self._connections, self.sessions)
+        yield ConnectionMethods(self._connections, self.sessions, self._asking)
         if config.server.hold_timeout:
             yield SessionMethods(self.sessions, Resumption(self.sessions, self.admission, self.back))
         yield NodeMethods(
@@ -183,6 +199,7 @@ class Gateway:
             self.dispatcher.methods,
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
+            asking=self._asking,
         )
         yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 
@@ -199,6 +216,7 @@ class Gateway:
                 "calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls)),
                 "connections_held": ("Connections that have lost their link.", lambda: self.sessions.held),
                 "loop_lag_seconds": ("How late the event loop was, at most, lately.", lambda: self.lag.seconds),
+                **({} if self.cluster is None else self.cluster.gauges()),
             },
             counters={
                 "events_published": ("Messages published.", lambda: self.events.published),
@@ -208,19 +226,35 @@ class Gateway:
             dropped=lambda: {**self.router.dropped, "event": self._delivery.gaps},
         )
 
-    async def start(self) -> None:
-        """Connect the stream of events, and watch the event loop and the log. Once, before the first request."""
-        await self.events.start()
+    async def start(self, ready: Callable[[], None]) -> None:
+        """Connect the stream of events, and watch the event loop and the log. Once, before the first request.
+
+        ``ready`` is called when connections may come: at once, or when ``joining`` has come to a good end.
+        """
         self.lag.start()
         self.lines.start()
         self.standstill.start(asyncio.get_running_loop())
+        if self.cluster is None:
+            await self.events.start()
+            ready()
+        else:
+            self.joining = asyncio.create_task(self._join(self.cluster, ready))
+            self.joining.add_done_callback(seen)
+
+    async def _join(self, cluster: Cluster, ready: Callable[[], None]) -> None:
+        await cluster.join(self.events.start)
+        ready()
 
     async def stop(self) -> None:
         """Let go of what `start` has connected. After the last connection; may be called twice."""
         self.standstill.stop()
         self.lag.stop()
         self.lines.stop()
+        if self.joining is not None:
+            self.joining.cancel()
         await self.events.stop()
+        if self.cluster is not None:
+            await self.cluster.close()
 
     @coroutine_function
     def websocket(self, request: web.Request) -> Coroutine[Any, Any, web.StreamResponse]:
@@ -309,10 +343,14 @@ class Gateway:
         await asyncio.shield(self._drain)
 
     async def _let_go(self, server: Server) -> None:
+        if self.joining is not None:
+            self.joining.cancel()
         self.sessions.drain()
         if self._connections:
             self._presence.draining(server.drain_timeout)
         await self._connections.drain(server.drain_timeout, server.close_timeout)
+        if self.cluster is not None:
+            await self.cluster.leave()
 
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read again. Returns how many connections this has ended."""
@@ -380,55 +418,10 @@ CONNECTIONS: Final = web.AppKey("connections", Connections)
 GATEWAY: Final = web.AppKey("gateway", Gateway)
 
 
-def load_tracing() -> Tracing:
-    """Load OpenTelemetry, which is an extra. Raises ConfigError if that is not installed."""
-    try:
-        tracing: Tracing = importlib.import_module("gateway.telemetry.tracing").exporting()
-    except ImportError as error:
-        right = "pip install aisopod-gateway[otel], or tracing.enabled = false"
-        raise ConfigError("configuration", "tracing.enabled", f"OpenTelemetry is missing: {error}", right) from None
-    return tracing
-
-
-async def healthz(request: web.Request) -> web.Response:
-    """`GET /healthz`: 200 while the process is alive."""
-    return web.json_response({"status": "ok"})
-
-
-async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: 200 when connections are accepted, 503 with the reason when not."""
-    phase = request.app[STATUS].phase
-    return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
-
-
-def foreign(request: web.Request) -> web.Response | None:
-    """Refuse a request for a host name that is not the gateway's. Returns None if it is."""
-    try:
-        request.app[GATEWAY].gatekeeper.check_host(request)
-    except RefusedError as refusal:
-        return refused(refusal)
-    return None
-
-
-async def metrics(request: web.Request) -> web.Response:
-    """`GET /metrics`: Prometheus exposition."""
-    refusal = foreign(request)
-    if refusal is not None:
-        return refusal
-    text = await request.app[GATEWAY].metrics.text()
-    return web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
-
-
-async def nosniff(request: web.Request, response: web.StreamResponse) -> None:
-    """Forbid browsers to guess the type of a response, whatever made it. A 101 has no part in this."""
-    response.headers["X-Content-Type-Options"] = "nosniff"
-
-
 async def on_startup(app: web.Application) -> None:
     """The runner of the application listens right after this."""
     app[GATEWAY].log_handler = log.adopt(app[CONFIG].log)
-    await app[GATEWAY].start()
-    app[STATUS].ready()
+    await app[GATEWAY].start(app[STATUS].ready)
 
 
 async def on_shutdown(app: web.Application) -> None:

@@ -90,6 +90,8 @@ class Link(asyncio.Protocol):
         informed: Callable[[Info], None],
         forbidden: Callable[[str], None],
         failed: Callable[[bytes, Exception], None],
+        *,
+        handled: Callable[[], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.name = name
@@ -97,6 +99,7 @@ class Link(asyncio.Protocol):
         self._informed = informed
         self._forbidden = forbidden
         self._failed = failed
+        self._handled = handled
         self.stage = "connection"
         self.transport: asyncio.Transport | None = None
         self.reader = Reader(self._control, failed)
@@ -123,6 +126,7 @@ class Link(asyncio.Protocol):
             self.reader.feed(data)
         except WireError as error:
             self.end(LinkError(f"{self.name}: {error}"))
+        self._handled()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the transport is gone."""

@@ -77,6 +77,8 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
     router: Routing
     span: Span | None
     begun: float
+    timeout: float
+    """Seconds until its deadline, from its beginning on. Those of a stream count from its last value or grant."""
     report: bytes = b""
     """The latest report on it, if that waits until the caller has read."""
     held: bool = True

@@ -73,6 +73,23 @@ LATE: Final = Line("handshake.timeout", 100, 10.0)
 CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
 """A defect of what handles a message of another gateway. It has a traceback, and one key."""
 
+CLUSTER_JOINED: Final = Line("cluster.joined", 20, 10.0)
+CLUSTER_LOST: Final = Line("cluster.lost", 20, 10.0, logging.WARNING)
+CLUSTER_UNREACHABLE: Final = Line("cluster.unreachable", 1, 60.0, logging.WARNING)
+CLUSTER_FORBIDDEN: Final = Line("cluster.forbidden", 20, 60.0, logging.ERROR)
+NATS_REFUSED: Final = Line("cluster.nats_refused", 1, 60.0, logging.ERROR)
+"""The link to NATS, each with one key. An attempt to reach it is repeated every second or two."""
+
+MAIL_REFUSED: Final = Line("cluster.mail_refused", 1, 60.0, logging.WARNING)
+"""Mail of another gateway that cannot be read. The key is that gateway."""
+
+MEMBER_JOINED: Final = Line("cluster.member_joined", 100, 10.0)
+MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
+"""Another gateway of the cluster comes and goes. They have one key."""
+
+CLUSTER_REFUSED: Final = Line("cluster.refused", 1, 60.0, logging.WARNING)
+"""What another gateway says, and we cannot take. The key is its instance."""
+
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
 """Accepts that fail. They have one key, because it is not known whose they are."""
@@ -92,6 +109,15 @@ SAMPLED: Final = (
     REJECTED,
     LATE,
     CLUSTER_DEFECT,
+    CLUSTER_JOINED,
+    CLUSTER_LOST,
+    CLUSTER_UNREACHABLE,
+    CLUSTER_FORBIDDEN,
+    NATS_REFUSED,
+    MAIL_REFUSED,
+    MEMBER_JOINED,
+    MEMBER_LOST,
+    CLUSTER_REFUSED,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )

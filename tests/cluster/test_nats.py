@@ -53,6 +53,25 @@ async def test_messages_of_all_subscriptions_come_in_the_order_of_the_wire() -> 
         assert [(subject, payload) for subject, _, _, payload in peer.messages] == sent
 
 
+async def test_the_end_of_a_read_is_told_after_its_messages(caplog: pytest.LogCaptureFixture) -> None:
+    """Even if what is told has a defect."""
+    async with NatsServer() as server, NatsPeer(server.url) as peer:
+        await peer.hear(b"a")
+        reads: list[int] = []
+
+        def read() -> None:
+            reads.append(len(peer.messages))
+            raise RuntimeError("a defect")
+
+        peer.nats.on_read = read
+        for _ in range(100):
+            peer.nats.publish(b"a", b"")
+        await until(lambda: reads[-1:] == [100], "it is not told")
+        assert reads == sorted(set(reads)), "nothing comes between a message and the end of its read"
+        assert len(reads) < 100
+        assert {type(defect) for defect in defects(caplog)} == {RuntimeError}
+
+
 async def test_subjects_payloads_and_replies_are_bytes_as_they_were_sent() -> None:
     async with NatsServer() as server, NatsPeer(server.url) as peer:
         await peer.hear("grüße.>".encode())

@@ -468,7 +468,7 @@ class Routing(RuleBasedStateMachine):
         self.the_tables_are_those_of_the_model()
         gateway, topics = self.gateway, self.gateway.events._topics
         assert (len(self.app[CONNECTIONS]), len(gateway.calls), len(gateway.nodes)) == (0, 0, 0)
-        assert (gateway.nodes._by_name, gateway.nodes._by_method) == ({}, {})
+        assert (gateway.nodes._by_name, gateway.nodes.methods()) == ({}, [])
         assert gateway.dispatcher._sweep._due == {}
         for wheel in (gateway.calls._wheel, gateway.dispatcher._sweep._wheel):
             assert (wheel._ticks, wheel._order, wheel._timer) == ({}, [], None)
