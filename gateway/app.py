@@ -134,6 +134,10 @@ class Gateway:
         )
         self.calls: Final = Calls()
         self.router: Final = _router(config, self.nodes, self.calls, self.lines)
+        self._waiting = _waiting(config, self.nodes, self.router)
+        if self.cluster is not None:
+            parts = self.nodes, self.router, self._waiting
+            self.cluster.connect(*parts, find=connections.get, status=status, steps=self._steps)
         self.dispatcher: Final = _dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
@@ -195,7 +199,7 @@ class Gateway:
         yield NodeMethods(
             self.nodes,
             self.router,
-            _waiting(config, self.nodes, self.router),
+            self._waiting,
             self.dispatcher.methods,
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
@@ -216,7 +220,6 @@ class Gateway:
                 "calls_in_flight": ("Calls that are not answered yet.", lambda: len(self.calls)),
                 "connections_held": ("Connections that have lost their link.", lambda: self.sessions.held),
                 "loop_lag_seconds": ("How late the event loop was, at most, lately.", lambda: self.lag.seconds),
-                **({} if self.cluster is None else self.cluster.gauges()),
             },
             counters={
                 "events_published": ("Messages published.", lambda: self.events.published),
@@ -224,6 +227,7 @@ class Gateway:
             },
             resumes=self.sessions.resumes,
             dropped=lambda: {**self.router.dropped, "event": self._delivery.gaps},
+            more=tuple if self.cluster is None else self.cluster.metrics,
         )
 
     async def start(self, ready: Callable[[], None]) -> None:
@@ -295,11 +299,18 @@ class Gateway:
         self._steps.begin(self.events.lost(connection))
         if connection.node is not None and connection.held is not None:
             self._presence.held(connection.node, connection.held.cause)
+        self._altered(connection)
 
     def back(self, connection: Connection) -> None:
         """Tell that a connection goes on by another link."""
         if connection.node is not None:
             self._presence.back(connection.node)
+        self._altered(connection)
+
+    def _altered(self, connection: Connection) -> None:
+        """Tell other gateways that a node is held, or no longer."""
+        if self.nodes.mirror is not None and connection.node is not None:
+            self.nodes.mirror.altered(connection.node)
 
     def release(self, connection: Connection) -> None:
         """Answer its callers, and forget what it serves and hears: no peer waits until its transport is gone."""
@@ -345,6 +356,8 @@ class Gateway:
     async def _let_go(self, server: Server) -> None:
         if self.joining is not None:
             self.joining.cancel()
+        if self.cluster is not None:
+            self.cluster.withdraw()
         self.sessions.drain()
         if self._connections:
             self._presence.draining(server.drain_timeout)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from gateway.cluster import options
 from gateway.cluster.asking import Asking
@@ -18,6 +20,14 @@ from gateway.cluster.nats import Nats
 from gateway.cluster.natslink import NatsError, Options, RefusedError
 from gateway.cluster.natswire import Info
 from gateway.config import Config, ConfigError
+from gateway.nodes.registry import Nodes
+from gateway.nodes.relay import Relay
+from gateway.nodes.roster import Roster
+from gateway.nodes.routing import Router
+from gateway.nodes.unwritten import Here
+from gateway.nodes.waiting import Waiting
+from gateway.rpc.steps import Steps
+from gateway.status import Status
 from gateway.telemetry.lines import (
     CLUSTER_FORBIDDEN,
     CLUSTER_JOINED,
@@ -27,6 +37,7 @@ from gateway.telemetry.lines import (
     Line,
     Lines,
 )
+from gateway.telemetry.metrics import add_durations
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +55,6 @@ LATE: Final = 5.0
 
 LEAVE: Final = 0.2
 """Seconds in which the last word to the others has to reach NATS, because the drain is bounded."""
-
-
-Gauges = dict[str, tuple[str, Callable[[], float]]]
-"""A help text and a function for each name, as `telemetry.metrics.Metrics` has them."""
 
 
 class Cluster:
@@ -83,6 +90,33 @@ class Cluster:
             lines=lines,
         )
         self.asking: Final = Asking(self.members)
+        self.relay: Relay
+        self.roster: Roster
+
+    def connect(
+        self,
+        nodes: Nodes,
+        router: Router,
+        waiting: Waiting,
+        *,
+        find: Callable[[str], Here | None],
+        status: Status,
+        steps: Steps,
+    ) -> None:
+        """Let calls go to nodes of other gateways, and come from there. Once, before `join`."""
+        self.relay = relay = Relay(
+            router, self.members, find, status, timeout=self._config.cluster.member_timeout, lines=self._lines
+        )
+        self.nats.on_read = relay.read
+        self.roster = Roster(
+            nodes,
+            self.members,
+            steps,
+            make_peer=lambda member, name, conn_id, remote, principal: relay.peer(member, conn_id, remote, principal),
+            arrived=waiting.go_on,
+            lost_link=router.lost_link,
+            lines=self._lines,
+        )
 
     @property
     def connected(self) -> bool:
@@ -93,14 +127,23 @@ class Cluster:
         """Return what `/readyz` says of it."""
         return "joined" if self.connected else "lost"
 
-    def gauges(self) -> Gauges:
-        """Return its metrics that are gauges."""
-        return {
-            "cluster_members": ("Gateways of the cluster, this one included; 0 while it is without NATS.", self._size),
-            "cluster_connected": ("Whether this gateway is a member of its cluster.", lambda: float(self.connected)),
-        }
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the metrics of the cluster."""
+        members = "Gateways of the cluster, this one included; 0 while it is without NATS."
+        yield GaugeMetricFamily("gateway_cluster_members", members, value=self._size())
+        connected = "Whether this gateway is a member of its cluster."
+        yield GaugeMetricFamily("gateway_cluster_connected", connected, value=float(self.connected))
+        labels, what = ["direction", "kind"], "Messages between the gateways of the cluster."
+        messages = CounterMetricFamily("gateway_cluster_messages", what, labels=labels)
+        for direction, counts in (("in", self.members.received), ("out", self.members.sent)):
+            for kind, count in counts.items():
+                messages.add_metric([direction, kind.decode()], count)
+        yield messages
+        seconds = HistogramMetricFamily("gateway_cluster_call_seconds", "Time to answer a call to a node elsewhere.")
+        add_durations(seconds, [], self.relay.called)
+        yield seconds
 
-    def _size(self) -> float:
+    def _size(self) -> int:
         return len(self.members.others) + 1 if self.connected else 0
 
     def options(self) -> Options:
@@ -121,8 +164,12 @@ class Cluster:
         self._begun = True
         if self.nats.info is not None:
             self._enter(self.nats.info)
-        await self._until(lambda: self.members.settled)
+        await self._until(lambda: self.roster.is_known)
         self._ready = True
+
+    def withdraw(self) -> None:
+        """Let the others call no node here any more. Calls in flight may still be answered."""
+        self.roster.clear()
 
     async def leave(self) -> None:
         """Tell the others that this gateway leaves. Harmless if it is no member."""

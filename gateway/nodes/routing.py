@@ -356,7 +356,7 @@ class Router:
         self._log(call, name, outcome)
         return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (call.request_id, error)
 
-    def lost_link(self, callee: Peer) -> None:
+    def lost_link(self, callee: Callee) -> None:
         """End those calls to a node that do not live on while it has no link."""
         for call in list(callee.calls.values()):
             if isinstance(call, RoutedCall):
