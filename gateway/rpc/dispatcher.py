@@ -29,7 +29,7 @@ from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.telemetry.lines import Lines
 from gateway.websocket.frames import Payload
 
-TURN: Final = 0.005
+TURN: Final = 0.004
 """Seconds of work for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
 
 PATIENCE: Final = 20

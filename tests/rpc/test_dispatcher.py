@@ -722,7 +722,7 @@ async def test_a_batch_that_is_much_work_has_its_turn_again_and_again(bench: Ben
 
     bench.dispatcher.add(much)
     assert bench.tell(f"[{','.join(request('much', id=number) for number in range(5))}]") == []
-    assert (len(done), bench.peer.link.waits) == (2, 1), "5 ms are over, and nothing more is read"
+    assert (len(done), bench.peer.link.waits) == (2, 1), "the turn is over, and nothing more is read"
     assert bench.peer.running, "it does not count as idle"
     await asyncio.sleep(0)
     assert len(done) == 4
