@@ -37,7 +37,7 @@ from gateway.websocket.frames import (
 )
 from gateway.websocket.heartbeat import SECOND_LOOK, Heartbeat
 from gateway.websocket.outbox import CORK_BYTES, HIGH_WATER, Cork
-from gateway.websocket.owner import NO_OWNER, Owner, Regime
+from gateway.websocket.owner import NO_OWNER, Owner, Regime, Watcher
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns
 
@@ -46,10 +46,7 @@ _HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
 
 
 class Closings(Deadlines["Link"]):
-    """The links that wait for their peer to close, or for their outbox to leave.
-
-    After ``close_timeout`` seconds a link is aborted.
-    """
+    """The links that wait, for ``close_timeout`` seconds, for their peer to close or for their outbox to leave."""
 
     __slots__ = ()
 
@@ -87,6 +84,9 @@ class Link(Heartbeat):
         "last_message",
         "messages_in",
         "owner",
+        "watched_messages",
+        "watched_octets",
+        "watcher",
     )
 
     def __init__(self, owner: Owner[Link], cork: Cork, regime: Regime, closings: Closings) -> None:
@@ -100,8 +100,8 @@ class Link(Heartbeat):
         """Bytes that are still accepted from the peer; None for any number."""
         self.ended: Disconnect | None = None
         self.last_message = 0.0
-        self.messages_in = 0
-        self.bytes_in = 0
+        self.watcher: Watcher | None = None
+        self.messages_in = self.bytes_in = self.watched_messages = self.watched_octets = 0
 
     # The opening
 
@@ -213,6 +213,8 @@ class Link(Heartbeat):
                 self.on_message(int(held.type), held.data)
             except Exception as error:
                 self.fail(error)
+            if self.watcher is not None:
+                self.watcher.after_read(self.owner)
             self.flush()
         if self._inbox.holds:
             return

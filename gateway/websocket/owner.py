@@ -70,6 +70,17 @@ class Owner(HasEndpoint, Protocol[_Link_contra]):
         """
 
 
+class Watcher(Protocol):
+    """What wants to know when something has come. The link's counts from which on it is told are for it to set."""
+
+    def after_read(self, connection: Any) -> None:
+        """``messages_in`` has reached ``watched_messages``, or ``bytes_in`` ``watched_octets``.
+
+        The messages of the read are handled. What is sent now leaves with the replies to them. The size of a message
+        that was compressed, or in fragments, counts on top of its bytes.
+        """
+
+
 class Regime(Protocol):
     """The limits that a link lives under. Times are in seconds, sizes in bytes."""
 
