@@ -143,7 +143,6 @@ class Gateway:
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
         self.sessions: Final = Sessions(
-            self,
             hold_timeout=config.server.hold_timeout,
             max_held=config.limits.max_held,
             max_bytes=config.limits.max_held_bytes or 2 * config.limits.max_outbox_bytes,

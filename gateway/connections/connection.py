@@ -63,6 +63,9 @@ class Endpoint(Receiver, Protocol):
 class Keeper(Protocol):
     """What holds connections whose link is lost (`connections.sessions.Sessions`)."""
 
+    def after_read(self, connection: Connection) -> None:
+        """See that what a read has brought is acknowledged (`websocket.owner.Watcher`)."""
+
     def may_hold(self) -> bool:
         """Return whether a connection whose link is lost may be held."""
 
@@ -131,6 +134,7 @@ class Connection(Identity):
     def attach(self, link: Link) -> None:
         """Make ``link`` the connection's own: what is sent leaves by it, and only what it says counts."""
         link.owner = self
+        link.watcher = self._keeper
         link.charge_to(self.account)
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
@@ -242,11 +246,10 @@ class Connection(Identity):
 
     # The session
 
-    def keep(self, session: Session, keeper: Keeper, endpoint: Endpoint) -> None:
+    def keep(self, session: Session, keeper: Keeper) -> None:
         """Outlive the link from now on. Called once."""
         self.session = session
-        self._keeper = keeper
-        self.endpoint = endpoint
+        self._keeper = self.link.watcher = keeper
         self.send = self.pass_on = session.send
 
     def _may_be_held(self, end: Disconnect | None) -> bool:
@@ -346,13 +349,19 @@ class Connection(Identity):
 
     def on_blocked(self, link: Link) -> None:
         """Let events wait in the outbox, or drop them if the end has begun."""
-        if link is self.link and self.subscriber is not None:
+        if link is not self.link:
+            return
+        if self.session is not None:
+            self.session.adapt()
+        if self.subscriber is not None:
             self.subscriber.review()
 
     def on_drained(self, link: Link) -> None:
         """Let go on what has waited, because the peer has read what was sent to it."""
         if link is not self.link:
             return
+        if self.session is not None:
+            self.session.adapt()
         self.relieve()
         self.rewrite()
         self._let_reports_go()

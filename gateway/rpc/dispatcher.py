@@ -117,7 +117,8 @@ class Dispatcher:
         try:
             message = decode(data)
         except jsonrpc.UNDECODABLE as error:
-            self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch))
+            begun = self._clock(), self._spent()
+            self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch), begun)
             return
         if message.method is NO_METHOD and self._calls.answered(peer, message):
             return
@@ -125,21 +126,20 @@ class Dispatcher:
         if reply is not None:
             peer.send(reply)
 
-    def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid]) -> None:
+    def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid], begun: tuple[float, float]) -> None:
         if isinstance(found, list):
-            self._dispatch_batch(peer, found)
+            self._take(peer, iter(found), Batch(peer), begun)
         elif not self._calls.garbled(peer, found.call_id):
             peer.send(self._invalid(peer, found))
 
-    def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
-        self._take(peer, iter(messages), Batch(peer))
+    def _take(
+        self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch, begun: tuple[float, float]
+    ) -> None:
+        """Handle elements of a batch until `TURN` seconds after ``begun``, by the clock and by what was spent.
 
-    def _take(self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch) -> None:
-        """Handle elements of a batch for `TURN` seconds. The rest has its turn later, one batch in an iteration.
-
-        Until then nothing more is read from the peer.
+        The rest has its turn later, one batch in an iteration. Until then nothing more is read from the peer.
         """
-        until, spent = self._clock() + TURN, self._spent() + TURN
+        until, spent = begun[0] + TURN, begun[1] + TURN
         for message in messages:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
@@ -158,17 +158,15 @@ class Dispatcher:
 
     def _take_rest(self) -> None:
         """Give the batch that has waited longest its turn, so that very many of them take no longer than one."""
-        if self._busy() and self._waited < PATIENCE:
-            self._waited += 1
+        if self._is_too_early():
             asyncio.get_running_loop().call_soon(self._take_rest)
             return
-        self._waited = 0
         peer, messages, batch = self._rests[0]
         try:
             peer.go_on()
             peer.running.pop(batch, None)
             if peer.is_open:
-                self._take(peer, messages, batch)
+                self._take(peer, messages, batch, (self._clock(), self._spent()))
             else:
                 batch.done(b"", None)
             peer.settled()
@@ -176,6 +174,12 @@ class Dispatcher:
             self._rests.popleft()
             if self._rests:
                 asyncio.get_running_loop().call_soon(self._take_rest)
+
+    def _is_too_early(self) -> bool:
+        """Return whether batches wait for what a message has left behind. They do in the iteration of its end, too."""
+        busy, waited = self._busy(), self._waited
+        self._waited = waited + 1 if busy and waited < PATIENCE else 0
+        return bool(self._waited or (waited and not busy))
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:

@@ -261,15 +261,16 @@ def alone(origin: logging.Logger, level: int) -> LogHandler | None:
     """
     if origin.filters or logging.getLogRecordFactory() is not logging.LogRecord:
         return None
-    found: LogHandler | None = None
+    found: list[logging.Handler] = []
     place: logging.Logger | None = origin
     while place is not None:
-        for handler in place.handlers:
-            if found is not None or type(handler) is not LogHandler:
-                return None
-            found = handler
+        if place.handlers:
+            found += place.handlers
         place = place.parent if place.propagate else None
-    return None if found is None or found.filters or found.level > level else found
+    if len(found) != 1:
+        return None
+    (handler,) = found
+    return None if type(handler) is not LogHandler or handler.filters or handler.level > level else handler
 
 
 def configure(settings: config.Log, fd: int = 1) -> LogWriter:

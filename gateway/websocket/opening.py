@@ -18,8 +18,12 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs, web
+from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.websocket.deflate import negotiate
+from gateway.websocket.owner import Regime
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCHING: Final = (
@@ -131,6 +135,13 @@ class RequestProtocol(web.RequestHandler):
         return True
 
 
+def answer(request: web.BaseRequest, handler: Any, regime: Regime) -> tuple[bytes, WebSocketWriter | None]:
+    """Return the head of the 101 that answers a request, and what compresses if that was negotiated."""
+    deflater, extension = negotiate(request, handler) if regime.compression else (None, b"")
+    protocol = subprotocol(request, regime.subprotocols)
+    return switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], protocol, extension), deflater
+
+
 def subprotocol(request: web.BaseRequest, known: Container[str]) -> bytes:
     """Choose the first subprotocol that a request offers and that is known (RFC 6455 section 4.2.2).
 
@@ -152,8 +163,10 @@ def switching(key: str, protocol: bytes, extension: bytes) -> bytes:
     return _SWITCHING % (accept, protocol, extension)
 
 
-def slim(request: Any, handler: Any) -> None:
-    """Let a request and its protocol go of what only the handshake needed."""
+def slim(request: Any, handler: Any, response: Any) -> None:
+    """Let a request, its protocol and its response go of what only the handshake needed."""
+    response._headers = NO_HEADERS
+    response._state = NO_STATE
     if isinstance(request._message, Head):
         request._message.clear()
     request._message = None
