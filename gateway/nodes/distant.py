@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from contextlib import suppress
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 from gateway import errors
 from gateway.auth.scopes import NOBODY, Principal
@@ -138,7 +139,8 @@ class Distant:
     heartbeats that it has named: it has given up nothing since it heard that one, except what it has said. ``queues``
     has what waits for nodes here, ``paused`` the nodes that are not read because of callers there.
 
-    ``peers`` are the nodes there that calls of ours are in flight to, by their numbers.
+    ``known`` are the nodes there, by their connIds, and ``peers`` those that calls of ours are in flight to, by their
+    numbers.
     """
 
     __slots__ = (
@@ -159,6 +161,7 @@ class Distant:
         "fence",
         "held_bytes",
         "is_open",
+        "known",
         "leaving",
         "link",
         "member",
@@ -200,6 +203,7 @@ class Distant:
         self.paused: dict[str, Paused] = {}
         # Our calls there
         self.peers: dict[bytes, Party] = {}
+        self.known: WeakValueDictionary[str, Party] = WeakValueDictionary()
         self._waits: Counter[str] = Counter()
         self._beat = b""
         self._beat_at = 0.0

@@ -1,4 +1,4 @@
-"""What gateways tell each other of their nodes: pages of JSON, which fit into messages of NATS. Pure."""
+"""What gateways tell each other of their nodes: pages of JSON, which fit into messages of NATS."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from gateway.rpc import jsonrpc
 PAGE: Final = 64 * 1024
 """Bytes of a page, or a few more. One page is read and entered in one go, so it is small."""
 
-METHOD: Final = 40
-"""More bytes than an entry has for a method beside what the node says of it."""
-
 HEAD: Final = 1500
 """More bytes than an entry without a principal and methods has, for any name."""
+
+_LISTS: Final = len(',"methods":[],"removed":[]')
 
 _KEPT: Final = ("serve:", "share:", EVERYTHING)
 """What the scopes of a node begin with that matter to other gateways."""
@@ -118,7 +117,7 @@ def entries(
     There is one at least. They have about ``room`` bytes each; all but the first have one method, however long it is.
     """
     entry = _head(node, whole=whole)
-    size = len(encode(entry))
+    size = len(encode(entry)) + _LISTS
     for name in removed:
         if size >= room:
             yield entry, size
@@ -127,11 +126,12 @@ def entries(
         size += len(jsonrpc.encode(name)) + 1
     for name in methods:
         told = node.methods[name]
-        more = told.octets + METHOD
+        method = Method(name, told.summary, Raw(told.params) if told.params else UNSET)
+        more = len(encode(method)) + 1
         if size + more > room and (entry.whole or entry.methods or entry.removed):
             yield entry, size
             entry, size = _head(node), HEAD
-        entry.methods.append(Method(name, told.summary, Raw(told.params) if told.params else UNSET))
+        entry.methods.append(method)
         size += more
     yield entry, size
 

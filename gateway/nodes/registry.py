@@ -271,7 +271,7 @@ class Nodes:
             self._serving.remove(replaced, replaced.methods)
             self.cost -= replaced.cost
             self.here -= replaced.member is None
-            replaced.peer.node = None
+            _release(replaced)
         self.here += node.member is None
         node.peer.node = self._by_name[node.name] = node
         return replaced
@@ -334,7 +334,7 @@ class Nodes:
         """Let the name of a node be nobody's."""
         del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
         self.here -= node.member is None
-        node.peer.node = None
+        _release(node)
 
     def rescoped(self, peer: NodePeer) -> None:
         """Take those methods from a node that its connection's new credential does not let it serve, or share.
@@ -346,6 +346,7 @@ class Nodes:
             return
         if self.mirror is not None:
             self.mirror.altered(node)
+            self.conflicts(node, node.methods)  # what was contested may be so no longer
         self.unregister(peer, [name for name in node.methods if not self._may_keep(node, name)])
 
     def _may_keep(self, node: Node, method: str) -> bool:
@@ -388,6 +389,12 @@ class Nodes:
         self.cost -= node.cost
         self.version += 1
         self._leave(node)
+
+
+def _release(node: Node) -> None:
+    """Let its connection be no node any more, unless that is another node by now."""
+    if node.peer.node is node:
+        node.peer.node = None
 
 
 def _change(before: Mapping[str, Served], entries: Mapping[str, Served], replaced: Node | None) -> Change:

@@ -134,11 +134,15 @@ class Relay:
             members.on(kind, self._handler(act))
         members.on(b"unheard", self._unheard)
 
-    def peer(self, member: Member, conn_id: str, remote: str, principal: Principal) -> RemotePeer:
-        """Return the connection of a node that is connected to another gateway."""
-        self._peers += 1
-        distant, calls = self._of(member), self.calls
-        return RemotePeer(distant, self._peers, calls, conn_id=conn_id, remote=remote, principal=principal)
+    def peer(self, member: Member, name: str, conn_id: str, remote: str, principal: Principal) -> RemotePeer:
+        """Return the connection of a node that is connected to another gateway: the same one as long as it is known."""
+        distant = self._of(member)
+        peer = distant.known.get(conn_id)
+        if not isinstance(peer, RemotePeer):
+            self._peers += 1
+            peer = RemotePeer(distant, self._peers, self.calls, conn_id=conn_id, remote=remote, principal=principal)
+            distant.known[conn_id] = peer
+        return peer
 
     def _of(self, member: Member) -> Distant:
         distant = self._distants.get(member)

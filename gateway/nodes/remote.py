@@ -59,6 +59,7 @@ class RemotePeer:
     """
 
     __slots__ = (
+        "__weakref__",
         "_calls",
         "_distant",
         "_suffix",

@@ -396,17 +396,14 @@ class Roster:
                 yield
 
     def _settle(self, node: Node, methods: Collection[str]) -> None:
-        """Let the older one of two nodes keep a method that they have registered at the same time.
+        """Take back from our own nodes what one that is connected elsewhere has registered before them.
 
-        If it is one of ours that loses, it does so now. If it is one of ours that keeps the method, the other's gateway
-        is told of it again: it may not have known of this one when it let the other one have the method.
+        They could not know of each other at that time. If ours is the older one, the other's gateway does the same.
         """
-        taken: dict[Node, list[str]] = {}
+        lost: dict[Node, list[str]] = {}
         for method, other in self._nodes.conflicts(node, methods):
-            if other.member is None:
-                taken.setdefault(other, []).append(method)
-        for other, names in taken.items():
-            if self._rank(other) > self._rank(node):
+            if other.member is None and self._rank(other) > self._rank(node):
+                lost.setdefault(other, []).append(method)
+        for other, names in lost.items():
+            if other.peer.node is other:  # the end of another one may have had consequences
                 self._nodes.unregister(other.peer, names)
-            else:
-                self._tell(other, names, (), whole=False)

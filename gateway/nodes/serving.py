@@ -135,7 +135,9 @@ class Serving(Generic[Node]):
         """Return those of a node's methods that others have and may not share with it, with each such node."""
         found = []
         for method in methods:
-            if self.owner(node, method) is not None:
+            if self.owner(node, method) is None:
+                self._contested.discard(method)  # all of them may share it now
+            else:
                 self._contested.add(method)
                 nodes: Any = self._nodes[method]
                 alone = not _may_share(node, method)

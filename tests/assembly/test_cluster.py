@@ -22,7 +22,7 @@ from tests.support.command import run
 from tests.support.nats import NatsServer, scripted
 from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
-from tests.support.process import GatewayProcess, StartGateway, free_port
+from tests.support.process import ROOT, GatewayProcess, StartGateway, free_port
 
 UPGRADE = {
     "Connection": "Upgrade",
@@ -196,9 +196,23 @@ async def test_a_certificate_that_is_not_trusted_will_not_do(certificates: Autho
     assert line.endswith("; a NATS that speaks TLS, and whose certificate is trusted")
 
 
+def permissions(publish: str, subscribe: str) -> str:
+    """Return the configuration of a NATS at which everybody has these permissions."""
+    user = f"user: u, password: p, permissions: {{ publish: [{publish}], subscribe: [{subscribe}] }}"
+    return f"authorization {{ users: [{{ {user} }}] }}\nno_auth_user: u"
+
+
+async def test_the_permissions_that_are_documented_are_enough(gateway: StartGateway) -> None:
+    documented = 'permissions { publish: ["gateway.>", "$JS.API.>"], subscribe: ["gateway.>"] }'
+    assert documented in (ROOT / "docs/operations.md").read_text()
+    async with nats_for_gateways(permissions('"gateway.>", "$JS.API.>"', '"gateway.>"')) as server:
+        first, second = await asyncio.gather(gateway(clustered(server)), gateway(clustered(server)))
+        await first.wait_event("cluster.member_joined")
+        assert not first.events("cluster.forbidden") and not second.events("cluster.forbidden")
+
+
 async def test_permissions_that_are_too_narrow_will_not_do() -> None:
-    narrow = 'authorization { users: [{ user: u, password: p, permissions: { publish: ">", subscribe: "other.>" } }] }'
-    async with nats_for_gateways(f"{narrow}\nno_auth_user: u") as server:
+    async with nats_for_gateways(permissions('">"', '"other.>"')) as server:
         line = await in_thread(server.url, "cluster.nats")
     assert line.startswith('Permissions Violation for Subscription to "gateway.')
     assert line.endswith("; permissions to publish and subscribe to gateway.> and $JS.API.>")

@@ -273,7 +273,7 @@ async def test_what_would_be_too_large_is_refused_before_it_is_sent_and_a_result
 async def test_a_result_that_nats_does_not_take_ends_the_call() -> None:
     play = Play()
     play.ask()
-    play.it.b.link.most = 1000
+    play.it.b.link.info.max_payload = 1000
     play.answer(f'"result":"{"x" * 1000}"')
     (reply,) = play.caller.take()
     assert json.loads(reply)["error"]["message"] == "Too large: NATS does not take it"

@@ -80,7 +80,7 @@ async def test_it_is_open_as_long_as_its_gateway_is_a_member(scene: Scene) -> No
     member = scene.it.a.member("b")
     scene.it.a.members.unreachable(member)
     assert not scene.peer.is_open
-    late = scene.it.a.relay.peer(member, "x", "127.0.0.1:1", ANONYMOUS)
+    late = scene.it.a.relay.peer(member, "pi", "x", "127.0.0.1:1", ANONYMOUS)
     assert not late.is_open
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, cast
 
 from gateway.auth.scopes import ANONYMOUS, Principal
@@ -12,10 +13,12 @@ from gateway.cluster.natslink import AwayError, TooLargeError
 from gateway.cluster.natswire import Handler
 from gateway.nodes.registry import Node, Nodes, Served
 from gateway.nodes.relay import Relay
+from gateway.nodes.roster import Roster
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import decode, encode
 from gateway.rpc.replies import Batch
+from gateway.rpc.steps import Steps
 from gateway.status import Status
 from gateway.telemetry.lines import Lines
 from tests.support.rpc import Listing, NodeListing
@@ -69,7 +72,7 @@ class ExchangeLink:
         self.arrived: deque[Parcel] = deque()
         self.joined = False
         self.stopped = False
-        self.most = 1 << 23
+        self.info = SimpleNamespace(max_payload=1 << 23)
         self.sent: Counter[bytes] = Counter()
         """Published messages, by the third part of their subject: the kind of mail."""
         self.on_read: Callable[[], None] = lambda: None
@@ -88,7 +91,7 @@ class ExchangeLink:
         """See `Nats`."""
         if not self.joined:
             raise AwayError("away")
-        if len(payload) > self.most:
+        if len(payload) > self.info.max_payload:
             raise TooLargeError("too large")
         self.sent[b"".join(subject.split(b".")[3:4])] += 1
         self._exchange.publish(self, Parcel(subject, reply, b"", payload))
@@ -164,6 +167,15 @@ class Side:
             self.router, self.members, self.here.get, self.status, timeout=TIMEOUT, lines=lines, clock=self.clock
         )
         self.link.on_read = self.relay.read
+        self.roster = Roster(
+            self.nodes,
+            self.members,
+            Steps(),
+            make_peer=self.relay.peer,
+            arrived=lambda name: None,
+            lost_link=self.router.lost_link,
+            lines=lines,
+        )
 
     def join(self) -> None:
         """Have a link to the exchange."""
@@ -204,10 +216,7 @@ class Two:
         self.b.here[node.conn_id] = node
         served = [Served(method, encode(method), f"call:{method}", "", b"") for method in methods]
         self.b.nodes.register(node, name, served, context, streams)
-        if self.a is self.b:
-            return node
-        peer = self.a.relay.peer(self.a.member("b"), node.conn_id, node.remote, node.principal)
-        self.a.nodes.register(peer, name, served, context, streams)
+        self.settle()
         return node
 
     def there(self, name: str) -> Node:

@@ -31,6 +31,7 @@ class Fellow:
         """What its watchers were told: `+name` or `-name cause`."""
         self.mail: list[Mail] = []
         """What came by `hear`: name of the sender, token, headers, payload."""
+        self._greeting = b""
         self.lines = Lines()
         self.nats = Nats(
             Options(urls=(url,), **options),
@@ -59,8 +60,14 @@ class Fellow:
         self.members.lost()
 
     def member_joined(self, member: Member) -> None:
-        """Note it."""
+        """Note it, and send mail if that is wanted."""
         self.told.append(f"+{member.name}")
+        if self._greeting:
+            self.members.tell(member, self._greeting, b"")
+
+    def mail_newcomers(self, kind: bytes) -> None:
+        """Send mail to each newcomer, as soon as it is known."""
+        self._greeting = kind
 
     def member_lost(self, member: Member, cause: str) -> None:
         """Note it."""
