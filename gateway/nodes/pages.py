@@ -12,8 +12,8 @@ from gateway.auth.scopes import ANONYMOUS, EVERYTHING, Principal
 from gateway.nodes.registry import MAX_METHODS, Node, Served
 from gateway.rpc import jsonrpc
 
-PAGE: Final = 64 * 1024
-"""Bytes of a page, or a few more. One page is read and entered in one go, so it is small."""
+PAGE: Final = 32 * 1024
+"""Bytes of a page. One page is read and entered in one go, so it is small."""
 
 HEAD: Final = 1500
 """More bytes than an entry without a principal and methods has, for any name."""

@@ -51,7 +51,8 @@ class Served(msgspec.Struct, frozen=True):
     @property
     def octets(self) -> int:
         """How many bytes name, summary and params have as JSON."""
-        return len(self.encoded) + len(jsonrpc.encode(self.summary)) + len(self.params)
+        summary = len(jsonrpc.encode(self.summary)) if self.summary else len('""')
+        return len(self.encoded) + summary + len(self.params)
 
 
 class NodePeer(Party, Protocol):

@@ -194,18 +194,17 @@ class Roster:
         after = payload.decode(errors="replace")
         found, room, size = list[Entry](), self._room(), 0
         for looked, node in enumerate(() if self._cleared else self._nodes.after(after)):
-            if size >= room or looked >= LOOKED:
+            entries = list(pages.entries(node, node.methods, (), room, whole=True)) if node.member is None else []
+            if looked >= LOOKED or (found and entries and size + entries[0][1] > room):
                 self._send(member, token, Page(self.number, found, after=after))
                 return
-            after = node.name
-            if node.member is not None:
-                continue
-            for entry, more in pages.entries(node, node.methods, (), room, whole=True):
-                if found and size + more > room:
+            for entry, more in entries:
+                if found and size + more > room:  # of one node
                     self._send(member, token, Page(self.number, found))
                     found, size = [], 0
                 found.append(entry)
                 size += more
+            after = node.name
         self._send(member, token, Page(self.number, found, after=None))
 
     def _send(self, member: Member, token: bytes, page: Page) -> None:

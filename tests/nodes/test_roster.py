@@ -380,12 +380,13 @@ def test_a_newcomer_gets_all_in_pages_while_changes_go_on() -> None:
     ]
     house.run()
     third.join()
-    sizes = []
+    sizes, most = [], 0
     for turn in range(10_000):
         full = house.broker.full()
         if not full:
             break
         for pair in full:
+            most = max(most, sum(len(payload) > PAGE / 2 for _, payload in house.broker.lines[pair]))
             sizes.append(len(house.broker.lines[pair][0][1]))
             house.deliver(pair)
         if turn < 100:  # whatever happens meanwhile
@@ -398,6 +399,7 @@ def test_a_newcomer_gets_all_in_pages_while_changes_go_on() -> None:
     assert third.roster.is_known
     assert max(sizes) < PAGE + 2000
     assert sum(size > PAGE / 2 for size in sizes) >= 4, "it came in pages"
+    assert most == 1, "one after another"
     assert len(third.nodes) == 300
 
 

@@ -21,6 +21,8 @@ NAMES: Final = ("attic", "cellar", "hall")
 METHODS: Final = ("m.one", "m.two", "m.three", "m.four")
 SUMMARIES: Final = ("", "Shoot.")
 SITES: Final = 3
+MAX_PAYLOAD: Final = 900
+"""So little that each node has a page of its own, or several."""
 
 sites = st.integers(0, SITES - 1)
 picks = st.integers(0, 50)
@@ -40,7 +42,7 @@ class Rosters(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.cluster = Cluster(SITES, lambda: self.now)
+        self.cluster = Cluster(SITES, lambda: self.now, max_payload=MAX_PAYLOAD)
         self.peers: list[Own] = []
         self.count = 0
         for site in self.cluster.sites:

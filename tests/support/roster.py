@@ -25,7 +25,6 @@ from gateway.rpc.work import Work
 from gateway.telemetry.lines import Lines
 from tests.support.rpc import NodeListing
 
-MAX_PAYLOAD: Final = 1 << 20
 SETTLED: Final = 30
 """Heartbeats of each gateway after which all agree, whatever was lost before."""
 
@@ -133,8 +132,17 @@ class Far(NodeListing):
 class Site:
     """One gateway: a registry with its roster, and the member that it is."""
 
-    def __init__(self, broker: Broker, number: int, wall: Callable[[], float], max_bytes: int = 1 << 18) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        number: int,
+        wall: Callable[[], float],
+        *,
+        max_bytes: int = 1 << 18,
+        max_payload: int = 1 << 20,
+    ) -> None:
         self.broker = broker
+        self._max_payload = max_payload
         self.wire = Wire(broker)
         broker.wires.append(self.wire)
         self.tick: Callable[[], None] = lambda: None
@@ -195,7 +203,7 @@ class Site:
     def join(self) -> None:
         """Have a link to NATS."""
         with self._inside():
-            self.wire.info = SimpleNamespace(max_payload=MAX_PAYLOAD)
+            self.wire.info = SimpleNamespace(max_payload=self._max_payload)
             self.members.joined()
 
     def part(self) -> None:
