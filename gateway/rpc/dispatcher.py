@@ -281,6 +281,9 @@ class Dispatcher:
         try:
             self._make_room(peer)
         except Refusal as refusal:
+            if more.begun:
+                self._start(peer, method, more.work(), message, batch).hold_up()
+                return None
             method.tally.count(outcome_of(refusal))
             return failure(peer, method.name, b"" + message.id, refusal, self._lines)
         self._start(peer, method, more.work(), message, batch)
@@ -294,7 +297,7 @@ class Dispatcher:
 
     def _start(
         self, peer: Peer, method: Method, work: Coroutine[Any, Any, Any], message: Message, batch: Batch | None
-    ) -> None:
+    ) -> Running:
         running = Running(peer, method, message, batch, self._clock())
         running.task = asyncio.get_running_loop().create_task(work)
         peer.running[running.key] = running
@@ -303,10 +306,12 @@ class Dispatcher:
         self._sweep.begin(running, method.timeout or self._call_timeout)
         # A `finally` in the task itself would not do: one that is cancelled before its first step never gets there.
         running.task.add_done_callback(lambda task: self._finished(running, task))
+        return running
 
     def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
         peer, batch = running.peer, running.batch
         self._sweep.done(running)
+        running.let_go()
         peer.running.pop(running.key, None)
         reply, outcome, after = _outcome(running, task, self._lines)
         if outcome is not None:
