@@ -13,7 +13,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from gateway.cluster import options
+from gateway.assembly import options
 from gateway.cluster.asking import Asking
 from gateway.cluster.members import Members
 from gateway.cluster.nats import Nats
@@ -112,7 +112,7 @@ class Cluster:
             nodes,
             self.members,
             steps,
-            make_peer=lambda member, name, conn_id, remote, principal: relay.peer(member, conn_id, remote, principal),
+            make_peer=relay.peer,
             arrived=waiting.go_on,
             lost_link=router.lost_link,
             lines=self._lines,

@@ -202,8 +202,6 @@ class Nodes:
         """Returns the node that gets the next call of a method, or None."""
         self.streaming: Final[Callable[[str], Node | None]] = self._serving.streaming
         """Returns the same for a stream: a node that knows streams, if there is any."""
-        self.conflicts: Final[Callable[[Node, Iterable[str]], list[tuple[str, Node]]]] = self._serving.conflicts
-        """Returns what a node of another gateway may not serve together with others. See `serving.Serving`."""
         self.version = 0
         self.cost = 0
         self.here = 0
@@ -390,6 +388,13 @@ class Nodes:
         self.cost -= node.cost
         self.version += 1
         self._leave(node)
+
+    def conflicts(self, node: Node, methods: Iterable[str]) -> list[tuple[str, Node]]:
+        """Return those of a node's methods that others have and may not share with it, with each such node.
+
+        There are none unless several nodes have registered at the same time, at different gateways.
+        """
+        return self._serving.conflicts(node, methods)
 
 
 def _release(node: Node) -> None:

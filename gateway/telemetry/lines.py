@@ -90,6 +90,11 @@ MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
 CLUSTER_REFUSED: Final = Line("cluster.refused", 1, 60.0, logging.WARNING)
 """What another gateway says, and we cannot take. The key is its instance."""
 
+EVENTS_LOST: Final = Line("cluster.events_lost", 20, 60.0, logging.WARNING)
+EVENTS_JOINED: Final = Line("cluster.events_joined", 20, 60.0)
+EVENT_REFUSED: Final = Line("cluster.event_refused", 1, 60.0, logging.WARNING)
+"""The stream of events at NATS: it cannot be used, it can, it has a message that no gateway has published. One key."""
+
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
 """Accepts that fail. They have one key, because it is not known whose they are."""
@@ -118,6 +123,9 @@ SAMPLED: Final = (
     MEMBER_JOINED,
     MEMBER_LOST,
     CLUSTER_REFUSED,
+    EVENTS_LOST,
+    EVENTS_JOINED,
+    EVENT_REFUSED,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY, create_app
@@ -23,6 +24,7 @@ from tests.support.nats import NatsServer, scripted
 from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
 from tests.support.process import ROOT, GatewayProcess, StartGateway, free_port
+from tests.telemetry.test_metrics import CLUSTER
 
 UPGRADE = {
     "Connection": "Upgrade",
@@ -66,6 +68,21 @@ async def test_gateways_of_one_nats_know_each_other(gateway: StartGateway) -> No
             assert await ready(process) == (200, {"status": "ready", "cluster": "joined"})
             assert await gauge(process, "cluster_members") == 2.0
             assert await gauge(process, "cluster_connected") == 1.0
+
+
+async def test_the_metrics_of_a_cluster_are_there_from_the_first_scrape_on(gateway: StartGateway) -> None:
+    async with nats_for_gateways() as server:
+        process = await gateway(clustered(server))
+        with await RawPeer.connect(process) as peer:
+            text = (await peer.get("/metrics")).body.decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("gateway_cluster_"):
+            assert family.documentation.endswith(".") and family.samples
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            (labels,) = {tuple(label for label in sample.labels if label != "le") for sample in family.samples}
+            found[name] = family.type, labels
+    assert found == CLUSTER
 
 
 async def test_clusters_with_different_names_share_a_nats(gateway: StartGateway) -> None:

@@ -87,7 +87,7 @@ def some(links: "Callable[[Routing], list[Link]]") -> Callable[[Rule], Rule]:
 
 def present(machine: "Routing") -> list[Link]:
     """Those who can still send, and are read, heard or not."""
-    return [link for link in machine.model.links if not link.wire.is_closing() and not link.full and not link.waits]
+    return [link for link in machine.model.links if not link.wire.is_closing() and not link.full and not link.deaf]
 
 
 def calm(machine: "Routing") -> list[Link]:
@@ -337,6 +337,7 @@ class Routing(RuleBasedStateMachine):
         self._read_on(self._one(full, at))
 
     def _read_on(self, link: Link) -> None:
+        self.turn(1)  # what is due is due before it reads
         self.model.step += 1
         with self.loop.inside():
             link.wire.parser.resume_writing()

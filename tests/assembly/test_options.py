@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.cluster import natswire, options
+from gateway.assembly import options
+from gateway.cluster import natswire
 from gateway.cluster.natslink import Options
 from gateway.config import Cluster, ConfigError, parse
 from gateway.config.certificates import CertificateError
