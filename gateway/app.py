@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway import errors
-from gateway.assembly.extras import load_cluster, load_tracing, seen
+from gateway.assembly import parts
+from gateway.assembly.extras import load_cluster, seen
 from gateway.assembly.health import Health, foreign_to, nosniff
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
-from gateway.cluster.memory import MemoryStream
+from gateway.cluster.stream import Position, Stream
 from gateway.config import Config, ConfigError, Server, load
 from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.history import Closed
@@ -38,7 +38,6 @@ from gateway.handshake.preauth import Preauth
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.handshake.resumption import Resumption
 from gateway.handshake.upgrade import Gatekeeper, RefusedError, refused
-from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods, SessionMethods
 from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
@@ -46,17 +45,12 @@ from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.methods.user import load_methods
 from gateway.nodes.registry import Nodes
-from gateway.nodes.routing import Router
-from gateway.nodes.waiting import Waiting
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Work
 from gateway.status import Status
 from gateway.telemetry import log
-from gateway.telemetry.lines import Lines
 from gateway.telemetry.metrics import LoopLag, Metrics
-from gateway.timestamps import rfc3339
 from gateway.websocket.frames import Payload
 from gateway.websocket.opening import coroutine_function
 
@@ -124,21 +118,24 @@ class Gateway:
         self._asking = None if self.cluster is None else self.cluster.asking
         self._steps = Steps()
         self.admission: Final = self._admission(config, status)
-        stream = _stream(config)
+        cluster = self.cluster
+        stream: Stream[Position | Awaitable[Position]] = parts.stream(config) if cluster is None else cluster.stream
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
         self._delivery = Delivery(topics, stream, self._regime.cork)
-        self.events: Final = Events(topics, stream, self._delivery)
+        self.events: Final[Events[Position | Awaitable[Position]]] = (
+            Events(topics, stream, self._delivery) if cluster is None else cluster.events(topics, self._delivery)
+        )
         self._presence = Presence(self.events, self.lines)
         self.nodes: Final = Nodes(
             self._presence.online, self._presence.offline, max_bytes=config.limits.max_registration_bytes
         )
         self.calls: Final = Calls()
-        self.router: Final = _router(config, self.nodes, self.calls, self.lines)
-        self._waiting = _waiting(config, self.nodes, self.router)
-        if self.cluster is not None:
-            parts = self.nodes, self.router, self._waiting
-            self.cluster.connect(*parts, find=connections.get, status=status, steps=self._steps)
-        self.dispatcher: Final = _dispatcher(config, status, self.router, self._delivery, self.lines)
+        self.router: Final = parts.router(config, self.nodes, self.calls, self.lines)
+        self._waiting = parts.waiting(config, self.nodes, self.router)
+        if cluster is not None:
+            ours = self.nodes, self.router, self._waiting
+            cluster.connect(*ours, find=connections.get, status=status, steps=self._steps)
+        self.dispatcher: Final = parts.dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
@@ -371,57 +368,6 @@ class Gateway:
 
 async def _answer(response: web.Response) -> web.StreamResponse:
     return response
-
-
-def _waiting(config: Config, nodes: Nodes, router: Router) -> Waiting:
-    limits = config.limits
-    return Waiting(nodes, router, max_waiting=limits.max_waiting, max_in_flight=limits.max_in_flight)
-
-
-def _router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:
-    limits = config.limits
-    return Router(
-        nodes,
-        calls,
-        call_timeout=limits.call_timeout,
-        max_in_flight=limits.max_in_flight,
-        max_node_in_flight=limits.max_node_in_flight,
-        max_message_bytes=limits.max_message_bytes,
-        max_credit_bytes=limits.max_outbox_bytes // 2,
-        lines=lines,
-        tracing=load_tracing() if config.tracing.enabled else None,
-    )
-
-
-def _dispatcher(config: Config, status: Status, router: Router, delivery: Delivery, lines: Lines) -> Dispatcher:
-    limits = config.limits
-    return Dispatcher(
-        status,
-        router.calls,
-        router,
-        max_in_flight=limits.max_in_flight,
-        max_batch=limits.max_batch,
-        call_timeout=limits.call_timeout,
-        lines=lines,
-        rate=Rate(limits.rate, limits.burst) if limits.rate else None,
-        busy=lambda: delivery.busy,
-    )
-
-
-def _stream(config: Config) -> MemoryStream:
-    events = config.events
-    return MemoryStream(
-        time.monotonic,
-        _now,
-        lambda: secrets.token_hex(8),
-        count=events.history_count,
-        age=events.history_age,
-        octets=events.history_bytes,
-    )
-
-
-def _now() -> str:
-    return rfc3339(time.time())
 
 
 CONFIG: Final = web.AppKey("config", Config)

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from gateway.assembly import options
 from gateway.cluster.asking import Asking
+from gateway.cluster.jetstream import JetStream, Wanted
 from gateway.cluster.members import Members
 from gateway.cluster.nats import Nats
 from gateway.cluster.natslink import NatsError, Options, RefusedError
+from gateway.cluster.natsstream import NatsStream
 from gateway.cluster.natswire import Info
+from gateway.cluster.replica import Replica
 from gateway.config import Config, ConfigError
+from gateway.events.delivery import Delivery
+from gateway.events.shared import SharedEvents
+from gateway.events.topics import Topics
 from gateway.nodes.registry import Nodes
 from gateway.nodes.relay import Relay
 from gateway.nodes.roster import Roster
@@ -38,6 +46,7 @@ from gateway.telemetry.lines import (
     Lines,
 )
 from gateway.telemetry.metrics import add_durations
+from gateway.timestamps import rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +99,14 @@ class Cluster:
             lines=lines,
         )
         self.asking: Final = Asking(self.members)
+        self.stream: Final = _stream(config, self.nats, lines)
+        """The stream of events, which all members share."""
         self.relay: Relay
         self.roster: Roster
+
+    def events(self, topics: Topics, delivery: Delivery) -> SharedEvents:
+        """Return what publishes to the stream, and subscribes to it."""
+        return SharedEvents(topics, self.stream, delivery, self.name)
 
     def connect(
         self,
@@ -150,7 +165,7 @@ class Cluster:
         """Read again what `[cluster]` names. Raises ConfigError, and CertificateError, which is an OSError."""
         return options.load(self._config.cluster, self.name)
 
-    async def join(self, connect: Callable[[], Awaitable[None]]) -> None:
+    async def join(self, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Reach NATS, ``connect`` the stream of events, and wait until all of the other members is known. Once.
 
         Raises ConfigError if that cannot come to a good end. A NATS that is not there is waited for.
@@ -160,7 +175,13 @@ class Cluster:
         with suppress(NatsError):
             await self.nats.flush(LATE)  # what NATS forbids comes before the answer
         await self._until(self._is_linked)
-        await connect()
+        connecting = asyncio.create_task(connect())
+        connecting.add_done_callback(lambda task: self._news.set())
+        try:
+            await self._until(connecting.done)
+        finally:
+            connecting.cancel()
+        await connecting
         self._begun = True
         if self.nats.info is not None:
             self._enter(self.nats.info)
@@ -202,8 +223,10 @@ class Cluster:
         objection = self._objection(info)
         if objection is not None:
             self._refused(objection)
-        elif self._begun:
-            self._enter(info)
+        else:
+            self.stream.joined()
+            if self._begun:
+                self._enter(info)
         self._news.set()
 
     def _enter(self, info: Info) -> None:
@@ -213,6 +236,7 @@ class Cluster:
 
     def _lost(self, error: NatsError) -> None:
         was_member = self.connected
+        self.stream.lost()
         self.members.lost()
         if was_member:
             self._log(CLUSTER_LOST, "lost NATS: %s", str(error), {"reason": str(error)})
@@ -256,6 +280,15 @@ class Cluster:
 
     def _log(self, line: Line, message: str, what: str, fields: dict[str, str]) -> None:
         self._lines.log(logger, line, "", message, what, fields=fields)
+
+
+def _stream(config: Config, nats: Nats, lines: Lines) -> NatsStream:
+    cluster, events = config.cluster, config.events
+    count, age, octets = events.history_count, events.history_age, events.history_bytes
+    wanted = Wanted(storage=cluster.storage, replicas=cluster.replicas, count=count, age=age, octets=octets)
+    jetstream = JetStream(nats, cluster.name, wanted, lambda: secrets.token_hex(8))
+    replica = Replica(time.monotonic, count=count, age=age, octets=octets)
+    return NatsStream(nats, jetstream, replica, lines, now=lambda: rfc3339(time.time()), clock=time.time)
 
 
 def member_name(config: Config) -> str:

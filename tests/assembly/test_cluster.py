@@ -16,6 +16,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY, create_app
 from gateway.assembly.cluster import member_name
+from gateway.client import connect
 from gateway.config import ConfigError, parse
 from tests.support.certs import Authority
 from tests.support.clustered import clustered, nats_for_gateways
@@ -137,7 +138,8 @@ async def test_a_nats_that_is_not_there_is_waited_for(
             assert await readyz(client) == (200, {"status": "ready", "cluster": "joined"})
             await client.close()
     events = [record.__dict__["event"] for record in caplog.records if hasattr(record, "event")]
-    assert events[:3] == ["cluster.unreachable", "handshake.rejected", "cluster.joined"], "one line for all attempts"
+    joined = ["cluster.events_joined", "cluster.joined"]
+    assert events[:4] == ["cluster.unreachable", "handshake.rejected", *joined], "one line for all attempts"
 
 
 async def test_who_waits_for_nats_can_be_ended(gateway: StartGateway) -> None:
@@ -225,7 +227,12 @@ async def test_the_permissions_that_are_documented_are_enough(gateway: StartGate
     async with nats_for_gateways(permissions('"gateway.>", "$JS.API.>"', '"gateway.>"')) as server:
         first, second = await asyncio.gather(gateway(clustered(server)), gateway(clustered(server)))
         await first.wait_event("cluster.member_joined")
-        assert not first.events("cluster.forbidden") and not second.events("cluster.forbidden")
+        async with connect(first.url("/ws", websocket=True)) as client:
+            await client.publish("greenhouse.door", "open")
+        third = await gateway(clustered(server))
+        events = await third.wait_event("cluster.events_joined")
+        assert events["caughtUp"] == events["offset"] > 0
+        assert not any(process.events("cluster.forbidden") for process in (first, second, third))
 
 
 async def test_permissions_that_are_too_narrow_will_not_do() -> None:

@@ -4,12 +4,12 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
 
-from gateway.client import CallError, Client, ServedCall, connect
+from gateway.client import CallError, Client, Event, ServedCall, connect
 from tests.support.clustered import clustered, nats_for_gateways
 from tests.support.nats import NatsServer
 from tests.support.patience import WAIT
@@ -162,3 +162,38 @@ async def test_without_nats_a_node_elsewhere_is_gone_until_nats_is_back(pair: Pa
     await pair.server.start()
     await pair.serves(pair.caller, "echo")
     assert await pair.caller.call("echo", {"again": 1}) == {"again": 1}
+
+
+async def test_what_is_published_at_one_gateway_is_heard_at_all(pair: Pair) -> None:
+    async with pair.caller.subscribe("greenhouse.*", "gateway.node.*") as events:
+        heard = aiter(events)
+        offset = (await pair.node.call("event.publish", {"topic": "greenhouse.door", "data": "open"}))["offset"]
+        event = await anext(heard)
+        assert isinstance(event, Event)
+        assert (event.topic, event.data, event.offset) == ("greenhouse.door", "open", offset)
+        other = await pair.client(pair.b)
+        other.method("new")(lambda params, call: None)
+        await other.serve("newcomer")
+        event = await anext(heard)
+        assert isinstance(event, Event)
+        assert (event.topic, event.data["member"], event.data["node"]) == ("gateway.node.online", "b", "newcomer")
+
+
+async def test_without_nats_nothing_is_published_and_nothing_is_published_later(pair: Pair) -> None:
+    async with pair.caller.subscribe("greenhouse.*") as events:
+        heard = aiter(events)
+        pair.server.end()
+        await pair.b.wait_event("cluster.lost")
+        with pytest.raises(CallError) as refused:
+            await pair.node.call("event.publish", {"topic": "greenhouse.door", "data": "never"})
+        assert (refused.value.name, refused.value.outcome) == ("unavailable", "not_delivered")
+        await pair.server.start()
+        async with asyncio.timeout(WAIT):
+            while True:
+                with suppress(CallError):
+                    await pair.node.call("event.publish", {"topic": "greenhouse.door", "data": "shut"})
+                    break
+                await asyncio.sleep(0.05)
+        event = await anext(heard)
+        assert isinstance(event, Event)
+        assert event.data == "shut"
