@@ -7,8 +7,8 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
 
@@ -21,7 +21,7 @@ from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
 from gateway.cluster.stream import Position, Stream
 from gateway.config import Config, ConfigError, Server, load
-from gateway.connections.connection import Connection
+from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
@@ -52,6 +52,7 @@ from gateway.status import Status
 from gateway.telemetry import log
 from gateway.telemetry.metrics import LoopLag, Metrics
 from gateway.websocket.frames import Payload
+from gateway.websocket.opening import coroutine_function
 
 if TYPE_CHECKING:
     from gateway.assembly.cluster import Cluster
@@ -134,12 +135,11 @@ class Gateway:
         if cluster is not None:
             ours = self.nodes, self.router, self._waiting
             cluster.connect(*ours, find=connections.get, status=status, steps=self._steps)
-        self.dispatcher: Final = parts.dispatcher(config, status, self.calls, self.router, self.lines)
+        self.dispatcher: Final = parts.dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
         self.sessions: Final = Sessions(
-            self,
             hold_timeout=config.server.hold_timeout,
             max_held=config.limits.max_held,
             max_bytes=config.limits.max_held_bytes or 2 * config.limits.max_outbox_bytes,
@@ -256,20 +256,23 @@ class Gateway:
         if self.cluster is not None:
             await self.cluster.close()
 
-    async def websocket(self, request: web.Request) -> web.StreamResponse:
+    @coroutine_function
+    def websocket(self, request: web.Request) -> Coroutine[Any, Any, web.StreamResponse]:
         """`GET /ws`: admit the request and serve its connection, at first with `Preauth` if it owes its credential."""
         remote = self.gatekeeper.remote_of(request)
+        endpoint: Endpoint = self
         try:
             self.gatekeeper.admit(request)
             authorization = request.headers.getall(hdrs.AUTHORIZATION, ())
             credential = self.admission.at_upgrade(authorization, remote)
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
-            return refused(refusal)
+            return _answer(refused(refusal))
         except GuestError as guest:
-            return await Connection(remote, self._guests, self._regime, guest.credential).serve(request)
-        endpoint = self.preauth if credential is NO_CREDENTIAL else self
-        return await Connection(remote, endpoint, self._regime, credential).serve(request)
+            endpoint, credential = self._guests, guest.credential
+        if credential is NO_CREDENTIAL:
+            endpoint = self.preauth
+        return Connection(remote, endpoint, self._regime, credential).serve(request)
 
     def opened(self, connection: Connection) -> None:
         """Register, then welcome: the first frame on every connection."""
@@ -361,6 +364,10 @@ class Gateway:
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read again. Returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
+
+
+async def _answer(response: web.Response) -> web.StreamResponse:
+    return response
 
 
 CONFIG: Final = web.AppKey("config", Config)

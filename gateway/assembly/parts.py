@@ -8,6 +8,7 @@ import time
 from gateway.assembly.extras import load_tracing
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config
+from gateway.events.delivery import Delivery
 from gateway.limits import Rate
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
@@ -41,18 +42,19 @@ def router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:
     )
 
 
-def dispatcher(config: Config, status: Status, calls: Calls, router: Router, lines: Lines) -> Dispatcher:
+def dispatcher(config: Config, status: Status, router: Router, delivery: Delivery, lines: Lines) -> Dispatcher:
     """Return what messages are handed to."""
     limits = config.limits
     return Dispatcher(
         status,
-        calls,
+        router.calls,
         router,
         max_in_flight=limits.max_in_flight,
         max_batch=limits.max_batch,
         call_timeout=limits.call_timeout,
         lines=lines,
         rate=Rate(limits.rate, limits.burst) if limits.rate else None,
+        busy=lambda: delivery.busy,
     )
 
 

@@ -111,6 +111,11 @@ def busy(machine: "Routing") -> list[Link]:
     return [link for link in present(machine) if link.flights]
 
 
+async def _serve(connection: Connection, request: web.Request) -> None:
+    """Serve a connection, in the event loop from the first moment on."""
+    await connection.serve(request)
+
+
 class Routing(RuleBasedStateMachine):
     """Peers that do anything at all."""
 
@@ -152,10 +157,10 @@ class Routing(RuleBasedStateMachine):
     def connect(self, polite: bool, serves: list[str], name: str | None) -> None:
         self.model.step += 1
         wire = Wire(self.loop, polite)
-        parts = {"protocol": wire, "_protocol": wire, "headers": OPENING_HEADERS}
+        parts = {"protocol": wire, "_protocol": wire, "_message": None, "headers": OPENING_HEADERS}
         request = SimpleNamespace(**parts, writer=SimpleNamespace(output_size=0))
         connection = Connection(f"127.0.0.1:{len(self.model.links) + 1}", self.gateway, self.gateway._regime)
-        serving = self.loop.create_task(connection.serve(cast(web.Request, request)))
+        serving = self.loop.create_task(_serve(connection, cast(web.Request, request)))
         serving.add_done_callback(lambda task: task.result())
         link = Link(connection, wire)
         self.turn(1)
