@@ -1,7 +1,10 @@
 """Which sockets a process takes, and what is said if it cannot have them."""
 
+import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,9 @@ from gateway.config import Config, ConfigError, parse
 from tests.support.fleet import FLOOD_SERVER, request
 from tests.support.peers import RawPeer
 from tests.support.process import StartGateway, free_port
+
+MANY = 300
+"""More than a gateway accepts in one event-loop iteration."""
 
 
 @pytest.fixture
@@ -97,3 +103,24 @@ async def test_what_comes_while_one_drains_is_for_the_others(gateway: StartGatew
                 assert (await other.welcome())["server"]["instance"] == instances[1]
         peer.close()
     assert await first.wait() == 0
+
+
+async def test_what_waits_when_a_gateway_leaves_its_port_is_answered_and_not_reset(gateway: StartGateway) -> None:
+    """The kernel has accepted them all, for this one process. Closing the socket would reset them."""
+    config = {"server": {"reuse_port": True, "drain_timeout": 60.0, "port": free_port()}}
+    process = await gateway(config, module=FLOOD_SERVER)
+    with ExitStack() as stack:
+        busy = stack.enter_context(await RawPeer.open(process))
+        await busy.welcome()
+        await request(busy, "test.late", seconds=60.0)
+        await busy.alive()
+        process.signal(signal.SIGSTOP)
+        peers = [stack.enter_context(await RawPeer.connect(process)) for _ in range(MANY)]
+        for peer in peers:
+            await peer.send_raw(peer.upgrade_head())
+        process.terminate()
+        process.signal(signal.SIGCONT)
+        statuses = Counter([(await peer.read_response()).status for peer in peers])
+    assert statuses[101] + statuses[503] == MANY
+    assert statuses[503] > 0, "some of them came after the signal"
+    assert await process.wait() == 0
