@@ -31,6 +31,13 @@ class Pair:
         """`wait` returns when it is set."""
 
     async def __aenter__(self) -> "Pair":
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(self._stack)  # if not all can be started, those that are end
+            await self._start()
+            stack.pop_all()
+        return self
+
+    async def _start(self) -> None:
         enter = self._stack.enter_async_context
         self.server: NatsServer = await enter(nats_for_gateways())
         gateways = [GatewayProcess(clustered(self.server, name, server_keys=self._keys)) for name in "ab"]
@@ -41,7 +48,6 @@ class Pair:
         self.node.method("wait")(self._wait)
         await self.node.serve("pi")
         await self.serves(self.caller, "echo")
-        return self
 
     async def __aexit__(self, *error: Any) -> None:
         await self._stack.__aexit__(*error)
