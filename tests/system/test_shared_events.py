@@ -230,10 +230,11 @@ async def test_messages_of_three_publishers_are_heard_everywhere_once_in_the_sam
         assert all(publisher.refused == 0 and not publisher.unknown for publisher in publishers)
 
 
-@pytest.mark.parametrize("kept", [1_000_000, 200], ids=["all is kept", "little is kept"])
-async def test_cuts_and_restarts_leave_no_message_out_in_silence(sized: Sized, kept: int) -> None:
+@pytest.mark.parametrize("all_is_kept", [True, False])
+async def test_cuts_and_restarts_leave_no_message_out_in_silence(sized: Sized, all_is_kept: bool) -> None:
     """Cuts of subscribers, cuts between gateways and NATS, and restarts of NATS, all at any time."""
-    count, chance = sized(2000, 33_334), random.Random(kept)
+    count, chance = sized(2000, 33_334), random.Random(7)
+    kept = 1_000_000 if all_is_kept else sized(20, 200)
     async with three(count=kept, octets=1 << 28) as place:
         readers = await crowd(place)
         pause = sized(60, 10) / 1000
@@ -259,7 +260,7 @@ async def test_cuts_and_restarts_leave_no_message_out_in_silence(sized: Sized, k
         found = [verdict(reader, publishers) for reader in readers]
         unknown, refused = (sum(map(of, publishers)) for of in (lambda one: len(one.unknown), lambda one: one.refused))
         print(f"messages and gaps: {found}; unknown {unknown}, refused and sent again {refused}")
-        if kept > 3 * count:
+        if all_is_kept:
             assert {gaps for _, gaps in found} == {0}
             assert len({number for number, _ in found}) == 1
 
