@@ -81,6 +81,8 @@ class Nats:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.options = options
+        self.on_read: Callable[[], None] = _nothing
+        """Called when the messages of a read have been handled, all of them."""
         self.info: Info | None = None
         """What the server of the link says of itself; None while there is no link."""
         self._addresses = [natswire.address(url) for url in options.urls]
@@ -253,6 +255,9 @@ class Nats:
         fields = {"subject": subject.decode(errors="replace")}
         self._lines.log(logger, CLUSTER_DEFECT, "", "a handler has a defect", fields=fields, exc_info=error)
 
+    def _handled(self) -> None:
+        self._tell(self.on_read)
+
     def _forbidden(self, text: str) -> None:
         self._tell(self._on_error, text)
 
@@ -274,7 +279,8 @@ class Nats:
 
     async def _attempt(self, address: Address) -> bool:
         """Connect, and stay until the link is lost. Returns whether it lasted, so that it was no failure."""
-        link = Link(f"{address.host}:{address.port}", self._gone, self._informed, self._forbidden, self._failed)
+        name = f"{address.host}:{address.port}"
+        link = Link(name, self._gone, self._informed, self._forbidden, self._failed, handled=self._handled)
         try:
             await connect(link, address, self.options)
             began = self._loop.time()
@@ -325,3 +331,7 @@ class Nats:
             answered, slot = self._waiting.pop(token)
             del slot[token]
             self._tell(answered, cause, b"", b"")
+
+
+def _nothing() -> None:
+    """Do nothing after a read."""

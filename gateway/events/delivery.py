@@ -340,6 +340,11 @@ class Delivery:
         else:
             self._begin(topic, _Rest(before, frame, dict.fromkeys(subscribers)))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a message is still to be handed to some of very many subscribers."""
+        return bool(self._rests)
+
     def _begin(self, topic: Topic, rest: _Rest) -> None:
         """Hand a message out to some of very many subscribers, and to the others in later event-loop iterations."""
         _hand_out(topic, rest, CROWD)

@@ -3,6 +3,9 @@
 A node is one connection. If a newer connection registers under the same name it takes over, and the end of the older
 one does not touch the new registration. A method belongs to the node that has it; several nodes have the same method
 only if all of them may share it.
+
+A node may be connected to another gateway of a cluster. `nodes.roster` enters those, and keeps them as that gateway
+says; here they are nodes like all others.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import msgspec
 from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
+from gateway.nodes.serving import Serving
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.requests import Party
@@ -47,7 +51,8 @@ class Served(msgspec.Struct, frozen=True):
     @property
     def octets(self) -> int:
         """How many bytes name, summary and params have as JSON."""
-        return len(self.encoded) + len(jsonrpc.encode(self.summary)) + len(self.params)
+        summary = len(jsonrpc.encode(self.summary)) if self.summary else len('""')
+        return len(self.encoded) + summary + len(self.params)
 
 
 class NodePeer(Party, Protocol):
@@ -71,19 +76,34 @@ class NodePeer(Party, Protocol):
         """End the connection, for this reason."""
 
 
+class Elsewhere(Protocol):
+    """Another gateway, which a node is connected to (`cluster.alive.Member`)."""
+
+    @property
+    def instance(self) -> str:
+        """It, and no other: UUID text."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+
+
 class Node:
     """One registered node. ``since`` is in seconds since the epoch. ``octets`` is the sum over its ``methods``.
 
-    ``context`` is true if the node wants to be told with each call who the caller is and how much time is left,
-    ``streams`` if it knows streams.
+    Of two registrations of one name, the newer one has the higher ``stamp``. ``member`` is the gateway that the node is
+    connected to; it is None if that is this one. ``context`` is true if the node wants to be told with each call who
+    the caller is and how much time is left, ``streams`` if it knows streams.
     """
 
-    __slots__ = ("context", "methods", "name", "octets", "peer", "since", "streams")
+    __slots__ = ("context", "member", "methods", "name", "octets", "peer", "since", "stamp", "streams")
 
-    def __init__(self, name: str, peer: NodePeer, since: float) -> None:
+    def __init__(self, name: str, peer: NodePeer, since: float, stamp: int, member: Elsewhere | None = None) -> None:
         self.name = name
         self.peer = peer
         self.since = since
+        self.stamp = stamp
+        self.member = member
         self.context = False
         self.streams = False
         self.methods: dict[str, Served] = {}
@@ -96,8 +116,31 @@ class Node:
 
     @property
     def in_flight(self) -> int:
-        """The number of calls that it has not answered."""
+        """The number of this gateway's calls that it has not answered."""
         return len(self.peer.calls)
+
+    def add(self, entries: Mapping[str, Served]) -> list[str]:
+        """Have these methods, or describe them in another way. Returns those that it did not have."""
+        added = []
+        for name, served in entries.items():
+            known = self.methods.get(name)
+            if known is None:
+                added.append(name)
+            else:
+                self.octets -= known.octets
+            self.octets += served.octets
+            self.methods[name] = served
+        return added
+
+    def remove(self, methods: Iterable[str]) -> list[str]:
+        """Have these methods no more. Returns those that it had."""
+        removed = []
+        for name in methods:
+            served = self.methods.pop(name, None)
+            if served is not None:
+                removed.append(name)
+                self.octets -= served.octets
+        return removed
 
 
 class Change(NamedTuple):
@@ -114,13 +157,27 @@ class Change(NamedTuple):
     replaced: Node | None = None
 
 
+class Mirror(Protocol):
+    """What tells other gateways of the nodes that are connected to this one (`nodes.roster.Roster`)."""
+
+    def online(self, node: Node, change: Change) -> None:
+        """Tell what a node serves now."""
+
+    def altered(self, node: Node) -> None:
+        """Tell what else is to be known of a node, because something of it may have changed."""
+
+    def offline(self, node: Node) -> None:
+        """Tell that a node is gone."""
+
+
 class Nodes:
     """The registry.
 
     ``online`` is called after a node has registered methods, or has taken some of them back: with the node, and with
-    what has changed. If nothing has, it is not called. ``offline`` is called after a node is gone. ``wall`` returns
-    seconds since the epoch. ``version`` grows with each change of what is served. ``max_bytes`` bounds the ``octets``
-    of one node; ``cost`` is that of all nodes, which `MAX_BYTES` bounds.
+    what has changed. If nothing has, it is not called. ``offline`` is called after a node is gone. Both are called only
+    for nodes that are connected to this gateway. ``wall`` returns seconds since the epoch. ``version`` grows with each
+    change of what is served. ``max_bytes`` bounds the ``octets`` of one node; ``cost`` is that of all nodes, which
+    `MAX_BYTES` bounds. ``mirror`` is told before ``online`` and ``offline``.
     """
 
     def __init__(
@@ -134,12 +191,21 @@ class Nodes:
         self._online = online
         self._offline = offline
         self._wall = wall
-        self._max_bytes = max_bytes
+        self.max_bytes: Final = max_bytes
+        self.mirror: Mirror | None = None
+        self._stamp = 0
         self._by_name: dict[str, Node] = {}
         self._names: list[str] = []  # sorted
-        self._by_method: dict[str, list[Node]] = {}
+        self._serving: Serving[Node] = Serving()
+        # On the hot path: no call in between.
+        self.serving: Final[Callable[[str], Node | None]] = self._serving.next
+        """Returns the node that gets the next call of a method, or None."""
+        self.streaming: Final[Callable[[str], Node | None]] = self._serving.streaming
+        """Returns the same for a stream: a node that knows streams, if there is any."""
         self.version = 0
         self.cost = 0
+        self.here = 0
+        """How many nodes are connected to this gateway."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -153,34 +219,14 @@ class Nodes:
         for number in range(bisect_right(self._names, name), len(self._names)):
             yield self._by_name[self._names[number]]
 
-    def serving(self, method: str) -> Node | None:
-        """Return a node with this method, or None.
-
-        It is the node with the fewest calls in flight, of those that have a link and read; nodes with equally many
-        take turns.
-        """
-        nodes = self._by_method.get(method)
-        if nodes is None:
-            return None
-        if len(nodes) == 1:
-            return nodes[0]
-        return _in_turn(nodes, nodes)
-
-    def streaming(self, method: str) -> Node | None:
-        """Return a node with this method: one that knows streams, if there is any. Otherwise as `serving`."""
-        nodes = self._by_method.get(method)
-        if nodes is None:
-            return None
-        return _in_turn(nodes, [node for node in nodes if node.streams] or nodes)
-
     def methods(self) -> list[str]:
         """Return the names of all methods that are served, in no order."""
-        return list(self._by_method)
+        return self._serving.methods()
 
     def described(self, method: str) -> Served | None:
         """Return what one of its nodes says of a method, or None if no node serves it."""
-        nodes = self._by_method.get(method)
-        return None if nodes is None else nodes[0].methods[method]
+        node = self._serving.first(method)
+        return None if node is None else node.methods[method]
 
     def register(
         self, peer: NodePeer, name: str, methods: Iterable[Served], context: bool, streams: bool = False
@@ -195,29 +241,51 @@ class Nodes:
         entries = {served.name: served for served in methods}
         if node is None:
             replaced = self._by_name.get(name)
-            node = Node(name, peer, self._wall())
+            node = Node(name, peer, self._wall(), self._next_stamp())
         self._check_owners(node, entries)
         self._check(node, entries, 0 if replaced is None else replaced.cost)
         change = _change(node.methods if replaced is None else replaced.methods, entries, replaced)
         if peer.node is None:
-            if replaced is None:
-                insort(self._names, name)
-            else:
-                self._withdraw(replaced, list(replaced.methods))
-                replaced.peer.node = None
-            peer.node = self._by_name[name] = node
+            self._seat(node)
+        altered = (node.context, node.streams) != (context, streams)
         node.context, node.streams = context, streams
         if any(change):
             self._add(node, entries)
-            self.version += 1
-            self._online(node, change)
+            self._changed(node, change)
+        elif altered and self.mirror is not None:
+            self.mirror.altered(node)
         return replaced
+
+    def _next_stamp(self) -> int:
+        """Return a stamp for a registration: the time in milliseconds, but always more than every stamp before."""
+        self._stamp = max(self._stamp + 1, int(self._wall() * 1000))
+        return self._stamp
+
+    def _seat(self, node: Node) -> Node | None:
+        """Let a node have its name. Returns the node that had it, which has no methods here any more."""
+        replaced = self._by_name.get(node.name)
+        if replaced is None:
+            insort(self._names, node.name)
+        else:
+            self._serving.remove(replaced, replaced.methods)
+            self.cost -= replaced.cost
+            self.here -= replaced.member is None
+            _release(replaced)
+        self.here += node.member is None
+        node.peer.node = self._by_name[node.name] = node
+        return replaced
+
+    def _changed(self, node: Node, change: Change) -> None:
+        self.version += 1
+        if self.mirror is not None:
+            self.mirror.online(node, change)
+        self._online(node, change)
 
     def _check_owners(self, node: Node, methods: Iterable[str]) -> None:
         """Raise Refusal if another node has some of these methods, and they are not shared."""
         found: dict[str, list[str]] = {}
         for method in methods:
-            owner = self._owner(node, method)
+            owner = self._serving.owner(node, method)
             if owner is not None:
                 found.setdefault(owner.name, []).append(method)
         if found:
@@ -226,38 +294,21 @@ class Nodes:
             detail = f"the node {name} has {some}; both need the scope share: to serve a method together"
             raise Refusal(errors.CONFLICT, detail, node=name, methods=taken)
 
-    def _owner(self, node: Node, method: str) -> Node | None:
-        """Return the node that keeps another one from serving a method, or None.
-
-        If several nodes have the method already, all of them may share it, so one of them is enough to look at.
-        """
-        for other in self._by_method.get(method, ()):
-            if other.name != node.name:
-                return None if _may_share(node, method) and _may_share(other, method) else other
-        return None
-
     def _check(self, node: Node, entries: dict[str, Served], freed: int) -> None:
         """Raise Refusal if a node has no room for these methods, after so many bytes of another have been freed."""
         known = node.methods
         more = sum(served.octets - (known[name].octets if name in known else 0) for name, served in entries.items())
-        if more > 0 and node.octets + more > self._max_bytes:
-            detail = f"a registration of more than {self._max_bytes} bytes; see limits.max_registration_bytes"
+        if more > 0 and node.octets + more > self.max_bytes:
+            detail = f"a registration of more than {self.max_bytes} bytes; see limits.max_registration_bytes"
             raise Refusal(errors.TOO_LARGE, detail)
         more += METHOD_BYTES * len(entries.keys() - known.keys()) - freed
         if more > 0 and self.cost + more > MAX_BYTES:
             detail = f"the registrations of all nodes have {MAX_BYTES} bytes"
             raise not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_FULL_MS)
 
-    def _add(self, node: Node, entries: dict[str, Served]) -> None:
+    def _add(self, node: Node, entries: Mapping[str, Served]) -> None:
         before = node.cost
-        for name, served in entries.items():
-            known = node.methods.get(name)
-            if known is None:
-                self._by_method.setdefault(name, []).append(node)
-            else:
-                node.octets -= known.octets
-            node.octets += served.octets
-            node.methods[name] = served
+        self._serving.enter(node, node.add(entries))
         self.cost += node.cost - before
 
     def unregister(self, peer: NodePeer, methods: Iterable[str] | None = None) -> None:
@@ -270,11 +321,19 @@ class Nodes:
         if node is None or not removed:
             return
         if node.methods:
-            self._online(node, Change([], removed, []))
+            self._changed(node, Change([], removed, []))
             return
-        del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
-        peer.node = None
+        self._leave(node)
+        self.version += 1
+        if self.mirror is not None:
+            self.mirror.offline(node)
         self._offline(node)
+
+    def _leave(self, node: Node) -> None:
+        """Let the name of a node be nobody's."""
+        del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
+        self.here -= node.member is None
+        _release(node)
 
     def rescoped(self, peer: NodePeer) -> None:
         """Take those methods from a node that its connection's new credential does not let it serve, or share.
@@ -282,51 +341,66 @@ class Nodes:
         Harmless if the connection is not a node.
         """
         node = peer.node
-        if node is not None:
-            self.unregister(peer, [name for name in node.methods if not self._may_keep(node, name)])
+        if node is None:
+            return
+        if self.mirror is not None:
+            self.mirror.altered(node)
+            self.conflicts(node, node.methods)  # what was contested may be so no longer
+        self.unregister(peer, [name for name in node.methods if not self._may_keep(node, name)])
 
     def _may_keep(self, node: Node, method: str) -> bool:
-        alone = len(self._by_method[method]) == 1
-        return node.peer.principal.allows(f"serve:{method}") and (alone or _may_share(node, method))
+        return node.peer.principal.allows(f"serve:{method}") and self._serving.may_keep(node, method)
 
     def _withdraw(self, node: Node, methods: Iterable[str]) -> list[str]:
         """Take these methods from a node. Returns those that it had."""
-        removed, cost = [], node.cost
-        for name in methods:
-            served = node.methods.pop(name, None)
-            if served is None:
-                continue
-            removed.append(name)
-            node.octets -= served.octets
-            nodes = self._by_method[name]
-            nodes.remove(node)
-            if not nodes:
-                del self._by_method[name]
+        cost = node.cost
+        removed = node.remove(methods)
+        self._serving.remove(node, removed)
         self.cost += node.cost - cost
-        self.version += bool(removed)
         return removed
 
+    # Nodes that are connected to other gateways
 
-def _may_share(node: Node, method: str) -> bool:
-    """Return whether a node may serve a method together with others."""
-    return node.peer.principal.allows(f"share:{method}")
+    def heed(self, stamp: int) -> None:
+        """Let all later registrations here be newer than one with this stamp."""
+        self._stamp = max(self._stamp, stamp)
+
+    def bring(self, node: Node) -> Node | None:
+        """Let a node of another gateway have its name, with all its methods. Returns the node that had the name.
+
+        Whether methods may be shared is not looked at: see `conflicts`.
+        """
+        replaced = self._seat(node)
+        self._serving.enter(node, node.methods)
+        self.cost += node.cost
+        self.version += 1
+        return replaced
+
+    def change(self, node: Node, entries: Mapping[str, Served], removed: Iterable[str]) -> None:
+        """Change the methods of a node of another gateway, which has its name."""
+        self._withdraw(node, removed)
+        self._add(node, entries)
+        self.version += 1
+
+    def take_away(self, node: Node) -> None:
+        """Remove a node of another gateway, which has its name. It keeps its methods, in case it is brought again."""
+        self._serving.remove(node, node.methods)
+        self.cost -= node.cost
+        self.version += 1
+        self._leave(node)
+
+    def conflicts(self, node: Node, methods: Iterable[str]) -> list[tuple[str, Node]]:
+        """Return those of a node's methods that others have and may not share with it, with each such node.
+
+        There are none unless several nodes have registered at the same time, at different gateways.
+        """
+        return self._serving.conflicts(node, methods)
 
 
-def _in_turn(nodes: list[Node], some: list[Node]) -> Node:
-    """Return the one of some nodes that has the least to do, and let the others have their turn before it."""
-    node = min(some, key=_load)
-    nodes.remove(node)
-    nodes.append(node)
-    return node
-
-
-def _load(node: Node) -> tuple[bool, bool, int]:
-    """Return what the node with the least of it is chosen by.
-
-    One that has no link answers later, and one that does not read would refuse the call.
-    """
-    peer = node.peer
-    return peer.held is not None, peer.link.barred, len(peer.calls)
+def _release(node: Node) -> None:
+    """Let its connection be no node any more, unless that is another node by now."""
+    if node.peer.node is node:
+        node.peer.node = None
 
 
 def _change(before: Mapping[str, Served], entries: Mapping[str, Served], replaced: Node | None) -> Change:

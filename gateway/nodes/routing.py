@@ -24,7 +24,7 @@ from gateway.nodes.registry import Node, Nodes, Served
 from gateway.nodes.routed import RoutedCall, Span
 from gateway.nodes.streams import Opening
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import GARBLED, Calls
+from gateway.rpc.calls import GARBLED, Callee, Calls
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal, not_run
 from gateway.rpc.replies import SMALL, UNREAD, Batch
@@ -76,7 +76,7 @@ class NodeForward(msgspec.Struct, gc=False):
             raise not_run(errors.NODE_LOST, self.node.name)
         opening = None
         if self.stream is not None and request_id:
-            opening = self.router.opening(caller, self.node, self.stream, self.timeout)
+            opening = self.router.opening(caller, self.node, self.stream)
         where = self.node, self.served, self.params, self.timeout
         self.router.send(caller, *where, traceparent, request_id, batch, tally, opening)
         if not self.held:
@@ -90,8 +90,9 @@ class Router:
 
     ``call_timeout`` is in seconds; ``clock`` returns monotonic seconds. ``max_in_flight`` bounds what is in flight for
     one caller, ``max_node_in_flight`` the calls that one node has not answered, and ``max_message_bytes`` each message
-    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it. The bytes
-    of a stream that may be sent without another grant are at most ``max_credit_bytes``.
+    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it, and one of
+    up to ``brief`` bytes needs no other look either. The bytes of a stream that may be sent without another grant are
+    at most ``max_credit_bytes``.
     """
 
     def __init__(
@@ -113,10 +114,11 @@ class Router:
         self._nodes = nodes
         self._call_timeout = call_timeout
         self._max_in_flight = max_in_flight
-        self._max_node_in_flight = max_node_in_flight
+        self.max_node_in_flight: Final = max_node_in_flight
         self._max_message_bytes = max_message_bytes
         self.max_credit_bytes: Final = max_credit_bytes
         self.roomy: Final = max_message_bytes - ENVELOPE
+        self.brief: Final = min(self.roomy, SMALL)
         self.tally: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
         """What became of the requests whose method the gateway does not have itself."""
         self.dropped: Final = Counter(dict.fromkeys(("notification", "progress", "credit", "demand", "push"), 0))
@@ -134,20 +136,33 @@ class Router:
         it, or too many requests are in flight, and what `opening` raises.
         """
         method = message.method
-        is_stream = message.stream is not ABSENT
-        node = self._nodes.streaming(method) if is_stream else self._nodes.serving(method)
+        if message.stream is not ABSENT and request_id:
+            self._call_stream(caller, message, params, request_id, batch)
+            return
+        node = self._nodes.serving(method)
         if node is None:
-            refusal = Refusal if method.startswith(RESERVED) else not_run
-            raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
+            raise _unserved(method)
         served = node.methods[method]
         if not caller.principal.allows(served.scope):
             raise not_run(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
-        timeout, traceparent = self._call_timeout, message.traceparent
-        opening = None
-        if is_stream and request_id:
-            grant = self._grant(message.stream)
-            opening = None if grant is None else self.opening(caller, node, grant, timeout)
-        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally, opening)
+        # In one go, because this is the hot path.
+        self.send(
+            caller, node, served, params, self._call_timeout, message.traceparent, request_id, batch, self.tally, None
+        )
+
+    def _call_stream(
+        self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None
+    ) -> None:
+        """Do the same for a request with ``stream``. It goes to a node that knows streams, if there is any."""
+        method, timeout = message.method, self._call_timeout
+        node = self._nodes.streaming(method)
+        if node is None:
+            raise _unserved(method)
+        self.check_scope(caller, method)
+        grant = self._grant(message.stream)
+        opening = None if grant is None else self.opening(caller, node, grant)
+        where = node, node.methods[method], params, timeout
+        self.send(caller, *where, message.traceparent, request_id, batch, self.tally, opening)
 
     def _grant(self, member: Raw) -> Grant | None:
         """Return what the member ``stream`` of a request says; None if it is null."""
@@ -207,6 +222,18 @@ class Router:
         """Return the refusal of a call for which there is no room now."""
         return not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
+    def busy(self, node: Node) -> Refusal:
+        """Return the refusal of a call to a node that has as many in flight as it may have."""
+        return self.overloaded(f"{node.name} has {self.max_node_in_flight} calls in flight")
+
+    def unread(self, node: Node) -> Refusal:
+        """Return the refusal of a call to a node that does not read."""
+        return self.overloaded(f"{node.name} has not read what was sent to it before")
+
+    def too_large(self, node: Node) -> Refusal:
+        """Return the refusal of a call that would be too large a message for its node."""
+        return not_run(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
+
     def send(  # noqa: PLR0917 - on the hot path: no object only to pass them
         self,
         caller: Peer,
@@ -233,8 +260,8 @@ class Router:
         if callee.link.barred:
             self._leave_out(node, request_id, tally)
             return
-        if request_id and len(calls) >= self._max_node_in_flight:
-            raise self.overloaded(f"{node.name} has {self._max_node_in_flight} calls in flight")
+        if request_id and len(calls) >= self.max_node_in_flight:
+            raise self.busy(node)
         span = None
         if self._tracing is not None and request_id:
             names = served.name, node.name, caller.principal.name
@@ -247,7 +274,7 @@ class Router:
         if not request_id:
             parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
             if len(params) > roomy and self.overflows(parts):
-                raise self._too_large(node, span)
+                raise self.too_large(node)
             callee.pass_on(b"".join(parts))
             tally.count(OK)
             return
@@ -256,9 +283,11 @@ class Router:
         call_id = new_id()
         whole = b'{"jsonrpc":"2.0","id":', call_id, b',"method":', served.encoded, between, params, tail
         if len(params) > roomy and self.overflows(whole):
-            raise self._too_large(node, span)
+            if span is not None:
+                span.finish(errors.TOO_LARGE.name)
+            raise self.too_large(node)
         slot = slot_for(timeout)
-        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock())
+        call = RoutedCall(call_id, slot, node, served, caller, request_id, batch, tally, self, span, clock(), timeout)
         if opening is not None:
             call = opening.call(call)
         calls[call_id] = call  # as Calls.enter() does
@@ -271,11 +300,11 @@ class Router:
     def _leave_out(self, node: Node, request_id: bytes, tally: Tally) -> None:
         """Drop a notification to a node that does not read. Raises Refusal for a request."""
         if request_id:
-            raise self.overloaded(f"{node.name} has not read what was sent to it before")
+            raise self.unread(node)
         self.dropped["notification"] += 1
         tally.count(errors.OVERLOADED.name)
 
-    def opening(self, caller: Peer, node: Node, stream: Grant, timeout: float) -> Opening:
+    def opening(self, caller: Peer, node: Node, stream: Grant) -> Opening:
         """Return the stream that a call to a node is to become. Raises Refusal if the node does not know streams.
 
         It raises Refusal, too, if the caller grants too much.
@@ -285,16 +314,11 @@ class Router:
         if stream.octets > self.max_credit_bytes:
             right = f"stream.bytes: at most {self.max_credit_bytes}, half of limits.max_outbox_bytes"
             raise not_run(errors.INVALID_PARAMS, right)
-        return Opening(caller, node.peer, stream, self.max_credit_bytes, timeout)
-
-    def _too_large(self, node: Node, span: Span | None) -> Refusal:
-        if span is not None:
-            span.finish(errors.TOO_LARGE.name)
-        return not_run(errors.TOO_LARGE, f"{node.name} would get more than {self._max_message_bytes} bytes")
+        return Opening(caller, node.peer, stream, self.max_credit_bytes)
 
     # The way back
 
-    def progress(self, callee: Peer, call_id: bytes, value: bytes) -> bool:
+    def progress(self, callee: Callee, call_id: bytes, value: bytes) -> bool:
         """Pass a node's report on a call on to the caller. ``call_id`` and ``value`` are JSON.
 
         Returns False if the node has no such call of a caller's in flight.
@@ -306,7 +330,13 @@ class Router:
         return True
 
     def failed(self, call: RoutedCall, error: RpcError, reason: str) -> bytes:
-        """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node.
+        """Return the reply to a call that the node has not answered. Logs it with ``reason``, and tells the node."""
+        detail, outcome = self.verdict(call, error)
+        self._log(call, reason, outcome)
+        return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)
+
+    def verdict(self, call: RoutedCall, error: RpcError) -> tuple[str, str]:
+        """Return the detail of a call's error, and its outcome. Tells the node that the call is not wanted any more.
 
         A node that is lost is told nothing, nor is a node that has given an answer which cannot be passed on.
         """
@@ -319,11 +349,14 @@ class Router:
             detail += f": {UNREAD}"
         elif error is not errors.NODE_NOT_REACHED and (error is not errors.NODE_LOST or call.node.peer.is_open):
             call.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":%b}}' % call.call_id)
-        outcome = NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
-        self._log(call, reason, outcome)
-        return jsonrpc.error_reply(call.request_id, error, detail, outcome=outcome)
+        return detail, NOT_DELIVERED if error is errors.NODE_NOT_REACHED else UNKNOWN
 
-    def lost_link(self, callee: Peer) -> None:
+    def ended_elsewhere(self, call: RoutedCall, name: str, outcome: str, error: bytes) -> bytes:
+        """Return the reply to a call that the node's own gateway has ended, with this error object. Logs it."""
+        self._log(call, name, outcome)
+        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (call.request_id, error)
+
+    def lost_link(self, callee: Callee) -> None:
         """End those calls to a node that do not live on while it has no link."""
         for call in list(callee.calls.values()):
             if isinstance(call, RoutedCall):
@@ -350,6 +383,12 @@ class Router:
                 "duration": round(self.clock() - call.begun, 3),
             },
         )
+
+
+def _unserved(method: str) -> Refusal:
+    """Return the refusal of a request whose method nobody has."""
+    refusal = Refusal if method.startswith(RESERVED) else not_run
+    return refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
 
 
 _decode_grant: Final = msgspec.json.Decoder(Grant | None).decode

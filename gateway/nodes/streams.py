@@ -13,6 +13,7 @@ from msgspec.structs import astuple
 
 from gateway import errors
 from gateway.nodes.routed import RoutedCall, progress
+from gateway.rpc.calls import Callee
 from gateway.rpc.requests import Party, Peer
 from gateway.rpc.streams import Flow, Grant, Pool
 
@@ -103,13 +104,12 @@ class Direction(Flow):
 class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
     """A stream in flight: a `requests.Stream`.
 
-    Its deadline counts ``timeout`` seconds from ``last``, the event loop's time of its last value or grant.
-    ``finished`` is whether the caller pushes nothing more.
+    Its deadline counts from ``last``, the event loop's time of its last value or grant. ``finished`` is whether the
+    caller pushes nothing more.
     """
 
     down: Direction
     up: Direction
-    timeout: float
     last: float
     finished: bool = False
 
@@ -190,8 +190,7 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
 class Opening:
     """A stream that is about to begin, with what its caller has granted. ``most`` bounds the bytes of each grant."""
 
-    def __init__(self, caller: Party, callee: Party, grant: Grant, most: int, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, caller: Party, callee: Party, grant: Grant, most: int) -> None:
         self._down = Direction(callee, caller, most)
         self._up = Direction(caller, callee, most)
         self._down.grant(grant.credit, grant.octets)
@@ -206,7 +205,7 @@ class Opening:
         """Return the stream that takes the place of a call which is not in flight yet. It is to be sent at once."""
         began = call.router.calls.time()
         fields = astuple(call)
-        call = StreamCall(*fields, down=self._down, up=self._up, timeout=self._timeout, last=began)
+        call = StreamCall(*fields, down=self._down, up=self._up, last=began)
         self._down.identify(b"rpc.credit", call.call_id)
         self._up.identify(b"rpc.demand", call.request_id)
         self._down.told(*self._first)
@@ -229,7 +228,7 @@ class Streams:
         stream = None if request is None else request.stream
         return (stream is not None and stream.granted(grant)) or self._drop("credit")
 
-    def demand(self, callee: Peer, call_id: bytes, grant: Grant) -> bool:
+    def demand(self, callee: Callee, call_id: bytes, grant: Grant) -> bool:
         """Take a grant of the node's for the caller."""
         call = callee.calls.get(call_id)
         if not isinstance(call, StreamCall):

@@ -46,17 +46,22 @@ class CallError(Exception):
 class Link(Protocol):
     """The link of a connection, as far as it matters to others whether its peer reads."""
 
-    pressed: bool
-    """Whether so much waits for the peer that those who send to it have to wait."""
+    @property
+    def pressed(self) -> bool:
+        """Whether so much waits for the peer that those who send to it have to wait."""
 
-    barred: bool
-    """Whether others may send nothing more to the peer: it is pressed, or was, and has not been read since."""
+    @property
+    def barred(self) -> bool:
+        """Whether others may send nothing more to the peer: it is pressed, or was, and has not been read since."""
 
     def wait(self) -> None:
         """Read no more from the peer until `go_on`, because another peer has to read first. Once for each of those."""
 
     def go_on(self) -> None:
         """End one `wait`."""
+
+    def flush(self) -> None:
+        """Let what was sent leave now."""
 
 
 class Callee(Protocol):
@@ -140,11 +145,9 @@ class Calls:
         If the message is not a valid response, the call fails. Returns False if there is no such call, because the
         answer is late or was never asked for.
         """
-        call_id = b"" + message.id
-        call = callee.calls.get(call_id)
+        call = callee.calls.pop(b"" + message.id, None)
         if call is None:
             return False
-        del callee.calls[call_id]
         del call.slot[call]
         if message.error is ABSENT and message.result is not ABSENT:  # nearly always
             call.answered(message)
@@ -163,18 +166,23 @@ class Calls:
 
         Returns False if there is no such call.
         """
-        call = callee.calls.pop(call_id, None)
+        call = self.take(callee, call_id)
         if call is None:
             return False
-        del call.slot[call]
         call.failed(INTERNAL_ERROR)
         callee.settled()
         return True
 
+    def take(self, callee: Callee, call_id: bytes) -> Call | None:
+        """Return the call that waits for an answer under this id, and end the wait; None if there is no such call."""
+        call = callee.calls.pop(call_id, None)
+        if call is not None:
+            del call.slot[call]
+        return call
+
     def drop(self, call: Call) -> None:
         """End a call whose answer is no longer wanted. Harmless if it has ended."""
-        if call.callee.calls.pop(call.call_id, None) is not None:
-            del call.slot[call]
+        if self.take(call.callee, call.call_id) is not None:
             call.callee.settled()
 
     def lost(self, callee: Callee, unwritten: Container[bytes] = ()) -> None:

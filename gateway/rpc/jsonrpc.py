@@ -216,19 +216,16 @@ def error_reply(request_id: bytes, error: RpcError, detail: str = "", **data: ob
     A temporary error always has an ``outcome``, because of which a client sends a request again or does not: it is
     `UNKNOWN` unless ``data`` says otherwise. Raises what `encode` raises.
     """
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (request_id, error_object(error, detail, **data))
+
+
+def error_object(error: RpcError, detail: str = "", **data: object) -> bytes:
+    """Return the error object of such a reply."""
     told = {"code": error.name, "temporary": error.temporary, **data}
     if error.temporary:
         told.setdefault("outcome", UNKNOWN)
-    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (
-        request_id,
-        encode(
-            {
-                "code": error.code,
-                "message": f"{error.message}: {detail}" if detail else error.message,
-                "data": told,
-            }
-        ),
-    )
+    message = f"{error.message}: {detail}" if detail else error.message
+    return encode({"code": error.code, "message": message, "data": told})
 
 
 def request(call_id: bytes, method: str, params: object) -> bytes:

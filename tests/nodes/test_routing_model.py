@@ -87,7 +87,7 @@ def some(links: "Callable[[Routing], list[Link]]") -> Callable[[Rule], Rule]:
 
 def present(machine: "Routing") -> list[Link]:
     """Those who can still send, and are read, heard or not."""
-    return [link for link in machine.model.links if not link.wire.is_closing() and not link.full and not link.waits]
+    return [link for link in machine.model.links if not link.wire.is_closing() and not link.full and not link.deaf]
 
 
 def calm(machine: "Routing") -> list[Link]:
@@ -109,6 +109,11 @@ def callers(machine: "Routing") -> list[Link]:
 
 def busy(machine: "Routing") -> list[Link]:
     return [link for link in present(machine) if link.flights]
+
+
+async def _serve(connection: Connection, request: web.Request) -> None:
+    """Serve a connection, in the event loop from the first moment on."""
+    await connection.serve(request)
 
 
 class Routing(RuleBasedStateMachine):
@@ -152,10 +157,10 @@ class Routing(RuleBasedStateMachine):
     def connect(self, polite: bool, serves: list[str], name: str | None) -> None:
         self.model.step += 1
         wire = Wire(self.loop, polite)
-        parts = {"protocol": wire, "_protocol": wire, "headers": OPENING_HEADERS}
+        parts = {"protocol": wire, "_protocol": wire, "_message": None, "headers": OPENING_HEADERS}
         request = SimpleNamespace(**parts, writer=SimpleNamespace(output_size=0))
         connection = Connection(f"127.0.0.1:{len(self.model.links) + 1}", self.gateway, self.gateway._regime)
-        serving = self.loop.create_task(connection.serve(cast(web.Request, request)))
+        serving = self.loop.create_task(_serve(connection, cast(web.Request, request)))
         serving.add_done_callback(lambda task: task.result())
         link = Link(connection, wire)
         self.turn(1)
@@ -332,6 +337,7 @@ class Routing(RuleBasedStateMachine):
         self._read_on(self._one(full, at))
 
     def _read_on(self, link: Link) -> None:
+        self.turn(1)  # what is due is due before it reads
         self.model.step += 1
         with self.loop.inside():
             link.wire.parser.resume_writing()
@@ -463,7 +469,7 @@ class Routing(RuleBasedStateMachine):
         self.the_tables_are_those_of_the_model()
         gateway, topics = self.gateway, self.gateway.events._topics
         assert (len(self.app[CONNECTIONS]), len(gateway.calls), len(gateway.nodes)) == (0, 0, 0)
-        assert (gateway.nodes._by_name, gateway.nodes._by_method) == ({}, {})
+        assert (gateway.nodes._by_name, gateway.nodes.methods()) == ({}, [])
         assert gateway.dispatcher._sweep._due == {}
         for wheel in (gateway.calls._wheel, gateway.dispatcher._sweep._wheel):
             assert (wheel._ticks, wheel._order, wheel._timer) == ({}, [], None)

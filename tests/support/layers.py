@@ -48,7 +48,8 @@ WINGS: Final = (
     GROUND,
 )
 RANKS: Final = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
-# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all.
+# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all. There is a
+# folder `assembly`, too.
 IN_ROOT: Final = {
     **dict.fromkeys(("__main__", "cli"), ENTRY),
     **dict.fromkeys(("api", "app", "server", "systemd"), ASSEMBLY),
@@ -65,6 +66,7 @@ PURE: Final = frozenset(
     {
         "auth.credentials",
         "auth.scopes",
+        "cluster.alive",
         "cluster.history",
         "cluster.memory",
         "cluster.natswire",
@@ -86,6 +88,7 @@ PURE: Final = frozenset(
         "handshake.proxies",
         "limits",
         "names",
+        "nodes.serving",
         "rpc.jsonrpc",
         "rpc.method",
         "rpc.openrpc",

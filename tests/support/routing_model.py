@@ -235,6 +235,8 @@ class Link:
     """Until when it may hold others up; later ones go on, until it has read."""
     waits: int = 0
     """How many hold it up: it is not read."""
+    deaf: int = 0
+    """The same, but until it is read again, a pass later."""
     reports: dict["Flight", str] = field(default_factory=dict)
     """The latest report on each of its calls, if that waits until it reads."""
 
@@ -293,8 +295,10 @@ class Model:
         todo, self.soon = self.soon, []
         for act in todo:
             act()
-        for flight in [f for link in self.links for f in link.flights.values() if f.due < self._now()]:
-            self.fail(flight, -32008)
+        flights = [flight for link in self.links for flight in link.flights.values()]
+        for flight in sorted(flights, key=lambda flight: flight.due):
+            if flight.due < self._now():
+                self.fail(flight, -32008)
         for link in self.links:
             if link.patience is not None and link.patience <= self._now():
                 self.let_go_on(link)
@@ -310,14 +314,17 @@ class Model:
         if node not in caller.held_up:
             caller.held_up[node] = None
             node.waits += 1
+            node.deaf += 1
 
     def let_go_on(self, caller: Link) -> None:
         """Those that it holds up are read again: in the next pass."""
         held_up, caller.held_up = caller.held_up, {}
+        for node in held_up:
+            node.waits -= 1
         self.soon += [partial(self._read_again, node) for node in held_up]
 
     def _read_again(self, node: Link) -> None:
-        node.waits -= 1
+        node.deaf -= 1
 
     def reported(self, flight: "Flight", report: str) -> None:
         """A node reports on a call."""

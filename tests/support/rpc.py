@@ -160,6 +160,9 @@ class Way:
         """Count it."""
         self.waits -= 1
 
+    def flush(self) -> None:
+        """Keep nothing back anyway."""
+
 
 class Listing:
     """A peer for a dispatcher or for calls, without a connection: what it is sent is kept in `sent`."""

@@ -1,0 +1,165 @@
+"""What other gateways have sent to nodes here, and is not written yet.
+
+A call from elsewhere begins only as long as its own gateway cannot have given it up. That is checked right before the
+call is written. If its node does not take it at once it waits here, and not in the node's outbox or session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Final, Protocol
+
+from gateway import errors
+from gateway.nodes.distant import Distant
+from gateway.nodes.registry import NodePeer
+from gateway.nodes.routed import RoutedCall
+from gateway.nodes.streams import pool_of
+from gateway.rpc.streams import Grant
+
+SLICE: Final = 16 * 1024
+"""Bytes of calls that are written to a node before it is looked at again whether it takes more."""
+
+LOOK: Final = 0.5
+"""Seconds from one look at what waits for a node to the next."""
+
+
+class Here(NodePeer, Protocol):
+    """The connection of a node here (`connections.connection.Connection`)."""
+
+    def hold(self, octets: int) -> bool:
+        """Hold so many bytes for it until `let_go`. Returns False if there is no room for them."""
+
+    def let_go(self, octets: int) -> None:
+        """Hold so many bytes no longer."""
+
+    def wait(self) -> None:
+        """Read no more from it until `go_on`. Once for each reason to wait."""
+
+    def go_on(self) -> None:
+        """End one `wait`."""
+
+
+class Unwritten:
+    """A call from elsewhere that its node has not been sent yet, or a notification, which has no ``call``.
+
+    ``grant`` and ``finished`` are what the caller of a stream has said since. ``held`` are the bytes that are held for
+    it, because it has to wait.
+    """
+
+    __slots__ = ("call", "finished", "grant", "held", "text")
+
+    def __init__(self, call: RoutedCall | None, text: bytes) -> None:
+        self.call = call
+        self.text = text
+        self.grant: Grant | None = None
+        self.finished = False
+        self.held = 0
+
+    def granted(self, more: Grant) -> None:
+        """Keep what the caller grants until the node knows of the stream."""
+        grant = self.grant or Grant()
+        self.grant = Grant(grant.credit + more.credit, grant.octets + more.octets)
+
+
+class Queue:
+    """What one gateway has sent to one node here, and is not written yet: nearly always for the rest of a read only.
+
+    It waits as long as the node does not take it at once, so that nothing begins when the node reads again which its
+    own gateway may have given up meanwhile.
+    """
+
+    def __init__(self, distant: Distant, here: Here, is_fresh: Callable[[bytes], bool], dropped: Counter[str]) -> None:
+        self._distant = distant
+        self._here = here
+        self._is_fresh = is_fresh
+        self._dropped = dropped
+        self._timer: asyncio.TimerHandle | None = None
+        self.entries: dict[Hashable, Unwritten] = {}
+
+    def write(self) -> None:
+        """Write all that may begin now."""
+        here, distant, entries, size = self._here, self._distant, self.entries, 0
+        for key, unwritten in list(entries.items()):
+            if not size and not self._may_write():
+                self._hold_back()
+                return
+            del entries[key]
+            here.let_go(unwritten.held)
+            here.pass_on(unwritten.text)
+            if unwritten.call is not None and unwritten.call.stream is not None:
+                _tell_rest(unwritten, unwritten.call)
+            size += len(unwritten.text)
+            if size > SLICE:
+                here.link.flush()
+                size = 0
+        here.link.flush()
+        distant.queues.pop(here, None)
+
+    def _may_write(self) -> bool:
+        """Return whether the node takes at once what is written to it now, and what it gets is still wanted."""
+        if not self._here.flowing:
+            pool_of(self._here).unread[self] = None
+            return False
+        if not self._is_fresh(self._distant.fence):
+            self._distant.ask()
+            return False
+        return True
+
+    def tell(self) -> bool:
+        """Go on, because the node reads again. Returns False: it is no flow of a stream."""
+        pool_of(self._here).unread.pop(self, None)
+        self.write()
+        return False
+
+    def _hold_back(self) -> None:
+        """Hold room for what waits, and refuse that for which there is none."""
+        for key, unwritten in list(self.entries.items()):
+            if unwritten.held:
+                continue
+            size, is_open = len(unwritten.text), self._here.is_open
+            if is_open and self._here.hold(size):
+                unwritten.held = size
+            elif unwritten.call is not None:
+                unwritten.call.cancel(errors.OVERLOADED if is_open else errors.NODE_LOST)
+            else:
+                self.drop(key)
+                self._dropped["notification"] += 1
+        if self.entries and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        """Forget what is left of a node that is gone. Otherwise try again."""
+        self._timer = None
+        if self._here.is_open:
+            self.write()
+        else:
+            self.clear()
+
+    def drop(self, key: Hashable) -> bool:
+        """Forget one of them. Returns False if it is not there."""
+        unwritten = self.entries.pop(key, None)
+        if unwritten is None:
+            return False
+        self._here.let_go(unwritten.held)
+        if not self.entries:
+            self._distant.queues.pop(self._here, None)
+        return True
+
+    def clear(self) -> None:
+        """Forget all of them. Its calls have ended, or end at their deadline."""
+        for key in list(self.entries):
+            self.drop(key)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _tell_rest(unwritten: Unwritten, call: RoutedCall) -> None:
+    """Tell the node what the caller of a stream has said since, because it knows of the stream now."""
+    stream = call.stream
+    if stream is not None and unwritten.grant is not None:
+        stream.granted(unwritten.grant)
+    if stream is not None and unwritten.finished:
+        stream.finish()

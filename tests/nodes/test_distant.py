@@ -1,0 +1,175 @@
+"""Another gateway, as this one has it: what is cut out of messages, how much is on its way, and what ends with it."""
+
+import asyncio
+
+import pytest
+
+from gateway import errors
+from gateway.cluster.alive import AWAY, LEAVING, REJOINED, SILENT, UNREACHABLE
+from gateway.nodes.distant import GRACE, HIGH, LOW, TAKEN, Distant, MailError, cut, numbers, verdict
+from gateway.rpc.streams import Grant
+from tests.support.cluster import TIMEOUT, Side, Two
+from tests.support.rpc import Way
+
+
+@pytest.mark.parametrize(
+    ("note", "parts"),
+    [
+        (b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":17}}', (b"cancel", b"17", b"")),
+        (
+            b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":17,"value":"a,}" }}',
+            (b"progress", b"17", b'"a,}" '),
+        ),
+        (b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":17,"value":[1,2]}}', (b"push", b"17", b"[1,2]")),
+        (b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":17,"end":true}}', (b"finish", b"17", b"")),
+        (
+            b'{"jsonrpc":"2.0","method":"rpc.credit","params":{"id":17,"credit":1,"bytes":20}}',
+            (b"credit", b"17", b"1,20"),
+        ),
+        (
+            b'{"jsonrpc":"2.0","method":"rpc.demand","params":{"id":5-1,"credit":0,"bytes":0}}',
+            (b"demand", b"5-1", b"0,0"),
+        ),
+    ],
+)
+def test_a_notification_is_cut(note: bytes, parts: tuple[bytes, bytes, bytes]) -> None:
+    assert cut(note) == parts
+
+
+def test_numbers() -> None:
+    assert numbers(b"0", 1) == [0]
+    assert numbers(b"12,3", 2) == [12, 3]
+    for wrong in (b"", b"1,", b"-1", b"1,2", b"x", b"1" * 20):
+        with pytest.raises(MailError):
+            numbers(wrong, 1)
+
+
+def test_a_verdict() -> None:
+    assert verdict("timeout", "unknown", b"{}") == b"timeout unknown\n{}"
+
+
+@pytest.fixture
+async def it() -> Two:
+    return Two()
+
+
+def distant(side: Side) -> Distant:
+    (member,) = side.members.others.values()
+    return side.relay._of(member)
+
+
+async def test_what_is_on_its_way_has_a_bound_and_those_who_wait_go_on(it: Two) -> None:
+    b, way = distant(it.a), Way()
+    assert b.tell(b"call", b"x" * HIGH)
+    assert b.link.pressed and b.link.barred
+    b.hold_up(way)
+    b.hold_up(way)
+    assert way.waits == 1
+    b.taken(HIGH - LOW)
+    assert b.link.pressed
+    b.taken(HIGH)
+    assert not b.link.pressed
+    assert way.waits == 0
+    assert b.tell(b"call", b"x" * (HIGH - 200))
+    assert not b.link.pressed
+
+
+async def test_what_is_taken_is_told_now_and_then(it: Two) -> None:
+    b = distant(it.a)
+    before = it.a.link.sent[b"taken"]
+    b.takes(TAKEN - 101)
+    assert it.a.link.sent[b"taken"] == before
+    b.takes(1)
+    assert it.a.link.sent[b"taken"] == before + 1
+    it.a.link.joined = False
+    b.takes(TAKEN)
+
+
+async def test_what_does_not_leave_is_told(it: Two) -> None:
+    b = distant(it.a)
+    it.a.link.joined = False
+    assert not b.tell(b"call", b"x")
+    b.ask()
+    assert not b.asked
+
+
+async def test_a_fence_is_asked_for_once(it: Two) -> None:
+    b = distant(it.a)
+    b.ask()
+    b.ask()
+    assert it.a.link.sent[b"stale"] == 1
+    it.settle()
+    assert not b.asked
+    assert b.fence == it.b.member("a").beat
+
+
+@pytest.mark.parametrize("cause", [SILENT, LEAVING, REJOINED])
+async def test_no_call_begins_any_more_after_these(it: Two, cause: str) -> None:
+    b = distant(it.a)
+    assert b.beat == b"1"
+    assert b.fenced(cause, TIMEOUT) == 0
+
+
+async def test_a_call_may_begin_for_a_while_after_others(it: Two) -> None:
+    b = distant(it.a)
+    assert b.fenced(AWAY, TIMEOUT) == 0, "there was no call"
+    assert b.beat == b"1"
+    assert TIMEOUT - 1 < b.fenced(AWAY, TIMEOUT) <= TIMEOUT
+    assert b.fenced(UNREACHABLE, TIMEOUT) == GRACE
+    assert b.fenced(UNREACHABLE, 0.1) <= 0.1
+
+
+async def test_a_node_is_paused_once_for_all_who_do_not_read(it: Two) -> None:
+    b = distant(it.a)
+    for _ in range(2):
+        b.pause("x")
+    b.resume("x")
+    assert (it.a.link.sent[b"wait"], it.a.link.sent[b"on"]) == (1, 0)
+    b.resume("x")
+    b.pause("x")
+    assert (it.a.link.sent[b"wait"], it.a.link.sent[b"on"]) == (2, 1)
+
+
+async def test_it_holds_as_much_as_may_be_on_its_way(it: Two) -> None:
+    b = distant(it.a)
+    assert b.hold(HIGH)
+    assert not b.hold(1)
+    b.let_go(HIGH)
+    assert b.hold(1)
+
+
+async def test_it_is_a_peer_that_nothing_ends_or_slows_down(it: Two) -> None:
+    b = distant(it.a)
+    for act in (b.wait, b.go_on, b.settled, b.link.wait, b.link.go_on, b.link.flush):
+        act()
+    b.end(errors.FLOOD)
+    b.send(b"")
+    assert (b.is_open, b.flowing, b.crowded, b.unheeding, b.leaving) == (True, True, False, False, False)
+
+
+async def test_what_waits_for_nodes_is_forgotten_with_it(it: Two) -> None:
+    node, caller = it.serve("pi", ["snap"]), it.caller()
+    node.flowing = False
+    it.ask(caller, '{"jsonrpc":"2.0","method":"snap"}')
+    a = distant(it.b)
+    assert len(a.queues) == 1
+    a.lose()
+    assert (a.queues, a.is_open, node.room) == ({}, False, 1 << 20)
+
+
+async def test_grants_wait_until_the_other_gateway_takes_more(it: Two) -> None:
+    node, caller = it.serve("pi", ["snap"], streams=True), it.caller()
+    it.ask(caller, '{"jsonrpc":"2.0","id":1,"method":"snap","stream":{"credit":1,"bytes":10}}')
+    b = distant(it.a)
+    it.b.link.stopped = True
+    b.tell(b"taken", b"x" * HIGH)
+    (stream,) = caller.running.values()
+    assert stream.stream is not None
+    stream.stream.granted(Grant(1, 1))
+    node.take()
+    it.b.link.arrived.pop()
+    it.b.link.stopped = False
+    b.taken(HIGH + 1000)
+    it.settle()
+    assert node.take() == ['{"jsonrpc":"2.0","method":"rpc.credit","params":{"id":1099511627776,"credit":1,"bytes":1}}']
+    await asyncio.sleep(0)

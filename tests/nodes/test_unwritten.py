@@ -1,0 +1,144 @@
+"""What other gateways have sent to a node here, until it is written: in order, whole reads at once, and never late."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from gateway.nodes import unwritten
+from gateway.nodes.unwritten import SLICE, Queue, Unwritten
+from gateway.rpc.streams import Grant
+from tests.support.cluster import TIMEOUT, Two
+from tests.support.rpc import NodeListing, Way
+
+
+class Flushes(Way):
+    """A link that notes what was sent by the time it is flushed."""
+
+    def __init__(self, node: NodeListing) -> None:
+        super().__init__()
+        self._node = node
+        self.flushed: list[int] = []
+
+    def flush(self) -> None:
+        """Note it."""
+        self.flushed.append(len(self._node.sent))
+
+
+class Scene:
+    """A queue of notifications to one node."""
+
+    def __init__(self) -> None:
+        self.it = Two()
+        self.node = NodeListing()
+        self.node.link = self.link = Flushes(self.node)
+        (member,) = self.it.b.members.others.values()
+        self.distant = self.it.b.relay._of(member)
+        self.distant.fence = b"1"
+        self.dropped: Counter[str] = Counter()
+        self.queue = Queue(self.distant, self.node, self.it.b.members.is_fresh, self.dropped)
+        self.distant.queues[self.node] = self.queue
+
+    def add(self, *texts: str) -> None:
+        """Add notifications."""
+        for text in texts:
+            self.queue.entries[object()] = Unwritten(None, text.encode())
+
+
+@pytest.fixture
+async def scene() -> Scene:
+    return Scene()
+
+
+async def test_what_one_read_brings_is_flushed_once_and_the_queue_is_gone(scene: Scene) -> None:
+    scene.add("1", "2", "3")
+    scene.queue.write()
+    assert (scene.node.take(), scene.link.flushed, scene.distant.queues) == (["1", "2", "3"], [3], {})
+
+
+async def test_much_is_flushed_in_between_and_waits_if_the_node_takes_no_more(scene: Scene) -> None:
+    flush = scene.link.flush
+
+    def full() -> None:
+        flush()
+        scene.node.flowing = False
+
+    scene.link.flush = full  # type: ignore[method-assign]
+    big = "x" * (SLICE + 1)
+    scene.add("1", big, "2", big)
+    scene.queue.write()
+    assert (scene.node.take(), scene.link.flushed) == (["1", big], [2])
+    assert scene.node.room == (1 << 20) - len(big) - 1
+    scene.link.flush = flush  # type: ignore[method-assign]
+    scene.node.flowing = True
+    assert scene.node.pool is not None
+    scene.node.pool.read_on()
+    assert (scene.node.take(), scene.node.room) == (["2", big], 1 << 20)
+    assert scene.node.pool.unread == {}
+
+
+async def test_what_comes_meanwhile_waits_behind_it(scene: Scene) -> None:
+    scene.node.flowing = False
+    scene.add("1")
+    scene.queue.write()
+    scene.add("2")
+    scene.node.flowing = True
+    scene.queue.tell()
+    assert scene.node.take() == ["1", "2"]
+
+
+async def test_that_for_which_there_is_no_room_is_dropped(scene: Scene) -> None:
+    scene.node.flowing = False
+    scene.node.room = 10
+    scene.add("12345678", "123", "1")
+    scene.queue.write()
+    scene.node.flowing = True
+    scene.queue.tell()
+    assert (scene.node.take(), scene.node.room, scene.dropped["notification"]) == (["12345678", "1"], 10, 1)
+
+
+async def test_what_may_have_been_given_up_is_asked_for(scene: Scene) -> None:
+    scene.it.b.clock.now += TIMEOUT + 1
+    scene.add("1")
+    scene.queue.write()
+    scene.queue.write()
+    assert (scene.node.take(), scene.it.b.link.sent[b"stale"]) == ([], 1)
+
+
+async def test_it_tries_again_in_a_while_and_forgets_what_is_for_a_node_that_is_gone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unwritten, "LOOK", 0.001)
+    scene.node.flowing = False
+    scene.add("1")
+    scene.queue.write()
+    scene.node.flowing = True
+    while scene.distant.queues:
+        await asyncio.sleep(0.001)
+    assert scene.node.take() == ["1"]
+    scene.node.flowing = False
+    scene.distant.queues[scene.node] = scene.queue
+    scene.add("2")
+    scene.queue.write()
+    scene.node.is_open = False
+    while scene.distant.queues:
+        await asyncio.sleep(0.001)
+    assert (scene.node.take(), scene.node.room) == ([], 1 << 20)
+
+
+async def test_nothing_is_left_after_it_was_cleared(scene: Scene) -> None:
+    scene.node.flowing = False
+    scene.add("1", "2")
+    scene.queue.write()
+    scene.queue.clear()
+    scene.node.flowing = True
+    scene.queue.tell()
+    assert (scene.node.take(), scene.node.room, scene.distant.queues) == ([], 1 << 20, {})
+    assert not scene.queue.drop("nothing")
+
+
+def test_grants_add_up() -> None:
+    entry = Unwritten(None, b"")
+    entry.granted(Grant(1, 2))
+    entry.granted(Grant(3, 4))
+    assert entry.grant == Grant(4, 6)
