@@ -1,6 +1,7 @@
 """The stream that gateways share: each trap of NATS, what is promised when it is away, and what it returns to."""
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.cluster import natsstream
+from gateway.cluster.jetstream import Found
 from gateway.cluster.natslink import LateError
+from gateway.cluster.replica import sealed
 from gateway.cluster.stream import Position
 from gateway.config import ConfigError
 from gateway.rpc.method import Refusal
@@ -18,6 +21,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.listening import data_of
 from tests.support.nats import NatsServer
+from tests.support.nats_peer import NatsPeer
 from tests.support.stations import NAME, Auditorium, Station, heard, numbered, refused
 
 ODD = ("küche.licht", "$JS.API", "日本.電車", "a" * 200, "😀" * 200, "x.$.-_/\\\"'", "{[(<|;,!?#%&=~^`", "P-0.Ω.ß")
@@ -219,6 +223,57 @@ async def test_a_stream_that_is_made_anew_with_the_same_epoch_gets_another(serve
         assert heard(ear)[3:] == [("event.gap", "a", 0), ("event.message", "a", 1)]
 
 
+async def test_a_stream_that_was_made_anew_with_as_many_messages_gets_another_epoch_too(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natsstream, "LOOK", 60.0)
+    async with Station(server.url) as one, NatsPeer(server.url) as other:
+        old = await one.publish("a", *numbered(3))
+        config = (await one.api(f"STREAM.INFO.{NAME}"))["config"]
+        await one.api(f"STREAM.DELETE.{NAME}")
+        await one.api(f"STREAM.CREATE.{NAME}", config)
+        for _ in range(3):
+            await other.nats.request(one.jetstream.kept(old.epoch) + b"a", sealed("", "", b"1"), 10)
+        one.stream._nudged.set()
+        await until(lambda: one.replica.epoch != old.epoch, "it has not noticed")
+
+
+async def test_a_stream_that_has_lost_its_last_messages_gets_another_epoch(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that went down may have lost what was not on its disk, and gives the same numbers to others."""
+    async with Auditorium(server.url) as one:
+        ear = one.ear("a")
+        old = await one.publish("a", *numbered(3))
+        look = one.jetstream.look
+
+        async def less() -> Found:
+            monkeypatch.setattr(one.jetstream, "look", look)
+            return (await look())._replace(last=2)
+
+        monkeypatch.setattr(one.jetstream, "look", less)
+        await until(lambda: one.replica.epoch != old.epoch, "it has not noticed")
+        await one.within_reach()
+        new = await one.publish("a", b"1")
+        await caught_up(one)
+        assert heard(ear)[3:] == [("event.gap", "a", 0), ("event.message", "a", new.offset)]
+
+
+async def test_an_epoch_that_another_gateway_has_renewed_is_followed(server: NatsServer) -> None:
+    """Its numbers go on, and it has none of the messages before."""
+    async with Auditorium(server.url) as one, Auditorium(server.url) as two:
+        ear = two.ear("a")
+        old = await one.publish("a", *numbered(3))
+        await one.jetstream.renew()
+        await until(lambda: one.replica.epoch == two.replica.epoch != old.epoch, "they have not noticed")
+        await caught_up(one, two)
+        new = await one.publish("a", b"1")
+        assert new == Position(one.replica.epoch, 4)
+        await caught_up(one, two)
+        assert of(heard(ear)[3:], "a")[0][0] == "gap"
+        assert heard(ear)[-1] == ("event.message", "a", 4)
+
+
 async def test_memory_storage_loses_all_with_a_restart_and_says_so() -> None:
     async with NatsServer(jetstream=True) as server, apart(server, storage="memory") as (one, two, _):
         ear = two.ear("a", "b.>")
@@ -379,7 +434,15 @@ async def test_a_window_bounds_what_is_not_acknowledged(server: NatsServer, monk
         await one.publish("a", b"5")
 
 
-async def test_who_does_not_wait_for_a_publish_any_more_costs_nothing(server: NatsServer) -> None:
+async def test_who_does_not_wait_for_a_publish_any_more_costs_nothing(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Station(server.url) as one:
+        await one.api(f"STREAM.DELETE.{NAME}")
+        one.stream.publish("a", b"1")
+        await until(lambda: not one.stream._unacknowledged, "it is not refused")
+        gc.collect()
+        assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
     async with Station(server.url) as one:
         publishing = asyncio.ensure_future(one.stream.publish("a", b"1"))
         publishing.cancel()
@@ -449,6 +512,21 @@ async def test_more_was_missed_than_is_kept_of_all_topics(server: NatsServer) ->
         assert [kind for kind, _ in of(heard(ears[1]), ">")] == ["gap"], "for what nobody here has heard of"
 
 
+async def test_all_that_was_missed_is_gone(server: NatsServer) -> None:
+    async with apart(server) as (one, two, proxy):
+        ear = two.ear("a")
+        await two.known(await one.publish("a", b"1"))
+        await cut_off(two, proxy)
+        await one.publish("a", *numbered(4))
+        await one.limit(max_age=10**8)
+        while (await one.api(f"STREAM.INFO.{NAME}"))["state"]["messages"]:
+            await asyncio.sleep(0.02)
+        proxy.heal()
+        await caught_up(one, two)
+        await two.known(await one.publish("a", b"6"))
+        assert heard(ear)[1:] == [("event.gap", "a", 5), ("event.message", "a", 6)]
+
+
 async def test_a_subscription_that_is_made_while_others_are_caught_up_with_gets_what_is_new(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,7 +550,11 @@ async def test_a_subscription_that_is_made_while_others_are_caught_up_with_gets_
         assert heard(late[0]) == [("event.message", "a", 7)]
 
 
-async def test_a_message_that_was_missed_while_there_is_a_link_is_caught_up_with(server: NatsServer) -> None:
+async def test_a_message_that_was_missed_while_there_is_a_link_is_caught_up_with_at_once(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natsstream, "LOOK", 60.0)
+    monkeypatch.setattr(natsstream, "SOON", 60.0)
     async with Auditorium(server.url) as one, Auditorium(server.url) as two:
         ear = two.ear(">")
         await two.known(await one.publish("a", b"1"))

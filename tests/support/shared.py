@@ -31,6 +31,9 @@ class Shared:
         self.refusal: Refusal | None = None
         """What becomes of messages that were sent."""
         self.asked: list[Position] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens while a position is waited for."""
+        self._waiting: list[Callable[[], None]] | None = None
 
     async def connect(self, listener: Listener) -> None:
         """Listen."""
@@ -46,13 +49,20 @@ class Shared:
         for watcher in self.watchers:
             watcher(available)
 
+    def hold_acknowledgements(self) -> list[Callable[[], None]]:
+        """Acknowledge only when the test calls what is in this list from now on, the latest last."""
+        self._waiting = []
+        return self._waiting
+
     def publish(self, topic: str, data: bytes, owner: str = "") -> "asyncio.Future[Position]":
         """Take it."""
         publishing: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
 
         def done(result: Position | Refusal) -> None:
-            assert isinstance(result, Position)
-            publishing.set_result(result)
+            if isinstance(result, Refusal):
+                publishing.set_exception(result)
+            else:
+                publishing.set_result(result)
 
         self.send(topic, data, owner, done)
         return publishing
@@ -65,7 +75,11 @@ class Shared:
             done(self.refusal)
             return
         self.replica.take(topic, self.replica.head + 1, 0.0, sealed(TIME, owner, data))
-        done(Position("e1", self.replica.head))
+        position = Position("e1", self.replica.head)
+        if self._waiting is None:
+            done(position)
+        else:
+            self._waiting.append(lambda: done(position))
 
     def knows(self, position: Position) -> bool:
         """Whether it does."""
@@ -74,6 +88,7 @@ class Shared:
     async def reach(self, position: Position) -> None:
         """Note it."""
         self.asked.append(position)
+        self.meanwhile()
 
 
 class SharedHall:

@@ -123,10 +123,12 @@ class Station:
 class Auditorium(Station):
     """A gateway with topics and subscribers, which are ears. ``events`` are those of a gateway in a cluster."""
 
-    def __init__(self, url: str, *, max_topics: int = 10_000, member: str = "here", **options: Any) -> None:
+    def __init__(
+        self, url: str, *, max_topics: int = 10_000, member: str = "here", way: Way | None = None, **options: Any
+    ) -> None:
         super().__init__(url, **options)
         stream: SharedStream = self.stream
-        self.way = Way(True)
+        self.way = way or Way(True)
         self.topics = Topics(stream.forget, max_topics=max_topics)
         self.delivery = Delivery(self.topics, stream, self.way)
         self.events = SharedEvents(self.topics, stream, self.delivery, member)
