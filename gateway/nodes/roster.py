@@ -411,5 +411,4 @@ class Roster:
             if other.member is None and self._rank(other) > self._rank(node):
                 lost.setdefault(other, []).append(method)
         for other, names in lost.items():
-            if other.peer.node is other:  # the end of another one may have had consequences
-                self._nodes.unregister(other.peer, names)
+            self._nodes.unregister(other.peer, names)
