@@ -6,6 +6,7 @@ for lost because of heartbeats that it has not read.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -14,7 +15,10 @@ import msgspec
 from msgspec import Meta
 
 LOOKS: Final = 6
-"""Looks in one timeout. A member is lost at the look after so many that have not heard of it."""
+"""Looks in one timeout of our own. A member is lost at the look after so many that have not heard of it."""
+
+MAX_TIMEOUT: Final = 600.0
+"""The longest timeout of a gateway, in seconds."""
 
 FORGET: Final = 600.0
 """Seconds for which the address of a lost member is remembered."""
@@ -39,8 +43,8 @@ _ADDRESS: Final = re.compile(r"[0-9a-f]{8}_[1-9][0-9]{0,9}")
 class Beat(msgspec.Struct, omit_defaults=True, rename={"sender": "from"}):
     """A heartbeat: the address, instance and name of its sender, and how many heartbeats the sender has sent.
 
-    ``roster`` is the number of the sender's last change of what is registered there. With ``leaving`` it is the last
-    heartbeat of this address.
+    ``roster`` is the number of the sender's last change of what is registered there, ``timeout`` its own timeout in
+    seconds. With ``leaving`` it is the last heartbeat of this address.
     """
 
     sender: Annotated[str, Meta(max_length=20)]
@@ -48,6 +52,7 @@ class Beat(msgspec.Struct, omit_defaults=True, rename={"sender": "from"}):
     name: Annotated[str, Meta(max_length=256)]
     number: Annotated[int, Meta(ge=0, lt=1 << 53)]
     roster: Annotated[int, Meta(ge=0, lt=1 << 53)] = 0
+    timeout: Annotated[float, Meta(ge=0, le=MAX_TIMEOUT)] = 0.0
     leaving: bool = False
 
 
@@ -61,16 +66,17 @@ class Member:
 
     ``beat`` is the number of its last heartbeat that was heard, as text. ``lost`` is why it is no longer a member, and
     empty as long as it is one. ``open`` counts what waits for it, so that it is probed. ``silent`` counts the looks
-    that have not heard of it.
+    that have not heard of it, of which it has ``looks``.
     """
 
-    __slots__ = ("address", "beat", "instance", "lost", "name", "open", "silent")
+    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent")
 
-    def __init__(self, address: bytes, instance: str, name: str) -> None:
+    def __init__(self, address: bytes, instance: str, name: str, looks: int = LOOKS) -> None:
         self.address: Final = address
         self.instance: Final = instance
         self.name: Final = name
         self.beat = b"0"
+        self.looks: Final = looks
         self.lost = ""
         self.open = 0
         self.silent = 0
@@ -82,15 +88,22 @@ class Member:
 class Alive:
     """The other members that are alive.
 
-    ``joined`` is called with a member right after its first heartbeat, ``left`` after one is lost, with the cause. The
-    ``clock`` returns seconds; it counts only for how long the addresses of lost members are remembered.
+    ``joined`` is called with a member right after its first heartbeat, ``left`` after one is lost, with the cause. A
+    member is lost after ``timeout`` seconds of silence, or after its own timeout if that is longer: until then it may
+    begin our calls. The ``clock`` returns seconds; it counts only for how long the addresses of lost members are
+    remembered.
     """
 
     def __init__(
-        self, joined: Callable[[Member], None], left: Callable[[Member, str], None], clock: Callable[[], float]
+        self,
+        joined: Callable[[Member], None],
+        left: Callable[[Member, str], None],
+        timeout: float,
+        clock: Callable[[], float],
     ) -> None:
         self._joined = joined
         self._left = left
+        self._timeout = timeout
         self._clock = clock
         self.others: Final[dict[bytes, Member]] = {}
         """By their addresses."""
@@ -127,7 +140,8 @@ class Alive:
                 return False  # on its way since before that
             self.lose(older, REJOINED)
         if len(self.others) < MAX_MEMBERS:
-            member = Member(address, beat.instance, beat.name)
+            looks = math.ceil(LOOKS * max(1.0, beat.timeout / self._timeout))
+            member = Member(address, beat.instance, beat.name, looks)
             member.beat = b"%d" % beat.number
             self.others[address] = self._instances[beat.instance] = member
             self._joined(member)
@@ -137,7 +151,7 @@ class Alive:
         """Count the silence of all members, and lose those that are silent. Call it `LOOKS` times in each timeout."""
         for member in list(self.others.values()):
             member.silent += 1
-            if member.silent > LOOKS:
+            if member.silent > member.looks:
                 self.lose(member, SILENT)
 
     def lose(self, member: Member, cause: str) -> None:

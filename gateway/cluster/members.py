@@ -31,8 +31,8 @@ Arguments = TypeVarTuple("Arguments")
 LEAVE: Final = 1.0
 """Seconds in which the last heartbeat has to reach NATS."""
 
-SETTLED: Final = 3
-"""Ticks after which every other member has been heard. A heartbeat is sent at every second one."""
+ANSWER: Final = 1.0
+"""Seconds after which all others have been heard, at most: they answer our first heartbeat at once."""
 
 MailHandler = Callable[[Member, bytes, bytes, bytes], None]
 """Takes mail: its sender, its token or b"", its raw headers or b"", and its payload."""
@@ -102,11 +102,15 @@ class Members:
         self._nats = nats
         self._prefix = prefix
         self._lines = lines
+        self._timeout = timeout
         self._period = timeout / LOOKS
+        self._clock = clock
+        self._settled = 0.0
+        """When all others have been heard: they answer our first heartbeat, and each sends one in that time."""
         self._fence = Fence(timeout, clock)
         self.is_fresh: Final = self._fence.is_fresh
         """Returns whether our heartbeat of that number, as text, was sent at most ``timeout`` seconds ago."""
-        self._alive = Alive(self._entered, self._left, clock)
+        self._alive = Alive(self._entered, self._left, timeout, clock)
         self.others: Final[Mapping[bytes, Member]] = self._alive.others
         """The living, by their addresses."""
         self._handlers: dict[bytes, MailHandler] = {_LOST: self._disowned, _PROBE: self._probed}
@@ -127,6 +131,7 @@ class Members:
         self.me = Member(self.address, self.instance, self.name)
         self._own = b"%b.to.%b." % (self._prefix, self.address)
         self._mailbox = self._nats.subscribe(self._own + b">", self._mail)
+        self._settled = self._clock() + min(ANSWER, LOOKS / 2 * self._period)
         self._ticks = 0
         self._tick()
 
@@ -152,8 +157,8 @@ class Members:
 
     @property
     def settled(self) -> bool:
-        """Whether we are a member for so long that each living member has sent a heartbeat since."""
-        return bool(self.address) and self._ticks > SETTLED
+        """Whether we are a member for so long that each living member has been heard since."""
+        return bool(self.address) and self._clock() >= self._settled
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -241,7 +246,8 @@ class Members:
     def _beat_text(self, *, leaving: bool = False) -> bytes:
         roster = 0 if self.roster is None else self.roster.number
         own = self.address.decode()
-        return msgspec.json.encode(Beat(own, self.instance, self.name, self._fence.number, roster, leaving))
+        beat = Beat(own, self.instance, self.name, self._fence.number, roster, self._timeout, leaving)
+        return msgspec.json.encode(beat)
 
     def _heard(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """Take the heartbeat of another gateway."""

@@ -21,6 +21,9 @@ from gateway.cluster.natswire import Address, Credentials, Info, Reader, WireErr
 
 PING: Final = b"PING\r\n"
 
+SLICE: Final = 32 * 1024
+"""Bytes that are handled in one event-loop iteration. uvloop reads megabytes in one iteration if they are there."""
+
 _REFUSED: Final = re.compile(r"(?i)authorization|authentication (expired|revoked)|tls required")
 _DISCARD: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, for 0 s: what the kernel has not sent when the socket is closed is discarded."""
@@ -109,6 +112,8 @@ class Link(asyncio.Protocol):
         self.heard = False
         """Whether anything has come since the last look."""
         self._pongs: deque[asyncio.Future[None]] = deque()
+        self._pieces: deque[bytes] = deque()
+        """What has been read, and is not handled yet. Nothing is read meanwhile."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have a transport."""
@@ -120,13 +125,38 @@ class Link(asyncio.Protocol):
         self.reader = Reader(self._control, self._failed)
 
     def data_received(self, data: bytes) -> None:
-        """Have it cut into messages."""
+        """Have it cut into messages: `SLICE` bytes in each event-loop iteration, once there are handlers."""
+        if len(data) <= SLICE or not self.reader.handlers:
+            self._handle(data)
+        else:
+            self._pieces = deque(data[at : at + SLICE] for at in range(0, len(data), SLICE))
+            self._set_reading(False)
+            self._next_piece()
+
+    def _handle(self, data: bytes) -> None:
         self.heard = True
         try:
             self.reader.feed(data)
         except WireError as error:
             self.end(LinkError(f"{self.name}: {error}"))
         self._handled()
+
+    def _next_piece(self) -> None:
+        """Handle a piece of a large read, and the others later."""
+        if self.ended.done():
+            return
+        if self._pieces:
+            self._handle(self._pieces.popleft())
+            asyncio.get_running_loop().call_soon(self._next_piece)
+        else:
+            self._set_reading(True)
+
+    def _set_reading(self, wanted: bool) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the transport is gone."""

@@ -198,12 +198,10 @@ class Nodes:
         self._names: list[str] = []  # sorted
         self._serving: Serving[Node] = Serving()
         # On the hot path: no call in between.
-        self.serving: Final = self._serving.next
+        self.serving: Final[Callable[[str], Node | None]] = self._serving.next
         """Returns the node that gets the next call of a method, or None."""
-        self.streaming: Final = self._serving.streaming
+        self.streaming: Final[Callable[[str], Node | None]] = self._serving.streaming
         """Returns the same for a stream: a node that knows streams, if there is any."""
-        self.conflicts: Final = self._serving.conflicts
-        """Returns what a node of another gateway may not serve together with others. See `serving.Serving`."""
         self.version = 0
         self.cost = 0
 
@@ -385,6 +383,13 @@ class Nodes:
         self.cost -= node.cost
         self.version += 1
         self._leave(node)
+
+    def conflicts(self, node: Node, methods: Iterable[str]) -> list[tuple[str, Node]]:
+        """Return those of a node's methods that others have and may not share with it, with each such node.
+
+        There are none unless several nodes have registered at the same time, at different gateways.
+        """
+        return self._serving.conflicts(node, methods)
 
 
 def _release(node: Node) -> None:

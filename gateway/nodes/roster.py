@@ -48,6 +48,9 @@ MAX_NODES: Final = MAX_BYTES // METHOD_BYTES
 PATIENCE: Final = 4
 """Heartbeats of a member after which an answer is late, and all is asked for again."""
 
+TRIES: Final = 4
+"""Questions without a whole copy after which a gateway starts without the nodes of a member. It goes on to ask."""
+
 MakePeer = Callable[[Member, str, str, str, Principal], NodePeer]
 """Returns the way to a node of another gateway, given the gateway, the node's name, its connId, address and principal.
 
@@ -60,10 +63,10 @@ class Copy:
 
     ``cost`` is that of all its ``nodes``, in bytes. ``number`` is that of the last change that it has, -1 if nothing is
     known. While pages are awaited ``asked`` is the token of the question, ``seen`` has the names that have come since,
-    and ``waited`` counts heartbeats since the last page.
+    ``tries`` counts the questions so far, and ``waited`` the heartbeats since the last page.
     """
 
-    __slots__ = ("asked", "cost", "nodes", "number", "seen", "waited")
+    __slots__ = ("asked", "cost", "nodes", "number", "seen", "tries", "waited")
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
@@ -71,6 +74,7 @@ class Copy:
         self.number = -1
         self.asked = b""
         self.seen: set[str] = set()
+        self.tries = 0
         self.waited = 0
 
     @property
@@ -141,8 +145,9 @@ class Roster:
 
     @property
     def is_known(self) -> bool:
-        """Whether all living members have been heard, and all their nodes are known."""
-        return self._members.settled and all(copy.is_whole for copy in self._copies.values())
+        """Whether all living members have been heard, and their nodes are known, but for members that do not answer."""
+        copies = self._copies.values()
+        return self._members.settled and all(copy.is_whole or copy.tries > TRIES for copy in copies)
 
     # Our own nodes
 
@@ -231,6 +236,7 @@ class Roster:
         if copy.asked:
             copy.waited += 1
             if copy.waited > PATIENCE:
+                self._refuse(member, "it does not tell all of its nodes")
                 self._ask(member, copy)
         elif copy.number < 0 and not number:
             copy.number = 0
@@ -239,6 +245,7 @@ class Roster:
 
     def _ask(self, member: Member, copy: Copy) -> None:
         self._questions += 1
+        copy.tries += 1
         copy.asked = b"%d" % self._questions
         copy.number = -1
         copy.seen = set()
@@ -275,7 +282,7 @@ class Roster:
         copy.number = page.number
         self._take(member, copy, page)
         if page.after is None:
-            copy.asked = b""
+            copy.asked, copy.tries = b"", 0
             names = [name for name in copy.nodes if name not in copy.seen]
             copy.seen = set()
             self._steps.begin(self._forget([node for name in names if (node := copy.let_go(name))]))
@@ -404,5 +411,4 @@ class Roster:
             if other.member is None and self._rank(other) > self._rank(node):
                 lost.setdefault(other, []).append(method)
         for other, names in lost.items():
-            if other.peer.node is other:  # the end of another one may have had consequences
-                self._nodes.unregister(other.peer, names)
+            self._nodes.unregister(other.peer, names)

@@ -26,7 +26,7 @@ class Others(Alive):
     def __init__(self) -> None:
         self.now = 1000.0
         self.told: list[str] = []
-        super().__init__(self._note_joined, self._note_lost, lambda: self.now)
+        super().__init__(self._note_joined, self._note_lost, 1.5, lambda: self.now)
 
     def _note_joined(self, member: Member) -> None:
         assert self.others[member.address] is member, "it is told after the change"
@@ -77,6 +77,18 @@ def test_silence_of_a_timeout_loses_a_member_and_a_heartbeat_in_time_keeps_it(ot
     assert others.take() == []
     for _ in range(LOOKS):
         others.look()
+    assert others.take() == [f"-aaaaaaaa_1 {SILENT}"]
+
+
+@pytest.mark.parametrize(("timeout", "looks"), [(0.0, 6), (0.5, 6), (1.5, 6), (1.6, 7), (3.0, 12)])
+def test_a_member_that_lets_calls_begin_for_longer_is_waited_for_longer(
+    others: Others, timeout: float, looks: int
+) -> None:
+    others.heard(Beat("aaaaaaaa_1", "aaaaaaaa", "a", 1, timeout=timeout))
+    for _ in range(looks):
+        others.look()
+    assert others.take() == ["+aaaaaaaa_1"]
+    others.look()
     assert others.take() == [f"-aaaaaaaa_1 {SILENT}"]
 
 

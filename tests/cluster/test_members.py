@@ -66,10 +66,15 @@ async def test_who_hears_of_a_newcomer_is_known_to_it_before_any_mail_comes() ->
             assert kinds == [b"beat", b"hello"]
 
 
-async def test_nobody_is_settled_before_all_have_been_heard() -> None:
-    async with NatsServer() as server, Fellow(server.url, "a", timeout=0.3) as a:
+@pytest.mark.parametrize(("timeout", "settled"), [(0.3, 0.15), (1.5, 0.75), (NEVER, 1.0)])
+async def test_nobody_is_settled_before_all_have_been_heard(timeout: float, settled: float) -> None:
+    now = [100.0]
+    async with NatsServer() as server, Fellow(server.url, "a", timeout=timeout, clock=lambda: now[0]) as a:
         assert not a.members.settled
-        await until(lambda: a.members.settled, "it never is")
+        now[0] += settled - 0.01
+        assert not a.members.settled
+        now[0] += 0.02
+        assert a.members.settled
         server.kill()
         await until(lambda: not a.members.settled, "it is still, without a link")
 
@@ -280,6 +285,7 @@ async def test_after_leaving_nothing_is_said_any_more() -> None:
         await until(lambda: len(stranger.messages) > 1, "there are no heartbeats")
         await a.members.leave()
         last = [msgspec.json.decode(payload, type=Beat) for payload in stranger.payloads()][-1]
+        assert last.timeout == 0.3
         await until(lambda: b'"leaving":true' in stranger.payloads()[-1], "it does not say so")
         count = len(stranger.messages)
         await a.members.leave()

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ import pytest
 from gateway.cluster import nats, natswire
 from gateway.cluster.nats import CORK, FIRST_PAUSE, LONGEST_PAUSE, SILENT
 from gateway.cluster.natslink import (
+    SLICE,
     AwayError,
     LateError,
     Link,
@@ -70,6 +73,44 @@ async def test_the_end_of_a_read_is_told_after_its_messages(caplog: pytest.LogCa
         assert reads == sorted(set(reads)), "nothing comes between a message and the end of its read"
         assert len(reads) < 100
         assert {type(defect) for defect in defects(caplog)} == {RuntimeError}
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_burst_is_handled_in_slices_and_in_order(loop: str) -> None:
+    run_on(loop, _burst())
+
+
+async def _burst() -> None:
+    size, count = 1000, 3000
+    async with NatsServer() as server, NatsPeer(server.url) as peer, NatsPeer(server.url) as other:
+        turns, turn, heard = Counter[int](), 0, list[bytes]()
+
+        async def watch() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        def hear(subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+            turns[turn] += 1
+            heard.append(payload)
+
+        watching = asyncio.create_task(watch())
+        peer.nats.subscribe(b"a", hear)
+        await peer.nats.flush(WAIT)
+        for number in range(count):
+            other.nats.publish(b"a", b"%0*d" % (size, number))
+        await other.nats.flush(WAIT)
+        stand_still(0.2)  # so that very much can be read at once
+        await until(lambda: len(heard) == count, "not all came")
+        watching.cancel()
+        assert [int(payload) for payload in heard] == list(range(count))
+        assert max(turns.values()) <= SLICE // size + 1
+
+
+def stand_still(seconds: float) -> None:
+    """Hold up the event loop."""
+    time.sleep(seconds)
 
 
 async def test_subjects_payloads_and_replies_are_bytes_as_they_were_sent() -> None:

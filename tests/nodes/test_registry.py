@@ -541,3 +541,153 @@ def test_a_full_registration_of_shared_methods_looks_at_one_other_node_of_each(n
     asked.clear()
     nodes.enter(Peer("last", Asked("last", "node", ())), "last", *names)
     assert len(asked) == 2 * len(names)
+
+
+# Several gateways
+
+
+class Told(list[str]):
+    """A `Mirror`: what it was told."""
+
+    def online(self, node: Node, change: Change) -> None:
+        self.append(f"{node.name} +{','.join(change.added)} -{','.join(change.removed)} ~{','.join(change.changed)}")
+
+    def altered(self, node: Node) -> None:
+        self.append(f"{node.name} altered")
+
+    def offline(self, node: Node) -> None:
+        self.append(f"{node.name} gone")
+
+
+class Elsewhere:
+    """Another gateway."""
+
+    instance = "another"
+    name = "another"
+
+
+def elsewhere(name: str, *methods: str, stamp: int = 1, principal: Principal = ANONYMOUS) -> Node:
+    """A node of another gateway."""
+    node = Node(name, Peer(f"{name} elsewhere", principal), 1.0, stamp, Elsewhere())
+    node.add({method: served(method) for method in methods})
+    return node
+
+
+def test_other_gateways_are_told_before_events_and_the_log(nodes: Registry) -> None:
+    mirror = nodes.mirror = Told()
+    nodes.told = mirror
+    peer = Peer()
+    nodes.enter(peer, "pi", "snap")
+    nodes.unregister(peer)
+    assert mirror == ["pi +snap - ~", "pi online by 1: +snap", "pi gone", "pi offline by 1"]
+
+
+def test_a_mirror_is_told_of_all_that_others_have_to_know(nodes: Registry) -> None:
+    mirror = nodes.mirror = Told()
+    peer = Peer()
+    nodes.enter(peer, "pi", "snap", "zoom")
+    nodes.enter(peer, "pi", "snap", context=True)
+    nodes.enter(peer, "pi", "snap", context=True)
+    nodes.register(peer, "pi", [], True, True)
+    nodes.register(peer, "pi", [served("zoom", "Come closer.")], True, True)
+    nodes.unregister(peer, ["snap"])
+    nodes.rescoped(peer)
+    nodes.enter(Peer("2"), "pi", "zoom")
+    nodes.unregister(peer)
+    nodes.unregister(Peer("3"))
+    assert mirror == [
+        "pi +snap,zoom - ~",
+        "pi altered",
+        "pi altered",
+        "pi + - ~zoom",
+        "pi + -snap ~",
+        "pi altered",
+        "pi + - ~zoom",
+    ]
+
+
+def test_each_registration_has_a_higher_stamp_than_all_before(nodes: Registry) -> None:
+    def stamp() -> int:
+        peer = Peer()
+        nodes.enter(peer, "pi", "snap")
+        assert peer.node is not None
+        return peer.node.stamp
+
+    assert [stamp(), stamp()] == [1_000_000, 1_000_001]
+    nodes.now = 900.0
+    assert stamp() == 1_000_002
+    nodes.heed(5_000_000)
+    nodes.heed(4_000_000)
+    assert stamp() == 5_000_001
+    nodes.now = 6000.0
+    assert stamp() == 6_000_000
+
+
+def test_a_node_elsewhere_is_a_node_like_others_and_not_told_of(nodes: Registry) -> None:
+    node = elsewhere("pi", "snap", "zoom")
+    assert nodes.bring(node) is None
+    assert (nodes.named("pi"), nodes.serving("zoom"), node.peer.node) == (node, node, node)
+    assert nodes.cost == node.cost > 0
+    version = nodes.version
+    nodes.change(node, {"pan": served("pan"), "snap": served("snap", "Shoot.")}, ["zoom"])
+    assert nodes.served() == {"pan": served("pan"), "snap": served("snap", "Shoot.")}
+    assert (nodes.cost, nodes.version > version) == (node.cost, True)
+    version = nodes.version
+    nodes.take_away(node)
+    assert (len(nodes), nodes.cost, nodes.methods(), node.peer.node) == (0, 0, [], None)
+    assert (sorted(node.methods), nodes.version > version, nodes.told) == (["pan", "snap"], True, [])
+
+
+def test_a_registration_here_takes_the_name_of_a_node_elsewhere(nodes: Registry) -> None:
+    node = elsewhere("pi", "snap")
+    nodes.bring(node)
+    peer = Peer("here")
+    assert nodes.enter(peer, "pi", "snap", "zoom") is node
+    assert nodes.take() == ["pi online by here for pi elsewhere: +zoom"]
+    assert (serving(nodes, "snap", 2), node.peer.node) == (["here", "here"], None)
+    assert peer.node is not None
+    assert nodes.cost == peer.node.cost
+
+
+def test_a_node_elsewhere_takes_the_name_of_one_here(nodes: Registry) -> None:
+    peer = Peer("here")
+    nodes.enter(peer, "pi", "snap", "zoom")
+    older = peer.node
+    nodes.take()
+    node = elsewhere("pi", "zoom", stamp=9_000_000)
+    assert nodes.bring(node) is older
+    assert (peer.node, serving(nodes, "snap"), serving(nodes, "zoom")) == (None, ["-"], ["pi elsewhere"])
+    nodes.unregister(peer)
+    assert (nodes.take(), nodes.named("pi"), nodes.cost) == ([], node, node.cost)
+
+
+def test_the_bound_of_all_registrations_counts_nodes_elsewhere(nodes: Registry) -> None:
+    big = elsewhere("big")
+    big.add({"big": Served("big", b'"big"', "call:big", "", bytes(MAX_BYTES - METHOD_BYTES))})
+    nodes.bring(big)
+    with pytest.raises(Refusal) as raised:
+        nodes.enter(Peer(), "pi", "snap")
+    assert raised.value.error is errors.OVERLOADED
+
+
+def test_a_method_of_a_node_elsewhere_is_refused_here(nodes: Registry) -> None:
+    alone = Principal("alone", "node", role_scopes("node", "alone"))
+    nodes.bring(elsewhere("pi", "snap", principal=alone))
+    with pytest.raises(Refusal) as raised:
+        nodes.enter(Peer(), "po", "snap")
+    assert (raised.value.error, raised.value.data["node"]) == (errors.CONFLICT, "pi")
+
+
+def test_a_credential_that_shares_at_last_ends_a_contest(nodes: Registry) -> None:
+    alone = Principal("alone", "node", ("serve:>",))
+    peer = Peer("here", alone)
+    nodes.enter(peer, "po", "snap")
+    node = elsewhere("pi", "snap")
+    nodes.bring(node)
+    assert nodes.conflicts(node, ["snap"]) == [("snap", peer.node)]
+    peer.principal = ANONYMOUS
+    nodes.mirror = Told()
+    nodes.rescoped(peer)
+    assert nodes.conflicts(node, ["snap"]) == []
+    assert nodes._serving._contested == set()
+    assert serving(nodes, "snap", 2) == ["here", "here"]

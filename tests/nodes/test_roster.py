@@ -12,7 +12,7 @@ from gateway.cluster.alive import Member
 from gateway.nodes import pages, roster
 from gateway.nodes.pages import PAGE
 from gateway.nodes.registry import MAX_BYTES, METHOD_BYTES, Node, Served
-from gateway.nodes.roster import PATIENCE
+from gateway.nodes.roster import PATIENCE, TRIES
 from gateway.rpc.method import Refusal
 from tests.support.roster import Cluster, Far, Own, Site, described
 
@@ -367,6 +367,27 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_a_late_one_is_ignored() -
     house.agree()
     house.broker.lines[line].append(late)
     house.run()
+    house.agree()
+
+
+def test_a_member_that_never_answers_keeps_nobody_from_starting(caplog: pytest.LogCaptureFixture) -> None:
+    house = House(3)
+    house.enter(0, "pi", "cam.snap")
+    house.enter(2, "po", "cam.zoom")
+    house.run()
+    house.sites[0].members.on(roster.SNAPSHOT, lambda *mail: None)
+    house.kill(1)
+    house.sites[1].join()
+    turns = 0
+    while not house.sites[1].roster.is_known:
+        house.settle(1)
+        turns += 1
+    assert turns > 2 * TRIES * PATIENCE
+    assert house.owners("pi")[1] == "-"
+    assert house.owners("po") == ["c2"] * 3
+    assert refusals(caplog) == ["it does not tell all of its nodes"]
+    house.sites[0].members.on(roster.SNAPSHOT, house.sites[0].roster._asked)
+    house.settle(4 * PATIENCE)
     house.agree()
 
 

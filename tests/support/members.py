@@ -12,6 +12,7 @@ from gateway.cluster.natslink import NatsError, Options
 from gateway.cluster.natswire import Info
 from gateway.telemetry.lines import Lines
 from tests.support.fleet import until
+from tests.support.patience import WAIT
 
 PREFIX: Final = b"test"
 
@@ -19,7 +20,7 @@ Mail = tuple[str, bytes, bytes, bytes]
 
 
 class Fellow:
-    """A member, as an async context manager. It has joined by then.
+    """A member, as an async context manager. It has joined by then, and NATS knows what it has subscribed to.
 
     timeout: seconds of silence after which it takes others for lost.
     """
@@ -83,6 +84,7 @@ class Fellow:
     async def __aenter__(self) -> Self:
         self.nats.start()
         await until(lambda: bool(self.members.address), "it has not joined")
+        await self.nats.flush(WAIT)
         return self
 
     async def __aexit__(

@@ -146,6 +146,7 @@ class Site:
         self.wire = Wire(broker)
         broker.wires.append(self.wire)
         self.tick: Callable[[], None] = lambda: None
+        self.now = 0.0
         self.told: list[str] = []
         """What this gateway tells in its own name: `name online` or `name offline`."""
         self.arrived: list[str] = []
@@ -160,7 +161,7 @@ class Site:
             name=f"gateway-{number}",
             timeout=1.5,
             lines=lines,
-            clock=lambda: 0.0,
+            clock=lambda: self.now,
         )
         self.roster = Roster(
             self.nodes,
@@ -213,6 +214,7 @@ class Site:
 
     def turn(self) -> None:
         """Let a sixth of the timeout pass."""
+        self.now += 0.25
         if self.members.address:
             with self._inside():
                 self.tick()

@@ -13,12 +13,13 @@ import msgspec
 from gateway import errors
 from gateway.cluster.natslink import NatsError
 from tests.support.fleet import until
-from tests.support.forks import start_python
+from tests.support.forks import Forked, start_python
 from tests.support.nats import NatsServer
 from tests.support.nats_peer import NatsPeer
 from tests.support.patience import START, WAIT, Sized
 
 Report = dict[str, Any]
+Process = asyncio.subprocess.Process | Forked
 
 
 class Control:
@@ -47,11 +48,11 @@ class Control:
 
 
 @contextlib.asynccontextmanager
-async def running(server: NatsServer, name: str) -> AsyncIterator[None]:
+async def running(server: NatsServer, name: str) -> AsyncIterator[Process]:
     """Start a member in a process of its own."""
     process = await start_python("tests.support.rostered", server.url, name)
     try:
-        yield
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -59,19 +60,19 @@ async def running(server: NatsServer, name: str) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def three() -> AsyncIterator[tuple[NatsServer, Control]]:
-    """Three members that know each other."""
+async def three() -> AsyncIterator[tuple[NatsServer, Control, Process]]:
+    """Three members that know each other, and the process of the last one."""
     async with NatsServer() as server, NatsPeer(server.url) as peer, contextlib.AsyncExitStack() as stack:
         await peer.hear(b"test.beat")
         for name in "abc":
-            await stack.enter_async_context(running(server, name))
+            process = await stack.enter_async_context(running(server, name))
         await until(lambda: len({msgspec.json.decode(one)["name"] for one in peer.payloads()}) == 3, "one is missing")
-        yield server, Control(peer)
+        yield server, Control(peer), process
 
 
 async def test_a_newcomer_knows_all_nodes_of_the_others(sized: Sized) -> None:
     nodes, methods = sized(100, 3334), 20
-    async with three() as (server, control):
+    async with three() as (server, control, last):
         await control.agreed(*"abc")
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*(control.ask(name, register=nodes, methods=methods, prefix=name) for name in "abc"))
@@ -86,12 +87,16 @@ async def test_a_newcomer_knows_all_nodes_of_the_others(sized: Sized) -> None:
             print(f"a newcomer knows all after {reports[-1]['known']:.2f} s; loops stood still for {stalls(reports)}")
         reports = await control.agreed(*"abc")
         assert {report["nodes"] for report in reports} == {3 * nodes}
-        print(f"it is gone; loops stood still for {stalls(reports)}")
+        last.kill()
+        async with asyncio.timeout(WAIT):
+            while {report["nodes"] for report in reports} != {2 * nodes}:
+                reports = await control.agreed(*"ab")
+        print(f"one with {nodes} nodes is lost; loops stood still for {stalls(reports)}")
 
 
 async def test_of_many_registrations_of_one_name_at_several_gateways_one_has_it(sized: Sized) -> None:
     each = sized(20, 167)
-    async with three() as (_, control):
+    async with three() as (_, control, _):
         await control.agreed(*"abc")
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*(control.ask(name, race=each, name="pi") for name in "abc"))
