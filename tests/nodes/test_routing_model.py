@@ -1,7 +1,10 @@
 """The gateway against a model: whatever peers do, in any order, each request is answered once, and as it should be.
 
+A second time callers are at one gateway and nodes at another, and the same comes of it.
+
 The gateway is the real one, from the frame parser to the outbox; sockets and the clock are driven by hand, so that what
-happens within one pass of the event loop is tried as well. `python -m tests.nodes.test_routing_model 5000` tries more.
+happens within one pass of the event loop is tried as well. `python -m tests.nodes.test_routing_model 5000` tries more,
+and with `apart` behind it two gateways.
 """
 
 import asyncio
@@ -28,6 +31,7 @@ from hypothesis.stateful import (
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import parse
 from gateway.connections.connection import Connection
+from tests.support.cluster import Exchange, Parts
 from tests.support.ears import at_once
 from tests.support.peers import Opcode
 from tests.support.routing_model import (
@@ -90,12 +94,23 @@ def present(machine: "Routing") -> list[Link]:
     return [link for link in machine.model.links if not link.wire.is_closing() and not link.full and not link.deaf]
 
 
+def asking(machine: "Routing") -> list[Link]:
+    """Those of these that call: at the gateway of the callers."""
+    return [link for link in present(machine) if link.at == 0]
+
+
+def serving(machine: "Routing") -> list[Link]:
+    """Those of these that may be nodes: at the gateway of the nodes."""
+    return [link for link in present(machine) if link.at == machine.last]
+
+
 def calm(machine: "Routing") -> list[Link]:
     """Those of these that may stop reading: they hear no events, so what waits for them has one order.
 
-    If some of them have called, only those.
+    If some of them have called, only those. Whether a node elsewhere reads is known later than it is called, so those
+    always do.
     """
-    calm = [link for link in present(machine) if link.open and not link.patterns]
+    calm = [link for link in asking(machine) if link.open and not link.patterns]
     return [link for link in calm if link.requests] or calm
 
 
@@ -119,17 +134,22 @@ async def _serve(connection: Connection, request: web.Request) -> None:
 class Routing(RuleBasedStateMachine):
     """Peers that do anything at all."""
 
+    last = 0
+    """The number of the gateway of the nodes."""
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = HandLoop()
         self.loop.set_exception_handler(lambda _, context: self.mishaps.append(context))
         self.mishaps: list[Any] = []
-        self.app = create_app(parse(cast(Any, CONFIGURATION)))
-        self.app[STATUS].ready()
-        self.gateway = self.app[GATEWAY]
-        self.gateway.dispatcher._clock = self.loop.time  # so that no batch takes more than one turn
-        at_once(self.gateway.events.start())
-        self.model = Model(self.loop.time)
+        self.apps = [create_app(parse(cast(Any, CONFIGURATION))) for _ in range(self.last + 1)]
+        self.gateways = [app[GATEWAY] for app in self.apps]
+        for app, gateway in zip(self.apps, self.gateways, strict=True):
+            app[STATUS].ready()
+            gateway.dispatcher._clock = self.loop.time  # so that no batch takes more than one turn
+            at_once(gateway.events.start())
+        self.exchange = Exchange()
+        self.model = Model(self.loop.time, apart=self.last > 0)
 
     @initialize()
     def begin(self) -> None:
@@ -143,6 +163,7 @@ class Routing(RuleBasedStateMachine):
     def turn(self, passes: int) -> None:
         for _ in range(passes):
             self.loop.turn()
+            self.deliver()
             self.model.turn()
             self._read()
 
@@ -150,7 +171,13 @@ class Routing(RuleBasedStateMachine):
         """A peer sends; False where nothing may come of it, for the gateway has ended the connection."""
         self.model.step += 1
         link.wire.feed(json.dumps(message) if isinstance(message, dict) else message, opcode)
+        self.deliver()
         return link.open
+
+    def deliver(self) -> None:
+        """Deliver the mail between the gateways."""
+        with self.loop.inside():
+            self.exchange.settle()
 
     @precondition(lambda self: len(present(self)) < MAX_LINKS and self.model.draining is None)
     @rule(polite=st.sampled_from((True, True, False)), serves=SERVES, name=st.sampled_from((None, *NAMES)))
@@ -159,21 +186,23 @@ class Routing(RuleBasedStateMachine):
         wire = Wire(self.loop, polite)
         parts = {"protocol": wire, "_protocol": wire, "_message": None, "headers": OPENING_HEADERS}
         request = SimpleNamespace(**parts, writer=SimpleNamespace(output_size=0))
-        connection = Connection(f"127.0.0.1:{len(self.model.links) + 1}", self.gateway, self.gateway._regime)
-        serving = self.loop.create_task(_serve(connection, cast(web.Request, request)))
-        serving.add_done_callback(lambda task: task.result())
-        link = Link(connection, wire)
+        at = 0 if name is None else self.last
+        gateway = self.gateways[at]
+        connection = Connection(f"127.0.0.1:{len(self.model.links) + 1}", gateway, gateway._regime)
+        served = self.loop.create_task(_serve(connection, cast(web.Request, request)))
+        served.add_done_callback(lambda task: task.result())
+        link = Link(connection, wire, at)
         self.turn(1)
         self.model.links.append(link)
         self.model.say(link, "gateway.welcome")
         if name is not None:
             self._register(link, name, serves, False)
 
-    @some(present)
+    @some(serving)
     @rule(at=PICK, name=st.sampled_from(NAMES), methods=SERVES, context=st.booleans(), passes=PASSES)
     def register(self, at: int, name: str, methods: list[str], context: bool, passes: int) -> None:
         if self.model.draining is None:
-            self._register(self._one(present, at), name, methods, context)
+            self._register(self._one(serving, at), name, methods, context)
             self.turn(passes)
 
     def _register(self, link: Link, name: str, methods: list[str], context: bool) -> None:
@@ -195,20 +224,21 @@ class Routing(RuleBasedStateMachine):
             self.model.say(link, {"jsonrpc": "2.0", "id": 0, "result": result})
         self.turn(passes)
 
-    @some(present)
+    @some(asking)
     @rule(asks=st.lists(st.tuples(PICK, MANY_ASKS), min_size=1, max_size=6), passes=PASSES)
     def call(self, asks: list[tuple[int, Ask]], passes: int) -> None:
         for at, ask in asks:
-            link = self._one(present, at)
+            link = self._one(asking, at)
             self.model.tags += 1
             if self.send(link, ask.text(self.model.tags)):
                 self.model.ask(link, ask, self.model.tags, None)
+                self.model.refuse()
         self.turn(passes)
 
-    @some(present)
+    @some(asking)
     @rule(at=PICK, asks=st.lists(MANY_ASKS, min_size=1, max_size=5), passes=PASSES)
     def batch(self, at: int, asks: list[Ask], passes: int) -> None:
-        link = self._one(present, at)
+        link = self._one(asking, at)
         first = self.model.tags + 1
         self.model.tags += len(asks)
         if self.send(link, f"[{','.join(ask.text(first + number) for number, ask in enumerate(asks))}]"):
@@ -216,6 +246,7 @@ class Routing(RuleBasedStateMachine):
             for number, ask in enumerate(asks):
                 self.model.ask(link, ask, first + number, replies)
             self.model.done(link, replies, None)
+            self.model.refuse()
         self.turn(passes)
 
     @some(busy)
@@ -282,6 +313,7 @@ class Routing(RuleBasedStateMachine):
                 link.wire.close()
             else:
                 link.wire.lose()
+        self.deliver()
         self.model.end(link, None)
         if how == "reset":
             self.model.release(link)
@@ -289,13 +321,14 @@ class Routing(RuleBasedStateMachine):
     @some(present)
     @rule(at=PICK, by=PICK, seldom=st.integers(0, 3), passes=PASSES)
     def close_by_an_operator(self, at: int, by: int, seldom: int, passes: int) -> None:
-        link, operator = self._one(present, at), self._one(present, by)
+        link = self._one(present, at)
+        operator = self._one(lambda machine: [other for other in present(machine) if other.at == link.at], by)
         params = {"connId": link.connection.conn_id}
         message = {"jsonrpc": "2.0", "id": 0, "method": "connection.close", "params": params}
         if self.model.draining is None and seldom == 3:
             if self.send(operator, message):
                 self.model.say(operator, {"jsonrpc": "2.0", "id": 0, "result": {"closed": True}})
-                self.model.soon.append(lambda: self.model.end(link, 4501))
+                self.model.soon.append((link.at, lambda: self.model.end(link, 4501)))
             self.turn(passes)
 
     @some(present)
@@ -311,8 +344,8 @@ class Routing(RuleBasedStateMachine):
         else:
             params = {"topic": "t.b", "data": self.model.step}
             if self.send(link, {**message, "method": "event.publish", "params": params}):
-                self.model.publish("t.b", params["data"])
-                self.model.say(link, {**message, "result": {"offset": self.model.topics["t.b"]}})
+                offset = self.model.publish(link.at, "t.b", params["data"])
+                self.model.say(link, {**message, "result": {"offset": offset}})
         self.turn(passes)
 
     @some(calm)
@@ -374,12 +407,13 @@ class Routing(RuleBasedStateMachine):
                 self.model.say(link, {"jsonrpc": "2.0", "id": 0, "result": {"topics": []}})
         self.turn(SETTLED)
         self.model.step += 1
-        self.app[STATUS].drain()
         self.model.draining = self.loop.now
         for link in self.model.links:
             self.model.say(link, "gateway.draining")
-        self.draining = self.loop.create_task(self.gateway.drain(self.app[CONFIG].server))
-        self.draining.add_done_callback(lambda task: task.result())
+        for app, gateway in zip(self.apps, self.gateways, strict=True):
+            app[STATUS].drain()
+            draining = self.loop.create_task(gateway.drain(app[CONFIG].server))
+            draining.add_done_callback(lambda task: task.result())
         self.turn(SETTLED)
         self.model.step += 1
         self.loop.now += 1.25
@@ -425,21 +459,24 @@ class Routing(RuleBasedStateMachine):
     @invariant()
     def the_tables_are_those_of_the_model(self) -> None:
         model = self.model
-        assert len(self.gateway.calls) == sum(len(link.flights) for link in model.links)
-        assert {node.name: node.peer for node in self.gateway.nodes.after("")} == {
+        flights = sum(len(link.flights) for link in model.links)
+        assert [len(gateway.calls) for gateway in self.gateways] == [flights] * len(self.gateways)
+        assert {node.name: node.peer for node in self.gateways[-1].nodes.after("")} == {
             name: link.connection for name, link in model.nodes.items()
         }
+        assert {node.name for node in self.gateways[0].nodes.after("")} == model.nodes.keys()
         for link in model.links:
             connection = link.connection
             assert [bytes(cast(bytes, key)).decode() for key in connection.running] == list(link.requests)
             assert [int(key) for key in connection.calls] == list(link.flights)
-        there = {link.connection.conn_id for link in model.links if not link.wire.lost}
-        assert self.app[CONNECTIONS].keys() == there
-        assert self.gateway.dispatcher.late_replies == model.late
-        tallies = dict(self.gateway.dispatcher.tallies())
+        for at, app in enumerate(self.apps):
+            there = {link.connection.conn_id for link in model.links if link.at == at and not link.wire.lost}
+            assert app[CONNECTIONS].keys() == there
+        assert sum(gateway.dispatcher.late_replies for gateway in self.gateways) == model.late
+        tallies = dict(self.gateways[0].dispatcher.tallies())
         assert +(tallies["routed"].outcomes() + tallies["node.call"].outcomes()) == +model.outcomes
-        assert +self.gateway.router.dropped == +model.dropped
-        assert [link.connection.link.waits for link in model.links] == [link.waits for link in model.links]
+        assert sum((gateway.router.dropped for gateway in self.gateways), Counter()) == +model.dropped
+        assert [link.connection.link.waits for link in model.links] == [*map(model.waits, model.links)]
 
     def teardown(self) -> None:
         try:
@@ -452,7 +489,7 @@ class Routing(RuleBasedStateMachine):
         """The gateway drains, or everybody is lost; then nothing is left of anything."""
         for link in full(self):
             self._read_on(link)
-        assert [link.waits for link in self.model.links if link.waits] == []
+        assert [link for link in self.model.links if link.held_by] == []
         if self.model.issued % 2 and self.model.draining is None:
             self.drain(True)
             self.everybody_gets_what_the_model_says()
@@ -467,14 +504,15 @@ class Routing(RuleBasedStateMachine):
         for link in self.model.links:
             self._compare(link, complete=True)
         self.the_tables_are_those_of_the_model()
-        gateway, topics = self.gateway, self.gateway.events._topics
-        assert (len(self.app[CONNECTIONS]), len(gateway.calls), len(gateway.nodes)) == (0, 0, 0)
-        assert (gateway.nodes._by_name, gateway.nodes.methods()) == ({}, [])
-        assert gateway.dispatcher._sweep._due == {}
-        for wheel in (gateway.calls._wheel, gateway.dispatcher._sweep._wheel):
-            assert (wheel._ticks, wheel._order, wheel._timer) == ({}, [], None)
-        assert [topic.name for topic in topics._topics.values() if topic.subscribers] == []
-        assert (topics._wild, topics._named) == ({}, {})
+        for app, gateway in zip(self.apps, self.gateways, strict=True):
+            assert (len(app[CONNECTIONS]), len(gateway.calls), len(gateway.nodes)) == (0, 0, 0)
+            assert (gateway.nodes._by_name, gateway.nodes.methods()) == ({}, [])
+            assert gateway.dispatcher._sweep._due == {}
+            for wheel in (gateway.calls._wheel, gateway.dispatcher._sweep._wheel):
+                assert (wheel._ticks, wheel._order, wheel._timer) == ({}, [], None)
+            topics = gateway.events._topics
+            assert [topic.name for topic in topics._topics.values() if topic.subscribers] == []
+            assert (topics._wild, topics._named) == ({}, {})
         assert not asyncio.all_tasks(self.loop)
 
     def _let_go(self) -> None:
@@ -483,6 +521,28 @@ class Routing(RuleBasedStateMachine):
         self.loop.turn()
         self.loop.turn()
         self.loop.close()
+
+
+class Apart(Routing):
+    """The same, with callers at one gateway and nodes at another. Their mail arrives at once."""
+
+    last = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.loop.inside():
+            self.parts = [
+                Parts(self.exchange, str(number), app, self.loop.time) for number, app in enumerate(self.apps)
+            ]
+            for parts in self.parts:
+                parts.join()
+                self.exchange.settle()
+
+    def _finish(self) -> None:
+        super()._finish()
+        for distant in [distant for parts in self.parts for distant in parts.relay._distants.values()]:
+            assert not (distant.running or distant.peers or distant.queues or distant.paused or distant.held_bytes)
+            assert distant.member.open == 0
 
 
 def chances(examples: int, *, same: bool) -> settings:
@@ -499,13 +559,17 @@ def chances(examples: int, *, same: bool) -> settings:
     )
 
 
-def test_whatever_peers_do_each_request_is_answered_once_and_as_the_model_says() -> None:
-    run_state_machine_as_test(Routing, settings=chances(EXAMPLES, same=True))
+@pytest.mark.parametrize("machine", [Routing, Apart])
+def test_whatever_peers_do_each_request_is_answered_once_and_as_the_model_says(machine: type[Routing]) -> None:
+    run_state_machine_as_test(machine, settings=chances(EXAMPLES, same=True))
 
 
+@pytest.mark.parametrize("machine", [Routing, Apart])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_caller_that_does_not_read_gets_its_results_and_the_latest_report_when_it_reads_on(late: bool) -> None:
-    state = Routing()
+def test_a_caller_that_does_not_read_gets_its_results_and_the_latest_report_when_it_reads_on(
+    machine: type[Routing], late: bool
+) -> None:
+    state = machine()
     state.begin()
     state.call([(2, Ask(identity, METHODS[0], NAMES[0], None, False)) for identity in ("1", "2", '"x"')], SETTLED)
     state.stop_reading(0, 0)
@@ -515,13 +579,13 @@ def test_a_caller_that_does_not_read_gets_its_results_and_the_latest_report_when
     state.answer(0, 0, {"result": None}, SETTLED)
     state.the_tables_are_those_of_the_model()
     node = state.model.links[0]
-    assert node.waits == 1, "its node is held up"
+    assert state.model.waits(node) == 1, "its node is held up"
     state.wait(20 if late else 4, SETTLED)
     state.the_tables_are_those_of_the_model()
-    assert node.waits == (not late)
+    assert state.model.waits(node) == (not late)
     if late:
         state.answer(0, 0, {"result": None}, SETTLED)
-        assert node.waits == 0, "once, until it has read"
+        assert state.model.waits(node) == 0, "once, until it has read"
     state.read_on(0)
     state.everybody_gets_what_the_model_says()
     state.the_tables_are_those_of_the_model()
@@ -529,8 +593,11 @@ def test_a_caller_that_does_not_read_gets_its_results_and_the_latest_report_when
     state.teardown()
 
 
-def test_a_call_that_is_cancelled_during_the_drain_is_told_to_its_node_before_the_close_frame() -> None:
-    state = Routing()
+@pytest.mark.parametrize("machine", [Routing, Apart])
+def test_a_call_that_is_cancelled_during_the_drain_is_told_to_its_node_before_the_close_frame(
+    machine: type[Routing],
+) -> None:
+    state = machine()
     state.begin()
     state.call([(2, Ask("1", METHODS[0], NAMES[0], None, False))], SETTLED)
     state.drain(True)
@@ -540,4 +607,5 @@ def test_a_call_that_is_cancelled_during_the_drain_is_told_to_its_node_before_th
 
 
 if __name__ == "__main__":
-    run_state_machine_as_test(Routing, settings=chances(int(sys.argv[1]), same=False))
+    chosen = Apart if "apart" in sys.argv else Routing
+    run_state_machine_as_test(chosen, settings=chances(int(sys.argv[1]), same=False))

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, cast
 
+from aiohttp.web import Application
+
+from gateway.app import CONNECTIONS, GATEWAY, STATUS
 from gateway.auth.scopes import ANONYMOUS, Principal
 from gateway.cluster.alive import Member
 from gateway.cluster.members import Members
@@ -139,22 +142,64 @@ class Clock:
         return self.now
 
 
-class Side:
-    """One gateway: its registry, its router and its relay. Its peers are lists."""
+class Joining:
+    """What a gateway has to be a member with."""
 
-    def __init__(self, exchange: Exchange, name: str, **limits: int) -> None:
-        self.clock = Clock()
+    def __init__(self, exchange: Exchange, name: str, clock: Callable[[], float]) -> None:
         self.link = ExchangeLink(exchange)
-        lines = Lines()
+        self.lines = Lines()
         self.members = Members(
             cast(Nats, self.link),
             prefix=PREFIX,
             instance=f"{len(exchange.links):08x}-0000-4000-8000-000000000000",
             name=name,
             timeout=TIMEOUT,
-            lines=lines,
-            clock=self.clock,
+            lines=self.lines,
+            clock=clock,
         )
+
+    def join(self) -> None:
+        """Have a link to the exchange."""
+        self.link.joined = True
+        self.members.joined()
+
+    def lose(self) -> None:
+        """Lose it."""
+        self.link.lose()
+        self.members.lost()
+
+    def member(self, name: str) -> Member:
+        """The other member of this name."""
+        (found,) = (member for member in self.members.others.values() if member.name == name)
+        return found
+
+
+class Parts(Joining):
+    """What makes a whole gateway one of a cluster."""
+
+    def __init__(self, exchange: Exchange, name: str, app: Application, clock: Callable[[], float]) -> None:
+        super().__init__(exchange, name, clock)
+        gateway, find, status = app[GATEWAY], app[CONNECTIONS].get, app[STATUS]
+        self.relay = Relay(gateway.router, self.members, find, status, timeout=TIMEOUT, lines=self.lines, clock=clock)
+        self.link.on_read = self.relay.read
+        self.roster = Roster(
+            gateway.nodes,
+            self.members,
+            gateway._steps,
+            make_peer=self.relay.peer,
+            arrived=lambda name: None,
+            lost_link=gateway.router.lost_link,
+            lines=self.lines,
+        )
+
+
+class Side(Joining):
+    """One gateway: its registry, its router and its relay. Its peers are lists."""
+
+    def __init__(self, exchange: Exchange, name: str, **limits: int) -> None:
+        self.clock = Clock()
+        super().__init__(exchange, name, self.clock)
+        lines = self.lines
         self.calls, self.nodes = Calls(), Nodes(lambda node, change: None, lambda node: None)
         bounds = {"max_in_flight": 99, "max_node_in_flight": 9, "max_message_bytes": 1 << 20, **limits}
         self.router = Router(
@@ -176,21 +221,6 @@ class Side:
             lost_link=self.router.lost_link,
             lines=lines,
         )
-
-    def join(self) -> None:
-        """Have a link to the exchange."""
-        self.link.joined = True
-        self.members.joined()
-
-    def lose(self) -> None:
-        """Lose it."""
-        self.link.lose()
-        self.members.lost()
-
-    def member(self, name: str) -> Member:
-        """The other member of this name."""
-        (found,) = (member for member in self.members.others.values() if member.name == name)
-        return found
 
 
 class Two:

@@ -211,6 +211,8 @@ class Link:
 
     connection: Connection
     wire: Wire
+    at: int = 0
+    """The number of its gateway."""
     open: bool = True
     released: bool = False
     abrupt: bool = False
@@ -231,12 +233,12 @@ class Link:
     """It does not read, and much waits for it."""
     held_up: dict["Link", None] = field(default_factory=dict)
     """Those that it holds up."""
+    held_by: dict["Link", None] = field(default_factory=dict)
+    """Those that hold it up."""
     patience: float | None = None
     """Until when it may hold others up; later ones go on, until it has read."""
-    waits: int = 0
-    """How many hold it up: it is not read."""
     deaf: int = 0
-    """The same, but until it is read again, a pass later."""
+    """How many have held it up, until it is read again, a pass later."""
     reports: dict["Flight", str] = field(default_factory=dict)
     """The latest report on each of its calls, if that waits until it reads."""
 
@@ -267,15 +269,23 @@ def reply(identity: str, code: int, outcome: str | None = None) -> dict[str, Any
 
 
 class Model:
-    """What ought to be. Every change of it is told to `say`: which peer has to get what."""
+    """What ought to be. Every change of it is told to `say`: which peer has to get what.
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    apart: callers are at one gateway, number 0, and nodes at another. Those nodes read, always.
+    """
+
+    def __init__(self, now: Callable[[], float], apart: bool = False) -> None:
         self._now = now
+        self._apart = apart
         self.step = 0
         self.links: list[Link] = []
         self.nodes: dict[str, Link] = {}
-        self.topics: dict[str, int] = {}
-        self.soon: list[Callable[[], None]] = []
+        self.topics: dict[tuple[int, str], int] = {}
+        """By gateway and name: each of them has events of its own."""
+        self.soon: list[tuple[int, Callable[[], None]]] = []
+        """What comes in the next pass, and at which gateway."""
+        self.refused: list[Flight] = []
+        """What the node's gateway refuses: it is in flight until the mail has gone there and back."""
         self.issued = FIRST_ID - 1
         self.tags = 0
         self.late = 0
@@ -291,10 +301,11 @@ class Model:
         link.expected[-1][1].append(message if isinstance(message, str) else plain(message))
 
     def turn(self) -> None:
-        """One pass of the event loop: first what was put off, then the deadlines."""
+        """One pass of the event loop: first what was put off, then the deadlines, then what other gateways say."""
         todo, self.soon = self.soon, []
-        for act in todo:
-            act()
+        for at, act in todo:
+            if at == 0:
+                act()
         flights = [flight for link in self.links for flight in link.flights.values()]
         for flight in sorted(flights, key=lambda flight: flight.due):
             if flight.due < self._now():
@@ -302,6 +313,9 @@ class Model:
         for link in self.links:
             if link.patience is not None and link.patience <= self._now():
                 self.let_go_on(link)
+        for at, act in todo:
+            if at > 0:
+                act()
 
     # Pressure
 
@@ -312,16 +326,19 @@ class Model:
         if caller.patience is None:
             caller.patience = self._now() + PATIENCE
         if node not in caller.held_up:
-            caller.held_up[node] = None
-            node.waits += 1
+            caller.held_up[node] = node.held_by[caller] = None
             node.deaf += 1
 
     def let_go_on(self, caller: Link) -> None:
         """Those that it holds up are read again: in the next pass."""
         held_up, caller.held_up = caller.held_up, {}
         for node in held_up:
-            node.waits -= 1
-        self.soon += [partial(self._read_again, node) for node in held_up]
+            del node.held_by[caller]
+        self.soon += [(node.at, partial(self._read_again, node)) for node in held_up]
+
+    def waits(self, link: Link) -> int:
+        """How many hold a node up: all callers at another gateway are one."""
+        return min(1, len(link.held_by)) if self._apart else len(link.held_by)
 
     def _read_again(self, node: Link) -> None:
         node.deaf -= 1
@@ -392,19 +409,30 @@ class Model:
         (node,) = nodes[:1]
         if ask.quiet:
             self.outcomes["ok"] += 1
+            self.dropped["notification"] += self._apart and not node.open
         else:
             self.issued += 1  # ids are numbers in the order of the calls; which of the equals has it is the gateway's
             has_it = [node for node in nodes if b"%d" % self.issued in node.connection.calls]
-            assert has_it, f"call {self.issued} is not where the fewest are in flight"
-            (node,) = has_it
+            ending = [node for node in nodes if self._apart and not node.open]
+            assert has_it or ending, f"call {self.issued} is not where the fewest are in flight"
+            node = (has_it or ending)[0]
             flight = Flight(self.issued, link, ask.id, node, self._now() + timeout, batch)
             link.requests[ask.id] = node.flights[self.issued] = flight
             message["id"] = self.issued
+            if not has_it:
+                self.refused.append(flight)
             if batch is not None:
                 batch.left += 1
         if node.context:
             message["context"] = {"caller": "anonymous", "timeLeftMs": int(timeout * 1000)}
         self.say(node, message)
+
+    def refuse(self) -> None:
+        """Calls to a node that is on its way out come back as what they are: not delivered."""
+        refused, self.refused = self.refused, []
+        for flight in refused:
+            self.outcomes["node_lost"] += 1
+            self.finish(flight, reply(flight.request, -32010, NEVER_SEEN))
 
     def answered(self, link: Link, identity: int, answer: dict[str, Any]) -> None:
         flight = link.flights.get(identity)
@@ -459,7 +487,7 @@ class Model:
             self.say(link, f"close {code}")
         link.open = False
         link.abrupt |= link.full  # if it does not read on in time, it is cut
-        self.soon.append(lambda: self.release(link))
+        self.soon.append((link.at, lambda: self.release(link)))
 
     def release(self, link: Link) -> None:
         if link.released:
@@ -500,7 +528,7 @@ class Model:
         news |= {"added": added, "removed": removed, "changed": []}
         if replaced is not None:
             news["replaced"] = replaced.connection.conn_id
-        self.publish("gateway.node.online", news)
+        self.publish(link.at, "gateway.node.online", news)
 
     def unregister(self, link: Link, methods: list[str]) -> None:
         gone = [method for method in dict.fromkeys(methods) if method in link.methods]
@@ -514,25 +542,27 @@ class Model:
         assert link.name is not None
         del self.nodes[link.name]
         name, link.name = link.name, None
-        self.publish("gateway.node.offline", {"connId": link.connection.conn_id, "node": name})
+        self.publish(link.at, "gateway.node.offline", {"connId": link.connection.conn_id, "node": name})
 
     # Events
 
-    def publish(self, topic: str, data: Any) -> None:
-        if topic.startswith("gateway.") and topic not in self.topics:
-            return
-        offset = self.topics[topic] = self.topics.get(topic, 0) + 1
+    def publish(self, at: int, topic: str, data: Any) -> int:
+        """Publish at a gateway. Returns the offset."""
+        if topic.startswith("gateway.") and (at, topic) not in self.topics:
+            return 0
+        offset = self.topics[at, topic] = self.topics.get((at, topic), 0) + 1
         params = {"topic": topic, "offset": offset, "data": data}
         for link in self.links:
-            if any(topic in MEETS[pattern] for pattern in link.patterns):
+            if link.at == at and any(topic in MEETS[pattern] for pattern in link.patterns):
                 self.say(link, {"jsonrpc": "2.0", "method": "event.message", "params": params})
+        return offset
 
     def subscribe(self, link: Link, pattern: str) -> None:
         if pattern.startswith("gateway."):
             for topic in MEETS[pattern]:
-                self.topics.setdefault(topic, 0)
+                self.topics.setdefault((link.at, topic), 0)
         link.patterns[pattern] = None
-        there = {topic: self.topics[topic] for topic in MEETS[pattern] if topic in self.topics} or {
+        there = {topic: self.topics[link.at, topic] for topic in MEETS[pattern] if (link.at, topic) in self.topics} or {
             topic: 0 for topic in MEETS[pattern] if topic == pattern
         }
         met = {topic: {"offset": offset} for topic, offset in there.items()}
