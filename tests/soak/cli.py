@@ -44,7 +44,7 @@ STREAM = (
     f"instead: stream --megabytes in values of {streams.SIZE >> 10} KiB from a node through the gateway to a caller "
     f"that waits {streams.PAUSE * 1000:g} ms after each. After a {streams.STEPS}th of it the memory of gateway, node "
     f"and caller may grow by {streams.ALLOWED >> 20} MiB each. Of a JavaScript client it is what it holds after a "
-    f"garbage collection, by {streams.ALLOWED_TO_JAVASCRIPT >> 20} MiB. It heeds --megabytes, --clients and --loop"
+    f"garbage collection, by {streams.ALLOWED_TO_JAVASCRIPT >> 20} MiB. --count, --at-once, --turns, --tls do nothing"
 )
 EPILOG = "Exit status: 0 all is as before, 1 something is not, 2 wrong usage, 130 interrupted."
 
