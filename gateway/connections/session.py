@@ -219,26 +219,27 @@ class Session:
         octets = self.octets
         self._settle()
         while octets and (octets > self.max_bytes or self._account.held > self._account.bound):
-            self._drop(1)
+            self._drop(self._gone + 1)
             octets = self._octets
             self._settle()
 
-    def _drop(self, count: int) -> None:
-        """Keep the oldest messages no longer, so many of them.
+    def _drop(self, end: int) -> None:
+        """Keep the first messages of the list no longer, so many of them.
 
         The list moves up only if no more of it is left than goes: so a message costs the same, however many there are.
         """
-        kept, begin, end = self._kept, self._gone, self._gone + count
-        if begin < self._counted:
-            self._octets -= sum(map(len, kept[begin : min(end, self._counted)]))
-        self._counted = max(self._counted, end)
+        kept, begin, counted = self._kept, self._gone, self._counted
+        if begin < counted:
+            self._octets -= sum(map(len, kept[begin : min(end, counted)]))
+        if end > counted:
+            self._counted = end
         if 2 * end >= len(kept):
             del kept[:end]
             self._before += end
             self._counted -= end
             self._gone = 0
         else:
-            kept[begin:end] = repeat(b"", count)
+            kept[begin:end] = repeat(b"", end - begin)
             self._gone = end
 
     def acknowledged(self, number: int) -> bool:
@@ -247,12 +248,13 @@ class Session:
         A smaller number than before is ignored.
         """
         self.established = True
-        if number > self.sent:
+        end = number - self._before
+        if end > len(self._kept):
             return False
-        self.acked = max(self.acked, number)
-        count = number + 1 - self._first
-        if count > 0:
-            self._drop(count)
+        if number > self.acked:
+            self.acked = number
+        if end > self._gone:
+            self._drop(end)
             if self._octets != self._charged:
                 self._settle()
         return True
@@ -347,7 +349,10 @@ class Session:
         Returns whether the session ``owes`` one now, which leaves with the next message. `pay` is for the case that
         none is sent soon. A packet of its own would cost more than all else about an acknowledgement.
         """
-        link, since = self.link, self.received - self.told
+        link = self.link
+        since = link.messages_in - self._skipped - self.told
+        if not since:
+            return False
         if since < ACK_EVERY and link.bytes_in < link.watched_octets:
             link.watched_messages = link.messages_in + ACK_EVERY - since
         elif self.owes or link.corked is not None:

@@ -127,9 +127,9 @@ class Sessions:
     def after_read(self, connection: Connection) -> None:
         """See that the messages are acknowledged that a read has brought."""
         session = connection.session
-        if session is None or session.received == session.told:
+        if session is None:
             return
-        if not session.clocked:
+        if not session.clocked and session.received != session.told:
             session.clocked = True
             self._acks.begin(connection)
         if session.weigh():

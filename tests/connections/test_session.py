@@ -180,8 +180,12 @@ class Counting(RuleBasedStateMachine):
         for _ in range(min(count, len(self.their_way))):
             self.handled.append(self.their_way.popleft())
             self.wire.hear()
-        if self.wire.is_to_be_watched and self.session.received != self.session.told:
-            self.session.clocked = True
+        self.after_read()
+
+    def after_read(self) -> None:
+        """Look at what has come, as `Sessions.after_read` does."""
+        if self.wire.is_to_be_watched:
+            self.session.clocked = self.session.clocked or self.session.received != self.session.told
             assert self.session.weigh() == self.session.owes
         assert self.session.received - self.session.told < ACK_EVERY or self.session.owes
         assert self.session.clocked or self.session.received == self.session.told
@@ -211,6 +215,7 @@ class Counting(RuleBasedStateMachine):
         self.session.discount()
         assert self.session.acknowledged(max(0, len(self.arrived) - less))
         assert self.session.octets == self.expected or not with_read
+        self.after_read()
 
     @precondition(lambda self: self.linked)
     @rule(less=st.integers(0, 3))
