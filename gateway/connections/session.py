@@ -251,8 +251,7 @@ class Session:
         end = number - self._before
         if end > len(self._kept):
             return False
-        if number > self.acked:
-            self.acked = number
+        self.acked = max(self.acked, number)
         if end > self._gone:
             self._drop(end)
             if self._octets != self._charged:
