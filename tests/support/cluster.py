@@ -106,9 +106,9 @@ class ExchangeLink:
         """What this subject is for."""
         return [handler for wanted, handler in self._subscriptions.values() if _meets(wanted, subject)]
 
-    def read(self) -> bool:
-        """Handle what has arrived, as one read. Returns False if there was nothing."""
-        parcels, self.arrived = self.arrived, deque()
+    def read(self, count: int = 1 << 20) -> bool:
+        """Handle so many messages that have arrived, as one read. Returns False if there was nothing."""
+        parcels = [self.arrived.popleft() for _ in range(min(count, len(self.arrived)))]
         for parcel in parcels:
             for handler in self.handlers_of(parcel.subject):
                 handler(*parcel)
@@ -145,7 +145,7 @@ class Clock:
 class Joining:
     """What a gateway has to be a member with."""
 
-    def __init__(self, exchange: Exchange, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, exchange: Exchange, name: str, clock: Callable[[], float], timeout: float = TIMEOUT) -> None:
         self.link = ExchangeLink(exchange)
         self.lines = Lines()
         self.members = Members(
@@ -153,7 +153,7 @@ class Joining:
             prefix=PREFIX,
             instance=f"{len(exchange.links):08x}-0000-4000-8000-000000000000",
             name=name,
-            timeout=TIMEOUT,
+            timeout=timeout,
             lines=self.lines,
             clock=clock,
         )
@@ -196,20 +196,35 @@ class Parts(Joining):
 class Side(Joining):
     """One gateway: its registry, its router and its relay. Its peers are lists."""
 
-    def __init__(self, exchange: Exchange, name: str, **limits: int) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        name: str,
+        *,
+        timeout: float = TIMEOUT,
+        clock: Callable[[], float] | None = None,
+        call_timeout: float = 30.0,
+        **limits: int,
+    ) -> None:
         self.clock = Clock()
-        super().__init__(exchange, name, self.clock)
+        super().__init__(exchange, name, clock or self.clock, timeout)
         lines = self.lines
-        self.calls, self.nodes = Calls(), Nodes(lambda node, change: None, lambda node: None)
+        self.calls = Calls()
+        self.nodes = Nodes(lambda node, change: None, lambda node: None, clock or self.clock)
         bounds = {"max_in_flight": 99, "max_node_in_flight": 9, "max_message_bytes": 1 << 20, **limits}
         self.router = Router(
-            self.nodes, self.calls, call_timeout=30.0, max_credit_bytes=1 << 20, lines=lines, **cast(Any, bounds)
+            self.nodes,
+            self.calls,
+            call_timeout=call_timeout,
+            max_credit_bytes=1 << 20,
+            lines=lines,
+            **cast(Any, bounds),
         )
         self.here: dict[str, NodeListing] = {}
         self.status = Status(self.members.instance, self.clock)
         self.status.ready()
         self.relay = Relay(
-            self.router, self.members, self.here.get, self.status, timeout=TIMEOUT, lines=lines, clock=self.clock
+            self.router, self.members, self.here.get, self.status, timeout=timeout, lines=lines, clock=self.clock
         )
         self.link.on_read = self.relay.read
         self.roster = Roster(
