@@ -55,7 +55,7 @@ class Relaying(RuleBasedStateMachine):
         for gateway in self.gateways:
             gateway.join()
             self.deliver_all()
-        for number, gateway in enumerate(self.gateways):
+        for number in range(GATEWAYS):
             self.enter(number)
             self.serve(number, number, [METHODS[number % len(METHODS)]])
         self.deliver_all()
@@ -180,15 +180,19 @@ class Relaying(RuleBasedStateMachine):
         if deliver == 1000:
             self.deliver_all()
 
-    @rule(at=PICK, how=st.sampled_from(("stop", "stop", "go on", "cut", "cut", "join", "join")))
+    @rule(at=PICK, how=st.sampled_from(("stop", "stop", "go on", "cut", "end", "end", "join", "join")))
     def trouble(self, at: int, how: str) -> None:
         gateway = self.gateways[at % GATEWAYS]
         if how == "cut":
             gateway.cut()
+        elif how == "end":
+            gateway.end_link()
         elif how == "join":
             gateway.join()
+        elif how == "stop":
+            gateway.stopped = True
         else:
-            gateway.stopped = how == "stop"
+            gateway.go_on()
 
     @rule(at=PICK, seldom=st.integers(0, 9))
     def kill(self, at: int, seldom: int) -> None:
@@ -212,7 +216,7 @@ class Relaying(RuleBasedStateMachine):
     def _finish(self) -> None:
         """All goes on, and what nobody answers comes to its deadline. Then nothing is left of anything."""
         for gateway in self.gateways:
-            gateway.stopped = False
+            gateway.go_on()
             gateway.join()
         for gateway, caller in self.callers():
             with gateway.loop.inside():

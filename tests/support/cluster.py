@@ -49,7 +49,7 @@ class Exchange:
 
     def publish(self, sender: "ExchangeLink", parcel: Parcel) -> None:
         """Hand a message to those who have subscribed to its subject."""
-        heard = [link for link in self.links if link.joined and link.handlers_of(parcel.subject)]
+        heard = [link for link in self.links if link.joined and not link.cut and link.handlers_of(parcel.subject)]
         for link in heard:
             link.arrived.append(parcel)
         if parcel.reply and not heard:
@@ -64,7 +64,8 @@ class Exchange:
 class ExchangeLink:
     """A client of the exchange: what a `Nats` is, as far as members need it.
 
-    It is `stopped` as long as it does not read, and its messages wait in `arrived`.
+    It is `stopped` as long as it does not read, and its messages wait in `arrived`. It is `cut` if the exchange has
+    ended its link, and it has not noticed that yet.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -75,6 +76,7 @@ class ExchangeLink:
         self.arrived: deque[Parcel] = deque()
         self.joined = False
         self.stopped = False
+        self.cut = False
         self.info = SimpleNamespace(max_payload=1 << 23)
         self.sent: Counter[bytes] = Counter()
         """Published messages, by the third part of their subject: the kind of mail."""
@@ -94,6 +96,8 @@ class ExchangeLink:
         """See `Nats`."""
         if not self.joined:
             raise AwayError("away")
+        if self.cut:
+            return
         if len(payload) > self.info.max_payload:
             raise TooLargeError("too large")
         self.sent[b"".join(subject.split(b".")[3:4])] += 1
@@ -118,7 +122,7 @@ class ExchangeLink:
 
     def lose(self) -> None:
         """Lose the link, with all that has arrived or was sent by it."""
-        self.joined = False
+        self.joined = self.cut = False
         self.arrived.clear()
 
 
@@ -243,8 +247,9 @@ class Two:
 
     def __init__(self, *, together: bool = False, **limits: int) -> None:
         self.exchange = Exchange()
-        self.a = Side(self.exchange, "a", **limits)
-        self.b = self.a if together else Side(self.exchange, "b", **limits)
+        bounds = cast(Any, limits)
+        self.a = Side(self.exchange, "a", **bounds)
+        self.b = self.a if together else Side(self.exchange, "b", **bounds)
         for side in {self.a: None, self.b: None}:
             side.join()
             self.settle()

@@ -3,6 +3,8 @@
 Each gateway has an event loop of its own, which is driven by hand, so that one can stand still while others go on.
 """
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +12,8 @@ from typing import Any, Final
 
 from gateway import errors
 from gateway.nodes.registry import Served
+from gateway.nodes.remote import RemotePeer
+from gateway.nodes.routed import RoutedCall
 from gateway.rpc.calls import Link
 from gateway.rpc.jsonrpc import Message, decode, encode
 from gateway.rpc.method import Refusal
@@ -38,7 +42,7 @@ class World:
         self.tags = 0
         self.asked: dict[int, Mapping[str, object]] = {}
         """The nodes at the gateway of its caller, by their connIds."""
-        self.begun: dict[int, "Node"] = {}
+        self.begun: dict[int, Node] = {}
         """The node that has got a request."""
         self.told: dict[int, Any] = {}
         """What its caller was told."""
@@ -47,7 +51,7 @@ class World:
         self.wrong: list[str] = []
         self.outcomes: Counter[str] = Counter()
 
-    def begins(self, tag: int, node: "Node") -> None:
+    def begins(self, tag: int, node: Node) -> None:
         """A node gets a request."""
         if tag in self.begun:
             self.wrong.append(f"{tag} begins twice")
@@ -147,6 +151,7 @@ class Gateway:
         self.stopped = False
         self.callers: list[Caller] = []
         self.nodes: list[Node] = []
+        self._lost: dict[bytes, float] = {}
         with self.loop.inside():
             self.side = Side(
                 exchange,
@@ -164,10 +169,24 @@ class Gateway:
         return self.alive and not self.stopped
 
     def turn(self) -> None:
-        """Let its timers be due."""
+        """Let its timers be due. A link that was ended is noticed after what has come by it."""
         if self.runs:
             self.loop.now = self.world.now
+            if self.side.link.cut:
+                self.read(1000)
+                self.cut()
             self.loop.turn()
+            self._look_at_the_lost()
+
+    def _look_at_the_lost(self) -> None:
+        """See that no call waits long for a gateway that is lost."""
+        for request in [request for caller in self.callers for request in caller.running.values()]:
+            assert isinstance(request, RoutedCall)
+            peer = request.callee
+            if isinstance(peer, RemotePeer) and not peer.is_open:
+                since = self._lost.setdefault(request.request_id, self.world.now)
+                if self.world.now - since > SILENCE + STEP:
+                    self.world.wrong.append(f"{request.request_id!r} waits for a gateway that is lost")
 
     def read(self, count: int) -> bool:
         """Let it read so many messages of its mail."""
@@ -188,6 +207,17 @@ class Gateway:
             with self.loop.inside():
                 self.side.lose()
 
+    def end_link(self) -> None:
+        """Let NATS end the link: it is noticed when all is read that has come by it."""
+        if self.runs and self.side.link.joined:
+            self.side.link.cut = True
+
+    def go_on(self) -> None:
+        """Stand still no longer. A link that was ended meanwhile is noticed first: see `distant.GRACE`."""
+        self.stopped = False
+        if self.side.link.cut:
+            self.cut()
+
     def kill(self) -> None:
         """Be gone, with all its peers."""
         self.alive = False
@@ -204,8 +234,8 @@ class Gateway:
             return
         with self.loop.inside():
             replaced = self.side.nodes.register(node, name, served, False)
-            if isinstance(replaced, object) and replaced is not None and replaced.peer in self.nodes:
-                self.lose_node(replaced.peer)  # type: ignore[arg-type]
+            if replaced is not None and isinstance(replaced.peer, Node):
+                self.lose_node(replaced.peer)
 
     def lose_node(self, node: Node) -> None:
         """Lose the connection of a node."""
