@@ -162,12 +162,16 @@ def test_who_is_no_member_any_more_blames_no_other(others: Others) -> None:
     others.hear("b")
     members = list(others.others.values())
     others.take()
+    others.hear("c")
+    others.lose(others.others[b"cccccccc_1"], SILENT)
     found: list[list[str]] = []
     others._left = lambda member, cause: found.append([each.lost for each in members])
     others.part(AWAY)
     assert found == [[AWAY, AWAY]] * 2, "all are lost before the first is told"
+    others.take()
     assert not others.hear("a")
-    assert others.take() == ["+aaaaaaaa_1"]
+    assert not others.hear("c"), "whoever it was lost for is no more"
+    assert others.take() == ["+aaaaaaaa_1", "+cccccccc_1"]
 
 
 @pytest.mark.parametrize("sender", ["", "a", "aaaaaaaa_", "aaaaaaaa_0", "aaaaaaaa_1 x", "aaaaaaaa_1\r\nPUB", "*", "é"])

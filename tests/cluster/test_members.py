@@ -14,6 +14,7 @@ from tests.support.fleet import until
 from tests.support.members import PREFIX, Fellow
 from tests.support.nats import NatsServer
 from tests.support.nats_peer import NatsPeer
+from tests.support.patience import WAIT
 
 NEVER: Final = 600.0
 STRANGER: Final = "5eed5eed_1"
@@ -294,6 +295,20 @@ async def test_after_leaving_nothing_is_said_any_more() -> None:
             stranger.nats.publish(mail_to(a, b"x"), b"")
             await a.nats.flush(10)
         assert (len(stranger.messages), a.members.address, last.name) == (count, b"", "a")
+
+
+async def test_no_heartbeat_follows_the_last_one_however_long_it_takes() -> None:
+    async with NatsServer() as server, NatsPeer(server.url, ping_interval=NEVER) as stranger:
+        await stranger.hear(PREFIX + b".beat")
+        async with Fellow(server.url, "a", timeout=0.3, ping_interval=NEVER) as a:
+            await until(lambda: len(stranger.messages) > 1, "there are no heartbeats")
+            server.pause()
+            await a.members.leave()  # many heartbeats would be due until it gives up
+            server.resume()
+            await until(lambda: b'"leaving":true' in b"".join(stranger.payloads()), "it does not say so")
+            await a.nats.flush(WAIT)
+            await stranger.nats.flush(WAIT)
+            assert b'"leaving":true' in stranger.payloads()[-1]
 
 
 # Watchers

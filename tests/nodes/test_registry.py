@@ -638,6 +638,15 @@ def test_a_node_elsewhere_is_a_node_like_others_and_not_told_of(nodes: Registry)
     assert (sorted(node.methods), nodes.version > version, nodes.told) == (["pan", "snap"], True, [])
 
 
+def test_a_connection_elsewhere_that_has_another_name_now_is_that_node(nodes: Registry) -> None:
+    older, newer = elsewhere("pi", "snap"), elsewhere("po", "snap")
+    newer.peer = older.peer
+    nodes.bring(older)
+    nodes.bring(newer)
+    nodes.take_away(older)
+    assert newer.peer.node is newer
+
+
 def test_a_registration_here_takes_the_name_of_a_node_elsewhere(nodes: Registry) -> None:
     node = elsewhere("pi", "snap")
     nodes.bring(node)
@@ -688,6 +697,6 @@ def test_a_credential_that_shares_at_last_ends_a_contest(nodes: Registry) -> Non
     peer.principal = ANONYMOUS
     nodes.mirror = Told()
     nodes.rescoped(peer)
-    assert nodes.conflicts(node, ["snap"]) == []
     assert nodes._serving._contested == set()
+    assert nodes.conflicts(node, ["snap"]) == []
     assert serving(nodes, "snap", 2) == ["here", "here"]

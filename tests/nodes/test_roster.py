@@ -370,6 +370,28 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_a_late_one_is_ignored() -
     house.agree()
 
 
+def test_a_change_that_is_missed_between_two_pages_is_found_out() -> None:
+    house = House(2)
+    for number in range(60):
+        house.enter(0, f"n{number:03}", *(f"{number}.method{one:03}" for one in range(100)))
+    house.run()
+    house.kill(1)
+    house.run()
+    assert len(house.sites[1].nodes) == 0
+    house.sites[1].join()
+    line = house.sites[0].wire, house.sites[1].wire
+    while len(house.sites[1].nodes) < 20:
+        for pair in house.broker.full():
+            house.deliver(pair)
+    first = house.sites[0].nodes.named("n000")
+    assert first is not None
+    house.sites[0].nodes.unregister(first.peer)
+    house.broker.lines[line].pop()
+    house.run()
+    assert house.owners("n000") == ["-", "-"]
+    house.agree()
+
+
 def test_a_member_that_never_answers_keeps_nobody_from_starting(caplog: pytest.LogCaptureFixture) -> None:
     house = House(3)
     house.enter(0, "pi", "cam.snap")
@@ -520,12 +542,13 @@ def test_a_gateway_that_drains_has_no_nodes_for_the_others() -> None:
     house.sites[0].roster.clear()
     house.run()
     assert house.owners("pi") == ["c1", "-", "-"]
-    peer = house.enter(0, "late", "cam.pan")
-    peer.release()
+    late = house.enter(0, "late", "cam.pan")
+    late.is_held(errors.TRANSPORT_LOST)
     house.run()
     house.sites[2].join()
     house.settle(4)
     assert house.owners("pi") == ["c1", "-", "-"]
+    assert house.owners("late") == ["c3", "-", "-"]
     assert house.owners("po") == ["c2", "c2", "c2"], "it still hears of the others"
     assert all(site.roster.is_known for site in house.sites)
 
