@@ -80,13 +80,14 @@ class Queue:
 
     def write(self) -> None:
         """Write all that may begin now."""
-        here, distant, entries, size = self._here, self._distant, self.entries, 0
+        here, entries, size = self._here, self.entries, 0
         for key, unwritten in list(entries.items()):
             if not size and not self._may_write():
                 self._hold_back()
                 return
             del entries[key]
-            here.let_go(unwritten.held)
+            if unwritten.held:
+                here.let_go(unwritten.held)
             here.pass_on(unwritten.text)
             if unwritten.call is not None and unwritten.call.stream is not None:
                 _tell_rest(unwritten, unwritten.call)
@@ -95,7 +96,7 @@ class Queue:
                 here.link.flush()
                 size = 0
         here.link.flush()
-        distant.queues.pop(here, None)
+        self._leave()
 
     def _may_write(self) -> bool:
         """Return whether the node takes at once what is written to it now, and what it gets is still wanted."""
@@ -144,16 +145,21 @@ class Queue:
             return False
         self._here.let_go(unwritten.held)
         if not self.entries:
-            self._distant.queues.pop(self._here, None)
+            self._leave()
         return True
+
+    def _leave(self) -> None:
+        """Let what comes next have a queue of its own, because nothing waits here any more."""
+        if self._distant.queues.get(self._here) is self:
+            del self._distant.queues[self._here]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def clear(self) -> None:
         """Forget all of them. Its calls have ended, or end at their deadline."""
         for key in list(self.entries):
             self.drop(key)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 def _tell_rest(unwritten: Unwritten, call: RoutedCall) -> None:

@@ -27,6 +27,10 @@ CALL: Final = '{"jsonrpc":"2.0","id":"a","method":"camera.snap","params":{"x" : 
 SENT: Final = f'{{"jsonrpc":"2.0","id":{FIRST_ID},"method":"camera.snap","params":{{"x" : [1 ,2.50]}}}}'
 STREAM: Final = '{"jsonrpc":"2.0","id":"a","method":"camera.snap","params":[],"stream":{"credit":2,"bytes":90}}'
 
+NOT_REACHED: Final = refused(-32010, "pi: camera.snap", '"a"', outcome="not_delivered").replace(
+    "before it answered", "before it got the call"
+)
+
 
 class Play:
     """A caller and a node, on one gateway or on two, and what each of them got."""
@@ -440,11 +444,7 @@ async def test_what_waits_for_a_node_ends_with_it_and_was_not_delivered() -> Non
     play.node.flowing = False
     play.ask()
     play.lose_node()
-    assert play.caller.take() == [
-        refused(-32010, "pi: camera.snap", '"a"', outcome="not_delivered").replace(
-            "before it answered", "before it got the call"
-        )
-    ]
+    assert play.caller.take() == [NOT_REACHED]
     assert play.node.room == 1 << 20
 
 
@@ -472,20 +472,35 @@ async def test_a_call_to_a_gateway_that_is_not_there_was_not_delivered_and_its_g
     play.ask(CALL.replace('"a"', '"before"'))
     play.it.b.link.lose()
     play.ask()
-    reply = refused(-32010, "pi: camera.snap", '"a"', outcome="not_delivered")
-    assert play.caller.take() == [reply.replace("before it answered", "before it got the call")]
+    assert play.caller.take() == [NOT_REACHED]
     assert play.it.a.members.others == {}
     await passed_grace(play)
     assert play.caller.take() == [lost('"before"')]
     assert not any((len(play.it.a.calls), play.caller.running))
 
 
+async def test_callers_are_told_later_than_a_gateway_that_nats_has_lost_may_read_their_calls() -> None:
+    """NATS has ended its link. It reads what has come by it, and then notices that."""
+    play = Play()
+    play.it.b.link.stopped = True
+    play.ask()
+    play.it.b.link.cut = True
+    play.ask(CALL.replace('"a"', '"b"'))
+    (told,) = map(json.loads, play.caller.take())
+    assert (told["id"], told["error"]["data"]["outcome"]) == ("b", "not_delivered")
+    assert play.it.a.members.others == {}
+    play.it.b.link.stopped = False
+    play.it.settle()
+    assert (play.node.take(), play.caller.take()) == ([SENT], [])
+    await passed_grace(play)
+    assert play.caller.take() == [lost('"a"')]
+
+
 async def test_without_nats_a_call_was_not_delivered() -> None:
     play = Play()
     play.it.a.link.joined = False
     play.ask()
-    reply = refused(-32010, "pi: camera.snap", '"a"', outcome="not_delivered")
-    assert play.caller.take() == [reply.replace("before it answered", "before it got the call")]
+    assert play.caller.take() == [NOT_REACHED]
 
 
 async def test_calls_end_later_than_they_may_begin_after_the_loss_of_our_own_nats() -> None:
@@ -524,8 +539,7 @@ async def test_a_node_that_is_gone_by_then_did_not_get_the_call() -> None:
     play = Play()
     play.it.b.nodes.unregister(play.node)
     play.ask()
-    reply = refused(-32010, "pi: camera.snap", '"a"', outcome="not_delivered")
-    assert play.caller.take() == [reply.replace("before it answered", "before it got the call")]
+    assert play.caller.take() == [NOT_REACHED]
 
 
 async def test_a_gateway_that_drains_begins_no_calls() -> None:

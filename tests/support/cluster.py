@@ -49,7 +49,7 @@ class Exchange:
 
     def publish(self, sender: "ExchangeLink", parcel: Parcel) -> None:
         """Hand a message to those who have subscribed to its subject."""
-        heard = [link for link in self.links if link.joined and link.handlers_of(parcel.subject)]
+        heard = [link for link in self.links if link.joined and not link.cut and link.handlers_of(parcel.subject)]
         for link in heard:
             link.arrived.append(parcel)
         if parcel.reply and not heard:
@@ -64,7 +64,8 @@ class Exchange:
 class ExchangeLink:
     """A client of the exchange: what a `Nats` is, as far as members need it.
 
-    It is `stopped` as long as it does not read, and its messages wait in `arrived`.
+    It is `stopped` as long as it does not read, and its messages wait in `arrived`. It is `cut` if the exchange has
+    ended its link, and it has not noticed that yet.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -75,6 +76,7 @@ class ExchangeLink:
         self.arrived: deque[Parcel] = deque()
         self.joined = False
         self.stopped = False
+        self.cut = False
         self.info = SimpleNamespace(max_payload=1 << 23)
         self.sent: Counter[bytes] = Counter()
         """Published messages, by the third part of their subject: the kind of mail."""
@@ -94,6 +96,8 @@ class ExchangeLink:
         """See `Nats`."""
         if not self.joined:
             raise AwayError("away")
+        if self.cut:
+            return
         if len(payload) > self.info.max_payload:
             raise TooLargeError("too large")
         self.sent[b"".join(subject.split(b".")[3:4])] += 1
@@ -106,9 +110,9 @@ class ExchangeLink:
         """What this subject is for."""
         return [handler for wanted, handler in self._subscriptions.values() if _meets(wanted, subject)]
 
-    def read(self) -> bool:
-        """Handle what has arrived, as one read. Returns False if there was nothing."""
-        parcels, self.arrived = self.arrived, deque()
+    def read(self, count: int = 1 << 20) -> bool:
+        """Handle so many messages that have arrived, as one read. Returns False if there was nothing."""
+        parcels = [self.arrived.popleft() for _ in range(min(count, len(self.arrived)))]
         for parcel in parcels:
             for handler in self.handlers_of(parcel.subject):
                 handler(*parcel)
@@ -118,7 +122,7 @@ class ExchangeLink:
 
     def lose(self) -> None:
         """Lose the link, with all that has arrived or was sent by it."""
-        self.joined = False
+        self.joined = self.cut = False
         self.arrived.clear()
 
 
@@ -145,7 +149,7 @@ class Clock:
 class Joining:
     """What a gateway has to be a member with."""
 
-    def __init__(self, exchange: Exchange, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, exchange: Exchange, name: str, clock: Callable[[], float], timeout: float = TIMEOUT) -> None:
         self.link = ExchangeLink(exchange)
         self.lines = Lines()
         self.members = Members(
@@ -153,7 +157,7 @@ class Joining:
             prefix=PREFIX,
             instance=f"{len(exchange.links):08x}-0000-4000-8000-000000000000",
             name=name,
-            timeout=TIMEOUT,
+            timeout=timeout,
             lines=self.lines,
             clock=clock,
         )
@@ -196,20 +200,35 @@ class Parts(Joining):
 class Side(Joining):
     """One gateway: its registry, its router and its relay. Its peers are lists."""
 
-    def __init__(self, exchange: Exchange, name: str, **limits: int) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        name: str,
+        *,
+        timeout: float = TIMEOUT,
+        clock: Callable[[], float] | None = None,
+        call_timeout: float = 30.0,
+        **limits: int,
+    ) -> None:
         self.clock = Clock()
-        super().__init__(exchange, name, self.clock)
+        super().__init__(exchange, name, clock or self.clock, timeout)
         lines = self.lines
-        self.calls, self.nodes = Calls(), Nodes(lambda node, change: None, lambda node: None)
+        self.calls = Calls()
+        self.nodes = Nodes(lambda node, change: None, lambda node: None, clock or self.clock)
         bounds = {"max_in_flight": 99, "max_node_in_flight": 9, "max_message_bytes": 1 << 20, **limits}
         self.router = Router(
-            self.nodes, self.calls, call_timeout=30.0, max_credit_bytes=1 << 20, lines=lines, **cast(Any, bounds)
+            self.nodes,
+            self.calls,
+            call_timeout=call_timeout,
+            max_credit_bytes=1 << 20,
+            lines=lines,
+            **cast(Any, bounds),
         )
         self.here: dict[str, NodeListing] = {}
         self.status = Status(self.members.instance, self.clock)
         self.status.ready()
         self.relay = Relay(
-            self.router, self.members, self.here.get, self.status, timeout=TIMEOUT, lines=lines, clock=self.clock
+            self.router, self.members, self.here.get, self.status, timeout=timeout, lines=lines, clock=self.clock
         )
         self.link.on_read = self.relay.read
         self.roster = Roster(
@@ -228,8 +247,9 @@ class Two:
 
     def __init__(self, *, together: bool = False, **limits: int) -> None:
         self.exchange = Exchange()
-        self.a = Side(self.exchange, "a", **limits)
-        self.b = self.a if together else Side(self.exchange, "b", **limits)
+        bounds = cast(Any, limits)
+        self.a = Side(self.exchange, "a", **bounds)
+        self.b = self.a if together else Side(self.exchange, "b", **bounds)
         for side in {self.a: None, self.b: None}:
             side.join()
             self.settle()
