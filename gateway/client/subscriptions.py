@@ -199,7 +199,7 @@ class Subscription:
 
     def lost(self, gap: GapParams) -> None:
         """Take a gap, unless what is lost was taken before, or is not for this subscription."""
-        if (self._active and gap.topic in self._wide) or self._is_new(gap):  # of a wide one no position is remembered
+        if (self._active and gap.topic in self._wide) or self._is_new(gap):  # there is no position to remember
             self._items.put(Gap(gap.topic))
 
     def _is_new(self, at: Event | GapParams) -> bool:

@@ -29,6 +29,9 @@ ACK_TIMEOUT: Final = 5.0
 QUIET: Final = 3.0
 """Seconds without a message after which a replay is given up."""
 
+BATCH: Final = 500
+"""How many messages of a replay are asked for at a time."""
+
 _SECOND: Final = 10**9
 _SHORTEST_AGE: Final = 10**8
 """Nanoseconds, as times are for JetStream: it takes no shorter age."""
@@ -38,7 +41,9 @@ _NAME_IN_USE: Final = 10058
 _NOT_STORED: Final = frozenset({10023, 10028, 10047, 10167})
 """Refusals before anything is stored: no resources, no memory, no storage, too many requests."""
 _NO_JETSTREAM: Final = frozenset({10039, 10076})
-_CONTROL: Final = 100
+_NO_MORE: Final = frozenset({404, 408})
+_FULL: Final = 409
+"""What a consumer says when it has no more messages, or none that fits into the bytes that it was asked for."""
 _ACK_WORDS: Final = 9
 """Words of the reply subject of a message that a consumer has delivered."""
 _LATER: Final = 503
@@ -110,6 +115,7 @@ class _Reply(msgspec.Struct):
     state: _State = msgspec.field(default_factory=_State)
     created: str = ""
     num_pending: int = 0
+    name: str = ""
 
 
 class _Ack(msgspec.Struct):
@@ -271,30 +277,26 @@ class JetStream:
     async def replay(self, epoch: str, first: int, take: Take) -> None:
         """Have all messages of an epoch taken from the number ``first`` on, until there is no more, or enough.
 
-        By a consumer that forgets itself, and waits whenever too much is on its way. Raises NatsError, and LateError if
-        nothing comes any more.
+        Raises NatsError, and LateError if nothing comes any more.
         """
-        inbox = f"{self._name}.replay.{secrets.token_hex(8)}"
-        replay = _Replay(self._nats, self.kept(epoch), take)
-        handle = self._nats.subscribe(inbox.encode(), replay.on_message)
+        inbox = f"{self._name}.replay.{secrets.token_hex(8)}".encode()
+        replay = _Replay(self._nats, inbox, self.kept(epoch), take)
+        handle = self._nats.subscribe(inbox + b".*", replay.on_message)
         try:
-            reply = await self._call(f"CONSUMER.CREATE.{self._name}", self._consumer(epoch, first, inbox))
+            reply = await self._call(f"CONSUMER.CREATE.{self._name}", self._consumer(epoch, first))
             if reply.num_pending:
-                await replay.over()
+                await replay.run(f"$JS.API.CONSUMER.MSG.NEXT.{self._name}.{reply.name}".encode())
         finally:
             self._nats.unsubscribe(handle)
 
-    def _consumer(self, epoch: str, first: int, inbox: str) -> dict[str, Any]:
+    def _consumer(self, epoch: str, first: int) -> dict[str, Any]:
+        """Return the request for a consumer that is forgotten when it is no longer asked."""
         consumer = {
-            "deliver_subject": inbox,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": first,
             "filter_subject": self.kept(epoch).decode() + ">",
             "ack_policy": "none",
             "replay_policy": "instant",
-            "max_deliver": 1,
-            "flow_control": True,
-            "idle_heartbeat": _SECOND,
             "inactive_threshold": 5 * _SECOND,
             "mem_storage": True,
             "num_replicas": 1,
@@ -303,47 +305,66 @@ class JetStream:
 
 
 class _Replay:
-    """Takes what a consumer delivers, and tells it to go on whenever it asks."""
+    """Asks a consumer for `BATCH` messages at a time, which come below ``inbox``, and takes them."""
 
-    def __init__(self, nats: Nats, kept: bytes, take: Take) -> None:
+    def __init__(self, nats: Nats, inbox: bytes, kept: bytes, take: Take) -> None:
         self._nats = nats
+        self._inbox = inbox
         self._start = len(kept)
         self._take = take
+        self._next = b""
+        self._asked = 0
+        self._left = 0
+        """How many messages are still to come of those that were asked for."""
         self._moved = False
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """Take one message of the consumer."""
-        self._moved = True
-        status = natswire.status(headers)
-        if status == _CONTROL:
-            asked = reply or natswire.value(headers, b"Nats-Consumer-Stalled")
-            if asked:
-                self._nats.publish(asked, b"")
-            else:
-                self._end(None)  # it is idle: what was left has been dropped meanwhile
-        elif status:
-            self._end(LateError(f"JetStream has ended a replay ({status})"))
-        elif not self._over.done():
-            words = reply.split(b".")
-            if len(words) > _ACK_WORDS:  # with the domain and the account
-                del words[2:4]
-            number, at, left = int(words[5]), int(words[7]), int(words[8])
-            topic = subject[self._start :].decode(errors="replace")
-            if self._take(topic, number, at / _SECOND, payload) or not left:
-                self._end(None)
-
-    def _end(self, error: NatsError | None) -> None:
-        if not self._over.done():
-            self._over.set_result(None) if error is None else self._over.set_exception(error)
-
-    async def over(self) -> None:
-        """Wait until it is. Raises LateError if nothing comes for too long."""
+    async def run(self, subject: bytes) -> None:
+        """Ask at this subject until it is over. Raises LateError if nothing comes for too long."""
+        self._next = subject
+        self._ask()
         while not (await asyncio.wait({self._over}, timeout=QUIET))[0]:
             if not self._moved:
                 raise LateError(f"no message of a replay within {QUIET:g} s")
             self._moved = False
         self._over.result()
+
+    def _ask(self) -> None:
+        """Ask for the next messages. They are no more bytes than two messages may have, so none is too large."""
+        self._asked += 1
+        self._left = BATCH
+        largest = 0 if self._nats.info is None else self._nats.info.max_payload
+        wanted = {"batch": BATCH, "max_bytes": 2 * largest, "no_wait": True}
+        self._nats.publish(self._next, msgspec.json.encode(wanted), b"%b.%d" % (self._inbox, self._asked))
+
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        """Take what the consumer delivers, or what it says instead."""
+        if self._over.done():
+            return
+        status = natswire.status(headers)
+        if not status:
+            self._moved = True
+            self._on_taken(subject, reply, payload)
+        elif subject != b"%b.%d" % (self._inbox, self._asked):
+            pass  # it says that it has done what it was asked for before
+        elif status == _FULL and self._left < BATCH:
+            self._ask()
+        elif status in _NO_MORE:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(LateError(f"JetStream has ended a replay ({status})"))
+
+    def _on_taken(self, subject: bytes, reply: bytes, payload: bytes) -> None:
+        words = reply.split(b".")
+        if len(words) > _ACK_WORDS:  # with the domain and the account
+            del words[2:4]
+        number, at, pending = int(words[5]), int(words[7]), int(words[8])
+        topic = subject[self._start :].decode(errors="replace")
+        self._left -= 1
+        if self._take(topic, number, at / _SECOND, payload) or not pending:
+            self._over.set_result(None)
+        elif not self._left:
+            self._ask()
 
 
 Answer = TypeVar("Answer")

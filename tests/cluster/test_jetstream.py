@@ -208,23 +208,27 @@ async def test_a_replay_has_all_from_a_number_on_until_there_is_no_more_or_enoug
         assert list(desk.nats._subscriptions) == [b"1"], "only the answers to requests are heard"
 
 
-async def test_a_replay_of_many_megabytes_goes_on_as_the_client_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "asked"), [(500_000, range(20, 60)), (0, range(9, 10))], ids=["large", "small"])
+async def test_a_replay_is_asked_for_in_pieces(monkeypatch: pytest.MonkeyPatch, size: int, asked: range) -> None:
+    """Of few bytes, so that other messages have their turn, and NATS does not take the gateway for too slow."""
+    monkeypatch.setattr("gateway.cluster.jetstream.BATCH", 10)
     async with NatsServer(jetstream=True) as server, NatsPeer(server.url) as peer:
         desk = Desk(peer, count=1000, octets=1 << 27)
         await desk.jetstream.look()
-        for number in range(80):
-            await desk.publish("e1", "a", bytes(500_000) + b"%d" % number)
-        asked = []
+        for number in range(90):
+            await desk.publish("e1", "a", bytes(size) + b"%d" % number)
+        requests = []
         publish = desk.nats.publish
 
         def noted(subject: bytes, payload: bytes, reply: bytes = b"") -> None:
-            asked.append(subject)
+            if b".MSG.NEXT." in subject:
+                requests.append(subject)
             publish(subject, payload, reply)
 
         monkeypatch.setattr(desk.nats, "publish", noted)
         found = await desk.replay("e1", 1)
-        assert [number for _, number, _ in found] == list(range(1, 81))
-        assert any(subject.startswith(b"$JS.FC.") for subject in asked), "it was asked to say so"
+        assert [number for _, number, _ in found] == list(range(1, 91))
+        assert len(requests) in asked
 
 
 async def test_a_replay_of_a_stream_that_is_gone_ends() -> None:
@@ -250,8 +254,7 @@ async def test_a_replay_that_stands_still_is_given_up(monkeypatch: pytest.Monkey
 
 
 async def test_what_does_not_come_any_more_ends_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that was left may be dropped before it is delivered: then the consumer is idle, and says so."""
-    monkeypatch.setattr("gateway.cluster.jetstream.QUIET", 30.0)
+    """All that was left may be dropped before it is delivered: then the consumer says so."""
     async with NatsServer(jetstream=True) as server, NatsPeer(server.url) as peer:
         desk = Desk(peer)
         await desk.jetstream.look()
@@ -265,6 +268,24 @@ async def test_what_does_not_come_any_more_ends_a_replay(monkeypatch: pytest.Mon
 
         monkeypatch.setattr(desk.jetstream, "_call", too_many)
         assert await desk.replay("e1", 2) == []
+
+
+async def test_a_consumer_that_is_deleted_ends_a_replay_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.cluster.jetstream.QUIET", 0.1)
+    async with NatsServer(jetstream=True) as server, NatsPeer(server.url) as peer:
+        desk = Desk(peer)
+        await desk.jetstream.look()
+        await desk.publish("e1", "a", b"1")
+        call = desk.jetstream._call
+
+        async def and_gone(what: str, body: object) -> Any:
+            reply = await call(what, body)
+            await call(f"CONSUMER.DELETE.gw.{reply.name}", None)
+            return reply
+
+        monkeypatch.setattr(desk.jetstream, "_call", and_gone)
+        with pytest.raises(LateError):
+            await desk.replay("e1", 1)
 
 
 async def test_a_message_that_jetstream_has_no_room_for_is_not_stored() -> None:

@@ -338,23 +338,24 @@ async def test_messages_that_are_discarded_while_they_are_replayed_are_not_calle
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The consumer passes over them without a word."""
+    monkeypatch.setattr("gateway.cluster.jetstream.BATCH", 10)
     async with Station(server.url, count=50, octets=1 << 27) as one:
-        first = await one.publish("a", *[b'"%d %s"' % (number, b"x" * 200_000) for number in range(50)])
+        first = await one.publish("a", *numbered(50))
         await one.publish("b", b"1")
         two = Station(server.url, count=50, octets=1 << 27, connects=False)
         publish = two.nats.publish
-        kept_back: list[tuple[bytes, bytes]] = []
+        kept_back: list[tuple[bytes, bytes, bytes]] = []
 
         def slowly(subject: bytes, payload: bytes, reply: bytes = b"") -> None:
-            if subject.startswith(b"$JS.FC."):
-                kept_back.append((subject, payload))
+            if b".MSG.NEXT." in subject and two.replica.head:
+                kept_back.append((subject, payload, reply))
             else:
                 publish(subject, payload, reply)
 
         monkeypatch.setattr(two.nats, "publish", slowly)
         async with two:
             connecting = asyncio.create_task(two.connect())
-            await until(lambda: bool(kept_back), "the consumer does not ask whether it may go on")
+            await until(lambda: bool(kept_back), "it does not ask for the next ones")
             seen = two.replica.head
             assert seen < 50, "it is in the middle"
             await one.publish("a", *numbered(45))
