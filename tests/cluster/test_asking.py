@@ -140,6 +140,7 @@ async def test_who_is_not_there_any_more_is_noticed_by_nats() -> None:
         async with b:
             await a.knows("b")
             b.members.lost()  # without a word
+            await b.nats.flush(LONG)  # NATS knows
             assert await a.hears(timeout=LONG) == ([b'"a"'], ["b"])
         assert a.told == ["+b", "-b no_responders"]
 
