@@ -139,7 +139,7 @@ class Connection(Identity):
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
         """Sends one JSON text. It does nothing unless the connection is open. A session numbers and keeps it."""
-        self.pass_on = link.pass_on
+        self.pass_on = link.send_text if not link.blocked else link.pass_on
         """Sends one JSON text that comes from another connection. What `send` sends goes before it."""
 
     def serve(self, request: web.Request) -> Coroutine[Any, Any, Link]:
@@ -353,6 +353,8 @@ class Connection(Identity):
             return
         if self.session is not None:
             self.session.adapt()
+        else:
+            self.pass_on = link.pass_on
         if self.subscriber is not None:
             self.subscriber.review()
 
@@ -362,6 +364,8 @@ class Connection(Identity):
             return
         if self.session is not None:
             self.session.adapt()
+        elif not link.blocked:
+            self.pass_on = link.send_text
         self.relieve()
         self.rewrite()
         self._let_reports_go()

@@ -112,6 +112,7 @@ class Router:
         self.calls: Final = calls
         self._new_id, self._slot = calls.new_id, calls.slot
         self._nodes = nodes
+        self._serving = nodes.serving
         self._call_timeout = call_timeout
         self._max_in_flight = max_in_flight
         self.max_node_in_flight: Final = max_node_in_flight
@@ -139,7 +140,8 @@ class Router:
         if message.stream is not ABSENT and request_id:
             self._call_stream(caller, message, params, request_id, batch)
             return
-        node = self._nodes.serving(method)
+        serving = self._serving  # read before it is called, as in `send`
+        node = serving(method)
         if node is None:
             raise _unserved(method)
         served = node.methods[method]

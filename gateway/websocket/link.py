@@ -318,23 +318,13 @@ class Link(Heartbeat):
     def pass_on(self, payload: Payload) -> None:
         """Send one text message that comes from others. If the peer does not read, its own replies overtake it.
 
-        Not if compression was negotiated: a message may be compressed with what the one before it had in common.
+        Not if compression was negotiated: a message may be compressed with what the one before it had in common. While
+        the link is not blocked this is `send_text`.
         """
-        if self._kept is not None and self._deflater is None:
+        if self._kept is None or self._deflater is not None:
+            self.send_text(payload)
+        else:
             self.pass_frame_on(text_frame(payload))
-            return
-        if self.state is not _OPEN:  # from here on as in send_text(): a call in between would be 2 % of a routed call
-            return
-        size = len(payload)
-        data = SHORT_TEXT[size] + payload if size < 126 else text_message(self._deflater, payload)
-        corked = self.corked
-        if corked is None:
-            self.put(data)
-            return
-        corked.append(data)
-        self.corked_bytes += size
-        if self.corked_bytes > CORK_BYTES:
-            self.flush()
 
     # The end
 
