@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import signal
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Callable
@@ -12,14 +13,17 @@ from typing import Any, Final
 
 import pytest
 
+from gateway.client import CallError, Client, Gap, Subscription, connect
 from gateway.cluster.stream import Position
 from gateway.rpc.method import Refusal
 from gateway.rpc.work import at_once
+from tests.support.clustered import clustered, nats_for_gateways
 from tests.support.ears import Ear, Way, subscribe
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.nats import NatsServer
-from tests.support.patience import Sized
+from tests.support.patience import WAIT, Sized
+from tests.support.process import GatewayProcess
 from tests.support.stations import Auditorium
 
 TOPIC: Final = "t.a"
@@ -318,3 +322,87 @@ async def test_nats_is_away_and_all_is_well_soon_after_its_return(sized: Sized, 
             assert [number for number in numbers if number != 999] == [
                 number for _, number in sorted((at, number) for one in late for number, at in one.done.items())
             ]
+
+
+# Whole gateways, and clients
+
+
+@asynccontextmanager
+async def processes(count: int, storage: str = "file") -> AsyncIterator[tuple[NatsServer, list[GatewayProcess]]]:
+    """So many gateways in processes of their own, at one NATS."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(nats_for_gateways())
+        gateways = [GatewayProcess(clustered(server, f"m{number}", storage=storage)) for number in range(count)]
+        yield server, list(await asyncio.gather(*map(stack.enter_async_context, gateways)))
+
+
+async def publish_all(client: Client, numbers: range) -> set[tuple[int, str | None]]:
+    """Publish these, each as soon as that is possible. Returns with which codes and outcomes any were refused."""
+    refusals = set()
+    for number in numbers:
+        while True:
+            try:
+                await client.publish(TOPIC, number)
+                break
+            except CallError as error:
+                refusals.add((error.code, error.outcome))
+                if error.outcome == "unknown":
+                    break
+                await asyncio.sleep(error.retry_after or 0.05)
+    return refusals
+
+
+async def take_until(events: Subscription, last: int) -> list[int | None]:
+    """The numbers that come until one of them, and None for each gap."""
+    got: list[int | None] = []
+    async with asyncio.timeout(WAIT):
+        async for event in events:
+            got.append(None if isinstance(event, Gap) else event.data)
+            if got[-1] == last:
+                return got
+    raise AssertionError("the subscription is over")
+
+
+async def test_a_client_whose_gateway_is_killed_goes_on_at_another_and_misses_nothing() -> None:
+    async with (
+        processes(2) as (_, (first, second)),
+        FaultyProxy("127.0.0.1", first.port) as proxy,
+        connect(proxy.url()) as reader,
+        connect(second.url("/ws", websocket=True)) as publisher,
+        reader.subscribe(TOPIC) as events,
+    ):
+        await publish_all(publisher, range(50))
+        first.signal(signal.SIGKILL)
+        proxy.turn_to("127.0.0.1", second.port)
+        assert await publish_all(publisher, range(50, 100)) == set()
+        assert await take_until(events, 99) == list(range(100))
+
+
+@pytest.mark.parametrize("storage", ["file", "memory"])
+async def test_clients_hear_what_they_missed_while_nats_was_stopped_or_that_it_is_gone(storage: str) -> None:
+    async with processes(3, storage) as (server, gateways), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(one.url("/ws", websocket=True))) for one in gateways]
+        subscriptions = [await stack.enter_async_context(client.subscribe("t.>")) for client in clients]
+        await publish_all(clients[0], range(20))
+        server.pause()
+        publishing = asyncio.create_task(publish_all(clients[1], range(20, 40)))
+        for one in gateways:
+            await one.wait_event("cluster.lost")
+        server.resume()
+        refusals = await publishing
+        assert (-32012, "not_delivered") in refusals
+        assert refusals <= {(-32012, "not_delivered"), (-32008, "unknown")}
+        for events in subscriptions:
+            got = await take_until(events, 39)
+            assert None not in got
+            assert got == sorted(set(filter(None, got)) | {0})
+            assert set(range(20)) <= set(got)
+        server.kill()
+        await server.start()
+        began = time.monotonic()
+        await publish_all(clients[2], range(40, 60))
+        print(f"published again {time.monotonic() - began:.2f} s after a restart")
+        for events in subscriptions:
+            got = await take_until(events, 59)
+            assert (None in got) is (storage == "memory")
+            assert [number for number in got if number is not None] == list(range(40, 60))
