@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
-import secrets
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway import errors
+from gateway.assembly import parts
+from gateway.assembly.extras import load_cluster, seen
+from gateway.assembly.health import Health, foreign_to, nosniff
 from gateway.auth import authenticators
 from gateway.auth.credentials import NO_CREDENTIAL, Authenticator
 from gateway.auth.scopes import ROLES
-from gateway.cluster.memory import MemoryStream
+from gateway.cluster.stream import Position, Stream
 from gateway.config import Config, ConfigError, Server, load
-from gateway.connections.connection import Connection
+from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
@@ -37,7 +38,6 @@ from gateway.handshake.preauth import Preauth
 from gateway.handshake.rejections import Rejections, Stage
 from gateway.handshake.resumption import Resumption
 from gateway.handshake.upgrade import Gatekeeper, RefusedError, refused
-from gateway.limits import Rate
 from gateway.methods.connection import ConnectionMethods, SessionMethods
 from gateway.methods.event import EventMethods
 from gateway.methods.gateway import GatewayMethods
@@ -45,18 +45,17 @@ from gateway.methods.node import NodeMethods
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.methods.user import load_methods
 from gateway.nodes.registry import Nodes
-from gateway.nodes.routing import Router, Tracing
-from gateway.nodes.waiting import Waiting
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import Work
-from gateway.status import Phase, Status
+from gateway.status import Status
 from gateway.telemetry import log
-from gateway.telemetry.lines import Lines
-from gateway.telemetry.metrics import CONTENT_TYPE, LoopLag, Metrics
-from gateway.timestamps import rfc3339
+from gateway.telemetry.metrics import LoopLag, Metrics
 from gateway.websocket.frames import Payload
+from gateway.websocket.opening import coroutine_function
+
+if TYPE_CHECKING:
+    from gateway.assembly.cluster import Cluster
 
 FEW_METHODS: Final = 50
 """How many methods of one node are looked at in passing."""
@@ -94,9 +93,8 @@ def create_app(config: Config | None = None, methods: Iterable[object] = ()) -> 
         gateway.dispatcher.add(source)
 
     app.router.add_get("/ws", gateway.websocket, allow_head=False)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    foreign = foreign_to(gateway.gatekeeper)
+    gateway.health.add_to(app, foreign)
     pages.add_to(app, foreign, login=config.auth.mode != "none")
 
     app.on_response_prepare.append(nosniff)
@@ -116,31 +114,47 @@ class Gateway:
         self.gatekeeper: Final = Gatekeeper(config.server)
         self.lines: Final = self._regime.lines
         self.rejections: Final = Rejections(self.lines)
+        self.cluster: Final = load_cluster(config, status, self.lines)
+        self._asking = None if self.cluster is None else self.cluster.asking
         self._steps = Steps()
         self.admission: Final = self._admission(config, status)
-        stream = _stream(config)
+        cluster = self.cluster
+        stream: Stream[Position | Awaitable[Position]] = parts.stream(config) if cluster is None else cluster.stream
         topics = Topics(stream.forget, max_topics=config.events.max_topics, conflate=config.events.conflate)
         self._delivery = Delivery(topics, stream, self._regime.cork)
-        self.events: Final = Events(topics, stream, self._delivery)
+        self.events: Final[Events[Position | Awaitable[Position]]] = (
+            Events(topics, stream, self._delivery) if cluster is None else cluster.events(topics, self._delivery)
+        )
         self._presence = Presence(self.events, self.lines)
         self.nodes: Final = Nodes(
             self._presence.online, self._presence.offline, max_bytes=config.limits.max_registration_bytes
         )
         self.calls: Final = Calls()
-        self.router: Final = _router(config, self.nodes, self.calls, self.lines)
-        self.dispatcher: Final = _dispatcher(config, status, self.calls, self.router, self.lines)
+        self.router: Final = parts.router(config, self.nodes, self.calls, self.lines)
+        self._waiting = parts.waiting(config, self.nodes, self.router)
+        if cluster is not None:
+            ours = self.nodes, self.router, self._waiting
+            cluster.connect(*ours, find=connections.get, status=status, steps=self._steps)
+        self.dispatcher: Final = parts.dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.
         self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
         self.sessions: Final = Sessions(
-            self,
             hold_timeout=config.server.hold_timeout,
             max_held=config.limits.max_held,
             max_bytes=config.limits.max_held_bytes or 2 * config.limits.max_outbox_bytes,
             held=self.held,
         )
         self.admission.held = self.sessions
-        own = GatewayMethods(config, status, connections, self.admission, self._steps)
+        own = GatewayMethods(
+            config,
+            status,
+            connections,
+            self.admission,
+            self._steps,
+            asking=self._asking,
+            nodes=lambda: self.nodes.here,
+        )
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
@@ -160,6 +174,9 @@ class Gateway:
         )
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()
+        self.health: Final = Health(status, self.metrics.text, None if self.cluster is None else self.cluster.state)
+        self.joining: asyncio.Task[None] | None = None
+        """Ends when the gateway has joined its cluster; raises ConfigError if it cannot. None if it is alone."""
         self._drain: asyncio.Task[None] | None = None
         self.log_handler: log.LogHandler | None = None
         """What writes the log if nobody has set it up."""
@@ -172,16 +189,17 @@ class Gateway:
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""
         yield RpcMethods(self.dispatcher, self.router, self.documents)
-        yield ConnectionMethods(self._connections, self.sessions)
+        yield ConnectionMethods(self._connections, self.sessions, self._asking)
         if config.server.hold_timeout:
             yield SessionMethods(self.sessions, Resumption(self.sessions, self.admission, self.back))
         yield NodeMethods(
             self.nodes,
             self.router,
-            _waiting(config, self.nodes, self.router),
+            self._waiting,
             self.dispatcher.methods,
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
+            asking=self._asking,
         )
         yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 
@@ -205,36 +223,56 @@ class Gateway:
             },
             resumes=self.sessions.resumes,
             dropped=lambda: {**self.router.dropped, "event": self._delivery.gaps},
+            more=tuple if self.cluster is None else self.cluster.metrics,
         )
 
-    async def start(self) -> None:
-        """Connect the stream of events, and watch the event loop and the log. Once, before the first request."""
-        await self.events.start()
+    async def start(self, ready: Callable[[], None]) -> None:
+        """Connect the stream of events, and watch the event loop and the log. Once, before the first request.
+
+        ``ready`` is called when connections may come: at once, or when ``joining`` has come to a good end.
+        """
         self.lag.start()
         self.lines.start()
         self.standstill.start(asyncio.get_running_loop())
+        if self.cluster is None:
+            await self.events.start()
+            ready()
+        else:
+            self.joining = asyncio.create_task(self._join(self.cluster, ready))
+            self.joining.add_done_callback(seen)
+
+    async def _join(self, cluster: Cluster, ready: Callable[[], None]) -> None:
+        await cluster.join(self.events.start)
+        ready()
 
     async def stop(self) -> None:
         """Let go of what `start` has connected. After the last connection; may be called twice."""
         self.standstill.stop()
         self.lag.stop()
         self.lines.stop()
+        if self.joining is not None:
+            self.joining.cancel()
         await self.events.stop()
+        if self.cluster is not None:
+            await self.cluster.close()
 
-    async def websocket(self, request: web.Request) -> web.StreamResponse:
+    @coroutine_function
+    def websocket(self, request: web.Request) -> Coroutine[Any, Any, web.StreamResponse]:
         """`GET /ws`: admit the request and serve its connection, at first with `Preauth` if it owes its credential."""
         remote = self.gatekeeper.remote_of(request)
+        endpoint: Endpoint = self
         try:
             self.gatekeeper.admit(request)
             authorization = request.headers.getall(hdrs.AUTHORIZATION, ())
             credential = self.admission.at_upgrade(authorization, remote)
         except RefusedError as refusal:
             self.rejections.rejected(remote, refusal.why, refusal.stage, status=refusal.status)
-            return refused(refusal)
+            return _answer(refused(refusal))
         except GuestError as guest:
-            return await Connection(remote, self._guests, self._regime, guest.credential).serve(request)
-        endpoint = self.preauth if credential is NO_CREDENTIAL else self
-        return await Connection(remote, endpoint, self._regime, credential).serve(request)
+            endpoint, credential = self._guests, guest.credential
+        if credential is NO_CREDENTIAL:
+            endpoint = self.preauth
+        return Connection(remote, endpoint, self._regime, credential).serve(request)
 
     def opened(self, connection: Connection) -> None:
         """Register, then welcome: the first frame on every connection."""
@@ -257,11 +295,18 @@ class Gateway:
         self._steps.begin(self.events.lost(connection))
         if connection.node is not None and connection.held is not None:
             self._presence.held(connection.node, connection.held.cause)
+        self._altered(connection)
 
     def back(self, connection: Connection) -> None:
         """Tell that a connection goes on by another link."""
         if connection.node is not None:
             self._presence.back(connection.node)
+        self._altered(connection)
+
+    def _altered(self, connection: Connection) -> None:
+        """Tell other gateways that a node is held, or no longer."""
+        if self.nodes.mirror is not None and connection.node is not None:
+            self.nodes.mirror.altered(connection.node)
 
     def release(self, connection: Connection) -> None:
         """Answer its callers, and forget what it serves and hears: no peer waits until its transport is gone."""
@@ -305,64 +350,24 @@ class Gateway:
         await asyncio.shield(self._drain)
 
     async def _let_go(self, server: Server) -> None:
+        if self.joining is not None:
+            self.joining.cancel()
+        if self.cluster is not None:
+            self.cluster.withdraw()
         self.sessions.drain()
         if self._connections:
             self._presence.draining(server.drain_timeout)
         await self._connections.drain(server.drain_timeout, server.close_timeout)
+        if self.cluster is not None:
+            await self.cluster.leave()
 
     async def renew(self, authenticator: Authenticator) -> int:
         """Tokens or keys have been read again. Returns how many connections this has ended."""
         return await self.admission.renew(authenticator, self._connections.values())
 
 
-def _waiting(config: Config, nodes: Nodes, router: Router) -> Waiting:
-    limits = config.limits
-    return Waiting(nodes, router, max_waiting=limits.max_waiting, max_in_flight=limits.max_in_flight)
-
-
-def _router(config: Config, nodes: Nodes, calls: Calls, lines: Lines) -> Router:
-    limits = config.limits
-    return Router(
-        nodes,
-        calls,
-        call_timeout=limits.call_timeout,
-        max_in_flight=limits.max_in_flight,
-        max_node_in_flight=limits.max_node_in_flight,
-        max_message_bytes=limits.max_message_bytes,
-        max_credit_bytes=limits.max_outbox_bytes // 2,
-        lines=lines,
-        tracing=load_tracing() if config.tracing.enabled else None,
-    )
-
-
-def _dispatcher(config: Config, status: Status, calls: Calls, router: Router, lines: Lines) -> Dispatcher:
-    limits = config.limits
-    return Dispatcher(
-        status,
-        calls,
-        router,
-        max_in_flight=limits.max_in_flight,
-        max_batch=limits.max_batch,
-        call_timeout=limits.call_timeout,
-        lines=lines,
-        rate=Rate(limits.rate, limits.burst) if limits.rate else None,
-    )
-
-
-def _stream(config: Config) -> MemoryStream:
-    events = config.events
-    return MemoryStream(
-        time.monotonic,
-        _now,
-        lambda: secrets.token_hex(8),
-        count=events.history_count,
-        age=events.history_age,
-        octets=events.history_bytes,
-    )
-
-
-def _now() -> str:
-    return rfc3339(time.time())
+async def _answer(response: web.Response) -> web.StreamResponse:
+    return response
 
 
 CONFIG: Final = web.AppKey("config", Config)
@@ -371,55 +376,10 @@ CONNECTIONS: Final = web.AppKey("connections", Connections)
 GATEWAY: Final = web.AppKey("gateway", Gateway)
 
 
-def load_tracing() -> Tracing:
-    """Load OpenTelemetry, which is an extra. Raises ConfigError if that is not installed."""
-    try:
-        tracing: Tracing = importlib.import_module("gateway.telemetry.tracing").exporting()
-    except ImportError as error:
-        right = "pip install aisopod-gateway[otel], or tracing.enabled = false"
-        raise ConfigError("configuration", "tracing.enabled", f"OpenTelemetry is missing: {error}", right) from None
-    return tracing
-
-
-async def healthz(request: web.Request) -> web.Response:
-    """`GET /healthz`: 200 while the process is alive."""
-    return web.json_response({"status": "ok"})
-
-
-async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: 200 when connections are accepted, 503 with the reason when not."""
-    phase = request.app[STATUS].phase
-    return web.json_response({"status": phase}, status=200 if phase is Phase.READY else 503)
-
-
-def foreign(request: web.Request) -> web.Response | None:
-    """Refuse a request for a host name that is not the gateway's. Returns None if it is."""
-    try:
-        request.app[GATEWAY].gatekeeper.check_host(request)
-    except RefusedError as refusal:
-        return refused(refusal)
-    return None
-
-
-async def metrics(request: web.Request) -> web.Response:
-    """`GET /metrics`: Prometheus exposition."""
-    refusal = foreign(request)
-    if refusal is not None:
-        return refusal
-    text = await request.app[GATEWAY].metrics.text()
-    return web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
-
-
-async def nosniff(request: web.Request, response: web.StreamResponse) -> None:
-    """Forbid browsers to guess the type of a response, whatever made it. A 101 has no part in this."""
-    response.headers["X-Content-Type-Options"] = "nosniff"
-
-
 async def on_startup(app: web.Application) -> None:
     """The runner of the application listens right after this."""
     app[GATEWAY].log_handler = log.adopt(app[CONFIG].log)
-    await app[GATEWAY].start()
-    app[STATUS].ready()
+    await app[GATEWAY].start(app[STATUS].ready)
 
 
 async def on_shutdown(app: web.Application) -> None:

@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gateway import __version__
-from gateway.commands import call, check, completion, connections, node, nodes, openrpc, reload, serve, token, watch
+from gateway.commands import (
+    call,
+    check,
+    completion,
+    connections,
+    members,
+    node,
+    nodes,
+    openrpc,
+    reload,
+    serve,
+    token,
+    watch,
+)
 from gateway.terminal import output, parts, startup, statuses
 from gateway.text import plain
 
@@ -94,7 +107,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.set_defaults(run=serve.run)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog=program, parser_class=_CommandParser)
     parser.commands = commands.choices
-    for command in (serve, call, watch, nodes, connections, node, token, reload, check, openrpc):
+    for command in (serve, call, watch, nodes, connections, members, node, token, reload, check, openrpc):
         command.add_to(commands)
     completion.add_to(commands, _parser)
     return parser

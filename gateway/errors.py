@@ -32,6 +32,8 @@ FORBIDDEN: Final = RpcError(-32003, "forbidden", "A scope is missing")
 NOT_FOUND: Final = RpcError(-32004, "not_found", "No such connection, node or topic")
 CONFLICT: Final = RpcError(-32007, "conflict", "Conflict")
 TIMEOUT: Final = RpcError(-32008, "timeout", "The call's deadline passed", temporary=True)
+UNACKNOWLEDGED: Final = TIMEOUT._replace(message="NATS has not acknowledged the message")
+"""`TIMEOUT` for a message that other gateways may or may not hear."""
 OVERLOADED: Final = RpcError(-32009, "overloaded", "Too many calls in flight", temporary=True)
 TOO_LARGE: Final = OVERLOADED._replace(message="Too large", temporary=False)
 """`OVERLOADED` for what is larger than a limit: the same request does not succeed later either."""
@@ -45,6 +47,7 @@ NODE_LOST: Final = RpcError(-32010, "node_lost", "The node went away before it a
 NODE_NOT_REACHED: Final = NODE_LOST._replace(message="The node went away before it got the call")
 """`NODE_LOST` for a call that was never written to the node."""
 DRAINING: Final = RpcError(-32011, "draining", "The gateway is shutting down", temporary=True)
+UNAVAILABLE: Final = RpcError(-32012, "unavailable", "What it needs is not reachable now", temporary=True)
 CANCELLED: Final = RpcError(-32800, "cancelled", "Cancelled")
 
 RPC_ERRORS: Final[tuple[RpcError, ...]] = (
@@ -62,6 +65,7 @@ RPC_ERRORS: Final[tuple[RpcError, ...]] = (
     OVERLOADED,
     NODE_LOST,
     DRAINING,
+    UNAVAILABLE,
     CANCELLED,
 )
 
@@ -73,6 +77,9 @@ UNKNOWN: Final = "unknown"
 
 RETRY_BUSY_MS: Final = 100
 """The ``retryAfterMs`` beside `OVERLOADED` if too many calls are in flight: any of them may end at any moment."""
+
+RETRY_AWAY_MS: Final = 500
+"""The ``retryAfterMs`` beside `UNAVAILABLE`: NATS is looked for several times a second."""
 
 RETRY_FULL_MS: Final = 1000
 """The ``retryAfterMs`` beside `OVERLOADED` if there are too many connections or topics: they last longer than calls."""

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
 import resource
 import signal
-import socket
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
+import msgspec
 import uvloop
-from aiohttp import web
 
 from gateway import __version__
 from gateway.app import CONNECTIONS, GATEWAY, STATUS, create_app
+from gateway.assembly.front import Front, ops_app
+from gateway.assembly.ports import Ports
 from gateway.auth import authenticators
-from gateway.config import Config, ConfigError, is_loopback
+from gateway.config import Config, ConfigError
 from gateway.config.certificates import tls_context
-from gateway.handshake.listener import Listener, handler_args, response_begins
-from gateway.handshake.plain import Handshakes, PlainConnections
-from gateway.handshake.sockets import address_of, bind
-from gateway.systemd import Notifier, Watchdog, listen_fds
+from gateway.handshake.sockets import address_of
+from gateway.systemd import Notifier, Watchdog
 from gateway.telemetry.log import LogWriter
 
 logger = logging.getLogger(__name__)
@@ -40,14 +38,9 @@ transports leave behind.
 EXIT_FORCED: Final = 1
 """Exit status after a second signal."""
 
-_RIGHT: Final = {
-    errno.EADDRINUSE: "an address that is free",
-    errno.EACCES: "a port above 1023 or a writable directory, or the right to listen there",
-    errno.ENOENT: "a path in a directory that exists",
-    errno.ENOTDIR: "a path in a directory that exists",
-}
-_LAST_MOMENT: Final = 0.2
 _LOG_FLUSH: Final = 0.3
+_STARTING: Final = 10.0
+"""Seconds for which the service manager waits for the gateway to join its cluster."""
 
 
 class Server:
@@ -65,123 +58,115 @@ class Server:
         self._environ = environ
         self._log = log
         self._notifier = Notifier(environ)
+        self._ops: Front | None = None
         self._stop = asyncio.Event()
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Serve until a signal, then drain. Returns the exit status; raises ConfigError if it cannot listen."""
+        """Serve until a signal, then drain. Returns the exit status.
+
+        Raises ConfigError if it cannot listen, or cannot join its cluster as it is configured.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # before all else: pid 1 would lose a signal
             loop.add_signal_handler(number, self._on_stop, number)
         # 1. Take the sockets, so that an address in use is known before anything else is done.
-        inherited = self._inherit()
-        sockets = inherited or self._bind()
+        self._ports = ports = Ports(self._config, self._source_of, self._environ)
         # 2. Assemble.
-        runner = await self._assemble(inherited, self._tls_context())
+        await self._assemble(self._tls_context())
         # 3. Listen, and say so.
-        watchdog = self._begin(sockets)
-        # 4. Serve.
-        await self._stop.wait()
-        # 5. Refuse what is new. The socket of a socket unit is systemd's, and queues for the successor.
-        self._refuse()
-        if inherited:
-            self._listener.stop()
-        # 6. Let all connections go.
-        await self._gateway.drain(self._config.server)
-        # 7. Close what is left: the listener, handshakes under way, idle HTTP.
-        self._listener.stop()
-        self._listener.handshakes.drop_all()
-        await runner.cleanup()
-        for sock in sockets:
-            _close(sock, unlink=not inherited)
-        watchdog.stop()
-        self._log_stopped()
+        self._begin()
+        try:
+            # 4. Join the cluster, if there is one; until then health alone is answered.
+            await self._join()
+            # 5. Serve.
+            await self._stop.wait()
+            # 6. Refuse what is new.
+            self._refuse()
+            # 7. Let all connections go.
+            await self._gateway.drain(self._config.server)
+        finally:
+            # 8. Close what is left: the listeners, handshakes under way, idle HTTP.
+            await self._front.close()
+            if self._ops is not None:
+                await self._ops.close()
+            ports.close()
+            self._watchdog.stop()
+            self._log_stopped()
         return 0
 
-    async def _assemble(self, inherited: list[socket.socket], context: ssl.SSLContext | None) -> web.AppRunner:
+    async def _assemble(self, context: ssl.SSLContext | None) -> None:
+        cluster = self._config.cluster
+        if cluster.nats and not cluster.member:
+            named = msgspec.structs.replace(cluster, member=self._ports.name)
+            self._config = msgspec.structs.replace(self._config, cluster=named)
         self._app = app = create_app(self._config)
-        self._gateway = app[GATEWAY]
-        app.on_response_prepare.append(response_begins)
-        if inherited:
-            tcp = [sock for sock in inherited if sock.family != socket.AF_UNIX]
-            self._gateway.gatekeeper.loopback_only = bool(tcp) and all(map(_is_loopback_socket, tcp))
-        runner = web.AppRunner(app, shutdown_timeout=_LAST_MOMENT)
-        await runner.setup()
-        assert runner.server is not None
-        self._listener = self._make_listener(runner.server, context)
-        return runner
+        self._gateway = gateway = app[GATEWAY]
+        keeper = gateway.gatekeeper
+        if self._ports.inherited:
+            keeper.loopback_only = self._ports.loopback_only
+        shared = self._config, gateway.rejections, gateway.lines, gateway.standstill
+        self._front = Front(app)
+        await self._front.setup(*shared, context=context, exempt=keeper.is_proxy)
+        if self._ports.ops:
+            self._ops = Front(ops_app(self._config.server, gateway.health))
+            await self._ops.setup(*shared)
 
-    def _make_listener(self, server: web.Server, context: ssl.SSLContext | None) -> Listener:
-        gateway, limits = self._gateway, self._config.limits
-        handshakes = Handshakes(self._config.server.handshake_timeout, gateway.rejections, gateway.standstill)
-        plain = PlainConnections(
-            gateway.rejections,
-            handshakes,
-            most=limits.max_http_connections,
-            most_of_address=limits.max_connections_per_address,
-            exempt=gateway.gatekeeper.is_proxy,
-        )
-        return Listener(
-            server,
-            handler_args=handler_args(self._config),
-            handshakes=handshakes,
-            plain=plain,
-            rejections=gateway.rejections,
-            lines=gateway.lines,
-            context=context,
-        )
-
-    def _begin(self, sockets: list[socket.socket]) -> Watchdog:
+    def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
-        self._listener.start(sockets)
-        watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
-        watchdog.start()
-        self._log_started(sockets)
+        self._front.start(self._ports.main)
+        if self._ops is not None:
+            self._ops.start(self._ports.ops)
+        self._watchdog = Watchdog(self._notifier, self._environ, loop.call_later)
+        self._watchdog.start()
+        self._log_started()
+
+    async def _join(self) -> None:
+        """Return when the gateway is ready, or is to stop. Raises ConfigError if it never will be ready."""
+        joining, cluster = self._gateway.joining, self._gateway.cluster
+        if joining is not None and cluster is not None:
+            # Not for long does the service manager wait, because without NATS the gateway is alive, too.
+            await self._first_of(joining, cluster.waiting.wait(), timeout=_STARTING)
+            if not joining.done():
+                self._notifier.ready()
+                await self._first_of(joining)
+            if self._stop.is_set():
+                return
+            try:
+                joining.result()
+            except ConfigError as error:
+                raise ConfigError(self._source_of(error.key), error.key, error.wrong, error.right) from error
         self._notifier.ready()
         logger.info("ready", extra={"event": "server.ready"})
-        return watchdog
+
+    async def _first_of(
+        self, task: asyncio.Task[None], *others: Coroutine[Any, Any, object], timeout: float | None = None
+    ) -> None:
+        """Wait until a task or one of the others is done, or a signal has come. The task goes on."""
+        waiters = [asyncio.create_task(other) for other in (self._stop.wait(), *others)]
+        await asyncio.wait({task, *waiters}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in waiters:
+            waiter.cancel()
 
     def _refuse(self) -> None:
         self._app[STATUS].drain()
         self._notifier.stopping()
         connections = len(self._app[CONNECTIONS])
         logger.info("draining", extra={"event": "server.draining", "connections": connections})
-
-    def _inherit(self) -> list[socket.socket]:
-        try:
-            sockets = listen_fds(self._environ)
-        except ValueError as error:
-            raise ConfigError("environment", "LISTEN_FDS", str(error), "listening stream sockets") from error
-        if sockets and self._config.auth.mode == "none" and not self._config.auth.allow_insecure:
-            for sock in sockets:
-                if not _is_loopback_socket(sock):
-                    raise ConfigError(
-                        "environment",
-                        "LISTEN_FDS",
-                        f'{address_of(sock)} is not loopback, and auth.mode "none" lets everybody in',
-                        "ListenStream on 127.0.0.1 or a path, or auth.allow_insecure = true",
-                    )
-        return sockets
-
-    def _bind(self) -> list[socket.socket]:
-        server = self._config.server
-        try:
-            return bind(server.hosts, server.port, server.unix_socket)
-        except OSError as error:
-            key = "server.unix_socket" if server.unix_socket else "server.port"
-            value = server.unix_socket or f"{error.filename}:{server.port}"
-            right = _RIGHT.get(error.errno or 0, "an address that this process may listen on")
-            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-                key, right = "server.host", "an address or name of this machine"
-            wrong = f"cannot listen on {value}: {error.strerror}"
-            raise ConfigError(self._source_of(key), key, wrong, right) from error
+        listener = self._front.listener
+        if self._ports.inherited:  # they are systemd's, and queue for the successor
+            listener.stop()
+        elif self._config.server.reuse_port:  # what comes from now on is for the other processes
+            listener.take_the_last()
+            self._ports.leave()
 
     def _tls_context(self) -> ssl.SSLContext | None:
         return tls_context(self._config.server.tls_cert, self._config.server.tls_key)
 
-    def _log_started(self, sockets: list[socket.socket]) -> None:
+    def _log_started(self) -> None:
+        ops = {"ops": list(map(address_of, self._ports.ops))} if self._ports.ops else {}
         logger.info(
             "gateway %s started",
             __version__,
@@ -190,8 +175,9 @@ class Server:
                 "version": __version__,
                 "instance": self._app[STATUS].instance,
                 "pid": os.getpid(),
-                "listeners": [address_of(sock) for sock in sockets],
-                "tls": self._listener.context is not None,
+                "listeners": list(map(address_of, self._ports.main)),
+                **ops,
+                "tls": self._front.listener.context is not None,
                 "eventLoop": self._config.server.event_loop,
             },
         )
@@ -225,12 +211,17 @@ class Server:
             self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
     async def _reload(self) -> None:
-        """SIGHUP: read certificate, tokens and keys again. If one of them cannot be loaded, nothing changes."""
+        """SIGHUP: read certificate, tokens and keys again. If one of them cannot be loaded, nothing changes.
+
+        What is shown to NATS counts from the next link to it.
+        """
+        cluster = self._gateway.cluster
         self._notifier.reloading()
         while self._reload_wanted:  # one that came meanwhile stands for newer files
             self._reload_wanted = False
             try:
                 context, authenticator = self._tls_context(), authenticators.load(self._config.auth)
+                options = None if cluster is None else cluster.options()
             except (OSError, ConfigError) as error:
                 logger.error(
                     "reload failed, all stays as it was: %s",
@@ -238,7 +229,9 @@ class Server:
                     extra={"event": "server.reload_failed", "reason": str(error)},
                 )
                 continue
-            self._listener.context = context
+            self._front.listener.context = context
+            if cluster is not None and options is not None:
+                cluster.nats.options = options
             revoked = await self._gateway.renew(authenticator)
             logger.info("reloaded", extra={"event": "server.reloaded", "revoked": revoked})
         if not self._stop.is_set():
@@ -262,17 +255,3 @@ def _raise_file_limit() -> None:
     """A connection is a file descriptor: use all that the hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _is_loopback_socket(sock: socket.socket) -> bool:
-    return sock.family == socket.AF_UNIX or is_loopback(sock.getsockname()[0])
-
-
-def _close(sock: socket.socket, *, unlink: bool) -> None:
-    path = sock.getsockname() if unlink and sock.family == socket.AF_UNIX else ""
-    sock.close()
-    if path:
-        try:
-            os.unlink(path)
-        except OSError as error:
-            logger.warning("socket file stays: %s", error, extra={"event": "server.socket_stays"})

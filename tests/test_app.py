@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 import uuid
@@ -37,7 +36,7 @@ from tests.support.certs import authority
 from tests.support.fleet import in_process, until
 from tests.support.patience import SLACK, START, TICK, WAIT
 from tests.support.peers import Opcode, RawPeer, Target
-from tests.support.process import ROOT, clean_environment
+from tests.support.process import ROOT, clean_environment, free_port
 
 
 async def welcome(ws: ClientWebSocketResponse) -> dict[str, Any]:
@@ -398,12 +397,6 @@ async def test_without_arguments_it_reads_what_the_environment_names(
 
 
 # Under adev
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])
 
 
 @asynccontextmanager

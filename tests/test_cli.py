@@ -20,7 +20,7 @@ from tests.support.patience import START
 from tests.support.process import ROOT, StartGateway, clean_environment
 
 COMMANDS = (
-    *("serve", "call", "watch", "nodes", "connections", "node"),
+    *("serve", "call", "watch", "nodes", "connections", "members", "node"),
     *("token", "reload", "check", "openrpc", "completion"),
 )
 
@@ -205,6 +205,7 @@ def asking(file: str, pid: int) -> dict[str, list[str]]:
         "watch": ["greenhouse.door"],
         "nodes": [],
         "connections": [],
+        "members": [],
         "token": ["list", "--file", file],
         "reload": ["--pid", str(pid)],
         "check": [],
@@ -261,7 +262,7 @@ async def test_a_standard_error_that_takes_nothing_changes_no_status(how: str) -
             *([command, "--port", "http"] for command in ("serve", "check")),
             ["token", "list", "--file", "/nowhere"],
         ],
-        3: [["call", "a"], ["nodes"], ["connections"], ["openrpc"]],
+        3: [["call", "a"], ["nodes"], ["connections"], ["members"], ["openrpc"]],
     }
     commands = [command for some in failing.values() for command in some]
     statuses = [status for status, some in failing.items() for _ in some]
@@ -277,7 +278,8 @@ async def test_closed_standard_streams(asked: Asked) -> None:
 
 
 async def test_ctrl_c_while_it_connects() -> None:
-    commands = [["call", "a"], ["nodes"], ["connections"], ["openrpc"], ["watch", "a"], ["node", "a=true"]]
+    listing = [["nodes"], ["connections"], ["members"], ["openrpc"]]
+    commands = [["call", "a"], *listing, ["watch", "a"], ["node", "a=true"]]
     connected = asyncio.Semaphore(0)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -19,9 +19,10 @@ CODES = {
     -32009: "overloaded",
     -32010: "node_lost",
     -32011: "draining",
+    -32012: "unavailable",
     -32800: "cancelled",
 }
-TEMPORARY = {"rate_limited", "timeout", "overloaded", "node_lost", "draining"}
+TEMPORARY = {"rate_limited", "timeout", "overloaded", "node_lost", "draining", "unavailable"}
 CAUSES = {
     "client_close": 1000,
     "shutdown": 1001,

@@ -18,14 +18,15 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Config
+from gateway.config import Config, load
 from gateway.systemd import Notifier, Watchdog, listen_fds, watchdog_interval
 from tests.support.patience import START
 from tests.support.peers import RawPeer, Target
-from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, to_toml
+from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, free_port, to_toml
 
 UNITS = ROOT / "systemd"
 SERVICE, SOCKET = UNITS / "gateway.service", UNITS / "gateway.socket"
+TEMPLATE = UNITS / "gateway@.service"
 OWN_PID = os.getpid()
 
 # Runs a command (argv[2:]) as a service manager does: with these descriptors (argv[1]) at 3, 4, …, no others.
@@ -550,21 +551,36 @@ def settings(unit: Path) -> dict[str, list[str]]:
 
 
 def test_systemd_finds_nothing_wrong_with_the_units() -> None:
-    done = analyze("verify", SERVICE, SOCKET)
+    done = analyze("verify", SERVICE, SOCKET, TEMPLATE)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_systemd_would_find_a_misspelt_setting(tmp_path: Path) -> None:
-    copy = tmp_path / SERVICE.name
-    copy.write_text(SERVICE.read_text().replace("WatchdogSec=", "WatchdogSecs="))
+@pytest.mark.parametrize("unit", [SERVICE, TEMPLATE], ids=lambda unit: unit.name)
+def test_systemd_would_find_a_misspelt_setting(unit: Path, tmp_path: Path) -> None:
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("WatchdogSec=", "WatchdogSecs="))
     assert "WatchdogSecs" in analyze("verify", copy).stdout
 
 
-def test_the_service_is_hardened() -> None:
-    done = analyze("security", "--offline=true", SERVICE)
+@pytest.mark.parametrize("unit", [SERVICE, TEMPLATE], ids=lambda unit: unit.name)
+def test_the_service_is_hardened(unit: Path) -> None:
+    done = analyze("security", "--offline=true", unit)
     assert done.returncode == 0, done.stdout
-    (level,) = re.findall(r"Overall exposure level for gateway\.service: ([\d.]+)", done.stdout)
+    (level,) = re.findall(r"Overall exposure level for gateway\S*\.service: ([\d.]+)", done.stdout)
     assert float(level) <= 2.0, done.stdout
+
+
+def test_one_of_several_gateways_is_as_one_alone_but_for_a_few_settings() -> None:
+    alone, one_of_several = settings(SERVICE), settings(TEMPLATE)
+    differs = {name for name in alone | one_of_several if alone.get(name) != one_of_several.get(name)}
+    assert differs == {"After", "Description", "Environment", "MemoryMax", "RuntimeDirectory", "SyslogIdentifier"}
+
+
+def test_one_of_several_gateways_has_a_port_of_its_own_for_its_operator() -> None:
+    own = [line for line in settings(TEMPLATE)["Environment"] if "GATEWAY_" in line]
+    environ = dict(part.replace("%i", "9101").replace("%H", "pi4").split("=") for part in own[0].split())
+    config = load(None, environ, {})
+    assert (config.server.reuse_port, config.server.ops_port, config.cluster.member) == (True, 9101, "pi4:9101")
 
 
 def test_systemd_waits_longer_than_the_drain_takes() -> None:
@@ -601,6 +617,18 @@ async def test_ready_comes_when_it_listens_and_stopping_when_it_drains(gateway: 
     await manager.expect("STOPPING=1")
     assert await process.wait() == 0
     assert not any("READY=1" in message for message in manager.take())
+
+
+async def test_a_gateway_that_waits_for_its_cluster_is_alive(gateway: StartGateway, manager: Manager) -> None:
+    """The service manager would end it otherwise, and start it again, for as long as there is no NATS."""
+    config = {"cluster": {"nats": [f"nats://127.0.0.1:{free_port()}"]}}
+    process = await gateway(config, environ=manager.environ, awaits="server.started")
+    await manager.expect("READY=1")
+    await process.wait_event("cluster.unreachable")
+    assert not process.events("server.ready")
+    process.terminate()
+    await manager.expect("STOPPING=1")
+    assert await process.wait() == 0
 
 
 async def test_a_reload_is_announced_and_ends_ready(gateway: StartGateway, manager: Manager) -> None:

@@ -38,19 +38,19 @@ def load(auth: Auth) -> Authenticator:
     """
     if auth.mode == "token":
         authenticator = tokens.Tokens(tokens.load(auth.tokens_file))
-        _warn_if_open(auth.tokens_file, "auth.tokens_file", "the digests of tokens")
+        warn_if_open(auth.tokens_file, "auth.tokens_file", "the digests of tokens")
         return authenticator
     if auth.mode == "jwt":
         keys = jwts.load(auth.jwt)
         if keys.has_secret:
             which = "secret_file" if auth.jwt.secret_file else "jwks_file"
-            _warn_if_open(getattr(auth.jwt, which), f"auth.jwt.{which}", "the secret that signs JWTs")
+            warn_if_open(getattr(auth.jwt, which), f"auth.jwt.{which}", "the secret that signs JWTs")
         return keys
     return AllowAny()
 
 
-def _warn_if_open(path: str, key: str, content: str) -> None:
-    """Log a warning if every user may read a file.
+def warn_if_open(path: str, key: str, content: str) -> None:
+    """Log a warning if every user may read a file, which has ``content`` and is named by the setting ``key``.
 
     It is no error, because containers are often given their secrets with mode 0444.
     """

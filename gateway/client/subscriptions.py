@@ -51,7 +51,8 @@ class Event(msgspec.Struct, frozen=True):
 class Gap(msgspec.Struct, frozen=True):
     """Messages of this topic are lost: whatever was built from them has to be read again.
 
-    If a slow reader has lost messages of thousands of topics, ``topic`` is a pattern that stands for all of them.
+    If a slow reader has lost messages of thousands of topics, ``topic`` is a pattern that stands for all of them. So it
+    is if gateways of a cluster cannot tell which topics have lost messages.
     """
 
     topic: str
@@ -198,7 +199,7 @@ class Subscription:
 
     def lost(self, gap: GapParams) -> None:
         """Take a gap, unless what is lost was taken before, or is not for this subscription."""
-        if self._is_new(gap):
+        if (self._active and gap.topic in self._wide) or self._is_new(gap):  # there is no position to remember
             self._items.put(Gap(gap.topic))
 
     def _is_new(self, at: Event | GapParams) -> bool:

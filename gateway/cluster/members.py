@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -113,6 +114,10 @@ class Members:
         self._alive = Alive(self._entered, self._left, timeout, clock)
         self.others: Final[Mapping[bytes, Member]] = self._alive.others
         """The living, by their addresses."""
+        self.sent: Final = Counter({_BEAT: 0})
+        """How many messages went to others, by their kind."""
+        self.received: Final = Counter({_BEAT: 0})
+        """How many messages came from others, by their kind."""
         self._handlers: dict[bytes, MailHandler] = {_LOST: self._disowned, _PROBE: self._probed}
         self._busy: dict[Member, None] = {}
         self._joins = 0
@@ -175,6 +180,12 @@ class Members:
     def on(self, kind: bytes, handler: MailHandler) -> None:
         """Have a handler take the mail of this kind: from living members, and from NATS itself (`reply_subject`)."""
         self._handlers[kind] = handler
+        self._count(kind)
+
+    def _count(self, kind: bytes) -> None:
+        """Count messages of this kind from now on."""
+        self.sent[kind] += 0
+        self.received[kind] += 0
 
     def tell(self, member: Member, kind: bytes, payload: bytes, token: bytes = b"", reply: bytes = b"") -> None:
         """Send mail to a member. No error does not mean that it arrives.
@@ -184,16 +195,26 @@ class Members:
         if member.lost:
             raise AwayError(f"the gateway {member.name} is lost")
         self._nats.publish(self._subject(member.address, kind, token), payload, reply)
+        self.sent[kind] += 1
 
     def listen(self, kind: bytes, listener: Listener) -> None:
         """Have a listener take what living members say of this kind. Our own is not among it."""
-        self._nats.subscribe(b"%b.%b.*" % (self._prefix, kind), partial(self._said, listener))
+        self._count(kind)
+
+        def said(subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+            member = self.others.get(subject.rpartition(b".")[2])
+            if member is not None:
+                self.received[kind] += 1
+                listener(member, payload)
+
+        self._nats.subscribe(b"%b.%b.*" % (self._prefix, kind), said)
 
     def say(self, kind: bytes, payload: bytes) -> None:
         """Say something to all members. Raises AwayError without a link, and TooLargeError. Then nothing was sent."""
         if not self.address:
             raise AwayError("this gateway is no member of the cluster")
         self._nats.publish(b"%b.%b.%b" % (self._prefix, kind, self.address), payload)
+        self.sent[kind] += 1
 
     @property
     def max_payload(self) -> int:
@@ -216,6 +237,7 @@ class Members:
         sender, _, token = rest.partition(b".")
         member, handler = self.others.get(sender), self._handlers.get(kind)
         if member is not None and handler is not None:
+            self.received[kind] += 1
             handler(member, token, headers, payload)
         elif handler is not None and (sender == self.address or kind == _LOST):
             handler(self.me, token, headers, payload)
@@ -223,11 +245,6 @@ class Members:
             self._heard(subject, b"", b"", payload)
         elif handler is not None:
             self._publish(self._subject(sender, _LOST), b"")
-
-    def _said(self, listener: Listener, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        member = self.others.get(subject.rpartition(b".")[2])
-        if member is not None:
-            listener(member, payload)
 
     # Heartbeats
 
@@ -237,6 +254,7 @@ class Members:
         if self._ticks % 2 == 0:
             self._fence.step()
             self._publish(self._prefix + b".beat", self._beat_text())
+            self.sent[_BEAT] += 1
         self._ticks += 1
         for member in self._busy:
             probe = self._subject(member.address, _PROBE)
@@ -258,6 +276,7 @@ class Members:
         sender = beat.sender.encode()
         if not self.address or sender == self.address:
             return
+        self.received[_BEAT] += 1
         if self._alive.heard(beat):
             self._publish(self._subject(sender, _LOST), b"")
             return

@@ -20,7 +20,8 @@ def add_to(commands: Any) -> None:
         allow_abbrev=False,
         help="check the configuration as serve would",
         description="Check the configuration as serve would: the file, the environment, the flags, and the files that"
-        " they name (certificate, tokens, keys, modules with methods). It does not check whether the port is free.",
+        " they name (certificate, tokens, keys, modules with methods). It checks neither whether the port is free, nor"
+        " what NATS says.",
         epilog="Exit status: 0 all is well, 2 something is wrong. Standard error says what, and what would be right.",
     )
     add_flags(parser, default=argparse.SUPPRESS)
@@ -38,7 +39,9 @@ def run(given: argparse.Namespace) -> int:
         tell(str(error))
         return statuses.WRONG
     source = given.config or os.environ.get("GATEWAY_CONFIG") or "no file, the defaults"
-    show(f"{plain(source)}: all is well; serve would listen on {_address(config)}, auth.mode is {config.auth.mode}")
+    cluster = f", in the cluster {config.cluster.name}" if config.cluster.nats else ""
+    where = f"serve would listen on {_address(config)}{cluster}, auth.mode is {config.auth.mode}"
+    show(f"{plain(source)}: all is well; {where}")
     return 0
 
 

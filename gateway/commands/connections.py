@@ -75,7 +75,12 @@ async def _list(gateway: Client, given: argparse.Namespace) -> None:
         show(as_json(found, indent=2))
         return
     headings, row, spare = (_ENDED, _ended, _ENDED_SPARE) if given.history else (_LIVE, _live, _LIVE_SPARE)
-    show(table([headings, *map(row, found)], spare=spare))
+    rows = [headings, *map(row, found)]
+    if any("member" in one for one in found):  # of a cluster
+        rows = [
+            (*cells, member) for cells, member in zip(rows, ("MEMBER", *(one["member"] for one in found)), strict=True)
+        ]
+    show(table(rows, spare=spare))
 
 
 async def _open(gateway: Client) -> list[dict[str, Any]]:
@@ -85,7 +90,9 @@ async def _open(gateway: Client) -> list[dict[str, Any]]:
 
 
 async def _history(gateway: Client) -> list[dict[str, Any]]:
-    ended: list[dict[str, Any]] = (await gateway.call("connection.history", {"limit": 1000}))["connections"]
+    history = await gateway.call("connection.history", {"limit": 1000})
+    remote.say_missing(history.get("missing", ()))
+    ended: list[dict[str, Any]] = history["connections"]
     return ended
 
 

@@ -31,11 +31,15 @@ def run(given: argparse.Namespace) -> int:
         if given.json:
             show(as_json(nodes, indent=2))
             return
-        rows = [("NAME", "SINCE", "CALLS", "REMOTE", "METHODS")]
+        cluster = any("member" in node for node in nodes)
+        rows: list[tuple[str, ...]] = [
+            ("NAME", "SINCE", "CALLS", "REMOTE", *(["MEMBER"] if cluster else ()), "METHODS")
+        ]
         for node in nodes:
             methods = " ".join(method["name"] for method in node["methods"])
             served = "held" if node.get("held") else since(node["since"])
-            rows.append((node["name"], served, str(node["inFlight"]), node["remote"], methods))
+            where = [node["member"]] if cluster else []
+            rows.append((node["name"], served, str(node["inFlight"]), node["remote"], *where, methods))
         show(table(rows, spare=("REMOTE",), wraps=True))
 
     return remote.run(given, work)

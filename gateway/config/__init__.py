@@ -5,12 +5,13 @@ tables, for tests and for embedding. Both return a checked `Config`, or raise `C
 the operator. Structs that are constructed directly are not checked.
 """
 
-from gateway.config.schema import Auth, Config, Heartbeat, Jwt, Log, Server
+from gateway.config.schema import Auth, Cluster, Config, Heartbeat, Jwt, Log, Server
 from gateway.config.sources import load, parse, read_file, read_toml, source_of
 from gateway.config.types import ConfigError, is_loopback
 
 __all__ = [
     "Auth",
+    "Cluster",
     "Config",
     "ConfigError",
     "Heartbeat",

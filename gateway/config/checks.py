@@ -2,9 +2,9 @@
 
 from typing import NamedTuple, NoReturn
 
-from gateway.config.certificates import CertificateError, tls_context
-from gateway.config.schema import Config, Jwt
-from gateway.config.types import ConfigError, is_loopback
+from gateway.config.certificates import CertificateError, client_context, tls_context
+from gateway.config.schema import Cluster, Config, Jwt
+from gateway.config.types import ConfigError, is_loopback, literal
 
 
 class Value(NamedTuple):
@@ -24,7 +24,7 @@ def check(config: Config, values: Values) -> None:
 
     Of the keys that are involved, the error names one from the strongest source.
     """
-    for check_one in (_check_times, _check_sizes, _check_room, _check_auth, _check_tls):
+    for check_one in (_check_port, _check_times, _check_sizes, _check_room, _check_auth, _check_tls, _check_cluster):
         check_one(config, values)
 
 
@@ -33,6 +33,13 @@ def _blame(values: Values, wrong: str, right: str, *keys: str) -> NoReturn:
     key = max((key for key in keys if key in values), key=lambda key: values[key].rank, default=keys[0])
     source = values[key].source if key in values else "default"
     raise ConfigError(source, key, wrong, right) from None
+
+
+def _check_port(config: Config, values: Values) -> None:
+    server = config.server
+    if server.reuse_port and server.unix_socket:
+        wrong = f"true, and server.unix_socket {literal(server.unix_socket)} can have one listener only"
+        _blame(values, wrong, "false, or server.host and port instead of unix_socket", "server.reuse_port")
 
 
 def _check_times(config: Config, values: Values) -> None:
@@ -139,10 +146,49 @@ def _check_jwt(jwt: Jwt, values: Values) -> None:
 
 def _check_tls(config: Config, values: Values) -> None:
     files = {"server.tls_cert": config.server.tls_cert, "server.tls_key": config.server.tls_key}
-    if any(files.values()) and not all(files.values()):
-        given, missing = sorted(files, key=lambda name: not files[name])
-        _blame(values, f"set without {missing}", "both or neither", given)
+    _check_both(files, values)
     try:
         tls_context(*files.values())
+    except CertificateError as error:
+        _blame(values, error.wrong, error.right, error.key)
+
+
+def _check_both(settings: dict[str, str], values: Values) -> None:
+    """Refuse one of two settings without the other."""
+    if any(settings.values()) and not all(settings.values()):
+        given, missing = sorted(settings, key=lambda name: not settings[name])
+        _blame(values, f"set without {missing}", "both or neither", given)
+
+
+def _check_cluster(config: Config, values: Values) -> None:
+    """A gateway that is alone needs none of it."""
+    cluster = config.cluster
+    if not cluster.nats:
+        return
+    kinds = {
+        "cluster.user": cluster.user,
+        "cluster.token_file": cluster.token_file,
+        "cluster.credentials_file": cluster.credentials_file,
+    }
+    given = [key for key, value in kinds.items() if value]
+    if len(given) > 1:
+        right = "one of cluster.user with password_file, token_file and credentials_file"
+        _blame(values, f"{' and '.join(given)} are set", right, *given)
+    _check_both({"cluster.user": cluster.user, "cluster.password_file": cluster.password_file}, values)
+    _check_cluster_tls(cluster, values)
+
+
+def _check_cluster_tls(cluster: Cluster, values: Values) -> None:
+    files = {"cluster.tls_cert": cluster.tls_cert, "cluster.tls_key": cluster.tls_key}
+    _check_both(files, values)
+    given = [key for key, file in {"cluster.tls_ca": cluster.tls_ca, **files}.items() if file]
+    plaintext = [url for url in cluster.nats if not url.startswith("tls://")]
+    if not given:
+        return
+    if plaintext:
+        wrong = f"{given[0]} is set, and {plaintext[0]} may be plaintext"
+        _blame(values, wrong, "tls:// for all of cluster.nats", "cluster.nats", *given)
+    try:
+        client_context(cluster.tls_ca, cluster.tls_cert, cluster.tls_key)
     except CertificateError as error:
         _blame(values, error.wrong, error.right, error.key)

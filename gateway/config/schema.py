@@ -15,6 +15,7 @@ from gateway.config.types import (
     Algorithm,
     AuthMode,
     Batch,
+    ClusterName,
     Count,
     CountOrZero,
     EventLoop,
@@ -24,17 +25,22 @@ from gateway.config.types import (
     ListenHost,
     LogFormat,
     LogLevel,
+    MemberName,
+    MemberTimeout,
     MessageBytes,
     ModuleName,
+    NatsUrl,
     Origin,
     OutboxBytes,
     Port,
     Proxy,
     Rate,
     RegistrationBytes,
+    Replicas,
     Seconds,
     SecondsOrZero,
     SocketPath,
+    Storage,
     Subprotocol,
     Switch,
     Text,
@@ -47,7 +53,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `host` is one address or name, or several in an array. If `unix_socket` is set, the gateway listens there instead of
     on `host` and `port`. `port` 0 takes a free port, the same for every address.
-    `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is.
+    If `reuse_port` is true, several processes of one user listen on the same port, and each gets a share of the
+    connections. `tls_cert` (with its chain) and `tls_key` are PEM files; both are set or neither is. On `ops_port` of
+    `ops_host`, which is one address or several as well, there are only `/healthz`, `/readyz` and `/metrics`, without
+    TLS; 0: nowhere.
 
     `handshake_timeout` is one budget from TCP accept, through TLS and the request head, to the 101, and to the
     credential of a peer that brings it in a message. Any other response has the same time again to leave.
@@ -65,6 +74,9 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: ListenHost | tuple[ListenHost, ...] = "127.0.0.1"
     port: Port = 8765
     unix_socket: SocketPath = ""
+    reuse_port: Switch = False
+    ops_port: Port = 0
+    ops_host: ListenHost | tuple[ListenHost, ...] = "127.0.0.1"
     tls_cert: FilePath = ""
     tls_key: FilePath = ""
     handshake_timeout: Seconds = 5.0
@@ -84,6 +96,11 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def hosts(self) -> tuple[str, ...]:
         """`host`, always as a tuple."""
         return (self.host,) if isinstance(self.host, str) else self.host
+
+    @property
+    def ops_hosts(self) -> tuple[str, ...]:
+        """`ops_host`, always as a tuple."""
+        return (self.ops_host,) if isinstance(self.ops_host, str) else self.ops_host
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -196,7 +213,33 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[cluster]`: this section has no keys yet."""
+    """`[cluster]`: the NATS that this gateway shares with others. If `nats` is empty it is alone.
+
+    `nats` are servers that are tried in turn; those with tls:// refuse plaintext. `name` is the beginning of all
+    subjects, and the name of the stream of events: all members of a cluster have the same. `member` is this gateway's
+    name for people; if it is empty, it is where the gateway listens.
+
+    At NATS the gateway is a `user` with the password in `password_file`, or has the token in `token_file`, or the
+    credentials in `credentials_file`, which is a .creds file. `tls_ca` has the certificates that are trusted instead of
+    the system's, `tls_cert` and `tls_key` are this gateway's own certificate, all PEM.
+
+    `storage` is where NATS keeps the events, `replicas` on how many of its servers. A member of which nothing is heard
+    for `member_timeout` seconds is taken for dead.
+    """
+
+    nats: tuple[NatsUrl, ...] = ()
+    name: ClusterName = "gateway"
+    member: MemberName = ""
+    user: Text = ""
+    password_file: FilePath = ""
+    token_file: FilePath = ""
+    credentials_file: FilePath = ""
+    tls_ca: FilePath = ""
+    tls_cert: FilePath = ""
+    tls_key: FilePath = ""
+    storage: Storage = "file"
+    replicas: Replicas = 1
+    member_timeout: MemberTimeout = 1.5
 
 
 class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -238,6 +281,7 @@ class Key(NamedTuple):
     check: Callable[[Any], bool] | None
     array: bool
     alone: bool  # one item may stand for itself, without an array
+    hidden: bool  # a wrong value is not shown
 
 
 def _key(declared: Any) -> Key:
@@ -247,8 +291,9 @@ def _key(declared: Any) -> Key:
     array = get_origin(declared) is tuple
     item = get_args(declared)[0] if array else declared
     plain, meta = get_args(item)
-    check = (meta.extra or {}).get("check")
-    return Key(str if get_origin(plain) is Literal else plain, item, meta.description, check, array, alone)
+    extra = meta.extra or {}
+    kind = str if get_origin(plain) is Literal else plain
+    return Key(kind, item, meta.description, extra.get("check"), array, alone, extra.get("hidden", False))
 
 
 def _schema(struct: type[Struct], at: KeyPath = ()) -> Iterator[tuple[KeyPath, Key | tuple[str, ...]]]:

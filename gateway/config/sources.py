@@ -46,7 +46,7 @@ def _typed(value: object) -> str:
 
 
 def _table_of(names: tuple[str, ...]) -> str:
-    return f"a table of {', '.join(names)}" if names else "an empty table"
+    return f"a table of {', '.join(names)}"
 
 
 def _alternatives(path: KeyPath) -> str:
@@ -70,7 +70,8 @@ def _convert_item(key: Key, value: object, text: bool, source: str, name: str) -
     except _CONVERT_ERRORS:
         bounded = None
     if bounded is None or (key.check is not None and not key.check(plain)):
-        wrong = f"{literal(plain)} is {'not allowed' if isinstance(plain, str) else 'out of range'}"
+        shown = "this" if key.hidden else literal(plain)
+        wrong = f"{shown} is {'not allowed' if isinstance(plain, str) else 'out of range'}"
         raise ConfigError(source, name, wrong, key.right)
     return bounded
 
@@ -94,7 +95,7 @@ def _convert(path: KeyPath, value: object, text: bool, source: str) -> object:
     if text and isinstance(value, str):
         value = [item.strip() for item in value.split(",")] if value.strip() else []
     if not isinstance(value, list | tuple):
-        wrong = f"expected array, got {_typed(value)}"
+        wrong = f"expected array, got {'str' if key.hidden and isinstance(value, str) else _typed(value)}"
         raise ConfigError(source, name, wrong, f"an array, each item {key.right}")
     if key.alone and not value:
         raise ConfigError(source, name, "an empty array", key.right)

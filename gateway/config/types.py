@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from gateway.names import is_pattern
+from gateway.names import MAX_NAME, is_pattern, is_peer_name
 from gateway.text import plain
 
 _YEAR = 31_536_000
@@ -21,6 +21,8 @@ _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 section 5.6.2
+_NATS_URL = re.compile(r"(?:nats|tls)://(?:\[[0-9a-fA-F:.%]+\]|[^\s/@:?#\[\]]+)(?::([0-9]{1,5}))?/?")
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[^\]]*\]|[^:/\[\]]+)(?::([1-9][0-9]{0,4}))?")
 
 
@@ -133,12 +135,27 @@ def _is_module(text: str) -> bool:
     return all(part.isidentifier() and not iskeyword(part) for part in text.split("."))
 
 
+def _is_nats_url(text: str) -> bool:
+    """Whether `cluster.natswire.address` takes it, a module that needs more than the client has."""
+    match = _NATS_URL.fullmatch(text)
+    return match is not None and (match[1] is None or 0 < int(match[1]) <= 65535)
+
+
+def _is_word(text: str) -> bool:
+    return _WORD.fullmatch(text) is not None
+
+
+def _is_member(text: str) -> bool:
+    return not text or is_peer_name(text)
+
+
 def _integer(low: int, high: int) -> Meta:
     return Meta(ge=low, le=high, description=f"an integer from {low} to {high}")
 
 
-def _text(right: str, check: Callable[[str], bool]) -> Meta:
-    return Meta(description=right, extra={"check": check})
+def _text(right: str, check: Callable[[str], bool], *, hidden: bool = False) -> Meta:
+    """A text with a check of its own. One that is hidden is in no error, because there may be a password in it."""
+    return Meta(description=right, extra={"check": check, "hidden": hidden})
 
 
 # `description` says what would be right, and is the end of the error line. Every number has both bounds, which also
@@ -170,6 +187,19 @@ Proxy = Annotated[str, _text('"unix", or an IP network with its host bits zero, 
 Subprotocol = Annotated[str, _text('a name of letters, digits and hyphens, such as "jsonrpc"', _is_token)]
 ModuleName = Annotated[str, _text('a dotted module name, such as "mypackage.handlers"', _is_module)]
 TopicPattern = Annotated[str, _text('a topic pattern, such as "camera.state" or "sensor.*"', is_pattern)]
+NatsUrl = Annotated[
+    str,
+    _text(
+        '"nats://host:port" or "tls://host:port"; user and password have keys of their own', _is_nats_url, hidden=True
+    ),
+]
+ClusterName = Annotated[str, _text('1 to 64 letters, digits, "-" and "_"', _is_word)]
+MemberName = Annotated[
+    str, _text(f"a name on one line, of at most {MAX_NAME} characters, or an empty string", _is_member)
+]
+Storage = Annotated[Literal["file", "memory"], Meta(description='"file" or "memory"')]
+Replicas = Annotated[int, _integer(1, 5)]
+MemberTimeout = Annotated[float, Meta(ge=0.5, le=60, description="a number of seconds from 0.5 to 60")]
 EventLoop = Annotated[Literal["uvloop", "asyncio"], Meta(description='"uvloop" or "asyncio"')]
 AuthMode = Annotated[Literal["none", "token", "jwt"], Meta(description='"none", "token" or "jwt"')]
 LogLevel = Annotated[

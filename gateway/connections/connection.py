@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -61,6 +62,9 @@ class Endpoint(Receiver, Protocol):
 
 class Keeper(Protocol):
     """What holds connections whose link is lost (`connections.sessions.Sessions`)."""
+
+    def after_read(self, connection: Connection) -> None:
+        """See that what a read has brought is acknowledged (`websocket.owner.Watcher`)."""
 
     def may_hold(self) -> bool:
         """Return whether a connection whose link is lost may be held."""
@@ -130,6 +134,7 @@ class Connection(Identity):
     def attach(self, link: Link) -> None:
         """Make ``link`` the connection's own: what is sent leaves by it, and only what it says counts."""
         link.owner = self
+        link.watcher = self._keeper
         link.charge_to(self.account)
         self.link = link
         self.send = link.send_text  # on the hot path: no call in between
@@ -137,18 +142,16 @@ class Connection(Identity):
         self.pass_on = link.pass_on
         """Sends one JSON text that comes from another connection. What `send` sends goes before it."""
 
-    async def serve(self, request: web.Request) -> Link:
-        """Upgrade ``request``, and return when the connection's first link is over. Called once.
+    def serve(self, request: web.Request) -> Coroutine[Any, Any, Link]:
+        """Upgrade ``request``. To be awaited, until the connection's first link is over. Called once.
 
-        Returns that link, even if the connection has another one by then: aiohttp closes what it is given.
+        Returns that link, even if the connection has another one by then: aiohttp closes what it is given. It is no
+        coroutine itself, because the frame of one would be held as long as the link.
         """
         link = self.link
-        try:
-            await link.prepare(request)
-        except ConnectionResetError:  # the peer left before the 101; aiohttp would take that for a defect
-            return link
-        await link.run()
-        return link
+        with suppress(ConnectionResetError):  # the peer left before the 101; aiohttp would take that for a defect
+            link.upgrade(request)
+        return link.run()
 
     def notify(self, method: str, params: object) -> None:
         """Send a notification. One of the gateway's own is for this link: it is not kept, but told anew if it holds."""
@@ -243,11 +246,10 @@ class Connection(Identity):
 
     # The session
 
-    def keep(self, session: Session, keeper: Keeper, endpoint: Endpoint) -> None:
+    def keep(self, session: Session, keeper: Keeper) -> None:
         """Outlive the link from now on. Called once."""
         self.session = session
-        self._keeper = keeper
-        self.endpoint = endpoint
+        self._keeper = self.link.watcher = keeper
         self.send = self.pass_on = session.send
 
     def _may_be_held(self, end: Disconnect | None) -> bool:
@@ -347,13 +349,19 @@ class Connection(Identity):
 
     def on_blocked(self, link: Link) -> None:
         """Let events wait in the outbox, or drop them if the end has begun."""
-        if link is self.link and self.subscriber is not None:
+        if link is not self.link:
+            return
+        if self.session is not None:
+            self.session.adapt()
+        if self.subscriber is not None:
             self.subscriber.review()
 
     def on_drained(self, link: Link) -> None:
         """Let go on what has waited, because the peer has read what was sent to it."""
         if link is not self.link:
             return
+        if self.session is not None:
+            self.session.adapt()
         self.relieve()
         self.rewrite()
         self._let_reports_go()

@@ -8,8 +8,8 @@ from gateway.config import Config
 from gateway.deadlines import Standstill
 from gateway.limits import Accounts, Rate
 from gateway.telemetry.lines import Lines
-from gateway.websocket.link import Closings
 from gateway.websocket.outbox import Cork
+from gateway.websocket.owner import Closings
 from gateway.websocket.turns import Turns
 
 CONTROL_SECONDS: Final = 10

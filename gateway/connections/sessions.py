@@ -12,17 +12,17 @@ from typing import Final, NamedTuple
 
 from gateway import errors
 from gateway.auth.scopes import Principal
-from gateway.connections.connection import Connection, Endpoint
+from gateway.connections.connection import Connection
 from gateway.connections.session import Session, is_loss
 from gateway.deadlines import Deadlines, Sweep
 from gateway.errors import Disconnect
-from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Calls
 from gateway.rpc.method import Refusal
-from gateway.websocket.frames import Payload
 
 ACK_WITHIN: Final = 2.0
 """Seconds after a message of the peer's within which it is acknowledged."""
+
+ACK_SOON: Final = 0.02
+"""Seconds that an acknowledgement which is due may wait for a message with which it leaves."""
 
 MAX_ENDED: Final = 1000
 """Of how many sessions that the gateway has ended it is remembered why."""
@@ -38,30 +38,6 @@ class Ended(NamedTuple):
     end: Disconnect
 
 
-class Counting:
-    """The endpoint of a kept connection: it counts what comes, and leaves all else to the endpoint ``inside``."""
-
-    def __init__(self, inside: Endpoint, acknowledge: Callable[[Connection], None]) -> None:
-        self._inside = inside
-        self._text = inside.text
-        self._acknowledge = acknowledge
-        self.calls: Calls = inside.calls
-        self.binary = inside.binary
-        self.opened = inside.opened
-        self.release = inside.release
-        self.closed = inside.closed
-
-    def text(self, connection: Connection, data: Payload) -> None:
-        """Count a message, and hand it on. `uncount` takes it back if it is an acknowledgement."""
-        session = connection.session
-        if session is None:  # it has just ended
-            return
-        session.received += 1
-        self._text(connection, data)
-        if session.heard(len(data)):
-            self._acknowledge(connection)
-
-
 class Sessions:
     """All sessions. ``hold_timeout`` is in seconds, ``max_bytes`` is what may be kept for one connection.
 
@@ -71,7 +47,6 @@ class Sessions:
 
     def __init__(
         self,
-        inside: Endpoint,
         *,
         hold_timeout: float,
         max_held: int,
@@ -80,7 +55,6 @@ class Sessions:
     ) -> None:
         self.hold_timeout: Final = hold_timeout
         self.resumes: Final = Counter(dict.fromkeys(("resumed", "unknown", "ended", "conflict", "invalid"), 0))
-        self._endpoint = Counting(inside, self._acknowledge)
         self._max_held = max_held
         self._max_bytes = max_bytes
         self._tell_held = held
@@ -88,7 +62,9 @@ class Sessions:
         self._held: OrderedDict[Connection, None] = OrderedDict()
         self._held_of: Counter[str] = Counter()
         self._ends: Sweep[Connection] = Sweep(_too_late)
-        self._acks: Deadlines[Connection] = Deadlines(ACK_WITHIN, self._tell)
+        self._acks: Deadlines[Connection] = Deadlines(ACK_WITHIN, _time_is_up)
+        self._owed: Deadlines[Connection] = Deadlines(ACK_SOON, _pay)
+        self._tell_overrun = self._overrun  # one for all sessions, to save memory
         self._ended: OrderedDict[bytes, Ended] = OrderedDict()
         self._draining = False
 
@@ -121,10 +97,16 @@ class Sessions:
             connection.account,
             hold=hold,
             max_bytes=self._max_bytes,
-            overrun=lambda: asyncio.get_running_loop().call_soon(_overrun, connection),
+            overrun=self._tell_overrun,
         )
         self._kept[session.digest] = connection
-        connection.keep(session, self, self._endpoint)
+        connection.keep(session, self)
+
+    def _overrun(self, session: Session) -> None:
+        """End a connection soon for which more was kept than may be, before it was written."""
+        connection = self._kept.get(session.digest)
+        if connection is not None:
+            asyncio.get_running_loop().call_soon(_end_overrun, connection)
 
     @property
     def max_bytes(self) -> int:
@@ -136,28 +118,22 @@ class Sessions:
         session = connection.session
         if session is None:
             raise Refusal(errors.CONFLICT, "this connection is not kept")
-        session.received -= 1
+        session.discount()
         if not session.acknowledged(number):
             why = f"message {number} was acknowledged, {session.sent} were sent"
             connection.end(errors.PROTOCOL_ERROR._replace(reason=why[:123]))
         connection.let_streams_go_on()
 
-    def _acknowledge(self, connection: Connection) -> None:
+    def after_read(self, connection: Connection) -> None:
+        """See that the messages are acknowledged that a read has brought."""
         session = connection.session
         if session is None:
             return
-        if session.received == session.told:
-            session.nothing_due()
-        elif session.is_due:
-            self._acks.done(connection)
-            self._tell(connection)
-        else:
+        if not session.clocked and session.received != session.told:
+            session.clocked = True
             self._acks.begin(connection)
-
-    def _tell(self, connection: Connection) -> None:
-        session = connection.session
-        if session is not None and connection.is_linked:
-            connection.link.send_text(jsonrpc.notification("connection.ack", {"received": session.tell()}))
+        if session.weigh():
+            self._owed.begin(connection)
 
     # Held
 
@@ -167,7 +143,6 @@ class Sessions:
 
     def hold(self, connection: Connection, seconds: float) -> None:
         """Hold a connection whose link is lost, for so many seconds. If there are too many, the oldest goes."""
-        self._acks.done(connection)
         if len(self._held) >= self._max_held:
             self.make_room()
         self._held[connection] = None
@@ -252,6 +227,15 @@ def _too_late(connection: Connection) -> None:
         connection.finish(connection.held)
 
 
-def _overrun(connection: Connection) -> None:
-    """End a connection for which more was kept than may be, before it was written."""
+def _time_is_up(connection: Connection) -> None:
+    if connection.session is not None:
+        connection.session.time_is_up()
+
+
+def _pay(connection: Connection) -> None:
+    if connection.session is not None:
+        connection.session.pay()
+
+
+def _end_overrun(connection: Connection) -> None:
     connection.end(connection.held or errors.SLOW_CONSUMER)

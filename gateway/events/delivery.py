@@ -10,13 +10,14 @@ looking at each of a thousand connections costs a tenth of the whole.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
-from typing import Final, NamedTuple, Protocol
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.auth.scopes import Principal
-from gateway.cluster.stream import Position, Stream
+from gateway.cluster.stream import Lapse, Position, Stream, gap
+from gateway.events.index import is_wild
+from gateway.events.pauses import Pauses
 from gateway.events.topics import Follower, Topic, Topics, meets
-from gateway.rpc import jsonrpc
 from gateway.websocket import frames
 from gateway.websocket.frames import NOTHING_WRITTEN, Written
 
@@ -74,6 +75,9 @@ class Recipient(Protocol):
 
     def let_go(self, octets: int) -> None:
         """Hold so many bytes no longer."""
+
+    def feed(self) -> None:
+        """Have its subscriber sent what it is behind with: some now, the rest in later event-loop iterations."""
 
 
 class Cork(Protocol):
@@ -185,6 +189,23 @@ class Subscriber:
         self._holds -= 1
         self.review()
 
+    def go_on(self) -> None:
+        """End one `hold`, and feed."""
+        self.release()
+        self._recipient.feed()
+
+    def lapsed(self, lapse: Lapse) -> None:
+        """Be behind on all that a lapse says may be lost: on topics, and on patterns that met no topic known by then.
+
+        Only between `hold` and `release`.
+        """
+        for name in chain([topic.name for topic in self.topics], self.patterns):
+            since = lapse.rest if is_wild(name) else lapse.topics.get(name)
+            if since is not None:
+                at = self.behind.get(name)
+                if at is None or at.epoch != since.epoch or since.offset < at.offset:
+                    self.behind[name] = since
+
     def missed(self, name: str, position: Position) -> None:
         """Have all messages of a topic sent that come after a position. Only between `hold` and `release`."""
         self.behind[name] = position
@@ -217,19 +238,19 @@ class Subscriber:
         found = stream.since(name, position, most)
         if found is None:
             found, position = (), stream.oldest(name)
-            if not conflated or position == now:
+            if not conflated or position.offset >= now.offset:
                 recipient.send_frame(frames.text_frame(gap(name, position)))
                 self._delivery.gaps += 1
         elif conflated and found:
             position = Position(now.epoch, found[-1][0])
-            found = found[-1:] if position == now else ()
+            found = found[-1:] if position.offset >= now.offset else ()
         for offset, message in found:
             recipient.send_frame(frames.text_frame(message))
             self._delivery.delivered += 1
             position = Position(position.epoch, offset)
             if recipient.stalled:
                 break
-        if position == now:
+        if position.offset >= now.offset:
             self._asked.discard(name)
         else:
             self.behind[name] = position
@@ -281,11 +302,12 @@ class Delivery:
     ``delivered`` counts each message once for each subscriber, ``gaps`` each time that a subscriber was told of one.
     """
 
-    def __init__(self, topics: Topics, stream: Stream, cork: Cork) -> None:
+    def __init__(self, topics: Topics, stream: Stream[Any], cork: Cork) -> None:
         self.topics: Final = topics
         self.stream: Final = stream
         self._cork = cork
         self.aside: Final[set[Subscriber]] = set()
+        self._pauses = Pauses(cork.later, lambda: self.delivered)
         self._rests: dict[Topic, _Rest] = {}
         self._goes_on = False
         self.delivered = 0
@@ -318,6 +340,11 @@ class Delivery:
         else:
             self._begin(topic, _Rest(before, frame, dict.fromkeys(subscribers)))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a message is still to be handed to some of very many subscribers."""
+        return bool(self._rests)
+
     def _begin(self, topic: Topic, rest: _Rest) -> None:
         """Hand a message out to some of very many subscribers, and to the others in later event-loop iterations."""
         _hand_out(topic, rest, CROWD)
@@ -349,12 +376,14 @@ class Delivery:
         """Return the subscriber of a connection, a new one if it has none yet."""
         if recipient.subscriber is None:
             recipient.subscriber = Subscriber(recipient, self)
+            self._pauses.enter(recipient.subscriber)
         return recipient.subscriber
 
     def detach(self, recipient: Recipient, subscriber: Subscriber) -> None:
         """Take a subscriber that is aside from its connection, whose link is lost. `lost` is to follow."""
         recipient.subscriber = None
         recipient.count(*subscriber.past)
+        self._pauses.leave(subscriber)
 
     def lost(self, subscriber: Subscriber) -> None:
         """End all subscriptions of a subscriber that was detached."""
@@ -362,13 +391,22 @@ class Delivery:
         subscriber.lost()
         self.aside.discard(subscriber)
 
+    # For a stream that was out of reach
+
+    def begin(self, topic: str, owner: str) -> None:
+        """Have a topic, because a message of it comes next, which counts for the principal ``owner``."""
+        self.topics.arrive(topic, owner)
+
+    def pause(self) -> None:
+        """Send nothing to subscribers until `resume`, but note where each of them is. May be called again before it."""
+        self._pauses.pause()
+
+    def resume(self, lapse: Lapse | None) -> None:
+        """Feed all subscribers from where they were, and from the positions of a ``lapse``."""
+        self._pauses.resume(lapse)
+
 
 def _hand_out(topic: Topic, rest: _Rest, most: int) -> None:
     for subscriber in list(islice(rest.left, most)):
         del rest.left[subscriber]
         subscriber.deliver(topic, rest.before, rest.frame)
-
-
-def gap(name: str, position: Position) -> bytes:
-    """Return the notification `event.gap`: messages of this topic are lost, up to this position."""
-    return jsonrpc.notification("event.gap", {"topic": name, "epoch": position.epoch, "offset": position.offset})

@@ -6,11 +6,11 @@ Messages of one topic arrive in the order of their offsets, or the subscriber is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, Generic
 
 from gateway import errors
-from gateway.cluster.stream import Position, Stream
+from gateway.cluster.stream import Position, Published_co, Stream
 from gateway.events.delivery import Delivery, Recipient, Subscriber
 from gateway.events.index import Patterns, is_wild
 from gateway.events.topics import FullError, Topic, Topics, meets
@@ -47,13 +47,13 @@ PARTED: Final = 4 * STEPS
 """How many topics a subscriber parts from in one step."""
 
 
-class Events:
+class Events(Generic[Published_co]):
     """Publishing and subscribing, over one table of topics and one stream. ``published`` counts the messages.
 
     ``start`` is called before all other methods, ``stop`` after them.
     """
 
-    def __init__(self, topics: Topics, stream: Stream, delivery: Delivery) -> None:
+    def __init__(self, topics: Topics, stream: Stream[Published_co], delivery: Delivery) -> None:
         self._topics = topics
         self._stream = stream
         self._delivery = delivery
@@ -61,17 +61,17 @@ class Events:
 
     async def start(self) -> None:
         """Connect the stream. Once."""
-        await self._stream.connect(self._delivery.deliver)
+        await self._stream.connect(self._delivery)
 
     async def stop(self) -> None:
         """Close the stream. May be called twice."""
         await self._stream.close()
 
-    def publish(self, name: str, data: bytes, owner: str = "") -> Position:
-        """Publish JSON on a topic, which begins if there is none of this name. Returns the message's position.
+    def publish(self, name: str, data: bytes, owner: str = "") -> Published_co:
+        """Publish JSON on a topic, which begins if there is none of this name.
 
-        The message counts for the principal ``owner``, and so does a topic that begins with it. Raises Refusal if there
-        are too many topics.
+        Returns the message's position, or what will be it if the stream takes its time. The message counts for the
+        principal ``owner``, and so does a topic that begins with it. Raises Refusal if there are too many topics.
         """
         try:
             self._topics.touch(name, owner)
@@ -85,7 +85,7 @@ class Events:
         """Return whether there is this topic of the gateway's own. It begins with its first subscription."""
         return self._topics.get(name) is not None
 
-    def own(self, name: str, data: object, owner: str = "") -> None:
+    def own(self, name: str, data: Mapping[str, object], owner: str = "") -> None:
         """Publish ``data``, encoded, on one of the gateway's own topics, if it is wanted.
 
         It counts for the principal ``owner``, whose doing it tells of.
@@ -93,13 +93,16 @@ class Events:
         if self.wanted(name):
             self.publish(name, jsonrpc.encode(data), owner)
 
-    def is_small(self, patterns: Sequence[str], since: int = 0) -> bool:
+    def is_small(self, patterns: Sequence[str], since: Collection[Position] = ()) -> bool:
         """Return whether to subscribe to these, or to unsubscribe, is little work even if they meet all topics.
 
-        ``since`` is how many positions come with them.
+        ``since`` are the positions that come with them.
         """
         wild = sum(map(is_wild, patterns))
-        return len(patterns) + since * SINCE_STEPS + wild * len(self._topics) <= STEPS
+        return len(patterns) + len(since) * SINCE_STEPS + wild * len(self._topics) <= STEPS
+
+    async def reach(self, since: Collection[Position]) -> None:
+        """Wait until the stream is known up to these positions, for a moment at most."""
 
     def subscribe(
         self, recipient: Recipient, patterns: Sequence[str], since: Mapping[str, Position]

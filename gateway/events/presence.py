@@ -73,7 +73,7 @@ class Presence:
     A node that is replaced stays online; only its ``connId`` changes.
     """
 
-    def __init__(self, events: Events, lines: Lines) -> None:
+    def __init__(self, events: Events[Any], lines: Lines) -> None:
         self._events = events
         self._lines = lines
 

@@ -151,14 +151,25 @@ class Topics:
         elif topic in holder.idle:
             holder.idle.move_to_end(topic)
 
-    def _begin(self, name: str, owner: str) -> Topic:
+    def arrive(self, name: str, owner: str = "") -> None:
+        """Do the same for a message that another gateway has taken, which cannot be refused any more.
+
+        If no topic may make room by right, any principal's topic makes room that has no subscriber by name. If there is
+        none, there are more topics than there may be: those, and one, that subscribers have named.
+        """
+        if name in self._topics:
+            self.touch(name, owner)
+        else:
+            self._begin(name, owner, arrives=True)
+
+    def _begin(self, name: str, owner: str, *, arrives: bool = False) -> Topic:
         if name.startswith(OWN):
             holder = self._gateway
             self._own += 1
         else:
             holder = self._holders.get(owner) or Holder(owner)
             if len(self._topics) - self._own >= self._max_topics:
-                self._make_room(holder)
+                self._make_room(holder, arrives)
             self._holders[owner] = holder
             holder.count += 1
         topic = self._topics[name] = Topic(name, holder, any(meets(p, name) for p in self._conflate))
@@ -182,14 +193,16 @@ class Topics:
                     overlaps = follower.overlaps
                     overlaps[topic] = overlaps.get(topic, 0) + 1
 
-    def _make_room(self, wants: Holder) -> None:
+    def _make_room(self, wants: Holder, arrives: bool) -> None:
         """Forget a topic of the holder that has the most, or of the one that wants room if that has as many."""
-        giver = self._largest.holder()
+        largest = giver = self._largest.holder()
         if giver is not None and giver.count <= wants.count:
             giver = wants if wants.idle or wants.met else None
-        if giver is None:
+        if giver is None and not arrives:
             raise FullError
-        self._forget(next(iter(giver.idle or giver.met)))
+        giver = giver or largest
+        if giver is not None:
+            self._forget(next(iter(giver.idle or giver.met)))
 
     def _forget(self, topic: Topic) -> None:
         holder = topic.holder

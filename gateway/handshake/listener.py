@@ -25,7 +25,7 @@ from gateway.config import Config
 from gateway.handshake.plain import Handshake, Handshakes, PlainConnections, nothing
 from gateway.handshake.proxies import format_address
 from gateway.handshake.rejections import Rejections
-from gateway.handshake.sockets import hurry
+from gateway.handshake.sockets import BACKLOG, hurry
 from gateway.telemetry.lines import ACCEPT_FAILED, ACCEPT_PAUSED, Lines
 from gateway.websocket.opening import RequestProtocol
 
@@ -291,22 +291,35 @@ class Listener:
                 self.loop.remove_reader(listening)
         self._sockets = []
 
-    def _accept(self, listening: socket.socket) -> None:
+    def take_the_last(self) -> None:
+        """Accept all that wait at this moment, and no more: the sockets are about to be closed, others have them too.
+
+        Whatever waited at a socket when it is closed is reset.
+        """
+        for listening in self._sockets:
+            for _ in range(BACKLOG // _ACCEPTS):
+                if listening in self._paused or not self._accept(listening):
+                    break
+        self.stop()
+
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept a number of connections. Returns whether more may wait."""
         for _ in range(_ACCEPTS):
             try:
                 sock, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 if error.errno not in _EXHAUSTED or not self.plain.make_room():
                     self._pause(listening, error)
-                return
+                return False
             handshake = Handshake(format_address(address), "request" if self.context is None else "tls")
             task = self.loop.create_task(self._serve(sock, handshake))
             handshake.drop = partial(_cancel, task)
             self.plain.accepted(handshake)
             self._tasks.add(task)
             task.add_done_callback(partial(self._served, sock, handshake))
+        return True
 
     def _served(self, sock: socket.socket, handshake: Handshake, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

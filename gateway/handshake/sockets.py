@@ -19,8 +19,11 @@ overtaken, and without a bound that would be megabytes.
 """
 
 
-def bind(hosts: tuple[str, ...], port: int, unix_socket: str) -> list[socket.socket]:
+def bind(hosts: tuple[str, ...], port: int, unix_socket: str, *, reuse_port: bool = False) -> list[socket.socket]:
     """Return listening, non-blocking sockets: the Unix socket if one is named, otherwise all addresses of ``hosts``.
+
+    ``reuse_port``: other processes of this user that say so too may listen there as well, and the kernel spreads the
+    connections over all of them.
 
     Raises OSError if an address is taken, not this machine's, or not permitted. Its ``filename`` is the host.
     """
@@ -30,7 +33,7 @@ def bind(hosts: tuple[str, ...], port: int, unix_socket: str) -> list[socket.soc
     try:
         for host in hosts:
             try:
-                _bind_host(host, port, sockets)
+                _bind_host(host, port, sockets, reuse_port)
             except OSError as error:
                 error.filename = host
                 raise
@@ -41,7 +44,7 @@ def bind(hosts: tuple[str, ...], port: int, unix_socket: str) -> list[socket.soc
     return sockets
 
 
-def _bind_host(host: str, port: int, sockets: list[socket.socket]) -> None:
+def _bind_host(host: str, port: int, sockets: list[socket.socket], reuse_port: bool) -> None:
     """Add a socket for each address of a host, unless there is one already: two hosts may have an address in common."""
     bound = {sock.getsockname()[0] for sock in sockets}
     for family, kind, proto, _, address in socket.getaddrinfo(
@@ -54,6 +57,8 @@ def _bind_host(host: str, port: int, sockets: list[socket.socket]) -> None:
         sock = socket.socket(family, kind, proto)
         sockets.append(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address[0], taken, *address[2:]))

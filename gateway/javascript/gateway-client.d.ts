@@ -196,7 +196,7 @@ export interface Stream<T = any, R = any> extends AsyncIterableIterator<T> {
 export interface GatewayEvent<T = any> {
   gap?: undefined;
   topic: string;
-  /** Counts from 1 in each epoch. */
+  /** Grows within an epoch; by one, unless several gateways share the topics. */
   offset: number;
   epoch: string;
   /** RFC 3339 in UTC, milliseconds. */
@@ -207,6 +207,7 @@ export interface GatewayEvent<T = any> {
 /** Messages of this topic are lost: read again what they would have told. The next ones follow. */
 export interface Gap {
   gap: true;
+  /** A pattern, if gateways of a cluster cannot tell which topics have lost messages. */
   topic: string;
 }
 

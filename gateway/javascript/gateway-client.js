@@ -742,9 +742,11 @@ class Subscription {
     else this.#give(message);
   }
 
-  /** Take it that messages of a topic are lost, up to a position. */
+  /** Take it that messages of a topic are lost, up to a position, or of all topics of a pattern. */
   lost(gap) {
-    if (this.#advance(gap)) this.#gap(gap.topic);
+    if (/[*>]/.test(gap.topic)) {
+      if (this.active && this.topics.includes(gap.topic)) this.#gap(gap.topic); // there is no position to remember
+    } else if (this.#advance(gap)) this.#gap(gap.topic);
   }
 
   /** Move to the position of a message or a gap; false if that does not count here. */

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
@@ -86,14 +86,14 @@ class Published(msgspec.Struct):
 class EventMethods:
     """The methods of `event.*`. ``max_message_bytes`` bounds the messages that are made of what is published."""
 
-    def __init__(self, events: Events, steps: Steps, max_message_bytes: int) -> None:
+    def __init__(self, events: Events[Position | Awaitable[Position]], steps: Steps, max_message_bytes: int) -> None:
         self._events = events
         self._steps = steps
         self._max_message_bytes = max_message_bytes
         self._turns: dict[Connection, asyncio.Lock] = {}
         self._in_turn: Counter[Connection] = Counter()
 
-    def _is_small(self, peer: Connection, patterns: Sequence[str], since: int = 0) -> bool:
+    def _is_small(self, peer: Connection, patterns: Sequence[str], since: Collection[Position] = ()) -> bool:
         """Return whether a change of subscriptions may be made at once: it is little work, and overtakes no other."""
         return self._events.is_small(patterns, since) and not any(
             isinstance(running, Running) and running.method.name in _ONE_BY_ONE for running in peer.running.values()
@@ -117,19 +117,23 @@ class EventMethods:
 
         The reply comes first, then the missed messages, then new ones.
         """
-        if not self._is_small(peer, params.topics, len(params.since)):
-            raise Continue(lambda: self._subscribe_in_steps(peer, params))
+        since = _positions(params)
+        if not self._is_small(peer, params.topics, since.values()):
+            raise Continue(lambda: self._subscribe_in_steps(peer, params, since))
         at_once(_check(peer, params.topics))
-        return _subscribed(peer, at_once(self._events.subscribe(peer, params.topics, _positions(params))))
+        return _subscribed(peer, at_once(self._events.subscribe(peer, params.topics, since)))
 
-    async def _subscribe_in_steps(self, peer: Connection, params: SubscribeParams) -> Then[Subscribed]:
+    async def _subscribe_in_steps(
+        self, peer: Connection, params: SubscribeParams, since: Mapping[str, Position]
+    ) -> Then[Subscribed]:
         async with self._turn(peer):
+            await self._events.reach(since.values())
             checked: Principal | None = None
             while checked is not peer.principal:  # another credential may come meanwhile
                 checked = peer.principal
                 await self._steps.take(_check(peer, params.topics))
             try:
-                done = await self._steps.take(self._events.subscribe(peer, params.topics, _positions(params)))
+                done = await self._steps.take(self._events.subscribe(peer, params.topics, since))
             except asyncio.CancelledError:
                 if peer.subscriber is not None:
                     _release(peer, peer.subscriber)
@@ -158,7 +162,14 @@ class EventMethods:
         if len(params.data) > room:
             raise not_run(errors.TOO_LARGE, f"data has more than {room} bytes")
         position = self._events.publish(params.topic, bytes(params.data), peer.principal.name)
-        return Published(position.offset, position.epoch)
+        if isinstance(position, Position):
+            return Published(position.offset, position.epoch)
+        raise Continue(lambda: _in_time(position), begun=True)
+
+
+async def _in_time(publishing: Awaitable[Position]) -> Published:
+    position = await publishing
+    return Published(position.offset, position.epoch)
 
 
 def _check(peer: Connection, patterns: Sequence[str]) -> Work[None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from gateway import __version__
 from gateway.auth.credentials import PrincipalInfo, described
@@ -19,15 +20,25 @@ from gateway.connections.registry import Connections
 from gateway.handshake.admission import Admission
 from gateway.handshake.preauth import AuthenticateParams
 from gateway.limits import Rate
+from gateway.methods.everywhere import alone, answering, each, unanswered
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, Continue, Refusal, method
 from gateway.rpc.steps import Steps
 from gateway.rpc.work import at_once
 from gateway.status import Status
+from gateway.timestamps import rfc3339
 from gateway.websocket import frames
+
+if TYPE_CHECKING:  # a gateway alone does not load it
+    from gateway.cluster.asking import Asking
 
 PROTOCOL: Final = 1
 """The version of the protocol, as it is in `gateway.welcome`."""
+
+SHARED: Final = 1.0
+"""Seconds from one question to all gateways, on behalf of all callers of `gateway.info`, to the next."""
+
+_INFO: Final = "gateway.info"
 
 
 class ServerInfo(msgspec.Struct, rename="camel"):
@@ -68,14 +79,42 @@ class Limits(msgspec.Struct, rename="camel"):
 
 
 class Counts(msgspec.Struct, rename="camel"):
-    """How many connections there are now, and how many there have been since the start."""
+    """How many connections there are now, and how many there have been since the start.
+
+    In a cluster ``nodes`` is how many nodes are connected to this gateway.
+    """
 
     connections: int
     connections_total: int
+    nodes: int | UnsetType = UNSET
+
+
+class MemberInfo(msgspec.Struct, rename="camel"):
+    """A gateway of a cluster: its name, and how long it has run, ``since`` when (RFC 3339 in UTC).
+
+    ``nodes`` and ``connections`` are those that it has now.
+    """
+
+    member: str
+    instance: str
+    version: str
+    since: str
+    nodes: int
+    connections: int
+
+
+class InfoParams(msgspec.Struct, forbid_unknown_fields=True):
+    """With ``member`` that gateway of a cluster tells of itself: its name, or the id of its instance."""
+
+    member: str | None = None
 
 
 class Info(msgspec.Struct, rename="camel"):
-    """The result of `gateway.info`. ``uptime`` is in seconds."""
+    """The result of `gateway.info`. ``uptime`` is in seconds.
+
+    In a cluster ``member`` is the gateway's own name, ``members`` are all gateways, this one included, and ``missing``
+    names those that have not answered.
+    """
 
     server: ServerInfo
     protocol: int
@@ -83,13 +122,31 @@ class Info(msgspec.Struct, rename="camel"):
     heartbeat: Heartbeat
     limits: Limits
     counts: Counts
+    member: str | UnsetType = UNSET
+    members: list[MemberInfo] | UnsetType = UNSET
+    missing: list[str] | UnsetType = UNSET
+
+
+Fleet = tuple[list[MemberInfo], list[str]]
+"""All gateways of a cluster, and the names of those that have not answered."""
 
 
 class GatewayMethods:
-    """The methods of `gateway.*`, and the welcome, which has much of the same content."""
+    """The methods of `gateway.*`, and the welcome, which has much of the same content.
+
+    With ``asking`` `gateway.info` tells of all gateways of the cluster. ``nodes`` returns how many nodes are here.
+    """
 
     def __init__(
-        self, config: Config, status: Status, connections: Connections, admission: Admission, steps: Steps
+        self,
+        config: Config,
+        status: Status,
+        connections: Connections,
+        admission: Admission,
+        steps: Steps,
+        *,
+        asking: Asking | None,
+        nodes: Callable[[], int],
     ) -> None:
         self._admission = admission
         self._steps = steps
@@ -109,6 +166,12 @@ class GatewayMethods:
             int(Rate(limits.rate, limits.burst).burst) if limits.rate else 0,
         )
         self._welcome = self._welcome_around("\0 connId", "\0 principal")
+        self._asking = asking
+        self._nodes = nodes
+        self._fleet: asyncio.Task[Fleet] | None = None
+        self._fleet_until = 0.0
+        if asking is not None:
+            asking.register(_INFO, answering(InfoParams, lambda params: self._own()))
 
     @method("gateway.authenticate", scope=AUTHENTICATED)
     def authenticate(self, peer: Connection, params: AuthenticateParams) -> PrincipalInfo:
@@ -135,12 +198,41 @@ class GatewayMethods:
         """Return the parameters unchanged, or null if there are none."""
         return Raw(params or b"null")
 
-    @method("gateway.info", scope=AUTHENTICATED)
-    def info(self, peer: Connection) -> Info:
+    @method(_INFO, scope=AUTHENTICATED)
+    def info(self, peer: Connection, params: InfoParams) -> Info:
         """Return version, instance, uptime, counts and limits of the gateway."""
-        counts = Counts(len(self._connections), self._connections.opened_total)
+        asking = self._asking
+        if asking is not None:
+            raise Continue(lambda: self._of_all(asking, params.member))
+        alone(params.member)
+        return self._own()
+
+    def _own(self) -> Info:
+        connections, asking = self._connections, self._asking
+        nodes = UNSET if asking is None else self._nodes()
+        counts = Counts(len(connections), connections.opened_total, nodes)
         uptime = round(self._status.uptime, 3)
-        return Info(self._server, PROTOCOL, uptime, self._heartbeat, self._limits, counts)
+        member = UNSET if asking is None else asking.name
+        return Info(self._server, PROTOCOL, uptime, self._heartbeat, self._limits, counts, member)
+
+    async def _of_all(self, asking: Asking, member: str | None) -> Info:
+        if member is None:
+            members, missing = await asyncio.shield(self._all_members(asking))
+            info = self._own()
+            info.members, info.missing = members, missing
+            return info
+        found, missing = each(await asking.ask(_INFO, b"{}", member=member), Info)
+        for _, info in found:
+            return info
+        raise unanswered(missing)
+
+    def _all_members(self, asking: Asking) -> asyncio.Task[Fleet]:
+        """Return what all members say. However many callers ask, they are asked once in `SHARED` seconds."""
+        now = asyncio.get_running_loop().time()
+        if self._fleet is None or now >= self._fleet_until:
+            self._fleet = asyncio.create_task(_members(asking))
+            self._fleet_until = now + SHARED
+        return self._fleet
 
     def welcome(self, connection: Connection) -> bytes:
         """Return the first frame that a connection is sent."""
@@ -167,6 +259,23 @@ class GatewayMethods:
         head, _, rest = text.partition(jsonrpc.encode(conn_id)[1:-1])
         middle, _, tail = rest.partition(jsonrpc.encode(principal))
         return head, middle, tail
+
+
+async def _members(asking: Asking) -> Fleet:
+    found, missing = each(await asking.ask(_INFO, b"{}"), Info)
+    now = time.time()
+    members = [
+        MemberInfo(
+            member=name,
+            instance=info.server.instance,
+            version=info.server.version,
+            since=rfc3339(now - info.uptime),
+            nodes=info.counts.nodes or 0,
+            connections=info.counts.connections,
+        )
+        for name, info in found
+    ]
+    return sorted(members, key=lambda one: (one.member, one.instance)), sorted(missing)
 
 
 async def _authenticated(peer: Connection, done: asyncio.Future[None]) -> PrincipalInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from gateway import errors
 from gateway.auth.scopes import ANY_CALL, callable_by
 from gateway.connections.connection import Connection
+from gateway.methods.everywhere import alone
 from gateway.names import MAX_NAME, RESERVED, is_dotted_name, is_peer_name
 from gateway.nodes.registry import MAX_METHODS, Node, Nodes, Served
 from gateway.nodes.routing import Router
@@ -20,6 +21,9 @@ from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, BadParams, Refusal, Then, method
 from gateway.rpc.streams import Grant
 from gateway.timestamps import rfc3339
+
+if TYPE_CHECKING:  # a gateway alone does not load it
+    from gateway.cluster.asking import Asking
 
 PAGE_METHODS: Final = 2000
 """How many methods of nodes are looked at for one page of `node.list`. Those of the last node may be more."""
@@ -66,9 +70,10 @@ class Registration(msgspec.Struct):
 
 
 class NodeParams(msgspec.Struct, forbid_unknown_fields=True):
-    """Names one node."""
+    """Names one node. With ``member`` it has to be connected to that gateway of a cluster."""
 
     name: str
+    member: str | None = None
 
 
 class NodeMethod(msgspec.Struct, omit_defaults=True):
@@ -88,7 +93,9 @@ class MethodName(msgspec.Struct):
 class NodeEntry(msgspec.Struct, rename="camel", omit_defaults=True):
     """One node in a list. ``since`` is RFC 3339 in UTC. ``inFlight`` is how many calls it has not answered.
 
-    One that has lost its link is ``held``, one that knows streams has ``streams``; otherwise these are left out.
+    One that has lost its link is ``held``, one that knows streams has ``streams``; otherwise these are left out. In a
+    cluster ``member`` is the gateway that it is connected to, and ``inFlight`` counts the calls of the one that is
+    asked.
     """
 
     name: str
@@ -99,6 +106,7 @@ class NodeEntry(msgspec.Struct, rename="camel", omit_defaults=True):
     methods: list[MethodName]
     held: bool = False
     streams: bool = False
+    member: str | UnsetType = UNSET
 
 
 class NodeInfo(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -112,13 +120,18 @@ class NodeInfo(msgspec.Struct, rename="camel", omit_defaults=True):
     methods: list[NodeMethod]
     held: bool = False
     streams: bool = False
+    member: str | UnsetType = UNSET
 
 
 class NodeListParams(msgspec.Struct, forbid_unknown_fields=True):
-    """``after`` is the ``next`` of the previous page."""
+    """``after`` is the ``next`` of the previous page.
+
+    With ``member`` only nodes of that gateway of a cluster are listed: its name, or the id of its instance.
+    """
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 100
     after: str = ""
+    member: str | None = None
 
 
 class NodePage(msgspec.Struct):
@@ -161,6 +174,7 @@ class NodeMethods:
         *,
         named: bool,
         max_call_timeout: float,
+        asking: Asking | None = None,
     ) -> None:
         self._nodes = nodes
         self._router = router
@@ -168,6 +182,7 @@ class NodeMethods:
         self._own = own
         self._named = named
         self._max_call_timeout = max_call_timeout
+        self._asking = asking
 
     @method("node.register", scope=AUTHENTICATED)
     def register(self, peer: Connection, params: RegisterParams) -> Then[Registration]:
@@ -224,6 +239,7 @@ class NodeMethods:
         They come a page at a time. A page may have fewer nodes than `limit`, even none: `next` alone says whether there
         are more. `node.get` tells what a node says of its methods.
         """
+        self._check_member(params.member)
         may = callable_by(peer.principal.scopes)
         found: list[NodeEntry] = []
         seen = octets = 0
@@ -234,20 +250,42 @@ class NodeMethods:
             seen += len(node.methods)
             last = node.name
             served = [served for served in node.methods.values() if may(served.name)]
-            if served:
+            if served and self._is_at(node, params.member):
                 octets += sum(len(entry.encoded) for entry in served)
-                found.append(NodeEntry(*_fields(node), [MethodName(entry.name) for entry in served], *_state(node)))
+                names = [MethodName(entry.name) for entry in served]
+                found.append(NodeEntry(*_fields(node), names, *self._state(node)))
         return NodePage(found, None)
 
     @method("node.get", scope=ANY_CALL)
     def get(self, peer: Connection, params: NodeParams) -> NodeInfo:
         """Return one node, with what it says of those of its methods that the caller may call."""
+        self._check_member(params.member)
         node = self._nodes.named(params.name)
         may = callable_by(peer.principal.scopes)
         methods = [] if node is None else [_described(served) for served in node.methods.values() if may(served.name)]
-        if node is None or not methods:
+        if node is None or not methods or not self._is_at(node, params.member):
             raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
-        return NodeInfo(*_fields(node), methods, *_state(node))
+        return NodeInfo(*_fields(node), methods, *self._state(node))
+
+    def _check_member(self, name: str | None) -> None:
+        """Raise Refusal if no gateway of the cluster is called so."""
+        if self._asking is None:
+            alone(name)
+        elif name is not None:
+            self._asking.check(name)
+
+    def _is_at(self, node: Node, member: str | None) -> bool:
+        """Return whether a node is connected to the gateway of this name or instance, or to any."""
+        if member is None or self._asking is None:
+            return True
+        where = node.member or self._asking.here
+        return member in (where.name, where.instance)
+
+    def _state(self, node: Node) -> tuple[bool, bool, str | UnsetType]:
+        """Return whether a node is held, whether it knows streams, and in a cluster where it is connected."""
+        asking = self._asking
+        where = UNSET if asking is None else (node.member or asking.here).name
+        return node.peer.held is not None, node.streams, where
 
     @method("node.call", scope=AUTHENTICATED, forwards=True)
     def call(self, peer: Connection, params: CallParams) -> Any:
@@ -272,11 +310,6 @@ class NodeMethods:
         if seconds > self._max_call_timeout:
             raise BadParams(f"{name}: at most {int(self._max_call_timeout * 1000)}, see limits.max_call_timeout")
         return seconds
-
-
-def _state(node: Node) -> tuple[bool, bool]:
-    """Return whether a node is held, and whether it knows streams."""
-    return node.peer.held is not None, node.streams
 
 
 def _registration(peer: Connection, name: str | None) -> Registration:

@@ -204,6 +204,8 @@ class Nodes:
         """Returns the same for a stream: a node that knows streams, if there is any."""
         self.version = 0
         self.cost = 0
+        self.here = 0
+        """How many nodes are connected to this gateway."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -267,7 +269,9 @@ class Nodes:
         else:
             self._serving.remove(replaced, replaced.methods)
             self.cost -= replaced.cost
+            self.here -= replaced.member is None
             _release(replaced)
+        self.here += node.member is None
         node.peer.node = self._by_name[node.name] = node
         return replaced
 
@@ -328,6 +332,7 @@ class Nodes:
     def _leave(self, node: Node) -> None:
         """Let the name of a node be nobody's."""
         del self._by_name[node.name], self._names[bisect_left(self._names, node.name)]
+        self.here -= node.member is None
         _release(node)
 
     def rescoped(self, peer: NodePeer) -> None:

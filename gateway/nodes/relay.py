@@ -22,7 +22,7 @@ from gateway.cluster.alive import LOOKS, Member
 from gateway.cluster.members import MailHandler, Members
 from gateway.cluster.nats import NO_RESPONDERS
 from gateway.errors import NOT_DELIVERED, RPC_ERRORS, UNKNOWN, RpcError
-from gateway.nodes.distant import REQUEST, UNBOUNDED, Distant, MailError, lost_calls, numbers, verdict
+from gateway.nodes.distant import REQUEST, Distant, MailError, lost_calls, numbers, verdict
 from gateway.nodes.registry import Node, Served
 from gateway.nodes.remote import RemotePeer
 from gateway.nodes.routed import RoutedCall
@@ -33,7 +33,7 @@ from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import Refusal
-from gateway.rpc.replies import Batch
+from gateway.rpc.replies import SMALL, Batch
 from gateway.rpc.requests import Peer
 from gateway.rpc.streams import Grant
 from gateway.status import Phase, Status
@@ -77,7 +77,7 @@ class Relay:
     logs nothing, because the caller's gateway does.
     """
 
-    roomy: Final = UNBOUNDED
+    brief: Final = SMALL
 
     def __init__(
         self,

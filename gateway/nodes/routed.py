@@ -42,8 +42,8 @@ class Routing(Protocol):
         """How many messages were dropped, by kind."""
 
     @property
-    def roomy(self) -> int:
-        """A payload of up to so many bytes fits into a message, whatever is put around it."""
+    def brief(self) -> int:
+        """A payload of up to so many bytes fits into a message, and goes even to a caller that does not read."""
 
     def overflows(self, parts: tuple[bytes | Raw, ...]) -> bool:
         """Return whether a message of these parts is larger than a message may be."""
@@ -97,14 +97,22 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         else:
             value = message.error
             outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', value, b"}")
-        if (len(value) > self.router.roomy or self.caller.link.pressed) and (
-            error := self.router.unfit(self.caller, parts, self.batch)
-        ):
-            self.failed(error)
+        caller = self.caller
+        if caller.link.pressed or len(value) > self.router.brief:
+            self._reply_with_care(outcome, parts)
         else:
             self.over(outcome, b"".join(parts))
-            if self.caller.link.pressed and self.batch is None:
-                self.caller.hold_up(self.node.peer.link)
+
+    def _reply_with_care(self, outcome: str, parts: tuple[bytes | Raw, ...]) -> None:
+        """Reply if that is possible, and hold the node up if the caller does not read. The reply may be large."""
+        caller = self.caller
+        error = self.router.unfit(caller, parts, self.batch)
+        if error is not None:
+            self.failed(error)
+            return
+        self.over(outcome, b"".join(parts))
+        if caller.link.pressed and self.batch is None:
+            caller.hold_up(self.node.peer.link)
 
     def failed(self, error: RpcError) -> None:
         """Tell the caller why there is no answer."""

@@ -90,8 +90,9 @@ class Router:
 
     ``call_timeout`` is in seconds; ``clock`` returns monotonic seconds. ``max_in_flight`` bounds what is in flight for
     one caller, ``max_node_in_flight`` the calls that one node has not answered, and ``max_message_bytes`` each message
-    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it. The bytes
-    of a stream that may be sent without another grant are at most ``max_credit_bytes``.
+    that the gateway makes of a payload. A payload of up to ``roomy`` bytes fits whatever is put around it, and one of
+    up to ``brief`` bytes needs no other look either. The bytes of a stream that may be sent without another grant are
+    at most ``max_credit_bytes``.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Router:
         self._max_message_bytes = max_message_bytes
         self.max_credit_bytes: Final = max_credit_bytes
         self.roomy: Final = max_message_bytes - ENVELOPE
+        self.brief: Final = min(self.roomy, SMALL)
         self.tally: Final = Tally(NODE_ERROR, CALLER_LOST, errors.TIMEOUT.name, errors.NODE_LOST.name)
         """What became of the requests whose method the gateway does not have itself."""
         self.dropped: Final = Counter(dict.fromkeys(("notification", "progress", "credit", "demand", "push"), 0))
@@ -134,20 +136,33 @@ class Router:
         it, or too many requests are in flight, and what `opening` raises.
         """
         method = message.method
-        is_stream = message.stream is not ABSENT
-        node = self._nodes.streaming(method) if is_stream else self._nodes.serving(method)
+        if message.stream is not ABSENT and request_id:
+            self._call_stream(caller, message, params, request_id, batch)
+            return
+        node = self._nodes.serving(method)
         if node is None:
-            refusal = Refusal if method.startswith(RESERVED) else not_run
-            raise refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
+            raise _unserved(method)
         served = node.methods[method]
         if not caller.principal.allows(served.scope):
             raise not_run(errors.FORBIDDEN, served.scope[: jsonrpc.MAX_DETAIL])
-        timeout, traceparent = self._call_timeout, message.traceparent
-        opening = None
-        if is_stream and request_id:
-            grant = self._grant(message.stream)
-            opening = None if grant is None else self.opening(caller, node, grant)
-        self.send(caller, node, served, params, timeout, traceparent, request_id, batch, self.tally, opening)
+        # In one go, because this is the hot path.
+        self.send(
+            caller, node, served, params, self._call_timeout, message.traceparent, request_id, batch, self.tally, None
+        )
+
+    def _call_stream(
+        self, caller: Peer, message: Message, params: bytes, request_id: bytes, batch: Batch | None
+    ) -> None:
+        """Do the same for a request with ``stream``. It goes to a node that knows streams, if there is any."""
+        method, timeout = message.method, self._call_timeout
+        node = self._nodes.streaming(method)
+        if node is None:
+            raise _unserved(method)
+        self.check_scope(caller, method)
+        grant = self._grant(message.stream)
+        opening = None if grant is None else self.opening(caller, node, grant)
+        where = node, node.methods[method], params, timeout
+        self.send(caller, *where, message.traceparent, request_id, batch, self.tally, opening)
 
     def _grant(self, member: Raw) -> Grant | None:
         """Return what the member ``stream`` of a request says; None if it is null."""
@@ -368,6 +383,12 @@ class Router:
                 "duration": round(self.clock() - call.begun, 3),
             },
         )
+
+
+def _unserved(method: str) -> Refusal:
+    """Return the refusal of a request whose method nobody has."""
+    refusal = Refusal if method.startswith(RESERVED) else not_run
+    return refusal(errors.METHOD_NOT_FOUND, method[: jsonrpc.MAX_DETAIL])
 
 
 _decode_grant: Final = msgspec.json.Decoder(Grant | None).decode

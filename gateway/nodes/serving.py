@@ -11,8 +11,9 @@ from gateway.auth.scopes import Principal
 class Link(Protocol):
     """The link of a node's connection."""
 
-    barred: bool
-    """Whether others may send nothing to it now."""
+    @property
+    def barred(self) -> bool:
+        """Whether others may send nothing to it now."""
 
 
 class Peer(Protocol):

@@ -145,11 +145,9 @@ class Calls:
         If the message is not a valid response, the call fails. Returns False if there is no such call, because the
         answer is late or was never asked for.
         """
-        call_id = b"" + message.id
-        call = callee.calls.get(call_id)
+        call = callee.calls.pop(b"" + message.id, None)
         if call is None:
             return False
-        del callee.calls[call_id]
         del call.slot[call]
         if message.error is ABSENT and message.result is not ABSENT:  # nearly always
             call.answered(message)

@@ -29,8 +29,11 @@ from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.telemetry.lines import Lines
 from gateway.websocket.frames import Payload
 
-TURN: Final = 0.005
+TURN: Final = 0.004
 """Seconds of work for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
+
+PATIENCE: Final = 20
+"""Event-loop iterations for which a batch waits at most until work that others have left behind is done."""
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -41,7 +44,8 @@ class Dispatcher:
 
     ``max_in_flight`` bounds what is in flight for one connection, ``max_batch`` the elements of a batch, and ``rate``
     the messages of one connection, except for answers that a call was waiting for. ``call_timeout`` is in seconds;
-    ``clock`` returns monotonic seconds, ``spent`` those that the processor has spent on this thread.
+    ``clock`` returns monotonic seconds, ``spent`` those that the processor has spent on this thread. ``busy`` returns
+    whether a message has left work for later iterations: more of its kind would have to do that first, so batches wait.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Dispatcher:
         rate: Rate | None = None,
         clock: Callable[[], float] = time.monotonic,
         spent: Callable[[], float] = time.thread_time,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._status = status
         self._calls = calls
@@ -68,6 +73,8 @@ class Dispatcher:
         self._rate = rate
         self._clock = clock
         self._spent = spent
+        self._busy = busy
+        self._waited = 0
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
         self._rests: deque[tuple[Peer, Iterator[Message | Invalid], Batch]] = deque()
@@ -110,7 +117,8 @@ class Dispatcher:
         try:
             message = decode(data)
         except jsonrpc.UNDECODABLE as error:
-            self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch))
+            begun = self._clock(), self._spent()
+            self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch), begun)
             return
         if message.method is NO_METHOD and self._calls.answered(peer, message):
             return
@@ -118,21 +126,20 @@ class Dispatcher:
         if reply is not None:
             peer.send(reply)
 
-    def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid]) -> None:
+    def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid], begun: tuple[float, float]) -> None:
         if isinstance(found, list):
-            self._dispatch_batch(peer, found)
+            self._take(peer, iter(found), Batch(peer), begun)
         elif not self._calls.garbled(peer, found.call_id):
             peer.send(self._invalid(peer, found))
 
-    def _dispatch_batch(self, peer: Peer, messages: list[Message | Invalid]) -> None:
-        self._take(peer, iter(messages), Batch(peer))
+    def _take(
+        self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch, begun: tuple[float, float]
+    ) -> None:
+        """Handle elements of a batch until `TURN` seconds after ``begun``, by the clock and by what was spent.
 
-    def _take(self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch) -> None:
-        """Handle elements of a batch for `TURN` seconds. The rest has its turn later, one batch in an iteration.
-
-        Until then nothing more is read from the peer.
+        The rest has its turn later, one batch in an iteration. Until then nothing more is read from the peer.
         """
-        until, spent = self._clock() + TURN, self._spent() + TURN
+        until, spent = begun[0] + TURN, begun[1] + TURN
         for message in messages:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
@@ -140,7 +147,7 @@ class Dispatcher:
             elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
                 batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
             # A process that had to wait for the processor has not worked for so long: it goes on.
-            if self._clock() >= until and self._spent() >= spent:
+            if (self._clock() >= until and self._spent() >= spent) or self._busy():
                 peer.wait()
                 peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
                 if not self._rests:
@@ -151,12 +158,15 @@ class Dispatcher:
 
     def _take_rest(self) -> None:
         """Give the batch that has waited longest its turn, so that very many of them take no longer than one."""
+        if self._is_too_early():
+            asyncio.get_running_loop().call_soon(self._take_rest)
+            return
         peer, messages, batch = self._rests[0]
         try:
             peer.go_on()
             peer.running.pop(batch, None)
             if peer.is_open:
-                self._take(peer, messages, batch)
+                self._take(peer, messages, batch, (self._clock(), self._spent()))
             else:
                 batch.done(b"", None)
             peer.settled()
@@ -164,6 +174,12 @@ class Dispatcher:
             self._rests.popleft()
             if self._rests:
                 asyncio.get_running_loop().call_soon(self._take_rest)
+
+    def _is_too_early(self) -> bool:
+        """Return whether batches wait for what a message has left behind. They do in the iteration of its end, too."""
+        busy, waited = self._busy(), self._waited
+        self._waited = waited + 1 if busy and waited < PATIENCE else 0
+        return bool(self._waited or (waited and not busy))
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:
@@ -195,12 +211,13 @@ class Dispatcher:
         if name is NO_METHOD:
             return self._response(peer, message, request_id)
         data = b"" + message.params
-        # On the hot path: numbers are seen here, without a call.
-        is_id = (request_id.isdigit() and len(request_id) <= MAX_ID) or not request_id or jsonrpc.may_be_id(request_id)
         method = self._methods.get(name)
-        misplaced = method is not None and method.alone is not None and not _is_alone(method, request_id, batch)
-        if not is_id or (data and data[0] not in jsonrpc.STRUCTURED) or misplaced:
-            return self._invalid(peer, _malformed(request_id if is_id else None, method if misplaced else None))
+        if (
+            (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))  # no call for what is usual
+            or (data and data[0] not in jsonrpc.STRUCTURED)
+            or (method is not None and method.alone is not None)
+        ) and (wrong := _malformed(request_id, data, method, batch)) is not None:
+            return self._invalid(peer, wrong)
         try:
             if self._rate is not None or self._status.phase is _DRAINING:
                 self._admit(peer, method)
@@ -264,6 +281,9 @@ class Dispatcher:
         try:
             self._make_room(peer)
         except Refusal as refusal:
+            if more.begun:
+                self._start(peer, method, more.work(), message, batch).hold_up()
+                return None
             method.tally.count(outcome_of(refusal))
             return failure(peer, method.name, b"" + message.id, refusal, self._lines)
         self._start(peer, method, more.work(), message, batch)
@@ -277,7 +297,7 @@ class Dispatcher:
 
     def _start(
         self, peer: Peer, method: Method, work: Coroutine[Any, Any, Any], message: Message, batch: Batch | None
-    ) -> None:
+    ) -> Running:
         running = Running(peer, method, message, batch, self._clock())
         running.task = asyncio.get_running_loop().create_task(work)
         peer.running[running.key] = running
@@ -286,10 +306,12 @@ class Dispatcher:
         self._sweep.begin(running, method.timeout or self._call_timeout)
         # A `finally` in the task itself would not do: one that is cancelled before its first step never gets there.
         running.task.add_done_callback(lambda task: self._finished(running, task))
+        return running
 
     def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
         peer, batch = running.peer, running.batch
         self._sweep.done(running)
+        running.let_go()
         peer.running.pop(running.key, None)
         reply, outcome, after = _outcome(running, task, self._lines)
         if outcome is not None:
@@ -325,19 +347,17 @@ class Dispatcher:
         self._calls.lost(peer, {b"" + message.id for message in map(jsonrpc.decoded, unwritten) if message is not None})
 
 
-def _malformed(request_id: bytes | None, misplaced: Method | None) -> Invalid:
-    """Return what to refuse a message as.
-
-    Its id is wrong if ``request_id`` is None. Otherwise it is not of the form that the ``misplaced`` method has, or, if
-    there is none, its parameters are wrong.
-    """
-    if request_id is None:
+def _malformed(request_id: bytes, data: bytes, method: Method | None, batch: Batch | None) -> Invalid | None:
+    """Return what to refuse a message as: by its id, its parameters or its form. None if nothing is wrong with it."""
+    if request_id and not jsonrpc.may_be_id(request_id):
         right = f'"id" must be a string, an integer or null, of at most {MAX_ID} bytes'
         return Invalid(errors.INVALID_REQUEST, right)
-    if misplaced is not None:
-        right = f"{misplaced.name} must be a single {misplaced.alone}, not in a batch"
+    if method is not None and method.alone is not None and not _is_alone(method, request_id, batch):
+        right = f"{method.name} must be a single {method.alone}, not in a batch"
         return Invalid(errors.INVALID_REQUEST, right, request_id or _NULL)
-    return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
+    if data and data[0] not in jsonrpc.STRUCTURED:
+        return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
+    return None
 
 
 def _is_alone(method: Method, request_id: bytes, batch: Batch | None) -> bool:

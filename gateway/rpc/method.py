@@ -76,12 +76,15 @@ class Then(Generic[Result]):
 class Continue(Exception):
     """A plain method raises this, before it has done anything, to be answered by a coroutine, like an ``async def``.
 
-    So it is a task only if a request is much work. ``work`` returns the coroutine, once.
+    So it is a task only if a request is much work. ``work`` returns the coroutine, once. If the method has ``begun``
+    what it is to do, the request is not refused any more: if too many are in flight, no more is read from the peer
+    until this one is over.
     """
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]], *, begun: bool = False) -> None:
         super().__init__()
         self.work = work
+        self.begun = begun
 
 
 class BadParams(Exception):

@@ -121,7 +121,19 @@ class Route(Protocol):
 class Running:
     """The task of one ``async def`` method, and the request that it runs for."""
 
-    __slots__ = ("abandoned", "batch", "begun", "key", "method", "peer", "request_id", "task", "traceparent", "verdict")
+    __slots__ = (
+        "abandoned",
+        "batch",
+        "begun",
+        "holds_up",
+        "key",
+        "method",
+        "peer",
+        "request_id",
+        "task",
+        "traceparent",
+        "verdict",
+    )
 
     def __init__(self, peer: Peer, method: Method, message: Message, batch: Batch | None, begun: float) -> None:
         self.peer = peer
@@ -132,9 +144,22 @@ class Running:
         self.batch = batch
         self.begun = begun
         self.abandoned = False
+        self.holds_up = False
+        """Whether no more is read from the peer until it is over."""
         self.task: asyncio.Task[Any] | None = None
         self.verdict: RpcError | None = None
         """Why it is being cancelled."""
+
+    def hold_up(self) -> None:
+        """Have no more read from the peer until `let_go`."""
+        self.holds_up = True
+        self.peer.wait()
+
+    def let_go(self) -> None:
+        """Let the peer be read again, if it holds that up."""
+        if self.holds_up:
+            self.holds_up = False
+            self.peer.go_on()
 
     def cancel(self, verdict: RpcError) -> None:
         """Cancel the task, for this reason. The first verdict stands; later calls do nothing."""

@@ -3,7 +3,8 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import msgspec
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -34,6 +35,19 @@ _CONTROL = re.compile("[\\x00-\\x1f]")
 _ASCII_CONTROLS = bytes(range(0x20)) + b"\x7f"
 
 _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
+_NOT_BRIEF = _NOT_FIELDS | {"time", "level", "logger"}
+
+
+class Kind(Protocol):
+    """A kind of lines: all of them have one event and one level. Equal only to itself."""
+
+    @property
+    def event(self) -> str:
+        """The name of the event."""
+
+    @property
+    def level(self) -> int:
+        """The level, as `logging` has it."""
 
 
 class JsonFormatter(MsgspecFormatter):
@@ -49,12 +63,14 @@ class JsonFormatter(MsgspecFormatter):
     def __init__(self) -> None:
         super().__init__(json_default=_text)
         self._time = _Clock("%Y-%m-%dT%H:%M:%S", time.gmtime)
+        self._encode = msgspec.json.Encoder(enc_hook=_text).encode
+        self._heads: dict[tuple[Kind, str], bytes] = {}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its newline. It is one line, whatever the fields have. Never raises."""
         head = {
             "time": self._time(record.created) + "Z",
-            "level": _level(record),
+            "level": _named(record.levelno),
             "logger": record.name,
             "event": record.__dict__.get("event", "log"),
             "message": _message(record),
@@ -75,6 +91,30 @@ class JsonFormatter(MsgspecFormatter):
             text = self.jsonify_log_record({_text(name): _encodable(value) for name, value in line.items()})
         return json_plain(text)
 
+    def brief(self, created: float, kind: Kind, logger: str, text: str, fields: Mapping[str, object]) -> bytes | None:
+        """Return the line of an event, with its newline, without a record: in a third of the time.
+
+        It is what `format` makes of a record of ``logger`` with the same message and fields. Returns None if only
+        `format` can make it, because there is something to escape, to rename or to leave out. It remembers the kinds
+        that it has seen: the program has few.
+        """
+        if not fields or not _NOT_BRIEF.isdisjoint(fields):
+            return None
+        try:
+            head = self._heads.get((kind, logger)) or self._head(kind, logger)
+            message, rest = self._encode(text), self._encode(fields)
+        except Exception:  # as in `format`
+            return None
+        line = b'{"time":"%bZ"%b%b,%b\n' % (self._time(created).encode(), head, message, rest[1:])
+        if not line.isascii() or len(line.translate(None, _ASCII_CONTROLS)) != len(line) - 1:
+            return None
+        return line
+
+    def _head(self, kind: Kind, logger: str) -> bytes:
+        names = {"level": _named(kind.level), "logger": logger, "event": kind.event}
+        head = self._heads[kind, logger] = b',%b,"message":' % self._encode(names)[1:-1]
+        return head
+
 
 class TextFormatter(logging.Formatter):
     """Formats a record for a terminal: local time, level, event, fields as `name=value`, message; then the traceback.
@@ -90,7 +130,7 @@ class TextFormatter(logging.Formatter):
         """Return the line without its newline. Only a traceback adds lines, which are indented. Never raises."""
         event = record.__dict__.get("event")
         fields = _fields(record) if event else {"logger": record.name} | _fields(record)
-        parts = [self._time(record.created), _SHORT_LEVELS[_level(record)], plain(_text(event or "log"))]
+        parts = [self._time(record.created), _SHORT_LEVELS[_named(record.levelno)], plain(_text(event or "log"))]
         parts += [f"{plain(_text(name))}={_shown(value)}" for name, value in fields.items()]
         lines = [" ".join([*parts, plain(_message(record))])]
         if record.exc_info or record.exc_text:
@@ -125,10 +165,9 @@ def _is_printable(text: str) -> bool:
     return len(data.translate(None, _ASCII_CONTROLS)) == len(data)
 
 
-def _level(record: logging.LogRecord) -> str:
-    """Return the name of the level. A level between two named ones has the name of the lower one."""
-    name = _LEVELS.get(record.levelno)
-    return name or _LEVELS[max((level for level in _LEVELS if level <= record.levelno), default=logging.DEBUG)]
+def _named(level: int) -> str:
+    """Return the name of a level. A level between two named ones has the name of the lower one."""
+    return _LEVELS.get(level) or _LEVELS[max((known for known in _LEVELS if known <= level), default=logging.DEBUG)]
 
 
 def _message(record: logging.LogRecord) -> str:

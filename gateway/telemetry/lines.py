@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from gateway.limits import Sampler
+from gateway.telemetry.log import alone
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,13 @@ LATE: Final = Line("handshake.timeout", 100, 10.0)
 CLUSTER_DEFECT: Final = Line("cluster.defect", 20, 10.0, logging.ERROR)
 """A defect of what handles a message of another gateway. It has a traceback, and one key."""
 
+CLUSTER_JOINED: Final = Line("cluster.joined", 20, 10.0)
+CLUSTER_LOST: Final = Line("cluster.lost", 20, 10.0, logging.WARNING)
+CLUSTER_UNREACHABLE: Final = Line("cluster.unreachable", 1, 60.0, logging.WARNING)
+CLUSTER_FORBIDDEN: Final = Line("cluster.forbidden", 20, 60.0, logging.ERROR)
+NATS_REFUSED: Final = Line("cluster.nats_refused", 1, 60.0, logging.ERROR)
+"""The link to NATS, each with one key. An attempt to reach it is repeated every second or two."""
+
 MAIL_REFUSED: Final = Line("cluster.mail_refused", 1, 60.0, logging.WARNING)
 """Mail of another gateway that cannot be read. The key is that gateway."""
 
@@ -81,6 +89,11 @@ MEMBER_LOST: Final = Line("cluster.member_lost", 100, 10.0, logging.WARNING)
 
 CLUSTER_REFUSED: Final = Line("cluster.refused", 1, 60.0, logging.WARNING)
 """What another gateway says, and we cannot take. The key is its instance."""
+
+EVENTS_LOST: Final = Line("cluster.events_lost", 20, 60.0, logging.WARNING)
+EVENTS_JOINED: Final = Line("cluster.events_joined", 20, 60.0)
+EVENT_REFUSED: Final = Line("cluster.event_refused", 1, 60.0, logging.WARNING)
+"""The stream of events at NATS: it cannot be used, it can, it has a message that no gateway has published. One key."""
 
 ACCEPT_PAUSED: Final = Line("server.accept_paused", 1, 60.0, logging.WARNING)
 ACCEPT_FAILED: Final = Line("server.accept_failed", 1, 60.0, logging.ERROR)
@@ -101,10 +114,18 @@ SAMPLED: Final = (
     REJECTED,
     LATE,
     CLUSTER_DEFECT,
+    CLUSTER_JOINED,
+    CLUSTER_LOST,
+    CLUSTER_UNREACHABLE,
+    CLUSTER_FORBIDDEN,
+    NATS_REFUSED,
     MAIL_REFUSED,
     MEMBER_JOINED,
     MEMBER_LOST,
     CLUSTER_REFUSED,
+    EVENTS_LOST,
+    EVENTS_JOINED,
+    EVENT_REFUSED,
     ACCEPT_PAUSED,
     ACCEPT_FAILED,
 )
@@ -157,16 +178,19 @@ class Lines:
         left_out = self._samplers[line].admit(key)
         if left_out is None:
             return False
+        if "event" in fields or "leftOut" in fields:
+            raise KeyError("event and leftOut are no fields of a caller's")
         if origin.isEnabledFor(line.level):
-            raised = None if exc_info is None else (type(exc_info), exc_info, exc_info.__traceback__)
-            record = origin.makeRecord(
-                origin.name, line.level, "(unknown file)", 0, message, args, raised, "(unknown function)"
-            )
-            record.__dict__["event"] = line.event
-            _add(record, fields)
             if left_out:
-                _add(record, {"leftOut": left_out})
-            origin.handle(record)
+                fields = {**fields, "leftOut": left_out}
+            if exc_info is not None or not _put(origin, line, message, args, fields):
+                raised = None if exc_info is None else (type(exc_info), exc_info, exc_info.__traceback__)
+                known = {"event": line.event, **fields}
+                file, function = "(unknown file)", "(unknown function)"
+                record = origin.makeRecord(
+                    origin.name, line.level, file, 0, message, args, raised, func=function, extra=known
+                )
+                origin.handle(record)
         return True
 
     def start(self) -> None:
@@ -195,12 +219,18 @@ class Lines:
         self.start()
 
 
-def _add(record: logging.LogRecord, fields: Mapping[str, object]) -> None:
-    """Add an event's fields to a record, as `extra` does, which would take a third of all that a line costs."""
-    known = record.__dict__
-    if not known.keys().isdisjoint(fields):
-        raise KeyError(f"fields with names of a record's own: {sorted(known.keys() & fields.keys())}")
-    known.update(fields)
+def _put(
+    origin: logging.Logger, line: Line, message: str, args: tuple[object, ...], fields: Mapping[str, object]
+) -> bool:
+    """Log a line without a record. Returns False if it needs one."""
+    handler = alone(origin, line.level)
+    if handler is None:
+        return False
+    try:
+        text = message % args if args else message
+    except Exception:  # a formatter shows what it can
+        return False
+    return handler.put(line, origin.name, text, fields)
 
 
 def _named(key: str) -> dict[str, str]:

@@ -15,12 +15,12 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from gateway import config
 from gateway.limits import Sampler
-from gateway.telemetry.formats import OWN, JsonFormatter, TextFormatter
+from gateway.telemetry.formats import OWN, JsonFormatter, Kind, TextFormatter
 
 QUEUE_BYTES = 8 * 1024 * 1024
 """How much may wait for the writer, in bytes of finished lines: about 30,000 lines of the usual length."""
@@ -236,10 +236,41 @@ class LogHandler(logging.Handler):
         except Exception:
             self.writer.drop()
 
+    def put(self, kind: Kind, logger: str, text: str, fields: Mapping[str, object]) -> bool:
+        """Queue the line of an event without making a record. Returns False if it needs one (`JsonFormatter.brief`)."""
+        formatter = self.formatter
+        if type(formatter) is not JsonFormatter:
+            return False
+        line = formatter.brief(time.time(), kind, logger, text, fields)
+        if line is None:
+            return False
+        self.writer.write(line)
+        return True
+
     def close(self) -> None:
         """Write the lines that wait, within `CLOSE_TIMEOUT` seconds. May be called again."""
         self.writer.close(CLOSE_TIMEOUT)
         super().close()
+
+
+def alone(origin: logging.Logger, level: int) -> LogHandler | None:
+    """Return the handler that would get a record of ``origin``, if it is a `LogHandler` and nobody else has a say.
+
+    That is so unless the process has set up `logging` in another way: with handlers, filters or records of its own.
+    Then a line needs a record.
+    """
+    if origin.filters or logging.getLogRecordFactory() is not logging.LogRecord:
+        return None
+    found: list[logging.Handler] = []
+    place: logging.Logger | None = origin
+    while place is not None:
+        if place.handlers:
+            found += place.handlers
+        place = place.parent if place.propagate else None
+    if len(found) != 1:
+        return None
+    (handler,) = found
+    return None if type(handler) is not LogHandler or handler.filters or handler.level > level else handler
 
 
 def configure(settings: config.Log, fd: int = 1) -> LogWriter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from prometheus_client import exposition
@@ -43,7 +43,8 @@ class Metrics(Generic[Label]):
     handshakes that failed, by stage. ``tallies`` returns the counts of requests, by method. ``gauges`` and ``counters``
     have a help text and a function for each name, which is written without its prefix ``gateway_``. ``dropped`` counts
     what was not sent because so much waited for its receiver, by kind. ``resumes`` counts the attempts to go on with a
-    connection that is held, by their result. ``clock`` returns monotonic seconds.
+    connection that is held, by their result. ``more`` returns what only some gateways have. ``clock`` returns monotonic
+    seconds.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Metrics(Generic[Label]):
         counters: Mapping[str, tuple[str, Callable[[], int]]],
         dropped: Callable[[], Mapping[str, int]],
         resumes: Mapping[str, int],
+        more: Callable[[], Iterable[Metric]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = tuple(roles)
@@ -71,6 +73,7 @@ class Metrics(Generic[Label]):
         self._counters = counters
         self._dropped = dropped
         self._resumes = resumes
+        self._more = more
         self._clock = clock
         self._text = b""
         self._made = -SHARED
@@ -91,7 +94,7 @@ class Metrics(Generic[Label]):
         """Return the text. Other callbacks run while connections are counted, and after each family is written."""
         try:
             census = await self._census()
-            families = [*self._of_connections(census), *self._of_requests(), *self._own()]
+            families = [*self._of_connections(census), *self._of_requests(), *self._own(), *self._more()]
             text = []
             for family in families:
                 text.append(exposition.generate_latest(_Family(family)))
@@ -124,8 +127,7 @@ class Metrics(Generic[Label]):
         for method, tally in self._tallies():
             for outcome, count in tally.outcomes().items():
                 requests.add_metric([method, outcome], count)
-            buckets, total = tally.durations()
-            seconds.add_metric([method], list(zip(_LE, buckets, strict=True)), total)
+            add_durations(seconds, [method], tally)
         yield requests
         yield seconds
 
@@ -150,6 +152,12 @@ class _Family(Collector):
 
     def collect(self) -> list[Metric]:
         return [self._family]
+
+
+def add_durations(family: HistogramMetricFamily, labels: Sequence[str], tally: Tally) -> None:
+    """Add the durations of what a tally has counted to a metric."""
+    buckets, total = tally.durations()
+    family.add_metric(labels, list(zip(_LE, buckets, strict=True)), total)
 
 
 def _counter(name: str, what: str, label: str, values: Mapping[Label, int]) -> CounterMetricFamily:

@@ -1,6 +1,6 @@
 """OpenTelemetry: a span for each routed call, if the extra `otel` is installed and `tracing.enabled` is set.
 
-Only `app.load_tracing` imports this module. The import raises ImportError if the extra is not installed.
+Only `assembly.extras.load_tracing` imports this module. The import raises ImportError if the extra is not installed.
 
 The caller's ``traceparent`` (W3C Trace Context) is a member of the request, beside ``params``. The node gets the
 ``traceparent`` of the gateway's span. Without tracing it gets the caller's, as it came.

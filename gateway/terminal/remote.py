@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -191,14 +191,26 @@ def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
 
 
 async def all_pages(gateway: Client, method: str, member: str) -> list[dict[str, Any]]:
-    """Return what a method lists under ``member``, page by page: all of it, in the method's own order."""
+    """Return what a method lists under ``member``, page by page: all of it, in the method's own order.
+
+    Gateways of a cluster that have not answered are named on standard error.
+    """
     found: list[dict[str, Any]] = []
+    missing: set[str] = set()
     after: str | None = ""
     while after is not None:
         page = await gateway.call(method, {"after": after, "limit": _PAGE})
         found += page[member]
+        missing.update(page.get("missing", ()))
         after = page["next"]
+    say_missing(missing)
     return found
+
+
+def say_missing(members: Collection[str]) -> None:
+    """Say on standard error which gateways of a cluster have not answered, if any."""
+    if members:
+        tell(f"no answer of {plain(', '.join(sorted(members)))}: what they have is not listed")
 
 
 def _read(path: Path) -> str:

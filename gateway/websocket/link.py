@@ -9,20 +9,19 @@ This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py`
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
-from aiohttp import WSMessage, WSMsgType, hdrs, web
+from aiohttp import WSMessage, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_websocket import WebSocketError
 
 from gateway import errors
-from gateway.deadlines import Deadlines
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.websocket import opening, writer
-from gateway.websocket.deflate import negotiate, text_message
+from gateway.websocket.deflate import text_message
 from gateway.websocket.frames import (
     BINARY,
     PONG,
@@ -37,30 +36,18 @@ from gateway.websocket.frames import (
 )
 from gateway.websocket.heartbeat import SECOND_LOOK, Heartbeat
 from gateway.websocket.outbox import CORK_BYTES, HIGH_WATER, Cork
-from gateway.websocket.owner import NO_OWNER, Owner, Regime
+from gateway.websocket.owner import NO_OWNER, Closings, Owner, Regime, Watcher
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns
 
-_, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
+_OPENING, _OPEN, _CLOSING, _FLUSHING, _CLOSED = State
 _HELD_BACK: Final = (WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY)
-
-
-class Closings(Deadlines["Link"]):
-    """The links that wait for their peer to close, or for their outbox to leave.
-
-    After ``close_timeout`` seconds a link is aborted.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, close_timeout: float) -> None:
-        super().__init__(close_timeout, Link.abort)
 
 
 class Link(Heartbeat):
     """One WebSocket of the server's side, with a bounded outbox and a named end.
 
-    Call ``await prepare(request)`` and then ``await run()``, which returns when it is over; both once. Everything else
+    Call ``upgrade(request)`` and then ``await run()``, which returns when it is over; both once. Everything else
     is a plain call and may be made at any time. Before the opening and after the end it does nothing.
     """
 
@@ -87,6 +74,9 @@ class Link(Heartbeat):
         "last_message",
         "messages_in",
         "owner",
+        "watched_messages",
+        "watched_octets",
+        "watcher",
     )
 
     def __init__(self, owner: Owner[Link], cork: Cork, regime: Regime, closings: Closings) -> None:
@@ -100,12 +90,16 @@ class Link(Heartbeat):
         """Bytes that are still accepted from the peer; None for any number."""
         self.ended: Disconnect | None = None
         self.last_message = 0.0
-        self.messages_in = 0
-        self.bytes_in = 0
+        self.watcher: Watcher | None = None
+        self.messages_in = self.bytes_in = self.watched_messages = self.watched_octets = 0
 
     # The opening
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Do what `upgrade` does. The name and the form are aiohttp's."""
+        return self.upgrade(request)
+
+    def upgrade(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Write the 101, open the link, and start reading. Raises ConnectionResetError if the peer has left.
 
         The request must have been admitted by `handshake.upgrade`. The 101 leaves together with the owner's first
@@ -116,21 +110,15 @@ class Link(Heartbeat):
         handler = cast(Any, request.protocol)
         if handler.transport is None:
             raise ConnectionResetError("Connection lost")
-        extension = b""
-        if self._regime.compression:
-            self._deflater, extension = negotiate(request, handler)
+        head, self._deflater = opening.answer(request, handler, self._regime)
         self._compress = self._deflater.compress if self._deflater else 0
-        protocol = opening.subprotocol(request, self._regime.subprotocols)
-        head = opening.switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], protocol, extension)
-        stream = request.writer
-        stream.output_size += len(head)  # so that aiohttp never writes an error page into the stream
-        self._req = request
-        self._payload_writer = stream
+        request.writer.output_size += len(head)  # so that aiohttp never writes an error page into the stream
+        self._req, self._payload_writer = request, request.writer
         self.loop = self._loop = asyncio.get_running_loop()
         self.transport = handler.transport
         self.flow = handler
         self._open(request, handler, head)
-        return stream
+        return request.writer
 
     def _open(self, request: web.BaseRequest, handler: Any, head: bytes) -> None:
         """Open the link. Messages may arrive inside of ``take_over``, so everything else comes before it."""
@@ -145,8 +133,7 @@ class Link(Heartbeat):
         self._move(_OPEN)
         self.put_control(head)
         self._bytes_out = -len(head)  # the head leaves with the first frames, but is HTTP
-        opening.slim(request, handler)
-        self._headers = opening.NO_HEADERS
+        opening.slim(request, handler, self)
         try:
             self.owner.on_open(self)
         except Exception as error:
@@ -159,12 +146,14 @@ class Link(Heartbeat):
 
     # The life
 
-    async def run(self) -> None:
-        """Return when the transport is gone. Cancelling it aborts the link.
+    async def run(self) -> Self:
+        """Return the link when the transport is gone, or at once if it was never opened. Cancelling it aborts the link.
 
         The reader hands messages over. Only two things are handled here: the receive timeout, and the messages that
         were held back because the peer does not read its replies, each of them after a drain.
         """
+        if self.state is _OPENING:
+            return self
         patience = self._regime.receive_timeout
         suspected = False
         try:
@@ -195,6 +184,7 @@ class Link(Heartbeat):
             self._reader = None
             if self.state is _CLOSED:
                 del self._inbox
+        return self
 
     async def _catch_up(self, held: WSMessage) -> None:
         """Write what was kept, and handle what was held back, no faster than the peer takes the replies."""
@@ -205,6 +195,8 @@ class Link(Heartbeat):
                 self.on_message(int(held.type), held.data)
             except Exception as error:
                 self.fail(error)
+            if self.watcher is not None:
+                self.watcher.after_read(self.owner)
             self.flush()
         if self._inbox.holds:
             return
@@ -328,10 +320,21 @@ class Link(Heartbeat):
 
         Not if compression was negotiated: a message may be compressed with what the one before it had in common.
         """
-        if self._kept is None or self._deflater is not None:
-            self.send_text(payload)
-        else:
+        if self._kept is not None and self._deflater is None:
             self.pass_frame_on(text_frame(payload))
+            return
+        if self.state is not _OPEN:  # from here on as in send_text(): a call in between would be 2 % of a routed call
+            return
+        size = len(payload)
+        data = SHORT_TEXT[size] + payload if size < 126 else text_message(self._deflater, payload)
+        corked = self.corked
+        if corked is None:
+            self.put(data)
+            return
+        corked.append(data)
+        self.corked_bytes += size
+        if self.corked_bytes > CORK_BYTES:
+            self.flush()
 
     # The end
 

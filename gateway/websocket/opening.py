@@ -5,14 +5,25 @@ This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py`
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
+import inspect
+import sys
 from collections import deque
-from collections.abc import Container, Iterable
-from typing import Any, Final, cast
+from collections.abc import Callable, Container, Iterable
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, cast
 
+import msgspec
 from aiohttp import hdrs, web
+from aiohttp._websocket.writer import WebSocketWriter
+from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.websocket.deflate import negotiate
+from gateway.websocket.owner import Regime
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCHING: Final = (
@@ -22,8 +33,61 @@ _SWITCHING: Final = (
 NO_HEADERS: Final[CIMultiDict[str]] = CIMultiDict()
 """The headers of every link, which are not to be changed."""
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
 _NO_HEADERS_PROXY: Final = CIMultiDictProxy(NO_HEADERS)
+NO_STATE: Final[Any] = MappingProxyType({})
+"""What a request and a link have for the user's own items, which nobody sets on them."""
+
 _NO_MESSAGES: Final[deque[Any]] = deque(maxlen=0)
+
+
+def coroutine_function(function: FunctionT) -> FunctionT:
+    """Mark a plain function that returns a coroutine: aiohttp takes no other plain functions as handlers.
+
+    An ``async def`` around it would hold its frame as long as the connection lives.
+    """
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(function)
+    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return function
+
+
+class Head(msgspec.Struct, gc=False):
+    """A request head as aiohttp's parser has it, but one that can let go of what it has."""
+
+    method: str
+    path: str
+    version: Any
+    headers: Any
+    raw_headers: Any
+    should_close: bool
+    compression: str | None
+    upgrade: bool
+    chunked: bool
+    url: Any
+
+    def clear(self) -> None:
+        """Let go of what is large."""
+        self.headers = self.raw_headers = self.url = None
+
+
+_fields_of: Final = attrgetter(*Head.__struct_fields__)
+
+
+class Heads(deque[Any]):
+    """aiohttp's queue of requests, which hands out copies of their heads.
+
+    A local variable of aiohttp's `RequestHandler.start` holds what was handed out as long as the connection lives. The
+    parser's own heads cannot be cleared, and are 1.5 KB.
+    """
+
+    __slots__ = ()
+
+    def popleft(self) -> tuple[Any, Any]:
+        """Return the next head and its payload."""
+        head, payload = super().popleft()
+        return Head(*_fields_of(head)) if head.__class__ is RawRequestMessage else head, payload
 
 
 class RequestProtocol(web.RequestHandler):
@@ -39,6 +103,11 @@ class RequestProtocol(web.RequestHandler):
 
     # The slot behind aiohttp's property of this name: each write reads it twice.
     writing_paused = cast(Any, web.RequestHandler)._paused
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with a connection."""
+        self._messages = Heads()
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of a request on, unless `request_bytes` says otherwise."""
@@ -66,6 +135,13 @@ class RequestProtocol(web.RequestHandler):
         return True
 
 
+def answer(request: web.BaseRequest, handler: Any, regime: Regime) -> tuple[bytes, WebSocketWriter | None]:
+    """Return the head of the 101 that answers a request, and what compresses if that was negotiated."""
+    deflater, extension = negotiate(request, handler) if regime.compression else (None, b"")
+    protocol = subprotocol(request, regime.subprotocols)
+    return switching(request.headers[hdrs.SEC_WEBSOCKET_KEY], protocol, extension), deflater
+
+
 def subprotocol(request: web.BaseRequest, known: Container[str]) -> bytes:
     """Choose the first subprotocol that a request offers and that is known (RFC 6455 section 4.2.2).
 
@@ -87,10 +163,17 @@ def switching(key: str, protocol: bytes, extension: bytes) -> bytes:
     return _SWITCHING % (accept, protocol, extension)
 
 
-def slim(request: Any, handler: Any) -> None:
-    """Let a request and its protocol go of what only the handshake needed."""
+def slim(request: Any, handler: Any, response: Any) -> None:
+    """Let a request, its protocol and its response go of what only the handshake needed."""
+    response._headers = NO_HEADERS
+    response._state = NO_STATE
+    if isinstance(request._message, Head):
+        request._message.clear()
     request._message = None
     request._headers = _NO_HEADERS_PROXY
     request._cache = {}
+    request._state = NO_STATE
+    request._transport_peername = request._transport_sockname = None
+    handler._cache = {}  # it has both of these, too
     handler._parser = None
     handler._messages = _NO_MESSAGES

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Hashable
+from operator import methodcaller
 from typing import Any, Final, Protocol, TypeVar
 
-from gateway.deadlines import Standstill
+from gateway.deadlines import Deadlines, Standstill
 from gateway.errors import Disconnect
 from gateway.limits import Accounts, Rate
 from gateway.websocket.frames import NOTHING_WRITTEN, Payload, Written
@@ -70,6 +71,17 @@ class Owner(HasEndpoint, Protocol[_Link_contra]):
         """
 
 
+class Watcher(Protocol):
+    """What wants to know when something has come. The link's counts from which on it is told are for it to set."""
+
+    def after_read(self, connection: Any) -> None:
+        """``messages_in`` has reached ``watched_messages``, or ``bytes_in`` ``watched_octets``.
+
+        The messages of the read are handled. What is sent now leaves with the replies to them. The size of a message
+        that was compressed, or in fragments, counts on top of its bytes.
+        """
+
+
 class Regime(Protocol):
     """The limits that a link lives under. Times are in seconds, sizes in bytes."""
 
@@ -124,6 +136,25 @@ class Regime(Protocol):
     @property
     def standstill(self) -> Standstill:
         """What says whether the process itself has stood still."""
+
+
+class Closing(Hashable, Protocol):
+    """A link that waits for its peer to close."""
+
+    def abort(self) -> None:
+        """Drop the transport at once."""
+
+
+class Closings(Deadlines[Closing]):
+    """The links that wait for their peer to close, or for their outbox to leave.
+
+    After ``close_timeout`` seconds a link is aborted.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, close_timeout: float) -> None:
+        super().__init__(close_timeout, methodcaller("abort"))
 
 
 class _NoOwner:

@@ -17,7 +17,7 @@ from aiohttp.streams import EofStream
 from gateway.errors import FLOOD
 from gateway.websocket.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
 from gateway.websocket.outbox import Cork
-from gateway.websocket.owner import HasEndpoint
+from gateway.websocket.owner import HasEndpoint, Watcher
 from gateway.websocket.turns import Turns
 
 SLICE: Final = 32 * 1024
@@ -49,6 +49,9 @@ class Sink(Protocol):
     last_message: float
     messages_in: int
     bytes_in: int
+    watched_messages: int
+    watched_octets: int
+    watcher: Watcher | None
     allowance: int | None
 
     @property
@@ -143,7 +146,9 @@ class Inbox(WebSocketDataQueue):
         sink = self._sink
         if data[0] is WSMsgType.CLOSE:
             sink.on_peer_close(data[1], data[2])
-        elif size > self._max_message_bytes:  # aiohttp lets a compressed message have a byte more
+            return
+        sink.watched_octets -= size  # it may have been compressed, and then has come as fewer bytes
+        if size > self._max_message_bytes:  # aiohttp lets a compressed message have a byte more
             sink.fail(WebSocketError(WSCloseCode.MESSAGE_TOO_BIG, "message too big"))
         elif sink.stalled:
             self.hold(data)
@@ -323,6 +328,11 @@ class Reader(WebSocketReader):
             if self._charged:
                 self._charged = False
                 sink.on_whole()
+            watcher = sink.watcher
+            if watcher is not None and (
+                sink.messages_in >= sink.watched_messages or sink.bytes_in >= sink.watched_octets
+            ):
+                watcher.after_read(sink.owner)
         else:
             self._count_progress(sink, len(data))
         if sink.corked is not None:

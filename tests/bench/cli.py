@@ -12,6 +12,8 @@ from tests.bench.peers import (
     FANOUT_BASE,
     FANOUTS,
     GATEWAY,
+    IDLE,
+    KEPT,
     LOOPS,
     MOST_CONNECTIONS,
     OPEN,
@@ -29,13 +31,14 @@ from tests.support.tool import WholeNumber
 RPC_SERVERS = (GATEWAY, BASE, "aiohttp-json", "websockets", "picows", "node-ws")
 RELAY_SERVERS = tuple(name for name in RELAYS.names if name not in (BEFORE, TOKEN, f"{RELAY_BASE}-uvloop"))
 FANOUT_SERVERS = tuple(name for name in FANOUTS.names if name not in (BEFORE, f"{FANOUT_BASE}-uvloop"))
-FIELDS = {"memory": OPEN, "connect": CONNECTED, "rpc": OPEN, "routed": RELAYS, "fanout": FANOUTS}
+FIELDS = {"memory": IDLE, "connect": CONNECTED, "rpc": OPEN, "routed": RELAYS, "fanout": FANOUTS}
 
 DESCRIPTION = f"""\
 Measure the gateway beside other servers on this machine, in one run. Each server is a process of its own
 on a free port of 127.0.0.1. The servers take turns in every round. A figure is the median of the rounds. A
 ratio is the median of the rounds' own ratios to the base, a bare aiohttp handler: {BASE} for memory,
-connect and rpc, {RELAY_BASE} for routed, {FANOUT_BASE} for fanout.
+connect and rpc, {RELAY_BASE} for routed, {FANOUT_BASE} for fanout. gateway-kept and gateway-before have
+another ratio beside it, to the gateway in the same run.
 
 Where there are two cores, the servers run on the first and the load generator on the second.
 
@@ -43,6 +46,7 @@ servers of memory, connect and rpc:
   gateway              python -m gateway with heartbeat 30/10, receive_timeout 60, JSON log, no credentials;
                        called gateway-uvloop or gateway-asyncio in the tables (see --loop)
   gateway-before       the same, of another checkout: the folder that BENCH_BEFORE names
+  gateway-kept         memory: the gateway with connections that outlive their link (connection.keep)
   gateway-token        the same in mode token, each connect with a token in its Authorization header
   gateway-jwt          in mode jwt (HS256), with a hundred tokens, which it remembers
   gateway-new-jwt      in mode jwt (HS256), with 8,192 tokens, more than it remembers: each is verified
@@ -57,6 +61,7 @@ servers of memory, connect and rpc:
 
 servers of routed and fanout:
   gateway, gateway-before   as above
+  gateway-kept         routed: caller and node outlive their link, and acknowledge every 64 messages
   gateway-token        routed: in mode token, the caller an operator, the other a node
   {RELAY_BASE}        routed: forwards with a rewritten id, async for message, json, await send_str; always measured
   {FANOUT_BASE}       fanout: await send_str(text) for each subscriber; always measured
@@ -118,7 +123,7 @@ NewParser = Callable[..., argparse.ArgumentParser]
 
 
 def _add_memory(new_parser: NewParser) -> None:
-    parser = _add(new_parser, "memory", "Memory of an idle connection.", memory.LAYOUT.method, (GATEWAY,))
+    parser = _add(new_parser, "memory", "Memory of an idle connection.", memory.LAYOUT.method, (GATEWAY, KEPT))
     _add_number(parser, "--connections", WholeNumber(100, MOST_CONNECTIONS), 10_000, "idle at once")
 
 

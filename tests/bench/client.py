@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.frames import MESSAGES, TEXT, FrameReader, PeerError, after_upgrade, masked, upgrade_request
+from tests.bench.kept import ACK, KEEP
 from tests.bench.procfs import Usage
 
 HOST = "127.0.0.1"
@@ -31,7 +32,7 @@ class Target:
     """The server: its port on 127.0.0.1, its process, and whether its first frame is a welcome.
 
     headers: a connect has one of these lines, in turn. refuses: each upgrade is to be refused. socketio: it speaks
-    Socket.IO. nats: it speaks NATS.
+    Socket.IO. nats: it speaks NATS. kept: a connection is to outlive its link.
     """
 
     port: int
@@ -41,6 +42,7 @@ class Target:
     refuses: bool = False
     socketio: bool = False
     nats: bool = False
+    kept: bool = False
 
     def request(self, index: int) -> bytes:
         """The upgrade request of this connect."""
@@ -83,8 +85,18 @@ def open_websocket(target: Target, index: int) -> tuple[socket.socket, bytes]:
             raise PeerError("Socket.IO was refused")
     if target.nats and ask(sock, NATS_CONNECT) != NATS_OK:
         raise PeerError("NATS was refused")
+    if target.kept:
+        _keep(sock)
     sock.settimeout(None)
     return sock, rest
+
+
+def _keep(sock: socket.socket) -> None:
+    """Have the gateway keep this connection, and acknowledge at once."""
+    kept = ask(sock, KEEP)
+    if b'"session"' not in kept:
+        raise PeerError(f"the connection was not kept: {kept!r}")
+    sock.sendall(masked(TEXT, ACK % 0))
 
 
 def receive_text(sock: socket.socket, data: bytes = b"") -> bytes:

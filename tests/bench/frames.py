@@ -10,6 +10,8 @@ FIN = 0x80
 MASKED = 0x80
 HEAD_END = b"\r\n\r\n"
 NORMAL_CLOSE = (1000).to_bytes(2, "big")
+ACK_TEXT = b'{"jsonrpc":"2.0","method":"connection.ack",'
+"""How the text of an acknowledgement begins, the gateway's and a client's."""
 NATS_PING, NATS_PONG = b"PING\r\n", b"PONG\r\n"
 # More replies than one read of the load generator can hold.
 MOST_REPLIES = 16384
@@ -151,6 +153,8 @@ class ReplyCounter:
         for frame in self._reader.feed(data):
             if frame.payload == NATS_PING:
                 self.pings.append(frame.payload)
+            elif frame.payload.startswith(ACK_TEXT):
+                continue
             elif frame.opcode in MESSAGES:
                 count += 1
                 self._learn(frame)

@@ -1,8 +1,8 @@
 """A load generator in a process of its own: `python -m tests.bench.load JOB`, JOB a JSON object.
 
 Its `kind` is a name in `JOBS`; it names the server's `port` and `pid`, a file of `headers`, and whether the server
-`welcomes`, `refuses` or speaks `socketio` or `nats`. What else it holds, and the result, is told by the function of
-that kind. The result is a line of JSON on standard output.
+`welcomes`, `refuses` or speaks `socketio` or `nats`, and whether its connections are `kept`. What else it holds, and
+the result, is told by the function of that kind. The result is a line of JSON on standard output.
 """
 
 import json
@@ -32,7 +32,7 @@ JOBS: dict[str, Callable[[Target, Job], dict[str, Any]]] = {
 def target_of(job: Job) -> Target:
     """Where the server of a job is, and how a connection to it begins. Raises OSError."""
     headers = tuple(Path(job["headers"]).read_text(encoding="utf-8").splitlines())
-    spoken = {name: job.get(name, False) for name in ("socketio", "nats")}
+    spoken = {name: job.get(name, False) for name in ("socketio", "nats", "kept")}
     return Target(job["port"], job["pid"], job["welcomes"], headers, job["refuses"], **spoken)
 
 

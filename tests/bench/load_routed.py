@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.bench.client import PATIENCE, READ_SIZE, Target, ask, open_websocket, receive_text
 from tests.bench.frames import (
+    ACK_TEXT,
     FIN,
     MASKED,
     NATS_PONG,
@@ -22,6 +23,7 @@ from tests.bench.frames import (
     masked,
     pong,
 )
+from tests.bench.kept import KeptCounter, Received, without_acks
 from tests.bench.load_rpc import FIRST_ID, RING, Caller, End, RpcLoad, clock, close, request_ring
 from tests.bench.nats import NatsCounter, NatsReader
 
@@ -50,7 +52,7 @@ class Node:
     mask must not change, the headers, has been masked once before.
     """
 
-    __slots__ = ("_around", "_mask", "_reader", "_sock", "_target")
+    __slots__ = ("_around", "_mask", "_reader", "_received", "_sock", "_target")
 
     errors = 0
 
@@ -58,6 +60,7 @@ class Node:
         self._sock = sock
         self._target = target
         self._reader = FrameReader()
+        self._received = Received() if target.kept else None
         octet = 1 + secrets.randbelow(255)
         self._mask = bytes(octet ^ value for value in range(256))
         self._around: dict[int, tuple[bytes, bytes]] = {}
@@ -86,7 +89,12 @@ class Node:
 
     def reply(self, data: bytes) -> bytes:
         """Return the frames that answer what `data` completes. PeerError when that is anything but calls."""
-        return self.answers(self.identities(data))
+        received = self._received
+        if received is None:
+            return self.answers(self.identities(data))
+        identities = self.identities(without_acks(data) if self._reader.between_frames else data)
+        received.messages += len(identities)
+        return self.answers(identities) + received.acknowledgement()
 
     def identities(self, data: bytes) -> list[bytes]:
         """Return the ids of the calls that `data` completes. PeerError when anything else comes.
@@ -130,6 +138,8 @@ class Node:
         for frame in self._reader.feed(data):
             if frame.opcode == PING:
                 self._sock.sendall(pong(frame.payload))
+                continue
+            if frame.payload.startswith(ACK_TEXT):
                 continue
             match = IDENTITY.search(frame.payload)
             if frame.opcode != TEXT or match is None:
@@ -212,7 +222,7 @@ def routed(target: Target, job: dict[str, Any]) -> dict[str, Any]:
     try_once(target, caller_sock, node_sock, node)
     ring, frame = request_ring(request_of(target))
     latencies: list[tuple[float, int]] = []
-    replies = NatsCounter() if target.nats else ReplyCounter()
+    replies = NatsCounter() if target.nats else KeptCounter() if target.kept else ReplyCounter()
     caller = Caller(caller_sock, memoryview(ring), frame, latencies, replies)
     ends: dict[int, End] = {caller_sock.fileno(): caller, node_sock.fileno(): node}
     load = RpcLoad(target.pid, job["inFlight"], ends, latencies)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tests.bench.client import PATIENCE, READ_SIZE, Target, open_websocket
 from tests.bench.frames import CLOSE, NORMAL_CLOSE, TEXT, PeerError, ReplyCounter, masked, pong
+from tests.bench.kept import KeptCounter
 from tests.bench.nats import NatsCounter
 from tests.bench.procfs import Usage
 
@@ -58,7 +59,8 @@ class End(Protocol):
 class Caller:
     """One connection that keeps a number of requests in flight.
 
-    As many as one read answers, one send asks again. Replies are taken to come in the order of the requests.
+    As many as one read answers, one send asks again. Replies are taken to come in the order of the requests. If the
+    connection is kept, what is `received` is acknowledged by the same send.
     """
 
     __slots__ = (
@@ -66,6 +68,7 @@ class Caller:
         "_frame",
         "_latencies",
         "_position",
+        "_received",
         "_recv",
         "_ring",
         "_send",
@@ -88,13 +91,16 @@ class Caller:
         self._latencies = latencies
         self._position = 0
         self._batches: deque[tuple[float, int]] = deque()
+        self._received = replies.received if isinstance(replies, KeptCounter) else None
         self.replies = replies
 
     def ask(self, count: int, now: float) -> None:
         """Send `count` requests in one send."""
         start, frame = self._position, self._frame
         end = start + count
-        self._send(self._ring[start * frame : end * frame])
+        frames = self._ring[start * frame : end * frame]
+        ack = self._received.acknowledgement() if self._received is not None else b""
+        self._send(b"".join((frames, ack)) if ack else frames)
         self._position = end % RING
         self._batches.append((now, count))
 

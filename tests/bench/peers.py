@@ -24,6 +24,7 @@ NODE_SERVER = SERVERS / "node_ws.cjs"
 BASE, RELAY_BASE, FANOUT_BASE = "aiohttp-echo", "aiohttp-relay", "aiohttp-fanout"
 GATEWAY = "gateway"
 BEFORE = "gateway-before"
+KEPT = "gateway-kept"
 TOKEN, JWT, NEW_JWT, REFUSING = "gateway-token", "gateway-jwt", "gateway-new-jwt", "gateway-refusing"
 # More than any run opens.
 MOST_CONNECTIONS = 50_000
@@ -41,7 +42,8 @@ class Peer:
     welcomes: whether its first frame is `gateway.welcome`. needs: Python modules without which it cannot run.
     headers: a connect has one of these header lines, in turn. refuses: whether it refuses all upgrades.
     socketio: whether it speaks Socket.IO, and carries each message as an event. nats: whether it speaks NATS.
-    home: the folder that it runs in; empty for this checkout.
+    kept: whether its connections are kept (`connection.keep`). beside: the name of the server, if that is measured too,
+    to which it has another ratio. home: the folder that it runs in; empty for this checkout.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Peer:
     refuses: bool = False
     socketio: bool = False
     nats: bool = False
+    kept: bool = False
+    beside: str = ""
     home: str | None = ""
 
     def missing(self) -> str | None:
@@ -143,7 +147,13 @@ def _refusing(loop: LoopName) -> Peer:
 
 def _before(loop: LoopName) -> Peer:
     """The gateway of another checkout, to compare a change with what there was before."""
-    return replace(_with_nothing(loop), name=f"{BEFORE}-{loop}", home=os.environ.get("BENCH_BEFORE"))
+    home = os.environ.get("BENCH_BEFORE")
+    return replace(_with_nothing(loop), name=f"{BEFORE}-{loop}", beside=f"{GATEWAY}-{loop}", home=home)
+
+
+def _kept(loop: LoopName) -> Peer:
+    """Each connection is kept, the caller's and the node's."""
+    return replace(_with_nothing(loop), name=f"{KEPT}-{loop}", beside=f"{GATEWAY}-{loop}", kept=True)
 
 
 GATEWAYS: dict[str, Callable[[LoopName], Peer]] = {
@@ -269,8 +279,12 @@ CONNECTED = Field(BASE, GATEWAYS, _OTHERS)
 """All that can be connected to, or that refuses it."""
 OPEN = Field(BASE, {name: made for name, made in GATEWAYS.items() if name != REFUSING}, _OTHERS)
 """Those that answer a request."""
+IDLE = Field(BASE, {**OPEN.gateways, KEPT: _kept}, _OTHERS)
+"""Those that hold idle connections."""
 RELAYS = Field(
-    RELAY_BASE, {GATEWAY: _with_nothing, BEFORE: _before, TOKEN: _with_roles}, {peer.name: peer for peer in _relays()}
+    RELAY_BASE,
+    {GATEWAY: _with_nothing, KEPT: _kept, BEFORE: _before, TOKEN: _with_roles},
+    {peer.name: peer for peer in _relays()},
 )
 """Those that hand a call to a node, and the answer back."""
 FANOUTS = Field(FANOUT_BASE, {GATEWAY: _with_nothing, BEFORE: _before}, {peer.name: peer for peer in _fanouts()})

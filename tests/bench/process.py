@@ -227,6 +227,7 @@ def job_for(server: Server, job: dict[str, Any]) -> dict[str, Any]:
         "refuses": peer.refuses,
         "socketio": peer.socketio,
         "nats": peer.nats,
+        "kept": peer.kept,
     }
 
 

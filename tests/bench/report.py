@@ -25,11 +25,22 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """The server that another one is compared with, and the median and the ends of the rounds' own ratios to it."""
+
+    server: str
+    ratio: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One server at one shape, over all rounds.
 
     medians: of each figure. ratio: the median of the rounds' own ratios to the base, lowest and highest the
-    ends of their range; None where no round has both. rounds: how many samples there are.
+    ends of their range; None where no round has both. rounds: how many samples there are. beside: the same to
+    another server, if it is measured beside one.
     """
 
     server: str
@@ -40,6 +51,7 @@ class Row:
     lowest: float | None
     highest: float | None
     marks: tuple[str, ...] = ()
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,8 @@ class Report:
     settings: Mapping[str, Any]
     machine: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Which server is compared with which other one, apart from the base."""
 
     def rows(self) -> list[Row]:
         """Return one row for each shape and server, in the order in which they were first met."""
@@ -139,7 +153,13 @@ class Report:
             min(ratios, default=None),
             max(ratios, default=None),
             self.layout.marks(samples),
+            self._beside(shape, server),
         )
+
+    def _beside(self, shape: str, server: str) -> Beside | None:
+        other = self.beside.get(server, "")
+        ratios = paired_ratios(self.samples, shape, server, other, self.layout.metric)
+        return Beside(other, statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
 
     def _table(self, shape: str, rows: Sequence[Row]) -> str:
         columns = self.layout.columns
@@ -147,7 +167,8 @@ class Report:
         for row in rows:
             cells = [f"{row.medians[column.key]:,.{column.digits}f}" for column in columns]
             lines.append([row.server, _number(row.ratio), _range(row), *cells, ", ".join(row.marks)])
-        return "\n".join(_aligned(lines))
+        besides = [_told_beside(row.server, row.beside) for row in rows if row.beside is not None]
+        return "\n".join([*_aligned(lines), *besides])
 
 
 def paired_ratios(samples: Iterable[Sample], shape: str, server: str, base: str, metric: str) -> list[float]:
@@ -167,6 +188,10 @@ def _number(value: float | None) -> str:
 
 def _range(row: Row) -> str:
     return f"{_number(row.lowest)}-{_number(row.highest)}" if row.ratio is not None else "-"
+
+
+def _told_beside(server: str, beside: Beside) -> str:
+    return f"{server} / {beside.server}: {beside.ratio:.3f}, from {beside.lowest:.3f} to {beside.highest:.3f}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -43,7 +43,8 @@ class Plan:
         """Return the report of a run."""
         cores = {"serverCore": self.cores.server, "loadCore": self.cores.load}
         settings = {"rounds": self.rounds, **cores, **settings}
-        return Report(layout, self.servers[0].name, tuple(samples), settings, machine(), self.notes)
+        beside = {peer.name: peer.beside for peer in self.servers if peer.beside}
+        return Report(layout, self.servers[0].name, tuple(samples), settings, machine(), self.notes, beside)
 
 
 def make_plan(peers: Sequence[Peer], rounds: int, cores: Cores, quiet: bool) -> Plan:

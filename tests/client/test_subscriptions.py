@@ -333,6 +333,33 @@ async def test_a_gap_that_the_gateway_tells_is_passed_on_once_and_in_its_place()
         assert await take(events, 3) == ["first", "gap in a.b", "last"]
 
 
+async def test_a_gap_in_a_pattern_is_passed_on_and_is_no_position_to_come_back_from() -> None:
+    """Gateways of a cluster cannot always tell which topics have lost messages."""
+
+    async def first(peer: Peer) -> None:
+        await second(peer)
+        await peer.close(4000)
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        asked = await peer.request()
+        assert not asked["params"]["since"]
+        await peer.answer(asked, {"topics": {}})
+        for topic in ("a.*", "b.>", "a.*"):
+            await peer.notify("event.gap", topic=topic, epoch="x", offset=7)
+
+    async def last(peer: Peer) -> None:
+        await second(peer)
+        await peer.stay()
+
+    async with (
+        scripted(first, last) as gateway,
+        connect(gateway.url) as client,
+        client.subscribe("a.*") as events,
+    ):
+        assert await take(events, 4) == ["gap in a.*"] * 4
+
+
 async def heard(subscription: Subscription, client: Client, data: str) -> None:
     """What is published now comes at once: a subscription that says that it is active hears."""
     await client.publish("a.b", data)

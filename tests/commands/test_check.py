@@ -27,6 +27,12 @@ def test_several_addresses() -> None:
     assert "serve would listen on 127.0.0.1:8765 and [::1]:8765, auth" in ended.stdout
 
 
+def test_a_cluster_is_named_and_not_asked() -> None:
+    ended = run("check", environ={"GATEWAY_CLUSTER__NATS": "nats://127.0.0.1:1", "GATEWAY_CLUSTER__NAME": "home"})
+    assert (ended.status, ended.stderr) == (0, "")
+    assert "listen on 127.0.0.1:8765, in the cluster home, auth.mode is none" in ended.stdout
+
+
 def test_the_example_is_well() -> None:
     assert run("check", "--config", "conf/gateway.toml").status == 0
 
@@ -40,6 +46,7 @@ def test_the_example_is_well() -> None:
         ("[auth]\nmode = 'token'\ntokens_file = '/nowhere.toml'\n", "auth.tokens_file: "),
         ("[methods]\nmodules = ['no_such_module']\n", "methods.modules: "),
         ("[server]\nhost = '0.0.0.0'\n", "server.host: "),
+        ("[cluster]\nnats = ['nats://a']\ntoken_file = '/nowhere'\n", "cluster.token_file: cannot be read: "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, line: str, tmp_path: Path) -> None:

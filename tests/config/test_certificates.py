@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from gateway.config import parse
-from gateway.config.certificates import CertificateError, tls_context
+from gateway.config.certificates import CertificateError, client_context, tls_context
 from tests.support.certs import Authority, ServerFiles
 from tests.support.settings import refusal
 
@@ -80,3 +80,29 @@ def test_key_with_a_passphrase_is_refused_without_asking(files: ServerFiles, tmp
     line = refusal(lambda: parse(with_files(files.cert, encrypted)))
     assert line.endswith("is encrypted; a private key without a passphrase")
     assert "server.tls_key: " in line
+
+
+def as_client(**files: Path) -> dict[str, Mapping[str, object]]:
+    return {"cluster": {"nats": ["tls://a"]} | {name: str(file) for name, file in files.items()}}
+
+
+def test_the_context_of_a_client(files: ServerFiles, certificates: Authority, tmp_path: Path) -> None:
+    ca = certificates.write(tmp_path / "ca.pem")
+    context = client_context(str(ca), "", "")
+    assert (context.minimum_version, context.verify_mode) == (ssl.TLSVersion.TLSv1_2, ssl.CERT_REQUIRED)
+    assert context.check_hostname
+    assert len(context.get_ca_certs()) == 1, "the system's are not trusted as well"
+    assert client_context("", str(files.cert), str(files.key)).verify_mode is ssl.CERT_REQUIRED
+
+
+def test_files_of_a_client_that_cannot_be_used(files: ServerFiles, certificates: Authority, tmp_path: Path) -> None:
+    ca = certificates.write(tmp_path / "ca.pem")
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"no PEM\n")
+    assert parse(as_client(tls_ca=ca, tls_cert=files.cert, tls_key=files.key)).cluster.tls_ca == str(ca)
+    line = refusal(lambda: parse(as_client(tls_ca=junk)))
+    assert line.startswith("configuration: cluster.tls_ca: ")
+    assert line.endswith("holds no certificate; a PEM file with certificates")
+    line = refusal(lambda: parse(as_client(tls_cert=files.cert, tls_key=junk)))
+    assert line.startswith("configuration: cluster.tls_key: ")
+    assert " do not load: " in line and "cluster.tls_cert" in line

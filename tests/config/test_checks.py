@@ -10,6 +10,8 @@ from tests.support.settings import refusal, refused_file
 
 ALGORITHM = '"HS256", "RS256", "ES256", a longer one of these, or "EdDSA"'
 ONE_FILE = "one of auth.jwt.secret_file, public_key_file and jwks_file"
+NATS = "[cluster]\nnats = ['nats://a']\n"
+ONE_KIND = "one of cluster.user with password_file, token_file and credentials_file"
 
 # A table [auth.jwt], and the line that it earns.
 WRONG_JWT = [
@@ -70,11 +72,39 @@ WRONG_FILES = [
         "limits.max_connections: limits.reserved_for_admin 16 is not below limits.max_connections 16;"
         " a limits.reserved_for_admin below 16",
     ),
+    (
+        "[server]\nunix_socket = '/run/a'\nreuse_port = true",
+        'server.reuse_port: true, and server.unix_socket "/run/a" can have one listener only;'
+        " false, or server.host and port instead of unix_socket",
+    ),
     ("[server]\ntls_cert = 'a.pem'", "server.tls_cert: set without server.tls_key; both or neither"),
     ("[server]\ntls_key = 'a.key'", "server.tls_key: set without server.tls_cert; both or neither"),
     (
         "[server]\ntls_cert = '/no/a.pem'\ntls_key = '/no/a.key'",
         'server.tls_cert: "/no/a.pem" cannot be read: No such file or directory; a readable PEM file',
+    ),
+    (
+        f"{NATS}token_file = 't'\ncredentials_file = 'c'",
+        f"cluster.token_file: cluster.token_file and cluster.credentials_file are set; {ONE_KIND}",
+    ),
+    (
+        f"{NATS}user = 'u'\npassword_file = 'p'\ntoken_file = 't'",
+        f"cluster.user: cluster.user and cluster.token_file are set; {ONE_KIND}",
+    ),
+    (f"{NATS}user = 'u'", "cluster.user: set without cluster.password_file; both or neither"),
+    (f"{NATS}password_file = 'p'", "cluster.password_file: set without cluster.user; both or neither"),
+    (f"{NATS}tls_key = 'k'", "cluster.tls_key: set without cluster.tls_cert; both or neither"),
+    (
+        f"{NATS}tls_ca = 'ca.pem'",
+        "cluster.nats: cluster.tls_ca is set, and nats://a may be plaintext; tls:// for all of cluster.nats",
+    ),
+    (
+        "[cluster]\nnats = ['tls://a', 'nats://b']\ntls_cert = 'c'\ntls_key = 'k'",
+        "cluster.nats: cluster.tls_cert is set, and nats://b may be plaintext; tls:// for all of cluster.nats",
+    ),
+    (
+        "[cluster]\nnats = ['tls://a']\ntls_ca = '/no/ca.pem'",
+        'cluster.tls_ca: "/no/ca.pem" cannot be read: No such file or directory; a readable PEM file',
     ),
 ]
 
@@ -153,3 +183,15 @@ def test_with_credentials_it_may_listen_anywhere(auth: dict[str, Any]) -> None:
     # What belongs to a mode is not asked for in another.
     assert parse({"auth": auth | {"mode": "none"}}).auth.mode == "none"
     assert parse({"auth": {"jwt": {"algorithms": ["HS256"], "public_key_file": "p"}}}).auth.mode == "none"
+
+
+def test_who_is_alone_needs_nothing_of_a_cluster() -> None:
+    unused = {"user": "u", "token_file": "t", "credentials_file": "c", "tls_ca": "/no", "tls_key": "/no"}
+    assert parse({"cluster": unused}).cluster.user == "u"
+    assert "cluster.user and cluster.token_file" in refusal(
+        lambda: parse({"cluster": {**unused, "nats": ["nats://a"]}})
+    )
+
+
+def test_some_servers_of_a_cluster_may_be_plaintext_if_no_key_says_otherwise() -> None:
+    assert parse({"cluster": {"nats": ["tls://a", "nats://b"]}}).cluster.nats == ("tls://a", "nats://b")

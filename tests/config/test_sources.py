@@ -25,7 +25,7 @@ WRONG_FILES = [
     ("[sever]\nport = 1", 'sever: unknown key; did you mean "server"?'),
     ("[log]\nxyzzy = 1", "log.xyzzy: unknown key; a table of level, format"),
     ('[log]\n"a.b\\n" = 1', 'log."a.b\\n": unknown key; a table of level, format'),
-    ("[cluster]\nurl = 'x'", "cluster.url: unknown key; an empty table"),
+    ("[cluster]\nmembers = 'x'", 'cluster.members: unknown key; did you mean "member"?'),
     ("[auth.jwt]\nissuers = 'x'", 'auth.jwt.issuers: unknown key; did you mean "issuer"?'),
     ("log = 5", "log: expected table, got int; a table of level, format"),
     ("[[log]]\nlevel = 'info'", "log: expected table, got list; a table of level, format"),
@@ -177,6 +177,8 @@ def test_source_of(tmp_path: Path) -> None:
         ("auth.jwt.issuer", "1", "1"),
         ("auth.jwt.algorithms", "EdDSA", ("EdDSA",)),
         ("methods.modules", "a.b,c", ("a.b", "c")),
+        ("cluster.nats", "nats://a:1, tls://b", ("nats://a:1", "tls://b")),
+        ("cluster.member_timeout", "3", 3.0),
     ],
 )
 def test_text_is_converted_by_the_key_s_type(key: str, text: str, value: object) -> None:

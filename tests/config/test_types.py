@@ -14,6 +14,7 @@ COUNT = "an integer from 1 to 2147483647"
 HOST = 'a name in lower case without scheme and port, such as "example.com" or "[::1]"'
 ORIGIN = 'scheme://host[:port] in lower case, no default port, such as "https://example.com"'
 LISTEN = 'an address or name, such as "127.0.0.1", "::1" or "localhost", or an array of them'
+NATS = '"nats://host:port" or "tls://host:port"; user and password have keys of their own'
 
 # A file's text, and the line that it earns, behind the file's name.
 WRONG_FILES = [
@@ -101,6 +102,20 @@ WRONG_FILES = [
         "[auth.jwt]\nalgorithms = ['none']",
         'auth.jwt.algorithms[0]: "none" is not allowed; "HS256", "RS256", "ES256", a longer one of these, or "EdDSA"',
     ),
+    ("[cluster]\nnats = ['nats://me:hush@nats']", f"cluster.nats[0]: this is not allowed; {NATS}"),
+    ("[cluster]\nnats = 'nats://me:hush@nats'", f"cluster.nats: expected array, got str; an array, each item {NATS}"),
+    ("[cluster]\nnats = 4222", f"cluster.nats: expected array, got int 4222; an array, each item {NATS}"),
+    ("[cluster]\nname = 'a.b'", 'cluster.name: "a.b" is not allowed; 1 to 64 letters, digits, "-" and "_"'),
+    (
+        "[cluster]\nmember = 'a\tb'",
+        'cluster.member: "a\\tb" is not allowed; a name on one line, of at most 200 characters, or an empty string',
+    ),
+    ("[cluster]\nstorage = 'disk'", 'cluster.storage: "disk" is not allowed; "file" or "memory"'),
+    ("[cluster]\nreplicas = 6", "cluster.replicas: 6 is out of range; an integer from 1 to 5"),
+    (
+        "[cluster]\nmember_timeout = 0.4",
+        "cluster.member_timeout: 0.4 is out of range; a number of seconds from 0.5 to 60",
+    ),
 ]
 
 
@@ -140,6 +155,10 @@ def test_no_integer(key: str, value: object) -> None:
         ("auth.expiry_notice", 0),
         ("events.history_count", 0),
         ("auth.tokens_file", "not/there/yet.toml"),
+        ("cluster.name", "Home_2-b" * 8),
+        ("cluster.member", "kitchen pi"),
+        ("cluster.member_timeout", 0.5),
+        ("cluster.replicas", 5),
     ],
 )
 def test_the_last_value_that_is_allowed(key: str, value: object) -> None:
@@ -184,6 +203,21 @@ def test_the_last_value_that_is_allowed(key: str, value: object) -> None:
         ),
         ("server.subprotocols", ["jsonrpc", "v2.json-rpc"], ["", "a b", "a,b", "é", "a\n", "a:b"]),
         ("methods.modules", ["a", "a.b_c"], ["", "a.", ".a", "a-b", "a.class", "a/b.py"]),
+        (
+            "cluster.nats",
+            ["nats://a", "nats://127.0.0.1:4222", "tls://[::1]:65535/", "nats://a_b.internal:1"],
+            [
+                "",
+                "a:4222",
+                "http://a",
+                "NATS://a",
+                "nats://",
+                "nats://a:0",
+                "nats://a:65536",
+                "nats://a/b",
+                "nats://a b",
+            ],
+        ),
         ("events.conflate", ["a", "a.*", "a.>", ">"], ["", "a.", "a b", "a\n", "a*", "a.>.b", "a:b", "*." * 100 + "*"]),
     ],
 )

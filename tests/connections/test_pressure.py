@@ -104,3 +104,26 @@ async def test_streams_go_on_when_their_peer_reads_acknowledges_or_is_back(aioht
     await kept.cut()
     await kept.back()
     await until(lambda: told == ["room", "read"])
+
+
+async def test_what_has_a_number_waits_in_one_lane_and_does_not_keep_the_peer_from_being_read(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    kept = await Kept.open(await gateway_for(aiohttp_client))
+    connection = kept.connection
+    for _ in range(2):  # the first is more than the kernel takes, so the second is kept
+        connection.send(b"[%b]" % (b" " * 3_000_000))
+        connection.link.flush()
+    assert connection.link.blocked
+    for number in range(1000):
+        connection.send(b"[%d]" % number)
+        connection.pass_on(b'["%b"]' % (b"x" * 100))
+    connection.link.flush()
+    assert not connection.link.stalled
+    assert [len(await kept.next()) for _ in range(2)] == [0, 0]
+    for number in range(1000):
+        came: list[object] = [await kept.next(), await kept.next()]
+        assert came == [[number], ["x" * 100]]
+    await until(lambda: connection.flowing)
+    await kept.ack()
+    await until(lambda: connection.session is not None and connection.session.octets == 0)

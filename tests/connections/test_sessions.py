@@ -11,9 +11,12 @@ from gateway import errors
 from gateway.api import CALL, Connection, method
 from gateway.app import CONNECTIONS, GATEWAY
 from gateway.config import Config
+from gateway.connections import sessions
 from gateway.connections.session import ACK_EVERY
 from gateway.telemetry.counts import Traffic
 from tests.support.kept import Client, Kept, Message, code_of, counts, gateway_for, held, until
+from tests.support.patience import WAIT
+from tests.support.peers import Opcode, frame
 from tests.support.rpc import Caller, connect
 
 
@@ -99,6 +102,55 @@ async def test_the_gateway_acknowledges_every_so_many_messages(kept: Kept) -> No
     await kept.quiet()
     acks = [message["params"]["received"] for message in kept.others if message["method"] == "connection.ack"]
     assert acks == [ACK_EVERY]
+
+
+@pytest.fixture
+def by_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acknowledge nothing because time has passed."""
+    monkeypatch.setattr(sessions, "ACK_WITHIN", 3600.0)
+
+
+@pytest.mark.usefixtures("by_number_alone")
+async def test_messages_that_have_no_answer_are_acknowledged_too_by_each_link(client: Client) -> None:
+    kept = await Kept.open(client)
+    for number in range(1, 4):
+        for _ in range(ACK_EVERY):
+            await kept.send({"jsonrpc": "2.0", "method": "gateway.ping"})
+        ack = await kept.ws.receive_json(timeout=WAIT)
+        assert ack["params"] == {"received": number * ACK_EVERY}
+        await kept.cut()
+        await kept.back()
+
+
+@pytest.mark.usefixtures("by_number_alone")
+async def test_messages_that_were_held_back_are_acknowledged_too(aiohttp_client: AiohttpClient) -> None:
+    @method("read.no_more", scope=CALL)
+    def read_no_more(peer: Connection) -> None:
+        peer.link.stall()
+
+    kept = await Kept.open(await gateway_for(aiohttp_client, [read_no_more]))
+    names = ["read.no_more", *["gateway.ping"] * (ACK_EVERY - 1)]
+    texts = [json.dumps({"jsonrpc": "2.0", "method": name}).encode() for name in names]
+    writer: Any = kept.ws._writer
+    writer.transport.write(b"".join(frame(Opcode.TEXT, text) for text in texts))
+    ack = await kept.ws.receive_json(timeout=WAIT)
+    assert ack["params"] == {"received": ACK_EVERY}
+
+
+@pytest.mark.parametrize("compress", [0, 15])
+async def test_a_quarter_of_what_may_be_kept_is_acknowledged_soon_even_if_few_bytes_came(
+    aiohttp_client: AiohttpClient, compress: int
+) -> None:
+    client = await gateway_for(aiohttp_client, limits={"max_held_bytes": 40_000}, server={"compression": True})
+    kept = Kept(client)
+    await kept.link(compress)
+    await kept.keep()
+    assert kept.ws.compress == compress
+    await kept.send({"jsonrpc": "2.0", "method": "gateway.ping", "params": ["x" * 10_000]})
+    await pings(kept, 2)
+    acks = [message["params"]["received"] for message in kept.others if message["method"] == "connection.ack"]
+    assert len(acks) == 1, "with the first answer at the latest"
+    assert acks[0] in (1, 2)
 
 
 async def test_it_acknowledges_a_single_message_within_two_seconds(kept: Kept) -> None:

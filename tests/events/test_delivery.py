@@ -5,9 +5,12 @@ import weakref
 
 import pytest
 
+from gateway.cluster.stream import Position
 from gateway.events.delivery import AT_ONCE, BYTES_AT_ONCE
 from gateway.rpc.work import at_once
 from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
+from tests.support.shared import SharedHall
+from tests.support.stations import heard
 
 CROWD = 3
 
@@ -313,3 +316,100 @@ def test_what_a_connection_holds_is_let_go_of_with_it() -> None:
     assert ear.room < room
     at_once(here.events.lost(ear))
     assert ear.room == room
+
+
+# A stream that was out of reach
+
+
+async def missed_by(*ears: Ear, first: int = 1) -> SharedHall:
+    """A hall in which a message of `a` and one of `b` were heard, and three of `a` were handed over in a pause.
+
+    The stream then has messages from the number ``first`` on.
+    """
+    here = SharedHall()
+    await here.events.start()
+    for ear, patterns in zip(ears, (("a", "not.begun"), ("a", "a.*", ">")), strict=False):
+        join(here.events, ear, *patterns)
+    for name in ("a", "b"):
+        await here.events.publish(name, b"0")
+    here.delivery.pause()
+    here.stream.replica.catch_up()
+    for _ in range(3):
+        await here.events.publish("a", b"0")
+    here.delivery.resume(here.stream.replica.caught_up(first, 10))
+    return here
+
+
+def by_topic(ear: Ear) -> list[tuple[str, str, int]]:
+    """What was heard of one topic after the other: their order is not promised."""
+    return sorted(heard(ear), key=lambda one: one[1])
+
+
+async def test_what_comes_in_a_pause_is_sent_after_it_and_before_what_is_new() -> None:
+    ears = Ear(), Ear()
+    here = await missed_by(*ears)
+    assert [ear.take() for ear in ears] == [[("a", 1)], [("a", 1), ("b", 2)]]
+    await here.events.publish("a", b"0")
+    await here.events.publish("b", b"0")
+    assert [ear.frames for ear in ears] == [[], []]
+    here.way.turn()
+    assert ears[0].take() == [("a", offset) for offset in range(3, 7)]
+    assert sorted(ears[1].take()) == [*(("a", offset) for offset in range(3, 7)), ("b", 7)]
+    assert not here.delivery.aside
+    await here.events.publish("a", b"0")
+    assert [ear.take() for ear in ears] == [[("a", 8)], [("a", 8)]], "at once"
+    assert here.delivery.gaps == 0
+
+
+async def test_a_lapse_is_told_of_each_topic_that_is_heard_and_of_each_pattern() -> None:
+    ears = Ear(), Ear()
+    here = await missed_by(*ears, first=5)
+    for ear in ears:
+        ear.frames.clear()
+    here.way.turn()
+    mine = [("event.gap", "a", 4), ("event.message", "a", 5)]
+    by_patterns = [("event.gap", ">", 5), *mine, ("event.gap", "a.*", 5), ("event.gap", "b", 4)]
+    assert [by_topic(ear) for ear in ears] == [[*mine, ("event.gap", "not.begun", 4)], by_patterns]
+    assert here.delivery.gaps == 6
+
+
+async def test_a_peer_that_does_not_read_learns_of_a_lapse_when_it_reads() -> None:
+    ear = Ear()
+    here = await missed_by(ear, first=5)
+    ear.frames.clear()
+    ear.stalled = True
+    here.way.turn()
+    assert ear.frames == []
+    ear.drain()
+    assert by_topic(ear) == [("event.gap", "a", 4), ("event.message", "a", 5), ("event.gap", "not.begun", 4)]
+
+
+async def test_a_connection_that_is_lost_in_a_pause_is_sent_nothing() -> None:
+    gone, ear = Ear(), Ear()
+    here = SharedHall()
+    await here.events.start()
+    for one in (gone, ear):
+        join(here.events, one, "a")
+    here.delivery.pause()
+    at_once(here.events.lost(gone))
+    await here.events.publish("a", b"0")
+    join(here.events, gone, "a")
+    here.delivery.resume(None)
+    here.way.turn()
+    assert (gone.frames, ear.take()) == ([], [("a", 1)])
+    await here.events.publish("a", b"0")
+    assert (gone.take(), ear.take()) == ([("a", 2)], [("a", 2)])
+
+
+async def test_who_was_further_than_a_topic_is_has_missed_nothing() -> None:
+    """Another gateway, which did not know the topic, has told it where the stream was."""
+    here, ear = SharedHall(), Ear()
+    await here.events.start()
+    for name in ("a", "b", "b"):
+        await here.events.publish(name, b"0")
+    met, release = subscribe(here.events, ear, ["a"], {"a": Position("e1", 3)})
+    release()
+    assert met == {"a": (Position("e1", 1), True)}
+    assert (ear.frames, ear.subscriber is not None and ear.subscriber.behind) == ([], {})
+    await here.events.publish("a", b"0")
+    assert ear.take() == [("a", 4)]

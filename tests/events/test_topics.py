@@ -307,6 +307,32 @@ def test_where_the_largest_holder_s_topics_are_all_asked_for_by_name_the_next_on
     assert desk.of("a") == ["a.1", "a.2"]
 
 
+def test_what_another_gateway_has_taken_begins_here_whoever_has_to_make_room_for_it() -> None:
+    """It cannot be refused any more. Otherwise a subscriber by a pattern would miss it, and not be told."""
+    desk, someone = Desk(max_topics=3), Someone()
+    for name in ("a.0", "a.1"):
+        desk.topics.subscribe(someone, name)
+        desk.publish(name, "a")
+    desk.publish("b.0", "b")
+    with pytest.raises(FullError):
+        desk.publish("a.2", "a")
+    desk.topics.arrive("a.2", "a")
+    assert (desk.of("a"), desk.of("b"), desk.forgotten) == (["a.0", "a.1", "a.2"], [], ["b.0"])
+    desk.topics.arrive("a.0", "c")
+    assert desk.of("c") == [], "it is there"
+
+
+def test_if_nothing_may_make_room_what_arrives_is_one_too_many_and_the_next_to_go() -> None:
+    desk, someone = Desk(max_topics=2), Someone()
+    for name in ("a", "b", "c", ">"):
+        desk.topics.subscribe(someone, name)
+    for name in ("a", "b", "c", *(f"new.{number}" for number in range(9))):
+        desk.topics.arrive(name, "x")
+    assert someone.names == ["a", "b", "c", "new.8"]
+    desk.topics.arrive("gateway.draining")
+    assert len(desk.topics) == 5, "the gateway's own are beside them"
+
+
 def test_who_has_no_topic_left_is_forgotten() -> None:
     desk = Desk(max_topics=2)
     for number in range(1000):

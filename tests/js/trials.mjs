@@ -471,6 +471,28 @@ const HOSTILITIES = {
     return { found, errors: [...new Set(errors)] };
   },
 
+  async losesItKnowsNotWhat({ connect }) {
+    const asked = [];
+    const server = await served(({ socket, welcome, tell }) => {
+      welcome();
+      socket.on("message", (data) => {
+        const { id, method, params } = JSON.parse(data);
+        if (method === "event.subscribe") asked.push(params.since);
+        socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: { topics: {} } }));
+        for (const topic of ["a.*", "b.>", "a.*"]) tell("event.gap", { topic, epoch: "x", offset: 7 });
+        if (asked.length === 1) socket.close(4001);
+      });
+    });
+    const gateway = connect(UNKEPT, server.url);
+    gateway.open().catch(() => {});
+    const feed = gateway.subscribe("a.*");
+    const seen = [];
+    for await (const event of feed) if (seen.push(event) === 4) break;
+    await gateway.close();
+    server.stop();
+    return { seen, asked };
+  },
+
   async isNoGateway({ connect }) {
     const found = [];
     for (const text of ["hello", '{"jsonrpc":"2.0","method":"hello"}', "null"]) {

@@ -183,7 +183,7 @@ async def test_there_is_nothing_after_the_last(caller: Caller, after: str) -> No
         ("list", {"limit": "1"}, "limit: Expected `int`, got `str`"),
         ("list", {"after": None}, "after: Expected `str`, got `null`"),
         ("list", {"page": 2}, "Object contains unknown field `page`"),
-        ("list", [1, "", "node", 4], "more than 3 parameters by position"),
+        ("list", [1, "", "node", "here", 5], "more than 4 parameters by position"),
         ("get", {}, "Object missing required field `connId`"),
         ("get", {"conn_id": NOBODY}, "Object contains unknown field `conn_id`"),
         ("get", {"connId": 7}, "connId: Expected `str`, got `int`"),
@@ -233,7 +233,7 @@ async def test_a_page_of_very_many_looks_at_each_a_few_times(limit: int) -> None
     for number in range(MANY):
         connection = Connection(f"127.0.0.1:{number}", Script(), regime)
         registry[Compared(connection.conn_id)] = connection
-    sessions = Sessions(Script(), hold_timeout=30.0, max_held=1, max_bytes=1, held=lambda connection: None)
+    sessions = Sessions(hold_timeout=30.0, max_held=1, max_bytes=1, held=lambda connection: None)
     listing = ConnectionMethods(registry, sessions)
     found: list[str] = []
     after: str | None = ""

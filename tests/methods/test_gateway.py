@@ -82,8 +82,14 @@ async def test_info_tells_about_the_gateway(caller: Caller) -> None:
     assert later["uptime"] >= info["uptime"]
 
 
-async def test_info_has_no_parameters(caller: Caller) -> None:
-    assert await caller.ask(request("gateway.info", {"a": 1})) == refused(-32602, "this method has no parameters")
+async def test_info_of_another_gateway_is_refused_where_there_is_none(caller: Caller) -> None:
+    assert await caller.ask(request("gateway.info", {"a": 1})) == refused(-32602, "Object contains unknown field `a`")
+    alone = "this gateway is alone; see [cluster] in its configuration"
+    for name in ("gateway.info", "connection.list", "connection.history", "node.list"):
+        assert await caller.ask(request(name, {"member": "b"})) == refused(-32004, alone)
+    for name in ("connection.get", "connection.close"):
+        assert await caller.ask(request(name, {"connId": "a", "member": "b"})) == refused(-32004, alone)
+    assert await caller.ask(request("node.get", {"name": "a", "member": "b"})) == refused(-32004, alone)
 
 
 async def test_everybody_may_ping_and_ask_for_info(caller: Caller) -> None:

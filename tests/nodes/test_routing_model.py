@@ -126,6 +126,11 @@ def busy(machine: "Routing") -> list[Link]:
     return [link for link in present(machine) if link.flights]
 
 
+async def _serve(connection: Connection, request: web.Request) -> None:
+    """Serve a connection, in the event loop from the first moment on."""
+    await connection.serve(request)
+
+
 class Routing(RuleBasedStateMachine):
     """Peers that do anything at all."""
 
@@ -179,12 +184,12 @@ class Routing(RuleBasedStateMachine):
     def connect(self, polite: bool, serves: list[str], name: str | None) -> None:
         self.model.step += 1
         wire = Wire(self.loop, polite)
-        parts = {"protocol": wire, "_protocol": wire, "headers": OPENING_HEADERS}
+        parts = {"protocol": wire, "_protocol": wire, "_message": None, "headers": OPENING_HEADERS}
         request = SimpleNamespace(**parts, writer=SimpleNamespace(output_size=0))
         at = 0 if name is None else self.last
         gateway = self.gateways[at]
         connection = Connection(f"127.0.0.1:{len(self.model.links) + 1}", gateway, gateway._regime)
-        served = self.loop.create_task(connection.serve(cast(web.Request, request)))
+        served = self.loop.create_task(_serve(connection, cast(web.Request, request)))
         served.add_done_callback(lambda task: task.result())
         link = Link(connection, wire, at)
         self.turn(1)

@@ -20,7 +20,7 @@ from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Dispatcher
+from gateway.rpc.dispatcher import PATIENCE, Dispatcher
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import CALL, Continue, Refusal, Then, method
 from gateway.rpc.replies import Batch
@@ -105,6 +105,12 @@ class Works:
         if params.name != "short":
             raise Continue(lambda: self.work(peer, params))
         return "at once"
+
+    @method("begin", scope=CALL)
+    def begin(self, peer: object, params: Name) -> Any:
+        """Do what it is asked for, and answer later."""
+        self.ran.append(f"began {params.name}")
+        raise Continue(lambda: self.work(peer, params), begun=True)
 
     @method("brief", scope=CALL, timeout=0.05)
     async def brief(self, peer: object) -> None:
@@ -354,6 +360,34 @@ async def test_going_on_as_a_task_counts_as_in_flight_and_may_be_in_a_batch(benc
     done = accepted("null", '"a"')
     refusal = refused(-32009, OVERLOADED, '"b"', retryAfterMs=errors.RETRY_BUSY_MS, outcome="not_delivered")
     assert bench.peer.take() == [f"[{refusal},{done}]"]
+
+
+async def test_what_has_begun_is_not_refused_but_no_more_is_read_meanwhile(bench: Bench) -> None:
+    """Its effect is there, so neither may a reply say that it is not, nor may a notification be dropped."""
+    for number in range(MAX_IN_FLIGHT):
+        bench.tell(request("begin", [str(number)], number))
+    assert bench.peer.link.waits == 0
+    assert bench.tell(request("begin", ["x"], "x"), notification("begin", ["y"])) == []
+    assert bench.peer.link.waits == 2
+    assert bench.works.ran == ["began 0", "began 1", "began 2", "began 3", "began x", "began y"]
+    await passes()
+    bench.works.finish("0")
+    await passes()
+    assert (bench.peer.take(), bench.peer.link.waits) == ([accepted("null", "0")], 2), "each waits for itself"
+    bench.works.finish("y")
+    bench.tell(cancel("x"))
+    await passes()
+    assert (bench.peer.take(), bench.peer.link.waits) == ([refused(-32800, id='"x"')], 0)
+    assert len(bench.peer.running) == MAX_IN_FLIGHT - 1
+
+
+async def test_a_connection_that_is_over_waits_no_more_for_what_has_begun(bench: Bench) -> None:
+    for number in range(MAX_IN_FLIGHT + 1):
+        bench.tell(request("begin", [str(number)], number))
+    assert bench.peer.link.waits == 1
+    bench.dispatcher.lost(bench.peer)
+    await passes()
+    assert (bench.peer.link.waits, bench.peer.running) == (0, {})
 
 
 async def test_replies_go_out_as_they_are_ready(bench: Bench) -> None:
@@ -722,7 +756,7 @@ async def test_a_batch_that_is_much_work_has_its_turn_again_and_again(bench: Ben
 
     bench.dispatcher.add(much)
     assert bench.tell(f"[{','.join(request('much', id=number) for number in range(5))}]") == []
-    assert (len(done), bench.peer.link.waits) == (2, 1), "5 ms are over, and nothing more is read"
+    assert (len(done), bench.peer.link.waits) == (2, 1), "the turn is over, and nothing more is read"
     assert bench.peer.running, "it does not count as idle"
     await asyncio.sleep(0)
     assert len(done) == 4
@@ -766,6 +800,31 @@ async def test_very_many_batches_have_their_turns_one_in_an_iteration(bench: Ben
         assert turns == [*peers, *peers, *peers][: 4 + number]
     await passes()
     assert [len(peer.take()) for peer in peers] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("iterations", [3, 1000])
+async def test_a_batch_waits_for_work_that_is_left_behind_but_not_for_ever(bench: Bench, iterations: int) -> None:
+    """A message to very many leaves work behind, and the next one to the same would have to do it all at once."""
+    left, began = [0], list[int]()
+
+    def busy() -> bool:
+        left[0] -= 1
+        return left[0] > 0
+
+    @method("publishes", scope=CALL)
+    def publishes(peer: Listing) -> None:
+        began.append(left[0])
+        left[0] = iterations
+
+    bench.dispatcher._busy = busy
+    bench.dispatcher.add(publishes)
+    bench.tell(f"[{','.join(request('publishes', id=number) for number in range(3))}]")
+    await passes(4 * PATIENCE)
+    assert len(began) == 3
+    most = 0 if iterations < PATIENCE else iterations - PATIENCE
+    assert all(0 <= most - left <= 3 for left in began[1:]), began
+    assert [len(json.loads(reply)) for reply in bench.peer.take()] == [3]
+    assert bench.peer.link.waits == 0
 
 
 async def test_the_rest_of_a_batch_is_not_begun_for_a_peer_that_is_gone(bench: Bench) -> None:

@@ -80,13 +80,17 @@ class Ear:
         """Give them back."""
         self.room += octets
 
+    def feed(self) -> None:
+        """Take all that its subscriber is behind with."""
+        while self.subscriber is not None and self.subscriber.feed():
+            pass
+
     def drain(self) -> None:
         """Read all, and take what comes then."""
         self._stalled = self.pressed = False
         assert self.subscriber is not None
         self.subscriber.drained()
-        while self.subscriber.feed():
-            pass
+        self.feed()
 
     def take(self) -> list[tuple[str, int]]:
         """Topic and offset of each message since this was last asked."""
@@ -138,7 +142,7 @@ def message(frame: bytes) -> dict[str, Any]:
 class Hall:
     """Events with all that they need, in one process and without sockets. ``stream`` is a gateway's that is alone."""
 
-    events: Events
+    events: Events[Position]
     topics: Topics
     stream: MemoryStream
     delivery: Delivery
@@ -170,7 +174,7 @@ def at_once(work: Coroutine[Any, Any, None]) -> None:
     raise AssertionError("it waits")
 
 
-def join(events: Events, ear: Ear, *patterns: str, **since: int) -> dict[str, tuple[Position, bool | None]]:
+def join(events: Events[Any], ear: Ear, *patterns: str, **since: int) -> dict[str, tuple[Position, bool | None]]:
     """Subscribe, with offsets in the first epoch, and let the reply be behind at once."""
     met, release = subscribe(events, ear, patterns, {name: Position("e1", offset) for name, offset in since.items()})
     release()
@@ -178,7 +182,7 @@ def join(events: Events, ear: Ear, *patterns: str, **since: int) -> dict[str, tu
 
 
 def subscribe(
-    events: Events, ear: Ear, patterns: Sequence[str], since: Mapping[str, Position]
+    events: Events[Any], ear: Ear, patterns: Sequence[str], since: Mapping[str, Position]
 ) -> tuple[Met, Callable[[], None]]:
     """Subscribe in one go; returns the topics that are met, and what is to be called behind the reply."""
     met, subscriber = work.at_once(events.subscribe(ear, patterns, since))
@@ -191,7 +195,7 @@ def subscribe(
     return met, release
 
 
-def unsubscribe(events: Events, ear: Ear, patterns: Sequence[str]) -> list[str]:
+def unsubscribe(events: Events[Any], ear: Ear, patterns: Sequence[str]) -> list[str]:
     """Unsubscribe in one go; returns what is left."""
     return work.at_once(events.unsubscribe(ear, patterns))
 

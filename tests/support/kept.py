@@ -56,10 +56,10 @@ class Kept:
         await until(lambda: session is not None and session.established)
         return kept
 
-    async def link(self) -> Message:
+    async def link(self, compress: int = 0) -> Message:
         """Get a new link. Returns the welcome's parameters."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        self.ws = await self.client.ws_connect("/ws", headers=headers, max_msg_size=0)
+        self.ws = await self.client.ws_connect("/ws", headers=headers, max_msg_size=0, compress=compress)
         welcome = await self.ws.receive_json(timeout=WAIT)
         assert welcome["method"] == "gateway.welcome"
         self.conn_id = self.conn_id or welcome["params"]["connId"]

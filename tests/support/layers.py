@@ -48,7 +48,8 @@ WINGS: Final = (
     GROUND,
 )
 RANKS: Final = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
-# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all.
+# What lies in `gateway/` itself: how the process begins, what it is assembled of, and what is known to all. There is a
+# folder `assembly`, too.
 IN_ROOT: Final = {
     **dict.fromkeys(("__main__", "cli"), ENTRY),
     **dict.fromkeys(("api", "app", "server", "systemd"), ASSEMBLY),
@@ -66,8 +67,10 @@ PURE: Final = frozenset(
         "auth.credentials",
         "auth.scopes",
         "cluster.alive",
+        "cluster.history",
         "cluster.memory",
         "cluster.natswire",
+        "cluster.replica",
         "cluster.stream",
         "config.certificates",
         "config.checks",
@@ -79,6 +82,8 @@ PURE: Final = frozenset(
         "events.delivery",
         "events.hub",
         "events.index",
+        "events.pauses",
+        "events.shared",
         "events.topics",
         "handshake.proxies",
         "limits",

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import ssl
 import sys
 import tempfile
@@ -64,10 +65,10 @@ class StartGateway(Protocol):
 class GatewayProcess:
     """`python -m gateway --config FILE` as an async context manager.
 
-    Entering waits for `server.ready`; StartFailed is raised if that does not come within `start_timeout`
-    seconds. Leaving sends SIGTERM, waits, kills what is left, and then fails on a line with a traceback, and
-    on a process that had to be killed or had ended by itself. Use it once. Within tests the process is forked:
-    see tests.support.forks.
+    Entering waits for `server.ready`, or for `awaits`; StartFailed is raised if that does not come within
+    `start_timeout` seconds. Leaving sends SIGTERM, waits, kills what is left, and then fails on a line with a
+    traceback, and on a process that had to be killed or had ended by itself. Use it once. Within tests the process is
+    forked: see tests.support.forks.
 
     config: sections and keys as in conf/gateway.toml; host 127.0.0.1 and port 0 where nothing is said.
     environ: extra variables. tls: serve TLS with a certificate of tests.support.certs. loop: `server.event_loop`.
@@ -84,6 +85,7 @@ class GatewayProcess:
         nofile: int | None = None,
         module: str = "gateway",
         arguments: Iterable[str] = (),
+        awaits: str = "server.ready",
         start_timeout: float = START,
         stop_timeout: float = WAIT,
         allow_tracebacks: bool = False,
@@ -95,6 +97,7 @@ class GatewayProcess:
         self._nofile = nofile
         self._module = module
         self._arguments = tuple(arguments)
+        self._awaits = awaits
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
         self._allow_tracebacks = allow_tracebacks
@@ -159,8 +162,8 @@ class GatewayProcess:
             asyncio.create_task(self._read_log(process.stdout)),
             asyncio.create_task(self._read_stderr(process.stderr)),
         ]
-        await self.wait_event("server.ready", timeout=self._start_timeout)
-        started = await self.wait_event("server.started", timeout=self._start_timeout)
+        await self.wait_event(self._awaits, timeout=self._start_timeout)
+        (started,) = self.events("server.started")
         self.listeners = list(started["listeners"])
 
     async def _execute(self, *arguments: str) -> asyncio.subprocess.Process | Forked:
@@ -366,6 +369,13 @@ def clean_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("GATEWAY_") and name not in PRIVATE_VARIABLES
     }
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody has at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
 
 
 def to_toml(config: Config) -> str:

@@ -37,9 +37,10 @@ MESSAGES = {
     -32009: ("Too many calls in flight", "overloaded"),
     -32010: ("The node went away before it answered", "node_lost"),
     -32011: ("The gateway is shutting down", "draining"),
+    -32012: ("What it needs is not reachable now", "unavailable"),
     -32800: ("Cancelled", "cancelled"),
 }
-TEMPORARY = {-32008, -32009, -32010, -32011}
+TEMPORARY = {-32008, -32009, -32010, -32011, -32012}
 
 
 def request(method: str, params: object = None, id: object = 1) -> str:

@@ -4,6 +4,7 @@ import asyncio
 
 from gateway.websocket.frames import TEXT, Payload, State
 from gateway.websocket.outbox import Cork
+from gateway.websocket.owner import Watcher
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns
 
@@ -65,6 +66,8 @@ class Sink:
         self.last_message = 0.0
         self.messages_in = 0
         self.bytes_in = 0
+        self.watched_messages = self.watched_octets = 0
+        self.watcher: Watcher | None = None
         self.allowance: int | None = None
         self.turns = Turns()
         self.controls: int | None = None

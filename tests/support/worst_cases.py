@@ -146,7 +146,7 @@ def _shapes(method: str, before: bytes = b"", after: bytes = b"", codes: tuple[i
 
 
 _shapes("gateway.ping")
-_shapes("gateway.info", codes=(-32602,))
+_shapes("gateway.info", codes=(-32602, -32004))
 _shapes("gateway.authenticate", codes=(-32001, -32602))
 _shapes("rpc.discover", codes=(-32602,))
 _shapes("rpc.cancel", b'{"id":', b"}")

@@ -20,12 +20,26 @@ from tests.bench import connect, fanout, memory, routed, rpc
 from tests.bench.cli import main
 from tests.bench.client import Target
 from tests.bench.frames import BINARY, CLOSE, PING, TEXT, FrameReader, PeerError, ReplyCounter, after_upgrade
+from tests.bench.kept import ACK, ACK_EVERY, KeptCounter, without_acks
 from tests.bench.load import target_of
 from tests.bench.load_routed import NatsNode, Node, request_of
 from tests.bench.load_routed import routed as routed_load
 from tests.bench.load_rpc import FIRST_ID, RING, quantiles, request_ring
 from tests.bench.nats import NatsCounter
-from tests.bench.peers import BASE, CONNECTED, FANOUT_BASE, FANOUTS, GATEWAY, OPEN, RELAY_BASE, RELAYS, Field, Peer
+from tests.bench.peers import (
+    BASE,
+    CONNECTED,
+    FANOUT_BASE,
+    FANOUTS,
+    GATEWAY,
+    IDLE,
+    KEPT,
+    OPEN,
+    RELAY_BASE,
+    RELAYS,
+    Field,
+    Peer,
+)
 from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, job_for
 from tests.bench.procfs import Usage, open_files
 from tests.bench.report import Report, Sample, paired_ratios
@@ -164,9 +178,9 @@ def test_connect_measures_the_gateway_and_the_base(monkeypatch: pytest.MonkeyPat
     assert all(row.medians["cpuMicros"] > 1 and row.medians["rate"] > 1 for row in rows)
 
 
-def test_memory_measures_the_gateway_and_the_base() -> None:
-    rows = memory.run(make_plan(CONNECTED.select([GATEWAY], "uvloop"), 1, NO_CORES, quiet=True), 400).rows()
-    assert [row.server for row in rows] == [BASE, "gateway-uvloop"]
+def test_memory_measures_the_gateway_with_and_without_keep_and_the_base() -> None:
+    rows = memory.run(make_plan(IDLE.select([GATEWAY, KEPT], "uvloop"), 1, NO_CORES, quiet=True), 400).rows()
+    assert [row.server for row in rows] == [BASE, "gateway-uvloop", "gateway-kept-uvloop"]
     # No server keeps a connection in 1 KB, and none of these takes 200 KB.
     assert all(1_000 < row.medians["bytesPerConnection"] < 200_000 for row in rows), rows
 
@@ -278,6 +292,22 @@ def test_without_the_base_there_is_no_ratio() -> None:
     (row,) = report(sample("gateway", 0, 5.0)).rows()
     assert (row.ratio, row.lowest, row.highest) == (None, None, None)
     assert "-" in report(sample("gateway", 0, 5.0)).to_text()
+
+
+def test_a_server_is_compared_with_another_beside_the_base() -> None:
+    samples = [sample(BASE, 0, 10.0), *(sample("plain", number, 4.0) for number in (0, 1))]
+    samples += [sample("kept", 0, 5.0), sample("kept", 1, 6.0)]
+    found = replace(report(*samples), beside={"kept": "plain", BASE: "none"})
+    *_, kept = found.rows()
+    assert kept.beside is not None
+    assert (kept.beside.server, kept.beside.ratio, kept.beside.lowest, kept.beside.highest) == (
+        "plain",
+        1.375,
+        1.25,
+        1.5,
+    )
+    assert found.to_text().splitlines()[-1] == "kept / plain: 1.375, from 1.250 to 1.500"
+    assert [row.beside for row in found.rows()[:-1]] == [None, None]
 
 
 def test_the_text_shows_every_row_with_its_ratio_and_marks() -> None:
@@ -414,6 +444,31 @@ def test_pings_are_no_replies() -> None:
     # As long as a reply, so that only its first byte tells.
     assert counter.feed(REPLY + from_server(PING, b"p" * (len(REPLY) - 2)) + REPLY) == 2
     assert counter.pings == [b"now", b"p" * (len(REPLY) - 2)]
+
+
+ACKED = from_server(TEXT, ACK % 128)
+
+
+@pytest.mark.parametrize("step", [1, 7, 43, 4096])
+def test_acknowledgements_are_no_replies_however_they_are_cut(step: int) -> None:
+    counter = KeptCounter()
+    data = (REPLY * 9 + ACKED) * 8 + ACKED
+    assert sum(counter.feed(data[start : start + step]) for start in range(0, len(data), step)) == 72
+    assert counter.received.messages == 73
+
+
+def test_acknowledgements_are_taken_out_of_whole_frames_alone() -> None:
+    assert without_acks(ACKED + REPLY + ACKED + LONG + ACKED) == REPLY + LONG
+    assert without_acks(REPLY + ACKED[:-1]) == REPLY + ACKED[:-1]
+
+
+def test_every_so_many_replies_are_acknowledged_once() -> None:
+    counter = KeptCounter()
+    counter.feed(REPLY * (ACK_EVERY - 2))
+    assert counter.received.acknowledgement() == b""
+    counter.feed(REPLY)
+    assert counter.received.acknowledgement() != b""
+    assert counter.received.acknowledgement() == b""
 
 
 def test_replies_that_are_errors_are_counted_as_such() -> None:

@@ -12,7 +12,7 @@ from gateway.auth.scopes import ROLES
 from gateway.errors import DISCONNECTS, RPC_ERRORS
 from tests.support.patience import START
 from tests.support.process import ROOT
-from tests.telemetry.test_metrics import CONTRACT, OUTCOMES, STAGES
+from tests.telemetry.test_metrics import CLUSTER, CONTRACT, OUTCOMES, STAGES
 
 DASHBOARD: Final = ROOT / "docs/grafana-dashboard.json"
 ALERTS: Final = ROOT / "docs/alerts.yml"
@@ -60,7 +60,7 @@ def rules() -> str:
 def exposed() -> dict[str, set[str]]:
     """Every name of a sample, with its labels."""
     found: dict[str, set[str]] = {}
-    for name, (kind, labels) in CONTRACT.items():
+    for name, (kind, labels) in (CONTRACT | CLUSTER).items():
         endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
         for ending in endings:
             found[name + ending] = {*labels, *EXTRA} | ({"le"} if ending == "_bucket" else set())
@@ -111,7 +111,9 @@ def test_the_rules_ask_for_what_is_there() -> None:
 
 def test_every_metric_is_on_the_dashboard() -> None:
     shown = {name for _, text, _ in targets() for name, _ in METRIC.findall(text)}
-    unseen = [name for name in CONTRACT if not any(one == name or one.startswith(f"{name}_") for one in shown)]
+    unseen = [
+        name for name in CONTRACT | CLUSTER if not any(one == name or one.startswith(f"{name}_") for one in shown)
+    ]
     assert unseen == []
 
 
@@ -161,6 +163,11 @@ LOUD: Final[dict[str, dict[str, str]]] = {
         'gateway_requests_total{instance="a",method="routed",outcome="timeout"}': "0+10x60",
     },
     "GatewayOutboxesFull": {'gateway_outbox_bytes{instance="a"}': "1000000000x60"},
+    "GatewayWithoutCluster": {'gateway_cluster_connected{instance="a"}': "0x60"},
+    "GatewayClusterSplit": {
+        'gateway_cluster_members{instance="a"}': "2x60",
+        'gateway_cluster_members{instance="b"}': "1x60",
+    },
 }
 """For each alert, a sample a minute that must raise it, and it alone."""
 

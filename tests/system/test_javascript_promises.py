@@ -222,6 +222,10 @@ async def test_nonsense_from_the_gateway_ends_no_process(hostile: Found) -> None
     assert trial["found"]["name"] == "overloaded"
 
 
+async def test_a_gap_in_a_pattern_is_passed_on_and_is_no_position_to_come_back_from(hostile: Found) -> None:
+    assert hostile["losesItKnowsNotWhat"] == {"seen": [{"gap": True, "topic": "a.*"}] * 4, "asked": [{}, {}]}
+
+
 async def test_what_is_no_gateway_is_told_as_that(hostile: Found) -> None:
     text, stranger, null = (one["message"] for one in hostile["isNoGateway"])
     assert "what came is not JSON" in text

@@ -7,21 +7,27 @@ but for the last test, which makes a real environment and starts the real gatewa
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import pytest
 
+from gateway.client import connect
 from tests.support.patience import START
+from tests.support.process import free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 COMMANDS: Final = (
     "scripts/run",
+    "scripts/cluster",
     "scripts/test",
     "scripts/conformance",
     "scripts/fuzz",
@@ -111,7 +117,7 @@ def test_is_proper_bash(path: str) -> None:
     assert os.access(ROOT / path, os.X_OK) == (path in COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["run", "test"])
+@pytest.mark.parametrize("name", ["run", "cluster", "test"])
 def test_explains_itself_without_making_anything(project: Project, name: str) -> None:
     output, errors = project.run(f"scripts/{name}", "--help")
     assert output.startswith(f"usage: scripts/{name}")
@@ -248,10 +254,25 @@ def test_without_the_tools_it_says_what_to_install(project: Project, tmp_path: P
     for name in ("bash", "dirname", "env", "readlink"):
         (few / name).symlink_to(f"/usr/bin/{name}")
     _, errors = project.run("scripts/test", status=1, PATH=str(few))
-    assert errors == (
-        "test: missing here: systemd iproute2 openssl nodejs npm chromium fish prometheus. "
-        "As root: apt-get install -y --no-install-recommends systemd iproute2 openssl nodejs npm chromium fish prometheus\n"
-    )
+    missing = "systemd iproute2 openssl nodejs npm chromium fish prometheus"
+    install = "apt-get install -y --no-install-recommends"
+    assert errors == f"test: missing here: {missing}. As root: {install} {missing}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["0"], "1 to 64 gateways, not 0"),
+        (["65"], "1 to 64 gateways, not 65"),
+        (["three"], "what is three? See --help"),
+        (["3", "--port"], "what is --port? See --help"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_before_anything_is_made(
+    project: Project, arguments: list[str], said: str
+) -> None:
+    assert project.run("scripts/cluster", *arguments, status=1) == ("", f"cluster: {said}\n")
+    assert project.calls() == []
 
 
 @pytest.mark.timeout(900)  # it fetches and installs what is locked, and nothing of the tests' own
@@ -283,3 +304,50 @@ async def test_a_fresh_copy_answers_and_gets_the_signals(tmp_path: Path) -> None
         if process.returncode is None:
             process.kill()
             await process.wait()
+    await cluster_in(fresh, environ)
+
+
+async def cluster_in(fresh: Path, environ: dict[str, str]) -> None:
+    """Start a cluster of two, call a node across it, kill one gateway, and end the rest by Ctrl-C."""
+    port = free_ports(3)
+    process = await asyncio.create_subprocess_exec(
+        *(fresh / "scripts/cluster", "2", "--port", str(port)),
+        cwd=fresh.parent,
+        env=environ | {"TMPDIR": str(fresh)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    said = ""
+    try:
+        while "Ctrl-C" not in said:
+            line = await process.stdout.readline()
+            assert line, (await process.stderr.read()).decode()
+            said += line.decode()
+        pids = [int(number) for number in re.findall(r"process (\d+)", said)]
+        assert f"ws://127.0.0.1:{port}/ws" in said and len(pids) == 3
+        async with connect(f"ws://127.0.0.1:{port}/ws") as client:
+            members = (await client.call("gateway.info"))["members"]
+            assert [one["member"] for one in members] == ["gateway-1", "gateway-2"]
+        os.kill(pids[0], signal.SIGKILL)
+        while b"gateway-1 has ended" not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+        assert process.returncode == 130
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert not list(fresh.glob("tmp.*")), "what they wrote is removed"
+    finally:
+        if process.returncode is None:
+            process.terminate()  # it ends what it has started
+            await process.wait()
+
+
+def free_ports(count: int) -> int:
+    """Return the first of so many ports in a row that nobody has."""
+    while True:
+        first = free_port()
+        with ExitStack() as stack, suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first

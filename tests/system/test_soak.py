@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.soak import cli, verdict
+from tests.soak import cli, streams, verdict
 from tests.soak.endings import ENDINGS, endings
 from tests.soak.run import End, Plan, Reading, Result, Stock, soak
 from tests.support.patience import Sized
@@ -23,6 +23,39 @@ async def test_e5_all_is_back_after_connections_that_ended_in_many_ways(
     assert verdict.problems(result) == []
     assert result.dealt.total() == count + len(endings(tls=plan.tls))
     assert result.closed.total() > count / 2
+
+
+@pytest.mark.parametrize("language", streams.LANGUAGES)
+async def test_a_stream_is_held_by_nobody(loop: EventLoopName, language: streams.Language, sized: Sized) -> None:
+    megabytes = sized(20, 210)
+    result = await streams.stream(streams.Streaming(megabytes, language, loop, limit=250.0), print)
+    print(streams.to_text(result))
+    assert streams.problems(result) == []
+    assert result.values * streams.SIZE >= megabytes * 10**6
+    assert all(0 < memory.settled <= memory.most for memory in result.memory.values())
+    assert streams.to_json(result)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("language", "role", "problem"),
+    [
+        ("python", "node", ["node: memory grew by 4097 KiB, 4096 allowed"]),
+        ("javascript", "node", []),
+        ("javascript", "gateway", ["gateway: memory grew by 4097 KiB, 4096 allowed"]),
+    ],
+)
+def test_a_process_that_holds_more_and_more_of_a_stream_is_a_problem(
+    language: streams.Language, role: str, problem: list[str]
+) -> None:
+    plan = streams.Streaming(10, language, "uvloop", 60.0)
+    memory = {each: streams.Memory(40 << 20) for each in ("gateway", "node", "caller")}
+    for each, one in memory.items():
+        one.see(30 << 20, settled=False)
+        one.see(50 << 20, settled=True)
+        one.see((54 << 20) + 1024 * (each == role), settled=True)
+    result = streams.Streamed(plan, plan.values, memory)
+    assert streams.problems(result) == problem
+    assert streams.to_text(result).count("PROBLEM") == len(problem)
 
 
 def good() -> Result:

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.telemetry.formats import JsonFormatter, TextFormatter
 from tests.support.records import record
@@ -262,3 +264,70 @@ def test_a_traceback_is_below_the_text_line_and_indented() -> None:
     assert first == "INFO  e failed"
     assert below[0] == "    Traceback (most recent call last):"
     assert below[-2:] == ["    RuntimeError: a\\x1b", "    b"]
+
+
+# Without a record
+
+
+class Kind:
+    """A kind of lines."""
+
+    def __init__(self, event: str, level: int) -> None:
+        self.event = event
+        self.level = level
+
+
+ODD = st.text() | st.sampled_from(["\u2028", "\x7f", '"', "\\", "\n", "\ud800", "%s", "é", "\u202e", ""])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | ODD | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD, inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["connId", "remote", "time", "level", "logger", "message", "event", "name", "args", ""]) | ODD
+
+
+@given(
+    created=st.floats(0, 4e9),
+    kind=st.builds(Kind, ODD.filter(bool), st.sampled_from([10, 20, 25, 30, 40, 50, 5])),
+    logger=ODD.filter(bool),
+    text=ODD,
+    fields=st.dictionaries(NAMES, VALUES, max_size=5),
+)
+def test_a_line_without_a_record_is_byte_for_byte_that_of_the_record(
+    created: float, kind: Kind, logger: str, text: str, fields: dict[str, object]
+) -> None:
+    formatter = JsonFormatter()
+    made = formatter.brief(created, kind, logger, text, fields)
+    if made is not None:
+        extra = {"event": kind.event, **fields}
+        same = record(text, level=kind.level, name=logger, created=created, extra=extra)
+        assert made == formatter.format(same).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "brief"),
+    [
+        ("connection opened", {"connId": "c-1", "remote": "[::1]:5", "count": 3, "none": None}, True),
+        ('a "quoted" \\ text', {"reason": 'a "quoted" \\ \t reason'}, True),
+        ("text", {"list": [1, {"a": 1.5}], "bytes": b"x"}, True),
+        ("text", {}, False),
+        ("t\u2028xt", {"connId": "c-1"}, False),
+        ("text", {"reason": "caf\u00e9"}, False),
+        ("text", {"reason": "\x7f"}, False),
+        ("text", {"reason": "\ud800"}, False),
+        ("text", {"raw": msgspec.Raw(b"[1,\n2]")}, False),
+        ("text", {"value": Unprintable()}, True),
+        ("text", {"level": "mine"}, False),
+        ("text", {"args": "mine"}, False),
+    ],
+)
+def test_a_record_is_needed_only_for_what_has_to_be_escaped_or_renamed(
+    text: str, fields: dict[str, object], brief: bool
+) -> None:
+    formatter, kind = JsonFormatter(), Kind("connection.opened", logging.INFO)
+    for _ in range(2):
+        made = formatter.brief(1.0, kind, "gateway.test", text, fields)
+        assert (made is not None) is brief
+        if made is not None:
+            extra = {"event": kind.event, **fields}
+            assert made == formatter.format(record(text, created=1.0, extra=extra)).encode() + b"\n"

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +561,46 @@ def test_a_set_up_of_the_user_s_own_is_left_alone(name: str) -> None:
     assert adopted(f"handle({name}); logging.getLogger({name}).setLevel('WARNING')") == []
     lines = adopted(f"handle({name}); logging.getLogger({name}).setLevel('INFO')")
     assert lines == ["theirs: ours", *(["theirs: other"] if name == "''" else [])]
+
+
+def _filtered(handler: log.LogHandler) -> None:
+    handler.addFilter(lambda record: True)
+
+
+def _deaf(handler: log.LogHandler) -> None:
+    handler.setLevel(logging.ERROR)
+
+
+def _doubled(handler: log.LogHandler) -> None:
+    logging.getLogger("gateway").addHandler(logging.NullHandler())
+
+
+def _chosen(handler: log.LogHandler) -> None:
+    logger.addFilter(lambda record: True)
+
+
+def _made(handler: log.LogHandler) -> None:
+    logging.setLogRecordFactory(partial(logging.LogRecord))
+
+
+def _cut_off(handler: log.LogHandler) -> None:
+    logger.propagate = False
+
+
+@pytest.mark.parametrize("change", [_filtered, _deaf, _doubled, _chosen, _made, _cut_off])
+def test_a_line_goes_without_a_record_only_where_nobody_else_has_a_say(
+    change: Callable[[log.LogHandler], None], pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    own = logging.getLogger("gateway")
+    monkeypatch.setattr(own, "handlers", [])
+    for name in ("filters", "propagate"):
+        monkeypatch.setattr(logger, name, getattr(logger, name) if name == "propagate" else [])
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+    log.configure(config.Log(), pipe.writer)
+    (handler,) = root.handlers
+    assert log.alone(logger, logging.INFO) is handler
+    assert isinstance(handler, log.LogHandler)
+    change(handler)
+    assert log.alone(logger, logging.INFO) is None

@@ -45,6 +45,14 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 """Every name of section 7, its type and its labels."""
 
+CLUSTER: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "gateway_cluster_members": ("gauge", ()),
+    "gateway_cluster_connected": ("gauge", ()),
+    "gateway_cluster_messages_total": ("counter", ("direction", "kind")),
+    "gateway_cluster_call_seconds": ("histogram", ()),
+}
+"""Those of section 12, which only one of several gateways has."""
+
 ROLES: Final = ("operator", "node", "ui")
 STAGES: Final = ("tls", "request", "response", "idle", "authenticate")
 CAUSES: Final = {end.cause for end in errors.DISCONNECTS}

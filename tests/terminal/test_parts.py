@@ -16,7 +16,7 @@ from tests.support.process import ROOT, StartGateway
 from tests.support.remote import Command, run, serving
 
 SERVING = {"serve", "check", "token"}
-CALLING = {"call", "completion", "connections", "node", "nodes", "openrpc", "reload", "watch"}
+CALLING = {"call", "completion", "connections", "members", "node", "nodes", "openrpc", "reload", "watch"}
 
 # As if these were not installed. Python imports it at each start.
 BLOCKER = """

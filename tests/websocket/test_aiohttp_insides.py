@@ -7,7 +7,7 @@ import re
 import struct
 import zlib
 from asyncio import selector_events
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from importlib.metadata import requires
 from typing import Any
 
@@ -18,10 +18,12 @@ from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_websocket import WebSocketError
 from aiohttp.test_utils import make_mocked_request
 
 from gateway.handshake.listener import READ_BYTES
+from gateway.websocket.opening import Head, coroutine_function
 from tests.support.peers import Opcode, frame
 
 INSIDES = "look at the modules that tests/support/layers.py calls INSIDERS before this release of aiohttp is used"
@@ -117,9 +119,10 @@ async def test_aiohttp_has_the_private_attributes() -> None:
     assert set(vars(fresh)) == ATTRIBUTES, INSIDES
     assert vars(fresh)["_pong_heartbeat"] == 10.0, INSIDES
     slots = {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
-    assert slots >= {"_payload_parser", "_messages", "_parser", "_timeout_ceil_threshold"}, INSIDES
+    assert slots >= {"_payload_parser", "_messages", "_parser", "_cache", "_timeout_ceil_threshold"}, INSIDES
     request = make_mocked_request("GET", "/ws")
-    assert {"_message", "_headers", "_cache", "_protocol"} <= vars(request).keys(), INSIDES
+    known = {"_message", "_headers", "_cache", "_state", "_protocol", "_transport_peername", "_transport_sockname"}
+    assert known <= vars(request).keys(), INSIDES
     assert isinstance(
         StreamWriter(BaseProtocol(asyncio.get_running_loop()), asyncio.get_running_loop()).output_size, int
     )
@@ -157,6 +160,22 @@ class Parser(WebSocketReader):
     def _handle_frame(self, fin: bool, opcode: int, payload: bytes | bytearray, compressed: int) -> None:
         self.frames.append((bool(fin), opcode, bytes(payload), type(payload), compressed))
         super()._handle_frame(fin, opcode, payload, compressed)
+
+
+def test_aiohttp_takes_a_plain_function_that_is_marked_as_a_handler() -> None:
+    @coroutine_function
+    def handler(request: web.Request) -> Coroutine[Any, Any, web.StreamResponse]:
+        raise NotImplementedError
+
+    app = web.Application()
+    assert app.router.add_get("/", handler).handler is handler, INSIDES
+
+
+def test_aiohttp_s_head_of_a_request_has_what_the_copy_has() -> None:
+    known = {name for name in dir(RawRequestMessage) if not name.startswith("_")}
+    assert known == set(Head.__struct_fields__), INSIDES
+    source = inspect.getsource(web.RequestHandler.start)
+    assert "message, payload = self._messages.popleft()" in source, INSIDES
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65536])

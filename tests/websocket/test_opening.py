@@ -7,7 +7,7 @@ from aiohttp import hdrs, web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from gateway.websocket.opening import NO_HEADERS, RequestProtocol, slim, subprotocol, switching
+from gateway.websocket.opening import NO_HEADERS, Head, RequestProtocol, slim, subprotocol, switching
 from tests.support.sinks import Pausable
 
 
@@ -92,8 +92,16 @@ async def test_after_the_upgrade_nothing_of_the_head_is_kept() -> None:
     protocol.data_received(b"GET /ws HTTP/1.1\r\nHost: h\r\nX-Long: " + bytes(4000).replace(b"\0", b"x") + b"\r\n\r\n")
     request = make_mocked_request("GET", "/ws", {"X-Long": "x" * 4000})
     assert request.headers and protocol._messages
-    slim(request, protocol)
+    head: object = protocol._messages.popleft()[0]
+    assert isinstance(head, Head)
+    assert (head.method, head.path, head.headers["X-Long"]) == ("GET", "/ws", "x" * 4000)
+    vars(request)["_message"] = head  # aiohttp's own local variable holds it, too
+    response = web.WebSocketResponse()
+    slim(request, protocol, response)
     assert (len(request.headers), len(protocol._messages), protocol._parser) == (0, 0, None)
+    assert head.headers is head.raw_headers is head.url is None
+    with pytest.raises(TypeError, match="assignment"):
+        response["mine"] = 1
     protocol.connection_lost(None)
 
 

@@ -1,0 +1,1 @@
+"""What `app` and `server` are put together of, beside the wings."""

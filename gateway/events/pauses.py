@@ -1,0 +1,94 @@
+"""Holds all subscribers while the stream is being caught up with, and lets them go on a few at a time. Pure.
+
+What is handed over in that time comes to no subscriber before it is known whether something before it is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from itertools import islice
+from typing import Final, Protocol
+
+from gateway.cluster.stream import Lapse
+
+AT_ONCE: Final = 200
+"""The most subscribers that are let go on in one event-loop iteration."""
+
+SENT_AT_ONCE: Final = 500
+"""How many messages are sent in one event-loop iteration to those that go on, or those to one subscriber more."""
+
+
+class Held(Hashable, Protocol):
+    """A subscriber, as far as a pause knows it (`delivery.Subscriber`)."""
+
+    def hold(self) -> None:
+        """Send nothing until `go_on`, but note what is to be sent."""
+
+    def lapsed(self, lapse: Lapse) -> None:
+        """Be behind on all that a lapse says may be lost. Only between `hold` and `go_on`."""
+
+    def go_on(self) -> None:
+        """End one `hold`, and send what was missed."""
+
+
+class Pauses:
+    """The subscribers, and which of them are held.
+
+    ``later`` does something in the next event-loop iteration. ``sent`` returns how many messages have been sent so far.
+    """
+
+    def __init__(self, later: Callable[[Callable[[], None]], None], sent: Callable[[], int]) -> None:
+        self._later = later
+        self._sent = sent
+        self._subscribers: set[Held] = set()
+        self._paused = False
+        self._held: dict[Held, tuple[Lapse, ...]] = {}
+        """Those that are held, each with the lapses that it is yet to learn of."""
+        self._goes_on = False
+
+    def enter(self, subscriber: Held) -> None:
+        """Know a new subscriber, and hold it if there is a pause."""
+        self._subscribers.add(subscriber)
+        if self._paused:
+            self._hold(subscriber)
+
+    def leave(self, subscriber: Held) -> None:
+        """Forget a subscriber that is over, held or not. May be called twice."""
+        self._subscribers.discard(subscriber)
+        self._held.pop(subscriber, None)
+
+    def pause(self) -> None:
+        """Hold all subscribers until `resume`. May be called again before it."""
+        self._paused = True
+        for subscriber in self._subscribers:
+            self._hold(subscriber)
+
+    def _hold(self, subscriber: Held) -> None:
+        if subscriber not in self._held:
+            self._held[subscriber] = ()
+            subscriber.hold()
+
+    def resume(self, lapse: Lapse | None) -> None:
+        """Let all subscribers go on, and tell them of a ``lapse`` before: some now, others later."""
+        self._paused = False
+        if lapse is not None:
+            for subscriber in self._held:
+                self._held[subscriber] += (lapse,)
+        self._go_on_later()
+
+    def _go_on_later(self) -> None:
+        if self._held and not self._paused and not self._goes_on:
+            self._goes_on = True
+            self._later(self._go_on)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        until = self._sent() + SENT_AT_ONCE
+        for subscriber, lapses in list(islice(self._held.items(), AT_ONCE)):
+            if self._paused or self._sent() >= until:
+                break
+            del self._held[subscriber]
+            for lapse in lapses:
+                subscriber.lapsed(lapse)
+            subscriber.go_on()
+        self._go_on_later()

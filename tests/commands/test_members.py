@@ -1,0 +1,64 @@
+"""`python -m gateway members`, and what the other lists show of a cluster."""
+
+import asyncio
+import json
+import re
+
+import pytest
+
+from tests.support.clustered import clustered, nats_for_gateways
+from tests.support.command import Ended
+from tests.support.process import StartGateway
+from tests.support.remote import misused, run, serving
+
+
+async def test_a_gateway_alone(gateway: StartGateway) -> None:
+    where = await gateway()
+    assert await run(where, "members") == Ended(0, "this gateway is alone\n", "")
+    assert await run(where, "members", "--json") == Ended(0, "[]\n", "")
+
+
+async def test_members(gateway: StartGateway) -> None:
+    async with nats_for_gateways() as server:
+        here, there = await asyncio.gather(gateway(clustered(server, "attic")), gateway(clustered(server, "küche")))
+        await here.wait_event("cluster.member_joined")
+        (started,) = there.events("server.started")
+        async with serving(there, "disk.free=df"):
+            listed = await run(there, "members")
+            nodes = await run(there, "nodes")
+            connections = await run(here, "connections")
+            told = json.loads((await run(here, "members", "--json")).stdout)
+        heading, first, second = listed.stdout.splitlines()
+        assert (listed.status, listed.stderr) == (0, "")
+        assert heading.split() == ["NAME", "INSTANCE", "VERSION", "SINCE", "NODES", "CONNECTIONS"]
+        assert re.fullmatch(r"attic +\S{36} +\S+ +\ds +0 +0", first)
+        assert re.fullmatch(rf"küche +{started['instance']} +\S+ +\ds +1 +2", second)
+        assert [one["member"] for one in told] == ["attic", "küche"]
+        heading, node = nodes.stdout.splitlines()
+        assert heading.split()[-2:] == ["MEMBER", "METHODS"]
+        assert node.split()[-2:] == ["küche", "disk.free"]
+        heading, *rows = connections.stdout.splitlines()
+        assert heading.split()[-1] == "MEMBER"
+        assert sorted(row.split()[-1] for row in rows) == ["attic", "küche"]
+        ended = await run(here, "connections", "--history")
+        assert ended.stdout.splitlines()[0].endswith("REASON  MEMBER")
+        assert {row.split()[-1] for row in ended.stdout.splitlines()[1:]} == {"attic", "küche"}
+
+
+async def test_who_does_not_answer_is_named(gateway: StartGateway) -> None:
+    async with nats_for_gateways() as server:
+        here, there = await asyncio.gather(gateway(clustered(server, "a")), gateway(clustered(server, "b")))
+        await here.wait_event("cluster.member_joined")
+        server.end()
+        await here.wait_event("cluster.lost")
+        said = "no answer of b: what they have is not listed\n"
+        for command in (["members"], ["connections"], ["connections", "--history"]):
+            ended = await run(here, *command)
+            assert (ended.status, ended.stderr) == (0, said), command
+            assert ended.stdout, "the own is"
+        assert there.events("cluster.member_joined")
+
+
+@pytest.mark.parametrize("arguments", [["extra"], ["--history"], ["--url"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    misused(capsys, "members", *arguments)
