@@ -326,7 +326,7 @@ class Distant:
     def fenced(self, cause: str, timeout: float) -> float:
         """Return after how many seconds none of our calls to the member begins any more, after it was lost.
 
-        It begins none that names a heartbeat of ``timeout`` seconds ago. It was heard of as long ago if it was silent.
+        It begins none that names a heartbeat of ``timeout`` seconds ago. If it was silent, it was for so long.
         """
         left = max(0.0, self._beat_at + timeout - self._loop.time())
         if cause == UNREACHABLE:

@@ -1,10 +1,10 @@
-"""The command line: `python -m tests.bench memory|connect|rpc|routed|fanout`."""
+"""The command line: `python -m tests.bench memory|connect|rpc|routed|fanout|cluster`."""
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
 
-from tests.bench import connect, fanout, memory, routed, rpc
+from tests.bench import cluster, connect, fanout, memory, routed, rpc
 from tests.bench.peers import (
     BASE,
     BEFORE,
@@ -21,6 +21,8 @@ from tests.bench.peers import (
     RELAYS,
     TOKEN,
     Field,
+    LoopName,
+    alone_and_clustered,
 )
 from tests.bench.process import BenchError, choose_cores
 from tests.bench.report import Report
@@ -38,7 +40,7 @@ Measure the gateway beside other servers on this machine, in one run. Each serve
 on a free port of 127.0.0.1. The servers take turns in every round. A figure is the median of the rounds. A
 ratio is the median of the rounds' own ratios to the base, a bare aiohttp handler: {BASE} for memory,
 connect and rpc, {RELAY_BASE} for routed, {FANOUT_BASE} for fanout. gateway-kept and gateway-before have
-another ratio beside it, to the gateway in the same run.
+another ratio beside it, to the gateway in the same run. The base of cluster is a gateway alone.
 
 Where there are two cores, the servers run on the first and the load generator on the second.
 
@@ -92,16 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = tool.new_parser("bench", DESCRIPTION, EPILOG)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="memory|connect|rpc|routed|fanout")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="memory|connect|rpc|routed|fanout|cluster")
     _add_memory(commands.add_parser)
     _add_connect(commands.add_parser)
     _add_rpc(commands.add_parser)
     _add_routed(commands.add_parser)
     _add_fanout(commands.add_parser)
+    _add_cluster(commands.add_parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> Report:
+    if options.command == "cluster":
+        plan = make_plan(alone_and_clustered(options.loop), options.rounds, choose_cores(options.pin), options.quiet)
+        return cluster.run(plan, options.in_flight, options.seconds, options.warmup)
     plan = _plan(options)
     if options.command == "memory":
         return memory.run(plan, options.connections)
@@ -147,13 +153,7 @@ def _add_rpc(new_parser: NewParser) -> None:
 
 def _add_routed(new_parser: NewParser) -> None:
     parser = _add(new_parser, "routed", "Cost of a call from peer to peer.", routed.LAYOUT.method, RELAY_SERVERS)
-    parser.add_argument(
-        "--in-flight",
-        type=_in_flight,
-        default=",".join(map(str, routed.IN_FLIGHT)),
-        metavar="K,...",
-        help="calls in flight (default %(default)s)",
-    )
+    _add_in_flight(parser)
     _add_window(parser, f"a round, in {PARTS} windows", warmup=0.2)
 
 
@@ -162,6 +162,28 @@ def _add_fanout(new_parser: NewParser) -> None:
     _add_number(parser, "--subscribers", WholeNumber(1, 5000), 1000, "who have subscribed")
     _add_number(parser, "--size", WholeNumber(2, 10_000), 100, "of a message", metavar="BYTES")
     _add_window(parser, f"a round, in {PARTS} windows")
+
+
+def _add_cluster(new_parser: NewParser) -> None:
+    summary = "Cost of a call from one gateway to another."
+    parser = new_parser(
+        "cluster", help=summary, description=f"{summary} Measured: {cluster.LAYOUT.method}", epilog=EPILOG
+    )
+    loops: tuple[LoopName, ...] = ("uvloop", "asyncio")
+    parser.add_argument("--loop", choices=loops, default="uvloop", help="the event loop (default %(default)s)")
+    _add_in_flight(parser)
+    _add_rounds(parser)
+    _add_window(parser, f"a round, in {PARTS} windows", warmup=0.2)
+
+
+def _add_in_flight(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--in-flight",
+        type=_in_flight,
+        default=",".join(map(str, routed.IN_FLIGHT)),
+        metavar="K,...",
+        help="calls in flight (default %(default)s)",
+    )
 
 
 def _add_number(
@@ -197,10 +219,14 @@ def _add(
     parser.add_argument(
         "--loop", choices=list(LOOPS), default="uvloop", help="the gateway's event loop (default %(default)s)"
     )
+    _add_rounds(parser)
+    return parser
+
+
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
     _add_number(parser, "--rounds", WholeNumber(1, 100), 5, "samples of each server")
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="leave all processes on all cores")
     tool.add_output(parser, "print one JSON object with every sample")
-    return parser
 
 
 def _seconds(text: str) -> float:

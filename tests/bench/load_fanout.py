@@ -12,7 +12,7 @@ from typing import Any
 from tests.bench.client import NATS_OK, PATIENCE, READ_SIZE, Target, ask, open_websocket
 from tests.bench.frames import TEXT, PeerError, ReplyCounter, masked, pong
 from tests.bench.load_rpc import RpcResult, close, quantiles
-from tests.bench.procfs import Usage
+from tests.bench.procfs import NOTHING, Usage
 
 TOPIC = "bench.events"
 SUBSCRIBE = b'{"jsonrpc":"2.0","id":1,"method":"event.subscribe","params":{"topics":["%b"]}}' % TOPIC.encode()
@@ -59,7 +59,7 @@ class FanoutLoad:
         errors = sum(counter.errors for _, counter in self._ends.values())
         for sock, _ in self._ends.values():
             close(sock)
-        return RpcResult(ended - started, messages, self._reads, server, load, p50, p99, errors, 0)
+        return RpcResult(ended - started, messages, self._reads, server, NOTHING, load, p50, p99, errors, 0)
 
     def _publish_until(self, deadline: float) -> None:
         """At least one message. PeerError when it does not reach everybody, or somebody twice."""

@@ -6,7 +6,8 @@ import re
 import secrets
 import select
 import socket
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from typing import Any
 
 from tests.bench.client import PATIENCE, READ_SIZE, Target, ask, open_websocket, receive_text
@@ -29,7 +30,8 @@ from tests.bench.nats import NatsCounter, NatsReader
 
 METHOD = "bench.echo"
 REQUEST = b'{"jsonrpc":"2.0","id":%%d,"method":"%b","params":[1]}' % METHOD.encode()
-REGISTER = b'{"jsonrpc":"2.0","id":1,"method":"node.register","params":{"name":"the-node","methods":[{"name":"%b"}]}}'
+REGISTER = b'{"jsonrpc":"2.0","id":1,"method":"node.register","params":{"name":"%b","methods":[{"name":"%b"}]}}'
+KNOWN = b'{"jsonrpc":"2.0","id":1,"method":"node.get","params":{"name":"%b"}}'
 ANSWER = b'{"jsonrpc":"2.0","id":%b,"result":[1]}'
 # A call's id, with and without the blanks that the stdlib's json writes.
 IDENTITY = re.compile(rb'"id": ?(\d+), ?"method"')
@@ -180,7 +182,7 @@ class NatsNode(Node):
 def register(target: Target, caller: socket.socket, node: socket.socket) -> None:
     """Have the server send calls to the node; with NATS, answers to the caller as well. PeerError when it refuses."""
     if not target.nats:
-        registered = ask(node, target.text(REGISTER % METHOD.encode()))
+        registered = ask(node, target.text(REGISTER % (b"the-node", METHOD.encode())))
         if b'"result"' not in registered:
             raise PeerError(f"the node was not registered: {registered!r}")
         return
@@ -190,9 +192,20 @@ def register(target: Target, caller: socket.socket, node: socket.socket) -> None
             raise PeerError(f"a subscription was answered {subscribed!r}")
 
 
+def register_elsewhere(caller: socket.socket, node: socket.socket) -> None:
+    """Register the node at another gateway than the caller's, and wait until that one knows it."""
+    name = b"node-" + secrets.token_hex(8).encode()
+    if b'"result"' not in (registered := ask(node, REGISTER % (name, METHOD.encode()))):
+        raise PeerError(f"the node was not registered: {registered!r}")
+    deadline = clock() + PATIENCE
+    while b'"result"' not in (known := ask(caller, KNOWN % name)):
+        if clock() > deadline:
+            raise PeerError(f"the caller's gateway does not know the node: {known!r}")
+        time.sleep(0.01)
+
+
 def try_once(target: Target, caller: socket.socket, node_sock: socket.socket, node: Node) -> None:
-    """Register the node, and have one call go there and back. PeerError when it comes back as anything else."""
-    register(target, caller, node_sock)
+    """Have one call go there and back. PeerError when it comes back as anything else."""
     caller.sendall(masked(TEXT, request_of(target) % TRIED))
     if node_sock not in select.select([node_sock, caller], [], [], PATIENCE)[0]:
         raise PeerError("a call does not reach its node")
@@ -211,21 +224,28 @@ def request_of(target: Target) -> bytes:
 def routed(target: Target, job: dict[str, Any]) -> dict[str, Any]:
     """Keep calls in flight, from one connection to another.
 
-    Job: inFlight, warmup and seconds (both in seconds). Result: RpcResult; messages are calls. PeerError when one has
-    not come back in the end.
+    Job: inFlight, warmup and seconds (both in seconds); where the node is connected to another server, its nodePort,
+    the pids of both, and of what is beside them. Result: RpcResult; messages are calls. PeerError when one has not
+    come back in the end.
     """
+    elsewhere = job.get("nodePort")
     caller_sock, caller_rest = open_websocket(target, 0)
-    node_sock, node_rest = open_websocket(target, 1)
+    node_sock, node_rest = open_websocket(replace(target, port=elsewhere) if elsewhere else target, 1)
     if caller_rest or node_rest:
         raise PeerError(f"the server spoke first: {caller_rest or node_rest!r}")
     node = NatsNode(node_sock, target) if target.nats else Node(node_sock, target)
+    if elsewhere:
+        register_elsewhere(caller_sock, node_sock)
+    else:
+        register(target, caller_sock, node_sock)
     try_once(target, caller_sock, node_sock, node)
     ring, frame = request_ring(request_of(target))
     latencies: list[tuple[float, int]] = []
     replies = NatsCounter() if target.nats else KeptCounter() if target.kept else ReplyCounter()
     caller = Caller(caller_sock, memoryview(ring), frame, latencies, replies)
     ends: dict[int, End] = {caller_sock.fileno(): caller, node_sock.fileno(): node}
-    load = RpcLoad(target.pid, job["inFlight"], ends, latencies)
+    pids = job.get("pids", [target.pid]), job.get("beside", [])
+    load = RpcLoad(pids, job["inFlight"], ends, latencies)
     gc.disable()
     result = load.run(job["warmup"], job["seconds"])
     if result.unanswered:

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -167,13 +167,15 @@ def close(sock: socket.socket) -> None:
 class RpcResult:
     """What one sample saw in its window of `seconds`. p50 and p99 are in seconds.
 
-    errors and unanswered are of the whole sample. reads: reads of the load generator that completed a reply.
+    errors and unanswered are of the whole sample. reads: reads of the load generator that completed a reply. beside:
+    what processes beside the server have used.
     """
 
     seconds: float
     messages: int
     reads: int
     server: Usage
+    beside: Usage
     load: Usage
     p50: float
     p99: float
@@ -184,13 +186,19 @@ class RpcResult:
 class RpcLoad:
     """Keeps `in_flight` requests outstanding on each of its connections. `ends`: by their file descriptors.
 
-    `latencies` is where they note how long each reply took.
+    `latencies` is where they note how long each reply took. pids: the server's processes, and those beside it.
     """
 
-    def __init__(self, pid: int, in_flight: int, ends: Mapping[int, End], latencies: list[tuple[float, int]]) -> None:
+    def __init__(
+        self,
+        pids: tuple[Sequence[int], Sequence[int]],
+        in_flight: int,
+        ends: Mapping[int, End],
+        latencies: list[tuple[float, int]],
+    ) -> None:
         if not 1 <= in_flight <= MOST_IN_FLIGHT:
             raise ValueError(f"in flight: 1 to {MOST_IN_FLIGHT}")
-        self._pid = pid
+        self._pids = *pids, (os.getpid(),)
         self._in_flight = in_flight
         self._ends = ends
         self._latencies = latencies
@@ -208,9 +216,12 @@ class RpcLoad:
         self._turn(now + warmup, again=True)
         self._latencies.clear()
         self._messages = self._reads = 0
-        started, server, load = clock(), Usage.of(self._pid), Usage.of(os.getpid())
+        started, before = clock(), [Usage.of(*pids) for pids in self._pids]
         self._turn(started + seconds, again=True)
-        ended, server, load = clock(), Usage.of(self._pid).since(server), Usage.of(os.getpid()).since(load)
+        ended = clock()
+        server, beside, load = [
+            Usage.of(*pids).since(earlier) for pids, earlier in zip(self._pids, before, strict=True)
+        ]
         messages, reads = self._messages, self._reads
         p50, p99 = quantiles(self._latencies, (0.5, 0.99))
         self._turn(clock() + DRAIN_SECONDS, again=False)
@@ -219,7 +230,7 @@ class RpcLoad:
         errors = sum(end.errors for end in ends)
         for end in ends:
             end.close()
-        return RpcResult(ended - started, messages, reads, server, load, p50, p99, errors, unanswered)
+        return RpcResult(ended - started, messages, reads, server, beside, load, p50, p99, errors, unanswered)
 
     def _turn(self, deadline: float, *, again: bool) -> None:
         """Serve the connections until the deadline. `again` false: ask no more, stop when all is answered."""
@@ -264,6 +275,6 @@ def rpc(target: Target, job: dict[str, Any]) -> dict[str, Any]:
         if rest:
             raise PeerError(f"the server spoke first: {rest[:100]!r}")
         ends[sock.fileno()] = Caller(sock, memoryview(ring), frame, latencies, ReplyCounter())
-    load = RpcLoad(target.pid, job["inFlight"], ends, latencies)
+    load = RpcLoad(([target.pid], []), job["inFlight"], ends, latencies)
     gc.disable()
     return asdict(load.run(job["warmup"], job["seconds"]))

@@ -289,3 +289,20 @@ RELAYS = Field(
 """Those that hand a call to a node, and the answer back."""
 FANOUTS = Field(FANOUT_BASE, {GATEWAY: _with_nothing, BEFORE: _before}, {peer.name: peer for peer in _fanouts()})
 """Those that hand a message to all subscribers."""
+
+
+def alone_and_clustered(loop: LoopName) -> list[Peer]:
+    """Return a gateway alone, two that are a cluster, and the same of another checkout: see `cluster.Pair`."""
+    alone = _with_nothing(loop)
+    two = replace(alone, name=f"two-gateways-{loop}", beside=f"two-before-{loop}")
+    home = os.environ.get("BENCH_BEFORE")
+    return [alone, two, replace(two, name=f"two-before-{loop}", beside="", home=home)]
+
+
+def nats_for_gateways() -> Peer:
+    """The NATS of a cluster, by its own protocol. Its threads have one core, as they have in `routed`."""
+    config = (
+        'host: "127.0.0.1"\nport: -1\nports_file_dir: "{directory}"\nmax_payload: 2MB\n'
+        'jetstream { store_dir: "{directory}/streams" }\n'
+    )
+    return replace(_nats(), config=config)

@@ -12,19 +12,22 @@ CPU_CLOCK = 2
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU time of a process, and the time that it had to wait for a core, both in seconds."""
+    """CPU time of a process, or of several, and the time that it had to wait for a core, both in seconds."""
 
     cpu: float
     waited: float
 
     @classmethod
-    def of(cls, pid: int) -> Self:
-        """Return what the process has used so far."""
-        return cls(cpu_seconds(pid), waited_seconds(pid))
+    def of(cls, *pids: int) -> Self:
+        """Return what the processes have used so far, all together."""
+        return cls(sum(map(cpu_seconds, pids)), sum(map(waited_seconds, pids)))
 
     def since(self, earlier: Self) -> "Usage":
         """Return what was used between two readings."""
         return Usage(self.cpu - earlier.cpu, self.waited - earlier.waited)
+
+
+NOTHING = Usage(0.0, 0.0)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -122,6 +122,7 @@ def figures(result: dict[str, Any], saturating: bool) -> dict[str, float]:
     wanted = usage["serverBusy"] + usage["serverWaited"]
     return {
         "cpuMicros": result["server"]["cpu"] / messages * 1e6,
+        "besideMicros": result["beside"]["cpu"] / messages * 1e6,
         "rate": messages / result["seconds"],
         "p50Millis": result["p50"] * 1e3,
         "p99Millis": result["p99"] * 1e3,

@@ -338,6 +338,7 @@ def figures(server_cpu: float, waited: float, shape: str) -> dict[str, float]:
         "messages": 1000,
         "reads": 250,
         "server": usage,
+        "beside": {"cpu": 0.0, "waited": 0.0},
         "load": {"cpu": 1.0, "waited": 0.0},
     }
     rest = {"p50": 0.001, "p99": 0.004, "errors": 0, "unanswered": 0}

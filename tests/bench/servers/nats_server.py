@@ -1,4 +1,4 @@
-"""nats-server with a WebSocket listener: `python -m tests.bench.servers.nats_server PROGRAM CONFIG`.
+"""nats-server, with a WebSocket listener or without: `python -m tests.bench.servers.nats_server PROGRAM CONFIG`.
 
 This process becomes the server; a child of it waits until that has written where it listens, and says so.
 """
@@ -22,7 +22,7 @@ def say_where(pid: int, directory: Path) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"nats-server has not written its ports into {directory}")
         time.sleep(0.01)
-    listener = urlsplit(found["websocket"][0]).netloc
+    listener = urlsplit(found.get("websocket", found["nats"])[0]).netloc
     print(json.dumps({"event": "server.started", "listeners": [listener]}), flush=True)
 
 
