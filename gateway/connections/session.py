@@ -36,13 +36,37 @@ def is_loss(end: Disconnect) -> bool:
     return end.cause in _LOSSES or (end.cause == errors.CLIENT_CLOSE.cause and end.code == errors.INTERNAL_FAILURE.code)
 
 
-class Link(Protocol):
+class Cork(Protocol):
+    """What has frames that leave together."""
+
+    corked: list[bytes] | None
+    corked_bytes: int
+
+    def flush(self) -> None:
+        """Write what is corked."""
+
+
+class _NoCork:
+    """Has none."""
+
+    __slots__ = ("corked", "corked_bytes")
+
+    def __init__(self) -> None:
+        self.corked: list[bytes] | None = None
+        self.corked_bytes = 0
+
+    def flush(self) -> None:
+        """Nothing is corked."""
+
+
+_NO_CORK: Final = _NoCork()
+
+
+class Link(Cork, Protocol):
     """The link by which a session's messages come and leave. What it counts only ever grows."""
 
     state: State
     barred: bool
-    corked: list[bytes] | None
-    corked_bytes: int
     messages_in: int
     bytes_in: int
     watched_messages: int
@@ -55,9 +79,6 @@ class Link(Protocol):
     @property
     def compress(self) -> int | bool:
         """Whether messages are compressed."""
-
-    def flush(self) -> None:
-        """Write what is corked."""
 
     def send_text(self, payload: bytes) -> None:
         """Send one text message, at once or before all that waits. Does nothing unless the link is open."""
@@ -135,8 +156,8 @@ class Session:
         self._octets = self._counted = self._uncounted = self._charged = 0
         """``_octets`` is the size of what is kept of the first ``_counted`` in the list. Of the others, those that were
         not `_quick`ly sent have ``_uncounted``, or less, because some may be kept no more."""
-        self._quick = False
-        """Whether short messages are just corked, if there are others: the link is open, and nothing waits there."""
+        self._quick: Cork = _NO_CORK
+        """The link, if its state is such that short messages are just corked, if others are: nothing waits there."""
         self._grain = 0
         self.acked = self._rewritten = 0
         self._skipped = link.messages_in
@@ -155,9 +176,10 @@ class Session:
     def send(self, payload: bytes) -> None:
         """Number one message and keep it, and write it unless others have to be written first."""
         self._kept.append(payload)
-        link, size = self.link, len(payload)
+        size = len(payload)
+        link = self._quick
         corked = link.corked
-        if corked is None or size >= len(SHORT_TEXT) or not self._quick:
+        if corked is None or size > 125:
             self._send(payload, size)
             return
         corked.append(SHORT_TEXT[size] + payload)  # as send_text() does, and all else is done once a write
@@ -270,7 +292,8 @@ class Session:
         link, grain = self.link, min(GRAIN, self.max_bytes // 64)
         self._write = link.pass_on if link.blocked else link.send_text
         # What is corked at a time must be little beside what may be kept.
-        self._quick = link.state is State.OPEN and grain == GRAIN and not (link.blocked or link.compress)
+        is_quick = link.state is State.OPEN and grain == GRAIN and not (link.blocked or link.compress)
+        self._quick = link if is_quick else _NO_CORK
         self._grain = grain
 
     def detach(self) -> None:
@@ -280,7 +303,7 @@ class Session:
 
     def _pause(self) -> None:
         self._write = _later
-        self._quick = False
+        self._quick = _NO_CORK
         self._grain = 0  # each message is looked at now
 
     def attach(self, link: Link) -> None:
@@ -376,8 +399,9 @@ class Session:
 
     def tell(self) -> None:
         """Tell the peer up to which number its messages have come."""
-        received = self.received
-        self.link.send_text(b'{"jsonrpc":"2.0","method":"connection.ack","params":{"received":%d}}' % received)
+        link = self.link
+        received = link.messages_in - self._skipped
+        link.send_text(b'{"jsonrpc":"2.0","method":"connection.ack","params":{"received":%d}}' % received)
         self._told(received)
 
     def _told(self, received: int) -> None:
