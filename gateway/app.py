@@ -137,8 +137,8 @@ class Gateway:
             cluster.connect(*ours, find=connections.get, status=status, steps=self._steps)
         self.dispatcher: Final = parts.dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
-        # On the hot path: no call in between.
-        self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
+        self.text: Callable[[Connection, Payload], None]  # on the hot path: no call in between
+        self.dispatcher.attach(self)
         self.sessions: Final = Sessions(
             hold_timeout=config.server.hold_timeout,
             max_held=config.limits.max_held,

@@ -31,7 +31,6 @@ from gateway.nodes.streams import Streams
 from gateway.nodes.unwritten import Here, Queue, Unwritten
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
-from gateway.rpc.jsonrpc import Message
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import SMALL, Batch
 from gateway.rpc.requests import Peer
@@ -349,18 +348,23 @@ class Relay:
         return call, peer
 
     def _result(self, distant: Distant, token: bytes, payload: bytes) -> None:
-        self._answered(distant, token, Message("2.0", result=Raw(payload)), OK)
+        call = self._answered(distant, token, OK)
+        if call is not None:
+            call.answered(Raw(payload))
+            call.callee.settled()
 
     def _error(self, distant: Distant, token: bytes, payload: bytes) -> None:
-        self._answered(distant, token, Message("2.0", error=Raw(payload)), NODE_ERROR)
+        call = self._answered(distant, token, NODE_ERROR)
+        if call is not None:
+            call.refused(Raw(payload))
+            call.callee.settled()
 
-    def _answered(self, distant: Distant, token: bytes, message: Message, outcome: str) -> None:
+    def _answered(self, distant: Distant, token: bytes, outcome: str) -> RoutedCall | None:
         found = self._take(distant, token)
-        if found is not None:
-            call, peer = found
-            self.called.ended(outcome, self.clock() - call.begun)
-            call.answered(message)
-            peer.settled()
+        if found is None:
+            return None
+        self.called.ended(outcome, self.clock() - found[0].begun)
+        return found[0]
 
     def _refused(self, distant: Distant, token: bytes, payload: bytes) -> None:
         name, _, error = _verdict_of(payload)

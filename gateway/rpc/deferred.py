@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, Protocol
 
 from gateway.rpc.replies import ANSWERED, Batch
 from gateway.rpc.requests import Peer
@@ -27,6 +27,13 @@ class _Late:
         self.work: Callable[[], None] | None = None
         self.batch: Batch | None = None
         self.texts: deque[Payload] = deque()
+
+
+class Receiver(Protocol):
+    """What the messages of peers are handed to."""
+
+    text: Callable[[Any, Payload], None]
+    """Called with the peer and the message."""
 
 
 class Deferred:
@@ -51,9 +58,22 @@ class Deferred:
         self._busy = busy
         self._waited = 0
         self._until = 0.0, 0.0
-        self._now: Peer | None = None
+        self._receiver: Receiver | None = None
         self.late: dict[Peer, _Late] = {}
         """What waits, by peer."""
+
+    def attach(self, receiver: Receiver) -> None:
+        """Let the messages of this receiver be dispatched, those that came behind one that waits in their order.
+
+        Nearly always none waits, so there is a function in between only then. Called once.
+        """
+        self._receiver = receiver
+        receiver.text = self._dispatch
+
+    def _check(self) -> None:
+        """Have a function in between if anything waits."""
+        if self._receiver is not None:
+            self._receiver.text = self._take if self.late else self._dispatch
 
     def begin(self) -> None:
         """Count from here what a turn, or a message that may want one, takes."""
@@ -65,13 +85,13 @@ class Deferred:
         until, spent = self._until
         return (self._clock() >= until and self._spent() >= spent) or self._busy()
 
-    def behind(self, peer: Peer, text: Payload) -> bool:
-        """Keep a message that comes behind one that waits for a turn. Returns False if none does, or it is its turn."""
+    def _take(self, peer: Peer, text: Payload) -> None:
+        """Dispatch a message, or keep it if it comes behind one that waits."""
         late = self.late.get(peer)
-        if late is None or peer is self._now:
-            return False
-        late.texts.append(text)
-        return True
+        if late is None:
+            self._dispatch(peer, text)
+        else:
+            late.texts.append(text)
 
     def defer(self, peer: Peer, work: Callable[[], None], batch: Batch | None = None) -> None:
         """Let the rest of the message that is being handled be done in a turn. ``batch`` is the one that it is of."""
@@ -83,6 +103,7 @@ class Deferred:
             if not self.late:
                 asyncio.get_running_loop().call_soon(self._next)
             self.late[peer] = late
+            self._check()
         late.work, late.batch = work, batch
 
     def _next(self) -> None:
@@ -91,11 +112,9 @@ class Deferred:
             return
         peer, late = next(iter(self.late.items()))
         self.begin()
-        self._now = peer
         try:
             self._go_on(peer, late)
         finally:
-            self._now = None
             del self.late[peer]
             if late.work is not None or late.texts:
                 self.late[peer] = late
@@ -103,6 +122,7 @@ class Deferred:
                 peer.running.pop(late, None)
                 peer.go_on()
                 peer.settled()
+                self._check()
             if self.late:
                 asyncio.get_running_loop().call_soon(self._next)
 

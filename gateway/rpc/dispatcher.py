@@ -21,7 +21,7 @@ from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
 from gateway.rpc.deferred import Deferred
-from gateway.rpc.jsonrpc import LARGE, MAX_ID, NO_METHOD, Invalid, Message, decode
+from gateway.rpc.jsonrpc import LARGE, MAX_ID, NO_METHOD, STRUCTURED, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect, not_run
 from gateway.rpc.replies import ANSWERED, Batch, failure, fitting, outcome_of, send_then, success
 from gateway.rpc.requests import Peer, Route, Running
@@ -67,6 +67,7 @@ class Dispatcher:
         self._rate = rate
         self._clock = clock
         self._deferred = Deferred(self.dispatch, clock, spent, busy)
+        self.attach: Final = self._deferred.attach
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
         self.late_replies = 0
@@ -106,18 +107,19 @@ class Dispatcher:
     def dispatch(self, peer: Peer, data: Payload) -> None:
         """Handle one text message of ``peer``, valid UTF-8. Never blocks; raises only for a defect.
 
-        What is much work, and what comes behind it in the same read, is handled later, see `Deferred`.
+        What is much work is done later. For what comes behind it in the same read see `attach`.
         """
-        if self._deferred.late and self._deferred.behind(peer, data):
-            return
         try:
             message = decode(data)
         except jsonrpc.UNDECODABLE as error:
             self._dispatch_other(peer, data, error.with_traceback(None))
             return
-        if message.method is NO_METHOD and self._calls.answered(peer, message):
+        if message.method is not NO_METHOD:
+            reply = self._handle(peer, message, None)
+        elif self._calls.answered(peer, message):
             return
-        reply = self._handle(peer, message, None)
+        else:
+            reply = self._response(peer, message)
         if reply is not None:
             peer.send(reply)
 
@@ -142,8 +144,8 @@ class Dispatcher:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
                     batch.add(message.id or _NULL, self._invalid(peer, message))
-            elif message is not None and (message.method is not NO_METHOD or not self._calls.answered(peer, message)):
-                batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
+            elif message is not None:
+                batch.add(b"" + message.id or _NULL, self._handled(peer, message, batch))
             if message is None or self._deferred.over:
                 self._deferred.defer(peer, functools.partial(self._take, peer, messages, batch), batch)
                 return
@@ -178,20 +180,24 @@ class Dispatcher:
                 peer.end(errors.FLOOD)
             raise not_run(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
 
+    def _handled(self, peer: Peer, message: Message, batch: Batch) -> bytes | None:
+        """Handle an element of a batch. Returns the reply, or None if there is none, or none yet."""
+        if message.method is not NO_METHOD:
+            return self._handle(peer, message, batch)
+        return None if self._calls.answered(peer, message) else self._response(peer, message)
+
     def _handle(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False) -> bytes | None:
-        """Handle one message. Returns the reply, or None if there is none, or none yet.
+        """Handle one request or notification. Returns the reply, or None if there is none, or none yet.
 
         ``in_turn`` if it is `LARGE`, and now in an event-loop iteration of its own.
         """
         request_id = b"" + message.id
         name = message.method
-        if name is NO_METHOD:
-            return self._response(peer, message, request_id)
         data = b"" + message.params
         method = self._methods.get(name)
         if (  # no call for what is usual
             (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))
-            or (data and data[0] not in jsonrpc.STRUCTURED)
+            or (data and data[0] not in STRUCTURED)
             or (method is not None and (method.alone is not None or len(data) > LARGE))
         ) and (stopped := self._stopped(peer, message, batch, in_turn=in_turn)) is not None:
             return stopped or None
@@ -250,8 +256,9 @@ class Dispatcher:
         if self._status.phase is _DRAINING and (method is None or not method.while_draining):
             raise not_run(errors.DRAINING)
 
-    def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
+    def _response(self, peer: Peer, message: Message) -> bytes | None:
         """Count a response for which no call was waiting. Returns the refusal of a message that is not a response."""
+        request_id = b"" + message.id
         if jsonrpc.is_response(message) and request_id and jsonrpc.may_be_id(request_id):
             self.late_replies += 1
             with suppress(Refusal):
@@ -343,7 +350,7 @@ def _malformed(request_id: bytes, data: bytes, method: Method | None, batch: Bat
     if method is not None and method.alone is not None and not _is_alone(method, request_id, batch):
         right = f"{method.name} must be a single {method.alone}, not in a batch"
         return Invalid(errors.INVALID_REQUEST, right, request_id or _NULL)
-    if data and data[0] not in jsonrpc.STRUCTURED:
+    if data and data[0] not in STRUCTURED:
         return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
     return None
 

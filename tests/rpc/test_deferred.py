@@ -7,6 +7,7 @@ import pytest
 
 from gateway.rpc import deferred
 from gateway.rpc.deferred import TURN, Deferred
+from gateway.websocket.frames import Payload
 from tests.support.rpc import Listing, passes
 
 
@@ -17,7 +18,9 @@ class Play:
         self.now = 0.0
         self.busy = False
         self.done: list[object] = []
+        self.text: Callable[[Listing, Payload], None]
         self.deferred = Deferred(self._dispatch, lambda: self.now, lambda: self.now, lambda: self.busy)
+        self.deferred.attach(self)
 
     def _dispatch(self, peer: object, text: object) -> None:
         self.done.append(text)
@@ -52,10 +55,13 @@ async def test_those_who_wait_take_turns(play: Play) -> None:
 
 async def test_what_came_behind_is_done_when_the_work_is_and_has_turns_too(play: Play) -> None:
     peer = Listing()
-    assert not play.deferred.behind(peer, b"alone")
+    play.text(peer, b"alone")
+    assert play.done.pop() == b"alone"
     play.deferred.defer(peer, play.work(peer, "work", 2))
     for text in (b"1", b"2", b"3"):
-        assert play.deferred.behind(peer, text)
+        play.text(peer, text)
+    play.text(Listing(), b"another's")
+    assert play.done.pop() == b"another's"
     await asyncio.sleep(0)
     assert play.done == ["work"]
     await asyncio.sleep(0)
@@ -69,7 +75,7 @@ async def test_what_came_behind_is_done_when_the_work_is_and_has_turns_too(play:
 async def test_nothing_is_done_for_a_peer_that_is_gone(play: Play) -> None:
     peer = Listing()
     play.deferred.defer(peer, play.work(peer, "work", 1))
-    play.deferred.behind(peer, b"behind")
+    play.text(peer, b"behind")
     peer.is_open = False
     await passes()
     assert (play.done, peer.running, peer.link.waits) == ([], {}, 0)

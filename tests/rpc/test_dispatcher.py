@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from gateway.rpc.requests import Peer, Route
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from gateway.telemetry.lines import Lines
+from gateway.websocket.frames import Payload
 from tests.support import sample_methods
 from tests.support.fleet import until
 from tests.support.patience import WAIT
@@ -273,6 +275,8 @@ class Bench:
             clock=lambda: self.now,
             spent=lambda: self.now,
         )
+        self.text: Callable[[Listing, Payload], None]
+        self.dispatcher.attach(self)
         self.now = 0.0
         self.works = Works()
         self.dispatcher.add(self.works)
@@ -284,7 +288,7 @@ class Bench:
         """Dispatch messages and return what is sent before the loop turns."""
         peer = peer or self.peer
         for message in messages:
-            self.dispatcher.dispatch(peer, message.encode())
+            self.text(peer, message.encode())
         return peer.take()
 
     async def replies(self, count: int = 1, timeout: float = WAIT) -> list[str]:
