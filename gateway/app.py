@@ -154,6 +154,7 @@ class Gateway:
             self._steps,
             asking=self._asking,
             nodes=lambda: self.nodes.here,
+            state=dict if cluster is None else cluster.state,
         )
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
