@@ -19,7 +19,10 @@ class Health:
     """The three paths. ``metrics`` returns the text of `/metrics`, ``cluster`` what is said of the cluster, if any."""
 
     def __init__(
-        self, status: Status, metrics: Callable[[], Awaitable[bytes]], cluster: Callable[[], Mapping[str, str]] | None = None
+        self,
+        status: Status,
+        metrics: Callable[[], Awaitable[bytes]],
+        cluster: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._status: Final = status
         self._metrics: Final = metrics
