@@ -201,6 +201,7 @@ class Gateway:
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
             asking=self._asking,
+            untold=tuple if self.cluster is None else self.cluster.roster.untold,
         )
         yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 

@@ -63,7 +63,9 @@ async def test_one_member_is_asked_alone(gateway: StartGateway) -> None:
         ended = json.loads((await run(here, "connections", "--history", "--member", "küche", "--json")).stdout)
         assert [one["cause"] for one in ended] == ["closed_by_operator"]
         unknown = await run(here, "nodes", "--member", "cellar")
-        assert unknown == Ended(1, "", "error -32004 not_found: No such connection, node or topic: no gateway 'cellar' in the cluster\n")
+        assert unknown == Ended(
+            1, "", "error -32004 not_found: No such connection, node or topic: no gateway 'cellar' in the cluster\n"
+        )
 
 
 async def test_eighty_columns_are_enough(gateway: StartGateway) -> None:
@@ -89,7 +91,7 @@ async def test_who_does_not_answer_is_named(gateway: StartGateway) -> None:
         await here.wait_event("cluster.lost")
         said = "no answer of b: what they have is not listed\n"
         without = "this gateway is without NATS, and so without the others\n"
-        for command in (["members"], ["connections"], ["connections", "--history"]):
+        for command in (["members"], ["nodes"], ["connections"], ["connections", "--history"]):
             ended = await run(here, *command)
             assert (ended.status, ended.stderr) == (0, without + said if command == ["members"] else said), command
             assert ended.stdout, "the own is"
