@@ -159,6 +159,9 @@ class Cluster:
         reach = "Whether events can be published, and all that were published are known here."
         available = float(self.connected and self.stream.available)
         yield GaugeMetricFamily("gateway_cluster_events_connected", reach, value=available)
+        who = GaugeMetricFamily("gateway_cluster_member_info", "This gateway's name; always 1.", labels=["member"])
+        who.add_metric([self.name], 1.0)
+        yield who
         labels, what = ["direction", "kind"], "Messages between the gateways of the cluster."
         messages = CounterMetricFamily("gateway_cluster_messages", what, labels=labels)
         for direction, counts in (("in", self.members.received), ("out", self.members.sent)):

@@ -110,6 +110,8 @@ async def test_it_shows_where_everything_is_and_goes_on_when_a_neighbour_is_kill
         await page.get_by_label("Filter by").fill("cellar")
         await expect(page.locator("#count")).to_have_text("1 of 2 connections")
         await expect(scene.row(scene.node.welcome["connId"]).get_by_role("cell", name="cellar")).to_be_visible()
+        await console.go("Charts")
+        await expect(page.get_by_text("of the gateway attic")).to_be_visible()
         await console.go("Members")
         await expect(page.locator("#member-count")).to_have_text("2 of 2 gateways answer")
         await expect(scene.row("this page is here").get_by_role("cell").first).to_have_text("attic")
