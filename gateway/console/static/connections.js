@@ -15,8 +15,8 @@ const COLUMNS = [
   { name: "role", title: "Role" },
   { name: "remote", title: "From", look: "wide" },
   { name: "openedAt", title: "Since", look: "wide" },
-  { name: "messagesIn", title: "In", number: true },
-  { name: "messagesOut", title: "Out", number: true },
+  { name: "messagesIn", title: "In", number: true, look: "short" },
+  { name: "messagesOut", title: "Out", number: true, look: "short" },
   { name: "inFlight", title: "In flight", number: true },
   { name: "connId", title: "connId", look: "id" },
 ];

@@ -4,9 +4,9 @@ import { html } from "./vendor/htm-preact.js";
 import { Rows, time } from "./rows.js";
 
 const COLUMNS = [
-  { title: "Member", look: "wider" },
-  { title: "State", look: "wider" },
-  { title: "Connections", number: true },
+  { title: "Member", look: "wide" },
+  { title: "State", look: "text" },
+  { title: "Connections", number: true, look: "wide" },
   { title: "Nodes", number: true },
   { title: "Since", look: "wide" },
   { title: "Version" },
