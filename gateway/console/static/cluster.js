@@ -1,11 +1,12 @@
 // What is known of the cluster that the gateway belongs to: its gateways, those that are gone, and whether NATS is there.
 
-const EVERY = 3_000; // ms between two looks at it
+const EVERY = 3_000; // ms between two looks at it; an answer may be a second old
 const MOST = 20; // gateways that are gone, and remembered
 
 /**
- * Asks again and again, if the gateway is one of several. Calls `changed()` after each answer, and `renew()` when another
- * one says that the lists may be wrong: a gateway has come or gone, and those of a gateway that is gone tell no end.
+ * Asks again and again, if the gateway is one of several. Calls `changed()` after each answer, and `renew()` when the lists
+ * may be wrong, because a gateway has come or gone: what it had tells no end. It does so at the next answer, too: the
+ * lists were perhaps asked for in the middle of it.
  */
 export class Cluster {
   #client;
@@ -16,6 +17,7 @@ export class Cluster {
   #stopped = false;
   #known = new Set(); // names of gateways that have been there
   #shape = null; // what the last answer said of who is there
+  #unsure = false; // whether the lists are to be renewed whatever the next answer says
 
   constructor(client, { changed, renew }) {
     this.#client = client;
@@ -55,6 +57,11 @@ export class Cluster {
     clearTimeout(this.#timer);
   }
 
+  /** Take the names of those that were missing in a list. If they have answered here, the list lacks something. */
+  lacked(missing = []) {
+    if (missing.some((name) => !this.missing.includes(name))) this.#unsure = true;
+  }
+
   /** Speak no more of gateways that are gone. */
   forget() {
     for (const name of this.gone.keys()) this.#known.delete(name);
@@ -72,7 +79,9 @@ export class Cluster {
     const shape = JSON.stringify([cluster, events, missing, members.map((one) => one.instance)]);
     const other = this.#shape !== null && this.#shape !== shape;
     this.#shape = shape;
-    if (other) this.#renew();
+    const renew = other || this.#unsure;
+    this.#unsure = other;
+    if (renew) this.#renew();
     this.#changed();
   }
 

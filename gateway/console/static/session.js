@@ -167,6 +167,7 @@ export class Session extends EventTarget {
       let after = "";
       do {
         const page = await this.client.call("connection.list", { limit: PAGE, after }, { retry: true });
+        this.cluster.lacked(page.missing);
         for (const connection of page.connections) this.#found.set(connection.connId, connection);
         after = page.next;
         this.changes++;
@@ -215,6 +216,7 @@ export class Session extends EventTarget {
     let after = "";
     do {
       const page = await this.client.call("node.list", { limit: PAGE, after }, { retry: true });
+      this.cluster.lacked(page.missing);
       found.push(...page.nodes);
       after = page.next;
     } while (after);
