@@ -154,6 +154,7 @@ class Gateway:
             self._steps,
             asking=self._asking,
             nodes=lambda: self.nodes.here,
+            state=dict if cluster is None else cluster.state,
         )
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
@@ -200,6 +201,7 @@ class Gateway:
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
             asking=self._asking,
+            untold=tuple if self.cluster is None else self.cluster.roster.untold,
         )
         yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 
