@@ -16,7 +16,6 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY, create_app
 from gateway.assembly.cluster import member_name
-from gateway.client import connect
 from gateway.config import ConfigError, parse
 from tests.support.certs import Authority
 from tests.support.clustered import clustered, nats_for_gateways
@@ -24,7 +23,7 @@ from tests.support.command import run
 from tests.support.nats import NatsServer, scripted
 from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
-from tests.support.process import ROOT, GatewayProcess, StartGateway, free_port
+from tests.support.process import GatewayProcess, StartGateway, free_port
 from tests.telemetry.test_metrics import CLUSTER
 
 UPGRADE = {
@@ -220,20 +219,6 @@ def permissions(publish: str, subscribe: str) -> str:
     """Return the configuration of a NATS at which everybody has these permissions."""
     user = f"user: u, password: p, permissions: {{ publish: [{publish}], subscribe: [{subscribe}] }}"
     return f"authorization {{ users: [{{ {user} }}] }}\nno_auth_user: u"
-
-
-async def test_the_permissions_that_are_documented_are_enough(gateway: StartGateway) -> None:
-    documented = 'permissions { publish: ["gateway.>", "$JS.API.>"], subscribe: ["gateway.>"] }'
-    assert documented in (ROOT / "docs/operations.md").read_text()
-    async with nats_for_gateways(permissions('"gateway.>", "$JS.API.>"', '"gateway.>"')) as server:
-        first, second = await asyncio.gather(gateway(clustered(server)), gateway(clustered(server)))
-        await first.wait_event("cluster.member_joined")
-        async with connect(first.url("/ws", websocket=True)) as client:
-            await client.publish("greenhouse.door", "open")
-        third = await gateway(clustered(server))
-        events = await third.wait_event("cluster.events_joined")
-        assert events["caughtUp"] == events["offset"] > 0
-        assert not any(process.events("cluster.forbidden") for process in (first, second, third))
 
 
 async def test_permissions_that_are_too_narrow_will_not_do() -> None:
