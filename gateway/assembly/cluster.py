@@ -122,9 +122,7 @@ class Cluster:
         steps: Steps,
     ) -> None:
         """Let calls go to nodes of other gateways, and come from there. Once, before `join`."""
-        self.relay = relay = Relay(
-            router, self.members, find, status, timeout=self._config.cluster.member_timeout, lines=self._lines
-        )
+        self.relay = relay = Relay(router, self.members, find, status, lines=self._lines)
         self.nats.on_read = relay.read
         self.roster = Roster(
             nodes,

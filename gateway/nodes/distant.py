@@ -39,8 +39,11 @@ COST: Final = 100
 UNBOUNDED: Final = 1 << 62
 """More bytes than there are. What streams may send is bounded at the gateways of their two ends."""
 
-GRACE: Final = 0.2
-"""Seconds in which a gateway that NATS has lost, but that is alive, has read what had come to it before."""
+GRACE: Final = 0.3
+"""Seconds after which a gateway whose link has ended begins no call any more that had come before.
+
+It has read what had come, or it has stood still for so long that it notices (`alive.Fence`).
+"""
 
 REQUEST: Final = b'{"jsonrpc":"2.0","id":'
 """What each request begins with that the gateway makes, and each reply."""

@@ -18,7 +18,7 @@ from msgspec import Raw
 from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.cluster import natswire
-from gateway.cluster.alive import LOOKS, Member
+from gateway.cluster.alive import Member
 from gateway.cluster.members import MailHandler, Members
 from gateway.cluster.nats import NO_RESPONDERS
 from gateway.errors import NOT_DELIVERED, RPC_ERRORS, UNKNOWN, RpcError
@@ -68,8 +68,7 @@ class Wanted(NamedTuple):
 class Relay:
     """What the gateways of a cluster have in flight for each other. It is a watcher of ``members``.
 
-    ``find`` returns the connection here with a connId, or None. A member whose own timeout is no longer is lost after
-    ``timeout`` seconds of silence.
+    ``find`` returns the connection here with a connId, or None.
     `read` is to be called at the end of each read of mail. ``clock`` returns monotonic seconds.
 
     To the calls that it runs here it is what a `routing.Router` is to others (`routed.Routing`): it judges no size and
@@ -85,7 +84,6 @@ class Relay:
         find: Callable[[str], Here | None],
         status: Status,
         *,
-        timeout: float,
         lines: Lines,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -103,7 +101,6 @@ class Relay:
         self._members = members
         self._find = find
         self._status = status
-        self._timeout = timeout
         self._lines = lines
         self._peers = 0
         self._distants: dict[Member, Distant] = {}
@@ -163,7 +160,7 @@ class Relay:
         if distant is None:
             return
         distant.lose()
-        left = distant.fenced(cause, self._timeout * member.looks / LOOKS)
+        left = distant.fenced(cause, member.timeout)
         if left and distant.peers:
             asyncio.get_running_loop().call_later(left, lost_calls, distant, self.calls)
         else:

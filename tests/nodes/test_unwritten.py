@@ -97,6 +97,18 @@ async def test_that_for_which_there_is_no_room_is_dropped(scene: Scene) -> None:
     assert (scene.node.take(), scene.node.room, scene.dropped["notification"]) == (["12345678", "1"], 10, 1)
 
 
+async def test_a_node_that_is_held_takes_no_more_than_half_of_what_may_be_kept(scene: Scene) -> None:
+    scene.node.flowing = False
+    scene.add("1")
+    scene.queue.write()
+    scene.node.crowded = True
+    scene.add("2")
+    scene.queue.write()
+    scene.node.flowing, scene.node.crowded = True, False
+    scene.queue.tell()
+    assert (scene.node.take(), scene.node.room, scene.dropped["notification"]) == (["1"], 1 << 20, 1)
+
+
 async def test_what_may_have_been_given_up_is_asked_for(scene: Scene) -> None:
     scene.it.b.clock.now += TIMEOUT + 1
     scene.add("1")

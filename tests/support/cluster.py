@@ -184,7 +184,7 @@ class Parts(Joining):
     def __init__(self, exchange: Exchange, name: str, app: Application, clock: Callable[[], float]) -> None:
         super().__init__(exchange, name, clock)
         gateway, find, status = app[GATEWAY], app[CONNECTIONS].get, app[STATUS]
-        self.relay = Relay(gateway.router, self.members, find, status, timeout=TIMEOUT, lines=self.lines, clock=clock)
+        self.relay = Relay(gateway.router, self.members, find, status, lines=self.lines, clock=clock)
         self.link.on_read = self.relay.read
         self.roster = Roster(
             gateway.nodes,
@@ -227,9 +227,7 @@ class Side(Joining):
         self.here: dict[str, NodeListing] = {}
         self.status = Status(self.members.instance, self.clock)
         self.status.ready()
-        self.relay = Relay(
-            self.router, self.members, self.here.get, self.status, timeout=timeout, lines=lines, clock=self.clock
-        )
+        self.relay = Relay(self.router, self.members, self.here.get, self.status, lines=lines, clock=self.clock)
         self.link.on_read = self.relay.read
         self.roster = Roster(
             self.nodes,
