@@ -16,6 +16,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY, create_app
 from gateway.assembly.cluster import member_name
+from gateway.client import connect
 from gateway.config import ConfigError, parse
 from tests.support.certs import Authority
 from tests.support.clustered import clustered, nats_for_gateways
