@@ -125,7 +125,8 @@ class Apart:
         synced: Any = type("Synced", (Synced,), {})
         configs = in_cluster(self._server, config)
         starts = [self._start(create_app(parse(each), methods), ws_response_class=synced) for each in configs]
-        twins: Twins = Twins(list(await asyncio.gather(*starts)))
+        twins = Twins(list(await asyncio.gather(*starts)))
+        synced.twins = twins
         await twins.agree()
         for client in twins.clients:
             client.app[STATUS].ready()  # it would wait for others, longer than most tests take
