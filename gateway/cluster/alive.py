@@ -66,10 +66,10 @@ class Member:
 
     ``beat`` is the number of its last heartbeat that was heard, as text. ``lost`` is why it is no longer a member, and
     empty as long as it is one. ``open`` counts what waits for it, so that it is probed. ``silent`` counts the looks
-    that have not heard of it, of which it has ``looks``.
+    that have not heard of it, of which it has ``looks``. ``subjects`` are those of mail to it, by kind.
     """
 
-    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent")
+    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent", "subjects")
 
     def __init__(self, address: bytes, instance: str, name: str, looks: int = LOOKS) -> None:
         self.address: Final = address
@@ -80,6 +80,7 @@ class Member:
         self.lost = ""
         self.open = 0
         self.silent = 0
+        self.subjects: dict[bytes, bytes] = {}
 
     def __repr__(self) -> str:
         return f"<member {self.address.decode()} {self.name!r}>"
