@@ -6,7 +6,8 @@ import pytest
 
 from gateway import errors
 from gateway.cluster.alive import AWAY, LEAVING, REJOINED, SILENT, UNREACHABLE
-from gateway.nodes.distant import GRACE, HIGH, LOW, TAKEN, Distant, MailError, cut, numbers, verdict
+from gateway.nodes.elsewhere import distant as module
+from gateway.nodes.elsewhere.distant import GRACE, HIGH, LOW, RESULT, TAKEN, Distant, MailError, cut, numbers, verdict
 from gateway.rpc.streams import Grant
 from tests.support.cluster import TIMEOUT, Side, Two
 from tests.support.rpc import Way
@@ -60,37 +61,65 @@ def distant(side: Side) -> Distant:
 
 async def test_what_is_on_its_way_has_a_bound_and_those_who_wait_go_on(it: Two) -> None:
     b, way = distant(it.a), Way()
-    assert b.tell(b"call", b"x" * HIGH)
+    assert b.tell(b"on", b"x" * HIGH)
     assert b.link.pressed and b.link.barred
     b.hold_up(way)
     b.hold_up(way)
     assert way.waits == 1
-    b.taken(HIGH - LOW)
+    b.took(HIGH - LOW)
     assert b.link.pressed
-    b.taken(HIGH)
+    b.took(HIGH)
     assert not b.link.pressed
     assert way.waits == 0
-    assert b.tell(b"call", b"x" * (HIGH - 200))
+    assert b.tell(b"on", b"x" * (HIGH - 200))
     assert not b.link.pressed
 
 
 async def test_what_is_taken_is_told_now_and_then(it: Two) -> None:
-    b = distant(it.a)
-    before = it.a.link.sent[b"taken"]
-    b.takes(TAKEN - 101)
-    assert it.a.link.sent[b"taken"] == before
-    b.takes(1)
-    assert it.a.link.sent[b"taken"] == before + 1
-    it.a.link.joined = False
-    b.takes(TAKEN)
+    """By whoever takes it, as soon as it is as much as is due."""
+    a, before = distant(it.b), it.b.link.sent[b"taken"]
+    it.a.members.tell(it.a.member("b"), b"on", b"x" * (a.due - a.taken - 101))
+    it.settle()
+    assert it.b.link.sent[b"taken"] == before
+    it.a.members.tell(it.a.member("b"), b"on", b"")
+    it.settle()
+    assert it.b.link.sent[b"taken"] == before + 1
+    assert a.due == a.taken + TAKEN
+    assert distant(it.a)._until == HIGH + a.taken
+    it.b.link.joined = False
+    a.tell_taken()
 
 
 async def test_what_does_not_leave_is_told(it: Two) -> None:
     b = distant(it.a)
     it.a.link.joined = False
-    assert not b.tell(b"call", b"x")
+    assert not b.tell(b"on", b"x")
     b.ask()
     assert not b.asked
+
+
+async def test_nothing_is_packed_for_a_gateway_that_is_lost(it: Two) -> None:
+    b = distant(it.a)
+    it.a.lose()
+    b.put(RESULT, b"1-1", b"2")
+    b.put(RESULT, b"1-1", b"2")
+    b.leave()
+    assert (b._fields, it.a.link.sent[RESULT]) == ([], 0)
+
+
+async def test_nodes_are_remembered_a_moment_longer_than_calls_are_in_flight(
+    it: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.001)
+    node, caller, b = it.serve("pi", ["snap"]), it.caller(), distant(it.a)
+    it.ask(caller, '{"jsonrpc":"2.0","id":1,"method":"snap"}')
+    await asyncio.sleep(0.01)
+    assert len(b.peers) == b.member.open == 1
+    it.answer(node, '{"jsonrpc":"2.0","id":1099511627776,"result":1}')
+    assert len(b.peers) == b.member.open == 1
+    while b.peers:
+        await asyncio.sleep(0.001)
+    assert b.member.open == 0
 
 
 async def test_a_fence_is_asked_for_once(it: Two) -> None:
@@ -162,14 +191,14 @@ async def test_grants_wait_until_the_other_gateway_takes_more(it: Two) -> None:
     it.ask(caller, '{"jsonrpc":"2.0","id":1,"method":"snap","stream":{"credit":1,"bytes":10}}')
     b = distant(it.a)
     it.b.link.stopped = True
-    b.tell(b"taken", b"x" * HIGH)
+    b.tell(b"on", b"x" * HIGH)
     (stream,) = caller.running.values()
     assert stream.stream is not None
     stream.stream.granted(Grant(1, 1))
     node.take()
     it.b.link.arrived.pop()
     it.b.link.stopped = False
-    b.taken(HIGH + 1000)
+    b.took(HIGH + 1000)
     it.settle()
     assert node.take() == ['{"jsonrpc":"2.0","method":"rpc.credit","params":{"id":1099511627776,"credit":1,"bytes":1}}']
     await asyncio.sleep(0)

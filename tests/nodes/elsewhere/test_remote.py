@@ -6,8 +6,10 @@ import pytest
 
 from gateway import errors
 from gateway.auth.scopes import ANONYMOUS
-from gateway.nodes.remote import RemotePeer
+from gateway.nodes.elsewhere.distant import PACK
+from gateway.nodes.elsewhere.remote import RemotePeer
 from gateway.rpc.calls import FIRST_ID
+from gateway.rpc.jsonrpc import decode
 from gateway.rpc.method import Refusal
 from tests.support.cluster import Two
 from tests.support.rpc import Listing, NodeListing
@@ -25,13 +27,22 @@ class Scene:
         assert isinstance(peer, RemotePeer)
         self.peer = peer
 
+    def ask(self, text: str) -> None:
+        """Have a request sent on. Its mail does not leave yet."""
+        message = decode(text.encode())
+        self.it.a.router.call(self.caller, message, b"" + message.params, b"" + message.id, None)
+
     def mail(self) -> list[tuple[str, str, str]]:
-        """What has come: kind, token and payload, with `NODE` for the node's connId."""
+        """What has come: the kind, what 503 would name, and the payload, with `NODE` for the node's connId."""
+        self.it.settle()
         arrived, self.it.b.link.arrived = list(self.it.b.link.arrived), type(self.it.b.link.arrived)()
-        parts = [(parcel.subject.decode().split("."), parcel.payload.decode()) for parcel in arrived]
         return [
-            (subject[3], ".".join(subject[5:]), payload.replace(self.node.conn_id, "NODE"))
-            for subject, payload in parts
+            (
+                parcel.subject.decode().split(".")[3],
+                parcel.reply.decode().rpartition(".")[2],
+                parcel.payload.decode().replace(self.node.conn_id, "NODE"),
+            )
+            for parcel in arrived
         ]
 
 
@@ -42,34 +53,71 @@ async def scene() -> Scene:
 
 async def test_a_call_is_mailed_with_its_node_the_fence_and_its_time(scene: Scene) -> None:
     scene.it.ask(scene.caller, '{"jsonrpc":"2.0","id":"a","method":"snap","params":{"n": 1}}')
-    assert scene.mail() == [("call", f"{FIRST_ID}-1", 'NODE 1 30000\n,"method":"snap","params":{"n": 1}}')]
+    token = f"{FIRST_ID}-1"
+    call = ',"method":"snap","params":{"n": 1}}'
+    assert scene.mail() == [("call", token, f'1\0{token}\0NODE "snap" 30000\0{call}')]
 
 
 async def test_a_stream_is_mailed_with_its_grant_beside_it(scene: Scene) -> None:
     params = ',"stream":{"credit":9,"bytes":9}}'
     text = {"jsonrpc": "2.0", "id": 1, "method": "snap", "params": [params], "stream": {"credit": 3, "bytes": 40}}
     scene.it.ask(scene.caller, json.dumps(text))
-    told = json.dumps([params])
-    assert scene.mail() == [("call", f"{FIRST_ID}-1", f'NODE 1 30000 3 40\n,"method":"snap","params":{told}}}')]
+    token, call = f"{FIRST_ID}-1", f',"method":"snap","params":{json.dumps([params])}}}'
+    assert scene.mail() == [("call", token, f'1\0{token}\0NODE "snap" 30000 3 40\0{call}')]
 
 
 async def test_a_notification_is_mailed_whole(scene: Scene) -> None:
     text = '{"jsonrpc":"2.0","method":"snap","params":[1 ]}'
     scene.it.ask(scene.caller, text)
-    assert scene.mail() == [("note", "", f"NODE 1 0\n{text}")]
+    assert scene.mail() == [("call", "", f"1\0\0NODE\0{text}")]
 
 
 async def test_what_is_told_of_a_call_goes_by_its_token(scene: Scene) -> None:
     scene.it.ask(scene.caller, '{"jsonrpc":"2.0","id":1,"method":"snap"}')
     scene.mail()
     scene.caller.running[b"1"].cancel(errors.CANCELLED)
-    assert scene.mail() == [("cancel", f"{FIRST_ID}-1", "")]
+    assert scene.mail() == [("said", "", f"cancel\0{FIRST_ID}-1\0")]
+    assert scene.peer.calls == {}
+
+
+async def test_what_leaves_together_is_one_message_as_long_as_it_is_of_one_kind(scene: Scene) -> None:
+    for number in range(3):
+        scene.ask(f'{{"jsonrpc":"2.0","id":{number},"method":"snap"}}')
+    scene.caller.running[b"1"].cancel(errors.CANCELLED)
+    scene.ask('{"jsonrpc":"2.0","id":3,"method":"snap"}')
+    calls, told, more = scene.mail()
+    tokens = [f"{FIRST_ID + number}-1" for number in range(4)]
+    assert calls[1] == tokens[0]
+    assert calls[2].split("\0")[1::3] == tokens[:3]
+    assert told[2].split("\0") == ["cancel", tokens[1], ""]
+    assert more[2].split("\0")[1::3] == tokens[3:]
+
+
+async def test_a_503_names_the_first_call_of_a_message(scene: Scene) -> None:
+    scene.ask('{"jsonrpc":"2.0","method":"snap"}')
+    scene.ask('{"jsonrpc":"2.0","id":1,"method":"snap"}')
+    ((_, named, _),) = scene.mail()
+    assert named == f"{FIRST_ID}-1"
+
+
+async def test_much_leaves_at_once(scene: Scene) -> None:
+    for number in range(4):
+        params = '"' + "x" * (PACK // 2) + '"'
+        scene.ask(f'{{"jsonrpc":"2.0","id":{number},"method":"snap","params":[{params}]}}')
+    assert [parcel.payload.count(b"snap") for parcel in scene.it.b.link.arrived] == [4, 4], "twice in each call"
+
+
+async def test_what_has_not_left_when_the_link_is_lost_was_not_delivered(scene: Scene) -> None:
+    scene.ask('{"jsonrpc":"2.0","id":1,"method":"snap"}')
+    scene.it.a.lose()
+    (reply,) = map(json.loads, scene.caller.take())
+    assert reply["error"]["data"]["outcome"] == "not_delivered"
     assert scene.peer.calls == {}
 
 
 async def test_it_is_barred_with_its_gateway(scene: Scene) -> None:
     assert not scene.peer.link.pressed
-    scene.it.a.relay._of(scene.it.a.member("b")).link.pressed = True
+    scene.it.a.relay._of(scene.it.a.member("b"))._press(True)
     assert scene.peer.link.pressed and scene.peer.link.barred
     with pytest.raises(Refusal, match="pi has not read what was sent to it before"):
         scene.it.ask(scene.caller, '{"jsonrpc":"2.0","id":1,"method":"snap"}')

@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
+from msgspec import Raw
+
 from gateway import errors
 from gateway.auth.scopes import NOBODY, Principal
 from gateway.cluster.alive import AWAY, DISOWNED, UNREACHABLE, Member
@@ -34,10 +36,32 @@ TAKEN: Final = HIGH // 16
 """Bytes that are taken from another gateway before it is told so."""
 
 COST: Final = 100
-"""What a message counts beside its payload, in bytes."""
+"""What a message counts beside its payload, in bytes. A record of one counts as much, too."""
+
+PACK: Final = 60 * 1024
+"""Bytes beyond which what is packed leaves at once."""
+
+SEPARATOR: Final = b"\0"
+"""What stands between the fields of a pack. JSON has no such byte, not even in a text."""
+
+CALL: Final = b"call"
+"""A pack of calls and notifications for nodes: the number of a heartbeat, and then three fields for each.
+
+These are the call's token, which is empty for a notification; what `remote.RemotePeer` says of the node and the method;
+and the call itself, without its id, or the whole notification.
+"""
+
+RESULT: Final = b"result"
+"""A pack of results: the call's token and the result, for each."""
+
+SAID: Final = b"said"
+"""A pack of all else that is said of calls: what it is, the call's token, and what it says, for each."""
 
 UNBOUNDED: Final = 1 << 62
 """More bytes than there are. What streams may send is bounded at the gateways of their two ends."""
+
+LINGER: Final = 1.0
+"""Seconds from one look to the next whether calls are still in flight to another gateway."""
 
 GRACE: Final = 0.2
 """Seconds in which a gateway that NATS has lost, but that is alive, has read what had come to it before."""
@@ -92,6 +116,23 @@ def verdict(name: str, outcome: str, error: bytes) -> bytes:
     return f"{name} {outcome}\n".encode() + error
 
 
+class There(Party, Protocol):
+    """A node at another gateway (`remote.RemotePeer`)."""
+
+    def unheard(self, call_id: bytes) -> None:
+        """End a call that has not reached the node's gateway. Harmless if it has ended."""
+
+    def press(self, pressed: bool) -> None:
+        """Note whether its gateway takes what is sent to it."""
+
+
+class Corker(Protocol):
+    """Lets what is packed leave together (`relay.Relay`)."""
+
+    def cork(self, distant: Distant) -> None:
+        """Have `Distant.leave` called at the end of this read, or of this event-loop iteration."""
+
+
 class Queued(Protocol):
     """What waits to be written to one node here (`relay.Queue`)."""
 
@@ -135,29 +176,35 @@ class Road:
 class Distant:
     """One member. It is a `requests.Peer` whose calls are run by nodes here, and has the nodes there that are called.
 
+    What goes there in one event-loop iteration is packed, as long as it is of one kind. All leaves in order.
+
     ``running`` has its calls here, by the tokens that it has given them. ``fence`` is the number of the last of our
     heartbeats that it has named: it has given up nothing since it heard that one, except what it has said. ``queues``
     has what waits for nodes here, ``paused`` the nodes that are not read because of callers there.
 
-    ``known`` are the nodes there, by their connIds, and ``peers`` those that calls of ours are in flight to, by their
-    numbers.
+    ``known`` are the nodes there, by their connIds, and ``peers`` those that calls of ours are in flight to, or were a
+    moment ago, by their numbers. ``taken`` counts the bytes of its mail.
     """
 
     __slots__ = (
         "_beat",
         "_beat_at",
+        "_corker",
+        "_fields",
         "_held_up",
+        "_kind",
         "_loop",
         "_members",
+        "_octets",
         "_sent",
-        "_taken",
-        "_told",
+        "_unheard",
         "_until",
         "_waits",
         "asked",
         "bucket",
         "calls",
         "conn_id",
+        "due",
         "fence",
         "held_bytes",
         "is_open",
@@ -172,6 +219,7 @@ class Distant:
         "queues",
         "remote",
         "running",
+        "taken",
     )
 
     crowded: Final = False
@@ -179,9 +227,11 @@ class Distant:
     flowing: Final = True
     room: Final = UNBOUNDED
 
-    def __init__(self, member: Member, members: Members) -> None:
+    def __init__(self, member: Member, members: Members, corker: Corker) -> None:
         self.member: Final = member
         self._members = members
+        self._corker = corker
+        self._unheard = members.reply_subject(b"unheard", b"")
         self._loop = asyncio.get_running_loop()
         self.is_open = True
         # As a peer
@@ -202,48 +252,103 @@ class Distant:
         self.queues: dict[object, Queued] = {}
         self.paused: dict[str, Paused] = {}
         # Our calls there
-        self.peers: dict[bytes, Party] = {}
-        self.known: WeakValueDictionary[str, Party] = WeakValueDictionary()
+        self.peers: dict[bytes, There] = {}
+        self.known: WeakValueDictionary[str, There] = WeakValueDictionary()
         self._waits: Counter[str] = Counter()
         self._beat = b""
         self._beat_at = 0.0
+        # What is packed
+        self._kind = b""
+        self._fields: list[bytes | Raw] = []
+        self._octets = 0
         # What is on its way
         self._sent = 0
         self._until = HIGH
-        self._taken = self._told = 0
+        self.taken, self.due = 0, TAKEN
 
     # Mail
 
-    def tell(self, kind: bytes, payload: bytes = b"", token: bytes = b"", reply: bytes = b"") -> bool:
-        """Send mail. Returns False if it does not leave, and never will."""
+    def put(self, kind: bytes, *fields: bytes | Raw) -> None:
+        """Pack a record of this kind. If the member is lost, it never leaves."""
+        if kind is not self._kind and not self._begin(kind):
+            return
+        self._fields += fields
+        self._octets += len(fields[-1]) + COST
+        if self._octets > PACK:
+            self.leave()
+
+    def _begin(self, kind: bytes) -> bool:
+        """Begin another pack. Returns False if none ever leaves."""
+        if self._kind:
+            self.leave()
+        if self.is_open:
+            self._kind = kind
+            self._fields = [self.beat] if kind is CALL else []
+            self._corker.cork(self)
+        return self.is_open
+
+    def leave(self) -> None:
+        """Send what is packed. Harmless at any time."""
+        if not self._kind:
+            return
+        kind, fields = self._kind, self._fields
+        self._kind, self._fields, self._octets = b"", [], 0
+        reply = b""
+        if kind is CALL and (first := fields[1] or next(filter(None, fields[1::3]), b"")):
+            reply = b"%b%b" % (self._unheard, first)
+        if not self._send(kind, SEPARATOR.join(fields), reply):
+            self._spoil(kind, fields)
+
+    def tell(self, kind: bytes, payload: bytes = b"") -> bool:
+        """Send mail that is not packed. Returns False if it does not leave, and never will."""
+        self.leave()
+        return self._send(kind, payload)
+
+    def _send(self, kind: bytes, payload: bytes, reply: bytes = b"") -> bool:
         try:
-            self._members.tell(self.member, kind, payload, token, reply)
+            self._members.tell(self.member, kind, payload, reply=reply)
         except NatsError:
             return False
         self._sent += len(payload) + COST
-        if self._sent > self._until:
-            self.link.pressed = True
+        if self._sent > self._until and not self.link.pressed:
+            self._press(True)
         return True
 
-    def takes(self, octets: int) -> None:
-        """Count the payload of mail that came, and tell the sender now and then how much it was in all."""
-        self._taken += octets + COST
-        if self._taken - self._told >= TAKEN:
-            self._told = self._taken
-            with suppress(NatsError):
-                self._members.tell(self.member, b"taken", b"%d" % self._taken)
+    def _spoil(self, kind: bytes, fields: list[bytes | Raw]) -> None:
+        """End calls that were not delivered. Tell of a result that is larger than NATS takes.
 
-    def taken(self, octets: int) -> None:
+        If that is not the reason, this is not heard either.
+        """
+        if kind is CALL:
+            for token in fields[1::3]:
+                self.unheard(b"" + token)
+        elif kind is RESULT:
+            error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
+            for token in fields[::2]:
+                self.put(SAID, b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error))
+
+    def tell_taken(self) -> None:
+        """Tell the other gateway how much was ``taken`` from it, because that is as much as is ``due``."""
+        self.due = self.taken + TAKEN
+        with suppress(NatsError):
+            self._members.tell(self.member, b"taken", b"%d" % self.taken)
+
+    def took(self, octets: int) -> None:
         """Note how much the other gateway has taken in all, and let those go on that had to wait for it."""
         self._until = octets + HIGH
         if self.link.pressed and self._sent - octets <= LOW:
-            self.link.pressed = False
+            self._press(False)
             self._relieve()
             for request in list(self.running.values()):
                 request.drained()
             for pool in (self.pool, *(peer.pool for peer in self.peers.values())):
                 if pool is not None:
                     pool.read_on()
+
+    def _press(self, pressed: bool) -> None:
+        self.link.pressed = pressed
+        for peer in list(self.known.values()):
+            peer.press(pressed)
 
     # As a peer
 
@@ -256,24 +361,16 @@ class Distant:
             end = payload.index(b",", len(REQUEST))
             token = payload[len(REQUEST) : end]
             if payload.startswith(_RESULT, end):
-                kind, value = b"result", payload[end + len(_RESULT) : -1]
+                self.put(RESULT, token, payload[end + len(_RESULT) : -1])
             else:
-                kind, value = b"error", payload[end + len(_ERROR) : -1]
-            if not self.tell(kind, value, token):
-                self._fail(token)
+                self.put(SAID, b"error", token, payload[end + len(_ERROR) : -1])
         elif payload.startswith(NOTE):
-            kind, token, said = cut(payload)
-            self.tell(kind, said, token)
+            self.put(SAID, *cut(payload))
         elif payload:
             token, _, told = payload.partition(b" ")
-            self.tell(b"ended", told, token)
+            self.put(SAID, b"ended", token, told)
 
     send = pass_on
-
-    def _fail(self, token: bytes) -> None:
-        """Tell that an answer is larger than NATS takes. If that is not the reason, this is not heard either."""
-        error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
-        self.tell(b"ended", verdict(errors.TOO_LARGE.name, UNKNOWN, error), token)
 
     def hold(self, octets: int) -> bool:
         """Hold so many bytes for callers there. Returns False if there is no room for them."""
@@ -335,19 +432,35 @@ class Distant:
 
     # Nodes there
 
-    def busy(self, number: bytes, peer: Party) -> None:
-        """Note that calls are in flight to a node there."""
+    def busy(self, number: bytes, peer: There) -> None:
+        """Note that calls are in flight to a node there, until it is seen that there are none any more."""
+        if not self.peers:
+            self._members.busy(self.member)
+            self._loop.call_later(LINGER, self._look)
         self.peers[number] = peer
-        self._members.busy(self.member)
 
-    def idle(self, number: bytes) -> None:
-        """Note that no calls are in flight to a node there. Harmless if there were none."""
-        if self.peers.pop(number, None) is not None:
+    def _look(self) -> None:
+        """Forget the nodes that no calls are in flight to."""
+        for number in [number for number, peer in self.peers.items() if not peer.calls]:
+            del self.peers[number]
+        if self.peers:
+            self._loop.call_later(LINGER, self._look)
+        else:
             self._members.idle(self.member)
 
-    def unheard(self, token: bytes) -> bytes:
-        """Return the subject for what comes back if nobody hears a call."""
-        return self._members.reply_subject(b"unheard", token)
+    def unheard(self, token: bytes) -> None:
+        """End a call that was not delivered."""
+        call_id, _, number = token.partition(b"-")
+        peer = self.peers.get(number)
+        if peer is not None:
+            peer.unheard(call_id)
+
+    def unheard_from(self, token: bytes) -> None:
+        """End this call and all later ones. NATS keeps their order, so none of them was delivered."""
+        first = int(token.partition(b"-")[0])
+        for peer in list(self.peers.values()):
+            for call_id in [call_id for call_id in peer.calls if int(call_id) >= first]:
+                peer.unheard(call_id)
 
     def pause(self, conn_id: str) -> None:
         """Have a node there not be read until `resume`. Once for each caller here that does not read."""
@@ -367,6 +480,7 @@ class Distant:
     def lose(self) -> None:
         """End what is in flight for it, because it is lost. The calls to it end when they cannot begin any more."""
         self.is_open = False
+        self.leave()  # which ends what has not left
         for request in list(self.running.values()):
             request.abandon()
         for queue in list(self.queues.values()):
@@ -380,6 +494,5 @@ class Distant:
 
 def lost_calls(distant: Distant, calls: Calls) -> None:
     """End all calls of ours to a member that is lost."""
-    for number, peer in list(distant.peers.items()):
+    for peer in list(distant.peers.values()):
         calls.lost(peer)
-        distant.idle(number)
