@@ -260,7 +260,7 @@ class Side(Joining):
             lines=lines,
             cork=Cork(),
             nats=cast(Nats, self.link),
-            clock=self.clock,
+            clock=clock or self.clock,
         )
         self.link.on_read, self.link.leave = self.relay.read, self.relay.flush
         self.roster = Roster(

@@ -9,7 +9,8 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.errors import NOT_DELIVERED, RPC_ERRORS, UNKNOWN
-from gateway.nodes.elsewhere.distant import SEPARATOR, Distant, MailError, numbers
+from gateway.nodes.elsewhere.distant import Distant
+from gateway.nodes.elsewhere.mail import SEPARATOR, MailError, numbers
 from gateway.nodes.routed import RoutedCall
 from gateway.nodes.routing import Router
 from gateway.nodes.streams import Streams

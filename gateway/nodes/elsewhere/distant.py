@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -21,8 +22,9 @@ from gateway.cluster.members import Members
 from gateway.cluster.natslink import NatsError
 from gateway.errors import UNKNOWN, Disconnect
 from gateway.limits import Bucket
+from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, call_of, cut, verdict
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Call, Calls, Link
+from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Party, Request
 from gateway.rpc.streams import Pool
 
@@ -36,26 +38,10 @@ TAKEN: Final = HIGH // 16
 """Bytes that are taken from another gateway before it is told so."""
 
 COST: Final = 100
-"""What a message counts beside its payload, in bytes. A record of one counts as much, too."""
+"""What a message counts beside its payload, in bytes."""
 
 PACK: Final = 60 * 1024
-"""Bytes beyond which what is packed leaves at once."""
-
-SEPARATOR: Final = b"\0"
-"""What stands between the fields of a pack. JSON has no such byte, not even in a text."""
-
-CALL: Final = b"call"
-"""A pack of calls and notifications for nodes: the number of a heartbeat, and then three fields for each.
-
-These are the call's token, which is empty for a notification; what `remote.RemotePeer` says of the node and the method;
-and the call itself, without its id, or the whole notification.
-"""
-
-RESULT: Final = b"result"
-"""A pack of results: the call's token and the result, for each."""
-
-SAID: Final = b"said"
-"""A pack of all else that is said of calls: what it is, the call's token, and what it says, for each."""
+"""Bytes of a pack at most. A larger record leaves alone, and at once."""
 
 UNBOUNDED: Final = 1 << 62
 """More bytes than there are. What streams may send is bounded at the gateways of their two ends."""
@@ -66,54 +52,8 @@ LINGER: Final = 1.0
 GRACE: Final = 0.2
 """Seconds in which a gateway that NATS has lost, but that is alive, has read what had come to it before."""
 
-REQUEST: Final = b'{"jsonrpc":"2.0","id":'
-"""What each request begins with that the gateway makes, and each reply."""
-
-NOTE: Final = b'{"jsonrpc":"2.0","method":"rpc.'
-"""What each notification about a call begins with that the gateway makes."""
-
 _RESULT: Final = b',"result":'
 _ERROR: Final = b',"error":'
-_ID: Final = b'","params":{"id":'
-_VALUE: Final = b'"value":'
-_END: Final = b'"end":true'
-_CREDIT: Final = b'"credit":'
-_BYTES: Final = b'"bytes":'
-
-
-class MailError(ValueError):
-    """Another gateway has sent what no gateway sends. The message says what."""
-
-
-def cut(note: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the kind of a notification about a call, such as ``cancel``, the call's id, and what it says of the call.
-
-    The gateway has made it, so nothing is decoded, and a value is what it was, byte for byte.
-    """
-    at = note.index(b'"', len(NOTE))
-    kind, start = note[len(NOTE) : at], at + len(_ID)
-    if kind == b"cancel":
-        return kind, note[start:-2], b""
-    end = note.index(b",", start)
-    call_id, said = note[start:end], note[end + 1 : -2]
-    if said.startswith(_VALUE):
-        return kind, call_id, said[len(_VALUE) :]
-    if said == _END:
-        return b"finish", call_id, b""
-    return kind, call_id, said.replace(_CREDIT, b"").replace(_BYTES, b"")
-
-
-def numbers(text: bytes, count: int) -> list[int]:
-    """Return so many numbers from 0 on. Raises MailError if the text is anything else."""
-    parts = text.split(b",")
-    if len(parts) != count or not all(part.isdigit() and len(part) < 20 for part in parts):
-        raise MailError(f"not {count} numbers: {text[: jsonrpc.MAX_DETAIL]!r}")
-    return [int(part) for part in parts]
-
-
-def verdict(name: str, outcome: str, error: bytes) -> bytes:
-    """Return what is sent of a call that a gateway has ended itself: the error's name, its outcome, and its object."""
-    return f"{name} {outcome}\n".encode() + error
 
 
 class There(Party, Protocol):
@@ -134,7 +74,7 @@ class Corker(Protocol):
 
 
 class Queued(Protocol):
-    """What waits to be written to one node here (`relay.Queue`)."""
+    """What waits to be written to one node here (`unwritten.Queue`)."""
 
     def write(self) -> None:
         """Write it, if it may begin now."""
@@ -176,7 +116,8 @@ class Road:
 class Distant:
     """One member. It is a `requests.Peer` whose calls are run by nodes here, and has the nodes there that are called.
 
-    What goes there in one event-loop iteration is packed, as long as it is of one kind. All leaves in order.
+    What goes there in one event-loop iteration is packed, as long as it is of one kind. All leaves in order. ``clock``
+    returns monotonic seconds, which are never those of a moment ago.
 
     ``running`` has its calls here, by the tokens that it has given them. ``fence`` is the number of the last of our
     heartbeats that it has named: it has given up nothing since it heard that one, except what it has said. ``queues``
@@ -189,12 +130,14 @@ class Distant:
     __slots__ = (
         "_beat",
         "_beat_at",
+        "_clock",
         "_corker",
         "_fields",
         "_held_up",
         "_kind",
         "_loop",
         "_members",
+        "_most",
         "_octets",
         "_sent",
         "_unheard",
@@ -227,11 +170,12 @@ class Distant:
     flowing: Final = True
     room: Final = UNBOUNDED
 
-    def __init__(self, member: Member, members: Members, corker: Corker) -> None:
+    def __init__(self, member: Member, members: Members, corker: Corker, clock: Callable[[], float]) -> None:
         self.member: Final = member
         self._members = members
         self._corker = corker
-        self._unheard = members.reply_subject(b"unheard", b"")
+        self._clock = clock
+        self._unheard = members.reply_subject(b"unheard", member.address)
         self._loop = asyncio.get_running_loop()
         self.is_open = True
         # As a peer
@@ -261,6 +205,7 @@ class Distant:
         self._kind = b""
         self._fields: list[bytes | Raw] = []
         self._octets = 0
+        self._most = 0
         # What is on its way
         self._sent = 0
         self._until = HIGH
@@ -270,20 +215,23 @@ class Distant:
 
     def put(self, kind: bytes, *fields: bytes | Raw) -> None:
         """Pack a record of this kind. If the member is lost, it never leaves."""
-        if kind is not self._kind and not self._begin(kind):
+        octets = sum(map(len, fields)) + len(fields)
+        if (kind is not self._kind or self._octets + octets > self._most) and not self._begin(kind):
             return
         self._fields += fields
-        self._octets += len(fields[-1]) + COST
-        if self._octets > PACK:
+        self._octets += octets
+        if self._octets > self._most:
             self.leave()
 
     def _begin(self, kind: bytes) -> bool:
         """Begin another pack. Returns False if none ever leaves."""
-        if self._kind:
+        while self._kind:  # again if there is something to say of what does not leave
             self.leave()
         if self.is_open:
             self._kind = kind
             self._fields = [self.beat] if kind is CALL else []
+            self._octets = sum(map(len, self._fields))
+            self._most = min(PACK, self._members.max_payload)
             self._corker.cork(self)
         return self.is_open
 
@@ -292,12 +240,20 @@ class Distant:
         if not self._kind:
             return
         kind, fields = self._kind, self._fields
-        self._kind, self._fields, self._octets = b"", [], 0
-        reply = b""
-        if kind is CALL and (first := fields[1] or next(filter(None, fields[1::3]), b"")):
-            reply = b"%b%b" % (self._unheard, first)
+        self._kind, self._fields = b"", []
+        reply = self._reply(fields) if kind is CALL else b""
         if not self._send(kind, SEPARATOR.join(fields), reply):
             self._spoil(kind, fields)
+
+    def _reply(self, fields: list[bytes | Raw]) -> bytes:
+        """Return where a 503 to a pack of calls comes. It names the first of them and the last."""
+        first, last = fields[1], fields[-3]
+        if not (first and last):  # notifications
+            tokens = [token for token in fields[1::3] if token]
+            if not tokens:
+                return b""
+            first, last = tokens[0], tokens[-1]
+        return b"%b-%b-%b" % (self._unheard, call_of(first), call_of(last))
 
     def tell(self, kind: bytes, payload: bytes = b"") -> bool:
         """Send mail that is not packed. Returns False if it does not leave, and never will."""
@@ -315,20 +271,27 @@ class Distant:
         return True
 
     def _spoil(self, kind: bytes, fields: list[bytes | Raw]) -> None:
-        """End calls that were not delivered. Tell of a result that is larger than NATS takes.
+        """End calls that were not delivered. Tell of an answer that is larger than NATS takes.
 
         If that is not the reason, this is not heard either.
         """
         if kind is CALL:
             for token in fields[1::3]:
-                self.unheard(b"" + token)
-        elif kind is RESULT:
-            error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
-            for token in fields[::2]:
-                self.put(SAID, b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error))
+                self._undelivered(b"" + token)
+            return
+        if kind is RESULT:
+            answered = fields[::2]
+        else:
+            answered = [token for said, token in zip(fields[::3], fields[1::3], strict=True) if said == b"error"]
+        error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
+        for token in answered:
+            self.put(SAID, b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error))
 
     def tell_taken(self) -> None:
-        """Tell the other gateway how much was ``taken`` from it, because that is as much as is ``due``."""
+        """Tell the other gateway how much was ``taken`` from it, because that is as much as is ``due``.
+
+        This mail does not count itself. Otherwise there would be an answer to each.
+        """
         self.due = self.taken + TAKEN
         with suppress(NatsError):
             self._members.tell(self.member, b"taken", b"%d" % self.taken)
@@ -417,7 +380,7 @@ class Distant:
     def beat(self) -> bytes:
         """The number of the member's last heartbeat, for a call that is sent now."""
         if self.member.beat is not self._beat:
-            self._beat, self._beat_at = self.member.beat, self._loop.time()
+            self._beat, self._beat_at = self.member.beat, self._clock()
         return self._beat
 
     def fenced(self, cause: str, timeout: float) -> float:
@@ -425,7 +388,7 @@ class Distant:
 
         It begins none that names a heartbeat of ``timeout`` seconds ago. If it was silent, it was for so long.
         """
-        left = max(0.0, self._beat_at + timeout - self._loop.time())
+        left = max(0.0, self._beat_at + timeout - self._clock())
         if cause == UNREACHABLE:
             return min(left, GRACE)
         return left if cause in (AWAY, DISOWNED) else 0.0
@@ -448,18 +411,17 @@ class Distant:
         else:
             self._members.idle(self.member)
 
-    def unheard(self, token: bytes) -> None:
+    def _undelivered(self, token: bytes) -> None:
         """End a call that was not delivered."""
         call_id, _, number = token.partition(b"-")
         peer = self.peers.get(number)
         if peer is not None:
             peer.unheard(call_id)
 
-    def unheard_from(self, token: bytes) -> None:
-        """End this call and all later ones. NATS keeps their order, so none of them was delivered."""
-        first = int(token.partition(b"-")[0])
+    def unheard(self, first: int, last: int) -> None:
+        """End the calls of a pack that was not delivered. No others have ids from its first to its last."""
         for peer in list(self.peers.values()):
-            for call_id in [call_id for call_id in peer.calls if int(call_id) >= first]:
+            for call_id in [call_id for call_id in peer.calls if first <= int(call_id) <= last]:
                 peer.unheard(call_id)
 
     def pause(self, conn_id: str) -> None:
@@ -490,9 +452,3 @@ class Distant:
         paused, self.paused = self.paused, {}
         for node in paused.values():
             node.go_on()
-
-
-def lost_calls(distant: Distant, calls: Calls) -> None:
-    """End all calls of ours to a member that is lost."""
-    for peer in list(distant.peers.values()):
-        calls.lost(peer)

@@ -11,7 +11,8 @@ from typing import Final, cast
 from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
-from gateway.nodes.elsewhere.distant import CALL, NOTE, REQUEST, SAID, UNBOUNDED, Distant, cut
+from gateway.nodes.elsewhere.distant import UNBOUNDED, Distant
+from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, SAID, cut
 from gateway.nodes.registry import Node, Served
 from gateway.nodes.routed import RoutedCall
 from gateway.rpc.calls import Call, Calls

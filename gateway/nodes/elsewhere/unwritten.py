@@ -67,7 +67,10 @@ class Writer:
                 if size > SLICE:
                     break
             here.link.flush()
-        entries = list(entries)
+        # A node that is cut may have ended calls by now.
+        entries = [
+            entry for entry in entries if entry[0] is None or distant.running.get(entry[0].request_id) is entry[0]
+        ]
         if not entries:
             return
         if not isinstance(queue, Queue):
@@ -137,6 +140,8 @@ class Queue:
         """Write all that may begin now."""
         here, entries, size = self._here, self.entries, 0
         for key, unwritten in list(entries.items()):
+            if key not in entries:
+                continue  # it has ended, because the node was cut
             if not size and not self._writer.may_write(self._distant, here):
                 self._hold_back()
                 return
@@ -153,7 +158,6 @@ class Queue:
 
     def tell(self) -> bool:
         """Go on, because the node reads again. Returns False: it is no flow of a stream."""
-        pool_of(self._here).unread.pop(self, None)
         self.write()
         return False
 
@@ -194,6 +198,7 @@ class Queue:
 
     def _leave(self) -> None:
         """Let what comes next have a queue of its own, because nothing waits here any more."""
+        pool_of(self._here).unread.pop(self, None)
         if self._distant.queues.get(self._here) is self:
             del self._distant.queues[self._here]
         if self._timer is not None:

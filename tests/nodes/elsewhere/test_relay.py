@@ -82,7 +82,7 @@ class Play:
 
     def demand(self, credit: int, octets: int) -> None:
         """Have the node grant."""
-        self.it.b.relay._streams.demand(self.node, b"%d" % FIRST_ID, Grant(credit, octets))
+        self.it.b.relay.incoming._streams.demand(self.node, b"%d" % FIRST_ID, Grant(credit, octets))
         self.it.settle()
 
     def do(self, act: Callable[[], object]) -> None:
@@ -274,13 +274,18 @@ async def test_what_would_be_too_large_is_refused_before_it_is_sent_and_a_result
     assert not any(play.left())
 
 
-async def test_a_result_that_nats_does_not_take_ends_the_call() -> None:
+@pytest.mark.parametrize("rest", [f'"result":"{"x" * 1000}"', f'"error":{{"code":1,"message":"{"x" * 1000}"}}'])
+async def test_an_answer_that_nats_does_not_take_ends_the_call_and_no_other(rest: str) -> None:
     play = Play()
-    play.ask()
+    for number in range(3):
+        play.it.ask(play.caller, CALL.replace('"a"', str(number)))
     play.it.b.link.info.max_payload = 1000
-    play.answer(f'"result":"{"x" * 1000}"')
-    (reply,) = play.caller.take()
-    assert json.loads(reply)["error"]["message"] == "Too large: NATS does not take it"
+    for number, text in enumerate(('"result":1', rest, '"error":{"code":2,"message":""}')):
+        play.it.b.calls.answered(play.node, decode(f'{{"jsonrpc":"2.0","id":{FIRST_ID + number},{text}}}'.encode()))
+    play.it.settle()
+    told = {reply["id"]: reply for reply in map(json.loads, play.caller.take())}
+    assert told[1]["error"]["message"] == "Too large: NATS does not take it"
+    assert (told[0]["result"], told[2]["error"]["code"]) == (1, 2)
     assert not any(play.left())
 
 
@@ -496,6 +501,67 @@ async def test_callers_are_told_later_than_a_gateway_that_nats_has_lost_may_read
     assert play.caller.take() == [lost('"a"')]
 
 
+def ask_two(play: Play, first: int) -> None:
+    """Ask twice, in one message."""
+    for number in (first, first + 1):
+        play.it.a.router.call(play.caller, message_of(number), b"", b"%d" % number, None)
+    play.it.a.relay.flush()
+
+
+def outcomes(play: Play) -> list[tuple[int, str]]:
+    """The ids of what has failed, and the outcomes."""
+    replies = map(json.loads, play.caller.take())
+    return [(reply["id"], reply["error"]["data"]["outcome"]) for reply in replies]
+
+
+async def test_all_calls_of_messages_that_nobody_hears_were_not_delivered() -> None:
+    play = Play()
+    ask_two(play, 0)
+    play.it.settle()
+    play.it.b.link.lose()
+    ask_two(play, 2)
+    ask_two(play, 4)
+    play.it.settle()
+    assert outcomes(play) == [(number, "not_delivered") for number in range(2, 6)]
+    await passed_grace(play)
+    assert outcomes(play) == [(0, "unknown"), (1, "unknown")]
+    assert play.it.a.relay._lost == {}
+
+
+async def test_a_503_says_nothing_of_later_messages() -> None:
+    """The servers of NATS had lost each other for a moment."""
+    play = Play()
+    play.it.b.link.joined = False
+    ask_two(play, 0)
+    play.it.b.link.joined = True
+    ask_two(play, 2)
+    play.it.settle()
+    assert len(play.node.take()) == 2
+    assert outcomes(play) == [(0, "not_delivered"), (1, "not_delivered")]
+    await passed_grace(play)
+    assert outcomes(play) == [(2, "unknown"), (3, "unknown")]
+
+
+async def test_a_503_ends_the_calls_to_all_nodes_there_even_if_the_first_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distant, "LINGER", 0.001)
+    play = Play()
+    play.it.serve("attic", ["attic.look"])
+    play.it.b.link.lose()
+    play.it.a.link.stopped = True
+    play.it.a.router.call(play.caller, message_of(0), b"", b"0", None)
+    looking = decode(b'{"jsonrpc":"2.0","id":1,"method":"attic.look"}')
+    play.it.a.router.call(play.caller, looking, b"", b"1", None)
+    play.it.a.relay.flush()
+    play.caller.running[b"0"].cancel(errors.CANCELLED)
+    play.caller.take()
+    await asyncio.sleep(0.01)
+    play.it.a.link.stopped = False
+    play.it.settle()
+    assert outcomes(play) == [(1, "not_delivered")]
+
+
 async def test_without_nats_a_call_was_not_delivered() -> None:
     play = Play()
     play.it.a.link.joined = False
@@ -607,6 +673,26 @@ async def test_mail_that_cannot_be_read_is_refused_and_logged_without_a_tracebac
     assert (play.caller.take(), play.node.take()) == ([], [])
     play.answer('"result":1')
     assert play.caller.take() == [accepted("1", '"a"')]
+
+
+async def test_a_call_that_cannot_be_read_was_not_delivered_and_the_others_begin() -> None:
+    play = Play()
+    ask_two(play, 0)
+    (parcel,) = play.it.b.link.arrived
+    calls = parcel.payload.split(b"\0")
+    calls[2] = calls[2].replace(b" 30000", b" soon")
+    play.it.b.link.arrived[0] = parcel._replace(payload=b"\0".join(calls))
+    play.it.settle()
+    assert outcomes(play) == [(0, "not_delivered")]
+    assert len(play.node.take()) == 1
+
+
+async def test_a_defect_of_what_is_read_leaves_the_cork_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Play()
+    monkeypatch.setattr(play.it.b.relay.incoming, "write", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        play.ask()
+    assert play.it.b.relay._cork.reading is None
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def chances(examples: int, *, same: bool) -> settings:
 
 
 def test_whatever_dies_each_request_is_answered_once_and_none_begins_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("HIGH", 3000), ("LOW", 1500), ("TAKEN", 200)):  # so little that it matters here
+    for name, value in (("HIGH", 1000), ("LOW", 500), ("TAKEN", 100)):  # so little that it matters here
         monkeypatch.setattr(distant, name, value)
     SEEN.clear()
     run_state_machine_as_test(Relaying, settings=chances(EXAMPLES, same=True))
@@ -266,5 +266,5 @@ def found(examples: int) -> Any:
 
 if __name__ == "__main__":
     logging.disable()
-    distant.HIGH, distant.LOW, distant.TAKEN = 3000, 1500, 200  # type: ignore[misc]
+    distant.HIGH, distant.LOW, distant.TAKEN = 1000, 500, 100  # type: ignore[misc]
     print(found(int(sys.argv[1])))

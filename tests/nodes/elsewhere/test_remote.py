@@ -46,6 +46,11 @@ class Scene:
         ]
 
 
+def named(first: int = 0, last: int = 0) -> str:
+    """What a 503 names: the gateway of the node, and the first and the last call."""
+    return f"00000002_1-{FIRST_ID + first}-{FIRST_ID + last}"
+
+
 @pytest.fixture
 async def scene() -> Scene:
     return Scene()
@@ -55,7 +60,7 @@ async def test_a_call_is_mailed_with_its_node_the_fence_and_its_time(scene: Scen
     scene.it.ask(scene.caller, '{"jsonrpc":"2.0","id":"a","method":"snap","params":{"n": 1}}')
     token = f"{FIRST_ID}-1"
     call = ',"method":"snap","params":{"n": 1}}'
-    assert scene.mail() == [("call", token, f'1\0{token}\0NODE "snap" 30000\0{call}')]
+    assert scene.mail() == [("call", named(), f'1\0{token}\0NODE "snap" 30000\0{call}')]
 
 
 async def test_a_stream_is_mailed_with_its_grant_beside_it(scene: Scene) -> None:
@@ -63,7 +68,7 @@ async def test_a_stream_is_mailed_with_its_grant_beside_it(scene: Scene) -> None
     text = {"jsonrpc": "2.0", "id": 1, "method": "snap", "params": [params], "stream": {"credit": 3, "bytes": 40}}
     scene.it.ask(scene.caller, json.dumps(text))
     token, call = f"{FIRST_ID}-1", f',"method":"snap","params":{json.dumps([params])}}}'
-    assert scene.mail() == [("call", token, f'1\0{token}\0NODE "snap" 30000 3 40\0{call}')]
+    assert scene.mail() == [("call", named(), f'1\0{token}\0NODE "snap" 30000 3 40\0{call}')]
 
 
 async def test_a_notification_is_mailed_whole(scene: Scene) -> None:
@@ -87,24 +92,37 @@ async def test_what_leaves_together_is_one_message_as_long_as_it_is_of_one_kind(
     scene.ask('{"jsonrpc":"2.0","id":3,"method":"snap"}')
     calls, told, more = scene.mail()
     tokens = [f"{FIRST_ID + number}-1" for number in range(4)]
-    assert calls[1] == tokens[0]
+    assert (calls[1], told[1], more[1]) == (named(0, 2), "", named(3, 3))
     assert calls[2].split("\0")[1::3] == tokens[:3]
     assert told[2].split("\0") == ["cancel", tokens[1], ""]
     assert more[2].split("\0")[1::3] == tokens[3:]
 
 
-async def test_a_503_names_the_first_call_of_a_message(scene: Scene) -> None:
-    scene.ask('{"jsonrpc":"2.0","method":"snap"}')
-    scene.ask('{"jsonrpc":"2.0","id":1,"method":"snap"}')
-    ((_, named, _),) = scene.mail()
-    assert named == f"{FIRST_ID}-1"
+async def test_a_503_names_the_first_call_of_a_message_and_the_last(scene: Scene) -> None:
+    note, call = '{"jsonrpc":"2.0","method":"snap"}', '{"jsonrpc":"2.0","id":%d,"method":"snap"}'
+    for text in (note, call % 1, note, call % 2, note):
+        scene.ask(text)
+    ((_, first, _),) = scene.mail()
+    scene.ask(call % 3)
+    ((_, second, _),) = scene.mail()
+    assert (first, second) == (named(0, 1), named(2, 2))
 
 
-async def test_much_leaves_at_once(scene: Scene) -> None:
-    for number in range(4):
-        params = '"' + "x" * (PACK // 2) + '"'
+@pytest.mark.parametrize("most", [PACK, 3000])
+async def test_messages_are_no_larger_than_they_may_be_but_for_a_large_call(scene: Scene, most: int) -> None:
+    scene.it.a.link.info.max_payload = min(most, PACK - 1) + 1
+    params = '"' + "x" * (most // 4) + '"'
+    for number in range(7):
         scene.ask(f'{{"jsonrpc":"2.0","id":{number},"method":"snap","params":[{params}]}}')
-    assert [parcel.payload.count(b"snap") for parcel in scene.it.b.link.arrived] == [4, 4], "twice in each call"
+    calls = [parcel.payload for parcel in scene.it.b.link.arrived]
+    assert [payload.count(b'xx"') for payload in calls] == [3, 3]
+    assert max(map(len, calls)) <= most
+    scene.it.a.link.info.max_payload = 1 << 20
+    large = '"' + "x" * PACK + '"'
+    scene.ask(f'{{"jsonrpc":"2.0","id":9,"method":"snap","params":[{large}]}}')
+    calls = [parcel.payload for parcel in scene.it.b.link.arrived]
+    assert [payload.count(b'xx"') for payload in calls] == [3, 3, 1, 1], "the large one does not wait"
+    assert scene.caller.sent == []
 
 
 async def test_what_has_not_left_when_the_link_is_lost_was_not_delivered(scene: Scene) -> None:

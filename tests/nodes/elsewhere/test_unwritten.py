@@ -104,6 +104,11 @@ async def test_what_may_have_been_given_up_is_asked_for(scene: Scene) -> None:
     scene.queue.write()
     scene.queue.write()
     assert (scene.node.take(), scene.it.b.link.sent[b"stale"]) == ([], 1)
+    scene.it.b.clock.now -= TIMEOUT + 1
+    scene.queue.write()
+    assert scene.node.take() == ["1"]
+    assert scene.node.pool is not None
+    assert scene.node.pool.unread == {}, "it does not wait for the node to read"
 
 
 async def test_it_tries_again_in_a_while_and_forgets_what_is_for_a_node_that_is_gone(
