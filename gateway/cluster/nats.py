@@ -207,7 +207,8 @@ class Nats:
     def draw(self) -> None:
         """Write what was published now, and not at the end of the event-loop iteration. Harmless at any time."""
         self.by_hand = False
-        self._write()
+        if self._corked:
+            self._write()
 
     # Out
 
@@ -229,8 +230,8 @@ class Nats:
         """Write what is corked; without a link discard it, long before there is another one."""
         if not self._corked:
             return
-        text = b"".join(self._corked)
-        self._corked.clear()
+        corked, self._corked = self._corked, []
+        text = corked[0] if len(corked) == 1 else b"".join(corked)
         self._octets = 0
         link = self._link
         if link is not None and (waiting := link.write(text)) > self.options.max_outbox:

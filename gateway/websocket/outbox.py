@@ -133,10 +133,11 @@ class Cork:
     def end_mail(self) -> None:
         """Flush what was corked since `begin_mail`."""
         self.reading = None
+        self._alone -= 1
         if self.due:
-            self.end_read()
-        else:
-            self._alone -= 1
+            self.due = False
+            self.reads = 0
+            self._flush()
 
     def end_read(self) -> None:
         """Flush what was corked by a read that is taken to be alone in its iteration."""
@@ -153,6 +154,9 @@ class Cork:
     def _flush(self) -> None:
         corked = self._corked
         self._corked = []
+        if len(corked) == 1:  # as nearly always if there is little to do
+            corked[0].flush()
+            return
         octets = 0
         for number, outbox in enumerate(corked, 1):
             octets += outbox.corked_bytes

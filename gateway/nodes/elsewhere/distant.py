@@ -22,7 +22,7 @@ from gateway.cluster.members import Members
 from gateway.cluster.natslink import NatsError
 from gateway.errors import UNKNOWN, Disconnect
 from gateway.limits import Bucket
-from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, call_of, cut, verdict
+from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, cut, verdict
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Party, Request
@@ -205,7 +205,7 @@ class Distant:
         self._kind = b""
         self._fields: list[bytes | Raw] = []
         self._octets = 0
-        self._most = 0
+        self._most = min(PACK, members.max_payload)
         # What is on its way
         self._sent = 0
         self._until = HIGH
@@ -228,10 +228,11 @@ class Distant:
         while self._kind:  # again if there is something to say of what does not leave
             self.leave()
         if self.is_open:
-            self._kind = kind
-            self._fields = [self.beat] if kind is CALL else []
-            self._octets = sum(map(len, self._fields))
-            self._most = min(PACK, self._members.max_payload)
+            self._kind, self._octets = kind, 0
+            if kind is CALL:
+                beat = self.beat
+                self._fields = [beat]
+                self._octets = len(beat)
             self._corker.cork(self)
         return self.is_open
 
@@ -241,19 +242,15 @@ class Distant:
             return
         kind, fields = self._kind, self._fields
         self._kind, self._fields = b"", []
-        reply = self._reply(fields) if kind is CALL else b""
+        reply = b""
+        if kind is CALL:
+            first, last = fields[1], fields[-3]
+            if not (first and last):  # notifications
+                first, last = _ends(fields[1::3])
+            if first:
+                reply = b"%b-%b-%b" % (self._unheard, first, last)
         if not self._send(kind, SEPARATOR.join(fields), reply):
             self._spoil(kind, fields)
-
-    def _reply(self, fields: list[bytes | Raw]) -> bytes:
-        """Return where a 503 to a pack of calls comes. It names the first of them and the last."""
-        first, last = fields[1], fields[-3]
-        if not (first and last):  # notifications
-            tokens = [token for token in fields[1::3] if token]
-            if not tokens:
-                return b""
-            first, last = tokens[0], tokens[-1]
-        return b"%b-%b-%b" % (self._unheard, call_of(first), call_of(last))
 
     def tell(self, kind: bytes, payload: bytes = b"") -> bool:
         """Send mail that is not packed. Returns False if it does not leave, and never will."""
@@ -275,6 +272,7 @@ class Distant:
 
         If that is not the reason, this is not heard either.
         """
+        self._most = min(PACK, self._members.max_payload)  # a server that is configured anew says so
         if kind is CALL:
             for token in fields[1::3]:
                 self._undelivered(b"" + token)
@@ -452,3 +450,9 @@ class Distant:
         paused, self.paused = self.paused, {}
         for node in paused.values():
             node.go_on()
+
+
+def _ends(tokens: list[bytes | Raw]) -> tuple[bytes | Raw, bytes | Raw]:
+    """Return the first token that is not empty and the last; two empty ones if there are none."""
+    named = [token for token in tokens if token]
+    return (named[0], named[-1]) if named else (b"", b"")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Raw
-
 from gateway.rpc import jsonrpc
 
 SEPARATOR: Final = b"\0"
@@ -70,8 +68,3 @@ def numbers(text: bytes, count: int) -> list[int]:
 def verdict(name: str, outcome: str, error: bytes) -> bytes:
     """Return what is sent of a call that a gateway has ended itself: the error's name, its outcome, and its object."""
     return f"{name} {outcome}\n".encode() + error
-
-
-def call_of(token: bytes | Raw) -> bytes:
-    """Return the id of the call that a gateway has given this token."""
-    return (b"" + token).partition(b"-")[0]

@@ -214,7 +214,7 @@ class Relay:
         """End calls that were not delivered, because NATS has no subscriber to them. Their member is lost."""
         if member is not self._members.me or natswire.status(headers) != NO_RESPONDERS:
             return
-        address, first, last = token.split(b"-")
+        address, first, _, last, _ = token.split(b"-")
         heard = self._members.others.get(address)
         distant = self._lost.get(address) if heard is None else self._distants.get(heard)
         if distant is not None:

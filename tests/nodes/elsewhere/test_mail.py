@@ -1,9 +1,8 @@
 """What is cut out of messages for mail between gateways."""
 
 import pytest
-from msgspec import Raw
 
-from gateway.nodes.elsewhere.mail import SEPARATOR, MailError, call_of, cut, numbers, verdict
+from gateway.nodes.elsewhere.mail import SEPARATOR, MailError, cut, numbers, verdict
 from gateway.rpc.jsonrpc import decoded
 
 
@@ -41,11 +40,6 @@ def test_numbers() -> None:
 
 def test_a_verdict() -> None:
     assert verdict("timeout", "unknown", b"{}") == b"timeout unknown\n{}"
-
-
-@pytest.mark.parametrize("token", [b"17-3", Raw(b"17-3")])
-def test_the_call_of_a_token(token: bytes | Raw) -> None:
-    assert call_of(token) == b"17"
 
 
 @pytest.mark.parametrize("value", ['"a%b"', '{"a%":1}', "[1,%2]", "%1", "1%"])

@@ -279,7 +279,7 @@ async def test_an_answer_that_nats_does_not_take_ends_the_call_and_no_other(rest
     play = Play()
     for number in range(3):
         play.it.ask(play.caller, CALL.replace('"a"', str(number)))
-    play.it.b.link.info.max_payload = 1000
+    play.it.b.link.info.max_payload = play.it.b.relay._of(play.it.b.member("a"))._most = 1000
     for number, text in enumerate(('"result":1', rest, '"error":{"code":2,"message":""}')):
         play.it.b.calls.answered(play.node, decode(f'{{"jsonrpc":"2.0","id":{FIRST_ID + number},{text}}}'.encode()))
     play.it.settle()

@@ -48,7 +48,7 @@ class Scene:
 
 def named(first: int = 0, last: int = 0) -> str:
     """What a 503 names: the gateway of the node, and the first and the last call."""
-    return f"00000002_1-{FIRST_ID + first}-{FIRST_ID + last}"
+    return f"00000002_1-{FIRST_ID + first}-1-{FIRST_ID + last}-1"
 
 
 @pytest.fixture
@@ -110,7 +110,8 @@ async def test_a_503_names_the_first_call_of_a_message_and_the_last(scene: Scene
 
 @pytest.mark.parametrize("most", [PACK, 3000])
 async def test_messages_are_no_larger_than_they_may_be_but_for_a_large_call(scene: Scene, most: int) -> None:
-    scene.it.a.link.info.max_payload = min(most, PACK - 1) + 1
+    scene.it.a.link.info.max_payload = most
+    scene.it.a.relay._of(scene.it.a.member("b"))._most = most
     params = '"' + "x" * (most // 4) + '"'
     for number in range(7):
         scene.ask(f'{{"jsonrpc":"2.0","id":{number},"method":"snap","params":[{params}]}}')
