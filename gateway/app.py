@@ -138,8 +138,8 @@ class Gateway:
             cluster.connect(*ours, find=connections.get, status=status, steps=self._steps, cork=cork)
         self.dispatcher: Final = parts.dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
-        # On the hot path: no call in between.
-        self.text: Callable[[Connection, Payload], None] = self.dispatcher.dispatch
+        self.text: Callable[[Connection, Payload], None]  # on the hot path: no call in between
+        self.dispatcher.attach(self)
         self.sessions: Final = Sessions(
             hold_timeout=config.server.hold_timeout,
             max_held=config.limits.max_held,
@@ -155,6 +155,7 @@ class Gateway:
             self._steps,
             asking=self._asking,
             nodes=lambda: self.nodes.here,
+            state=dict if cluster is None else cluster.state,
         )
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
@@ -201,6 +202,7 @@ class Gateway:
             named=config.auth.mode != "none",
             max_call_timeout=config.limits.max_call_timeout,
             asking=self._asking,
+            untold=tuple if self.cluster is None else self.cluster.roster.untold,
         )
         yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
 

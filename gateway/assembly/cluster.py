@@ -63,6 +63,9 @@ LOOK: Final = 0.1
 LATE: Final = 5.0
 """Seconds in which NATS has to answer."""
 
+LOST: Final = "lost"
+"""What the state says of what is out of reach."""
+
 LEAVE: Final = 0.2
 """Seconds in which the last word to the others has to reach NATS, because the drain is bounded."""
 
@@ -122,15 +125,7 @@ class Cluster:
     ) -> None:
         """Let calls go to nodes of other gateways, and come from there. Once, before `join`."""
         self.relay = relay = Relay(
-            router,
-            nodes,
-            self.members,
-            find,
-            status,
-            timeout=self._config.cluster.member_timeout,
-            lines=self._lines,
-            cork=cork,
-            nats=self.nats,
+            router, nodes, self.members, find, status, lines=self._lines, cork=cork, nats=self.nats
         )
         self.nats.on_read = relay.read
         self.roster = Roster(
@@ -148,9 +143,14 @@ class Cluster:
         """Whether this gateway is a member now."""
         return bool(self.members.address)
 
-    def state(self) -> str:
-        """Return what `/readyz` says of it."""
-        return "joined" if self.connected else "lost"
+    def state(self) -> dict[str, str]:
+        """Return what `/readyz` and `gateway.info` say of it.
+
+        While it is joined, and its events alone are out of reach, it is told of these as well.
+        """
+        if not self.connected:
+            return {"cluster": LOST}
+        return {"cluster": "joined"} if self.stream.available else {"cluster": "joined", "events": LOST}
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the metrics of the cluster."""
@@ -158,6 +158,12 @@ class Cluster:
         yield GaugeMetricFamily("gateway_cluster_members", members, value=self._size())
         connected = "Whether this gateway is a member of its cluster."
         yield GaugeMetricFamily("gateway_cluster_connected", connected, value=float(self.connected))
+        reach = "Whether events can be published, and all that were published are known here."
+        available = float(self.connected and self.stream.available)
+        yield GaugeMetricFamily("gateway_cluster_events_connected", reach, value=available)
+        who = GaugeMetricFamily("gateway_cluster_member_info", "This gateway's name; always 1.", labels=["member"])
+        who.add_metric([self.name], 1.0)
+        yield who
         labels, what = ["direction", "kind"], "Messages between the gateways of the cluster."
         messages = CounterMetricFamily("gateway_cluster_messages", what, labels=labels)
         for direction, counts in (("in", self.members.received), ("out", self.members.sent)):

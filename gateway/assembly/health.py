@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -19,7 +19,10 @@ class Health:
     """The three paths. ``metrics`` returns the text of `/metrics`, ``cluster`` what is said of the cluster, if any."""
 
     def __init__(
-        self, status: Status, metrics: Callable[[], Awaitable[bytes]], cluster: Callable[[], str] | None = None
+        self,
+        status: Status,
+        metrics: Callable[[], Awaitable[bytes]],
+        cluster: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._status: Final = status
         self._metrics: Final = metrics
@@ -48,7 +51,7 @@ class Health:
         A gateway that has lost its cluster accepts connections.
         """
         phase = self._status.phase
-        cluster = {} if self._cluster is None else {"cluster": self._cluster()}
+        cluster = {} if self._cluster is None else self._cluster()
         return web.json_response({"status": phase, **cluster}, status=200 if phase is Phase.READY else 503)
 
 

@@ -41,10 +41,7 @@ def of_result(call_id: bytes, method: str, result: Any, fits: Fits) -> bytes:
     except Exception:
         logger.exception("the result of %s cannot be encoded", method)
         return _failed(call_id, method)
-    if fits(reply):
-        return reply
-    logger.error("the answer of %s has %d bytes: more than the gateway takes", method, len(reply))
-    return _failed(call_id, "the answer is larger than the gateway takes")
+    return _fitting(call_id, method, "answer", reply, fits)
 
 
 def of_error(call_id: bytes, method: str, error: CallError, fits: Fits) -> bytes:
@@ -59,10 +56,14 @@ def of_error(call_id: bytes, method: str, error: CallError, fits: Fits) -> bytes
     except Exception:
         logger.exception("the error of %s cannot be encoded", method)
         return _failed(call_id, method)
+    return _fitting(call_id, method, "error", reply, fits)
+
+
+def _fitting(call_id: bytes, method: str, what: str, reply: bytes, fits: Fits) -> bytes:
     if fits(reply):
         return reply
-    logger.error("the error of %s has %d bytes: more than the gateway takes", method, len(reply))
-    return _failed(call_id, "the error is larger than the gateway takes")
+    logger.error("the %s of %s has %d bytes: more than the gateway takes", what, method, len(reply))
+    return _failed(call_id, f"the {what} is larger than the gateway takes")
 
 
 def of_defect(call_id: bytes, method: str, error: BaseException) -> bytes:

@@ -14,8 +14,14 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-LOOKS: Final = 6
-"""Looks in one timeout of our own. A member is lost at the look after so many that have not heard of it."""
+LOOKS: Final = 15
+"""Looks in one timeout of our own, at least. A member is lost at the look after as many that have not heard of it."""
+
+LONGEST: Final = 0.1
+"""The most seconds from one look to the next."""
+
+STILL: Final = 2
+"""A gateway that has not looked for more seconds than so many looks take has stood still."""
 
 MAX_TIMEOUT: Final = 600.0
 """The longest timeout of a gateway, in seconds."""
@@ -56,6 +62,11 @@ class Beat(msgspec.Struct, omit_defaults=True, rename={"sender": "from"}):
     leaving: bool = False
 
 
+def period(timeout: float) -> float:
+    """Return the seconds from one look to the next, of a gateway with this timeout."""
+    return min(timeout / LOOKS, LONGEST)
+
+
 def address(instance: str, join: int) -> str:
     """Return the address of an instance, which is UUID text, after it has joined so many times."""
     return f"{instance[:8]}_{join}"
@@ -66,17 +77,19 @@ class Member:
 
     ``beat`` is the number of its last heartbeat that was heard, as text. ``lost`` is why it is no longer a member, and
     empty as long as it is one. ``open`` counts what waits for it, so that it is probed. ``silent`` counts the looks
-    that have not heard of it, of which it has ``looks``. ``subjects`` are those of mail to it, by kind.
+    that have not heard of it, of which it has ``looks``. ``timeout`` is how many seconds those take: until then it may
+    begin our calls. ``subjects`` are those of mail to it, by kind.
     """
 
-    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent", "subjects")
+    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent", "subjects", "timeout")
 
-    def __init__(self, address: bytes, instance: str, name: str, looks: int = LOOKS) -> None:
+    def __init__(self, address: bytes, instance: str, name: str, looks: int = LOOKS, timeout: float = 0.0) -> None:
         self.address: Final = address
         self.instance: Final = instance
         self.name: Final = name
         self.beat = b"0"
         self.looks: Final = looks
+        self.timeout: Final = timeout
         self.lost = ""
         self.open = 0
         self.silent = 0
@@ -90,9 +103,8 @@ class Alive:
     """The other members that are alive.
 
     ``joined`` is called with a member right after its first heartbeat, ``left`` after one is lost, with the cause. A
-    member is lost after ``timeout`` seconds of silence, or after its own timeout if that is longer: until then it may
-    begin our calls. The ``clock`` returns seconds; it counts only for how long the addresses of lost members are
-    remembered.
+    member is lost after ``timeout`` seconds of silence, or after its own timeout if that is longer. The ``clock``
+    returns seconds; it counts only for how long the addresses of lost members are remembered.
     """
 
     def __init__(
@@ -141,15 +153,16 @@ class Alive:
                 return False  # on its way since before that
             self.lose(older, REJOINED)
         if len(self.others) < MAX_MEMBERS:
-            looks = math.ceil(LOOKS * max(1.0, beat.timeout / self._timeout))
-            member = Member(address, beat.instance, beat.name, looks)
+            timeout = max(self._timeout, beat.timeout)
+            looks = math.ceil(timeout / period(self._timeout))
+            member = Member(address, beat.instance, beat.name, looks, timeout)
             member.beat = b"%d" % beat.number
             self.others[address] = self._instances[beat.instance] = member
             self._joined(member)
         return False
 
     def look(self) -> None:
-        """Count the silence of all members, and lose those that are silent. Call it `LOOKS` times in each timeout."""
+        """Count the silence of all members, and lose those that are silent. Call it once in each `period`."""
         for member in list(self.others.values()):
             member.silent += 1
             if member.silent > member.looks:
@@ -182,14 +195,23 @@ class Fence:
     """Says until when a call may begin, by the heartbeat of ours that its caller has heard last.
 
     A caller takes us for lost when it has heard nothing for ``timeout`` seconds. So a call that names a heartbeat which
-    was sent longer ago may have been given up. ``clock`` returns seconds, which go on while the machine is suspended.
+    was sent longer ago may have been given up.
+
+    A caller takes us for lost sooner if NATS says that our link has ended. While we stand still we do not notice that,
+    and what came before it waits to be read. So after a standstill a call has to name a heartbeat that was sent after
+    it. ``stood_still`` is called if one was noticed: it sends such a heartbeat.
+
+    ``clock`` returns seconds, which go on while the machine is suspended.
     """
 
-    __slots__ = ("_clock", "_sent", "_timeout", "number")
+    __slots__ = ("_clock", "_looked", "_sent", "_still", "_stood_still", "_timeout", "number")
 
-    def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
+    def __init__(self, timeout: float, clock: Callable[[], float], stood_still: Callable[[], None]) -> None:
         self._timeout = timeout
+        self._still = STILL * period(timeout)
         self._clock = clock
+        self._stood_still = stood_still
+        self._looked = clock()
         self._sent: dict[bytes, float] = {}
         self.number = 0
         """That of the last heartbeat."""
@@ -197,15 +219,27 @@ class Fence:
     def step(self) -> None:
         """Number another heartbeat. Call it right before the heartbeat is sent."""
         now = self._clock()
+        if now - self._looked > self._still:
+            self.clear()
+        self._looked = now
         while self._sent and now - self._sent[oldest := next(iter(self._sent))] > self._timeout:
             del self._sent[oldest]
         self.number += 1
         self._sent[b"%d" % self.number] = now
 
+    def look(self) -> float:
+        """Note that we do not stand still, and return what the time is. Call it once in each `period`, at least."""
+        now = self._clock()
+        if now - self._looked > self._still:
+            self._stood_still()
+        self._looked = now
+        return now
+
     def is_fresh(self, beat: bytes) -> bool:
-        """Whether the heartbeat of this number was sent at most ``timeout`` seconds ago."""
+        """Whether a call may begin that names the heartbeat of this number."""
+        now = self.look()
         sent = self._sent.get(beat)
-        return sent is not None and self._clock() - sent <= self._timeout
+        return sent is not None and now - sent <= self._timeout
 
     def clear(self) -> None:
         """Let no call begin that names a heartbeat of before."""

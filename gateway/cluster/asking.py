@@ -88,9 +88,16 @@ class Asking:
         """This gateway itself."""
         return self._members.me
 
-    def check(self, member: str) -> None:
-        """Raise Refusal if no member is called so: by its name, or the id of its instance."""
-        self._meant(member)
+    def missing(self, untold: Iterable[Member], member: str | None) -> list[str]:
+        """Return the names of the members, or of those called ``member``, of which not all is known here.
+
+        These are the ``untold``, and those that were lost because we are without NATS. Raises Refusal if no member is
+        called so.
+        """
+        if member is None:
+            return sorted({*(other.name for other in untold), *self._away()})
+        _, meant = self._meant(member)
+        return sorted({other.name for other in untold if other in meant})
 
     def register(self, question: str, function: Answer) -> None:
         """Answer a question, our own and others', by a function that does not raise, whatever the parameters are."""

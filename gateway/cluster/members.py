@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeVarTuple
 import msgspec
 
 from gateway.cluster import natswire
-from gateway.cluster.alive import AWAY, DISOWNED, LEAVING, LOOKS, UNREACHABLE, Alive, Beat, Fence, Member, address
+from gateway.cluster.alive import AWAY, DISOWNED, LEAVING, UNREACHABLE, Alive, Beat, Fence, Member, address, period
 from gateway.cluster.nats import NO_RESPONDERS, Nats
 from gateway.cluster.natslink import AwayError, NatsError
 from gateway.telemetry.lines import CLUSTER_DEFECT, MEMBER_JOINED, MEMBER_LOST, Line, Lines
@@ -104,13 +104,14 @@ class Members:
         self._prefix = prefix
         self._lines = lines
         self._timeout = timeout
-        self._period = timeout / LOOKS
+        self._period = period(timeout)
+        self._looks = round(timeout / self._period)
         self._clock = clock
         self._settled = 0.0
         """When all others have been heard: they answer our first heartbeat, and each sends one in that time."""
-        self._fence = Fence(timeout, clock)
+        self._fence = Fence(timeout, clock, self._beat)
         self.is_fresh: Final = self._fence.is_fresh
-        """Returns whether our heartbeat of that number, as text, was sent at most ``timeout`` seconds ago."""
+        """Returns whether a call may begin that names our heartbeat of that number, as text."""
         self._alive = Alive(self._entered, self._left, timeout, clock)
         self.others: Final[Mapping[bytes, Member]] = self._alive.others
         """The living, by their addresses."""
@@ -138,7 +139,7 @@ class Members:
         self.me = Member(self.address, self.instance, self.name)
         self._own = b"%b.to.%b." % (self._prefix, self.address)
         self._mailbox = self._nats.subscribe(self._own + b">", self._mail)
-        self._settled = self._clock() + min(ANSWER, LOOKS / 2 * self._period)
+        self._settled = self._clock() + min(ANSWER, self._timeout / 2)
         self._ticks = 0
         self._tick()
 
@@ -267,17 +268,22 @@ class Members:
     # Heartbeats
 
     def _tick(self) -> None:
-        """Send a heartbeat at every second tick, probe those that are waited for, and look who is silent."""
+        """Send three heartbeats in each timeout, probe those that are waited for, and look who is silent."""
         self._timer = asyncio.get_running_loop().call_later(self._period, self._tick)
-        if self._ticks % 2 == 0:
-            self._fence.step()
-            self._publish(self._prefix + b".beat", self._beat_text())
-            self.sent[_BEAT] += 1
+        if self._ticks % (self._looks // 3) == 0:
+            self._beat()
+        else:
+            self._fence.look()
         self._ticks += 1
         for member in self._busy:
             probe = self._subject(member.address, _PROBE)
             self._publish(probe, b"", self.reply_subject(_PROBE, member.address))
         self._alive.look()
+
+    def _beat(self) -> None:
+        self._fence.step()
+        self._publish(self._prefix + b".beat", self._beat_text())
+        self.sent[_BEAT] += 1
 
     def _beat_text(self, *, leaving: bool = False) -> bytes:
         roster = 0 if self.roster is None else self.roster.number

@@ -172,9 +172,10 @@ class Link(asyncio.Protocol):
         self.reader.handlers.clear()
         self._gone()
         if self.transport is not None:
-            with suppress(OSError):
-                sock = self.transport.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None:  # uvloop's TLS has none any more after the end
+                with suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
             self.transport.abort()
 
     def write(self, text: bytes) -> int:

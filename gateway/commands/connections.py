@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.client import CallError, Client
@@ -33,6 +34,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--reason", metavar="TEXT", help="close: the reason that its client gets")
     parser.add_argument("--history", action="store_true", help="list: the last 1,000 that have ended, and why")
+    remote.add_member(parser)
     remote.add_json(parser, "an array, with everything that is known of each")
     parser.set_defaults(run=run)
 
@@ -51,17 +53,18 @@ def run(given: argparse.Namespace) -> int:
 
 
 async def _close(gateway: Client, given: argparse.Namespace) -> None:
-    conn_id = await _complete(gateway, given.conn_id)
-    await gateway.call("connection.close", {"connId": conn_id, "reason": given.reason or ""})
+    member = remote.of_member(given)
+    conn_id = await _complete(gateway, given.conn_id, member)
+    await gateway.call("connection.close", {"connId": conn_id, "reason": given.reason or "", **member})
     show(as_json({"closed": conn_id}) if given.json else f"closed {conn_id}")
 
 
-async def _complete(gateway: Client, beginning: str) -> str:
+async def _complete(gateway: Client, beginning: str, member: Mapping[str, str]) -> str:
     """Return the connId that begins like this. Raises CallError if there is none, or more than one."""
     if len(beginning) >= _WHOLE:
         return beginning
     # A page begins after `after`. In their order, the first after a text are those that begin with it.
-    page = await gateway.call("connection.list", {"after": beginning, "limit": 2})
+    page = await gateway.call("connection.list", {"after": beginning, "limit": 2, **member})
     found = [one["connId"] for one in page["connections"] if one["connId"].startswith(beginning)]
     if len(found) != 1:
         many = "more than one open connection begins" if found else "no open connection begins"
@@ -70,7 +73,8 @@ async def _complete(gateway: Client, beginning: str) -> str:
 
 
 async def _list(gateway: Client, given: argparse.Namespace) -> None:
-    found = await (_history(gateway) if given.history else _open(gateway))
+    member = remote.of_member(given)
+    found = await (_history(gateway, member) if given.history else _open(gateway, member))
     if given.json:
         show(as_json(found, indent=2))
         return
@@ -83,14 +87,14 @@ async def _list(gateway: Client, given: argparse.Namespace) -> None:
     show(table(rows, spare=spare))
 
 
-async def _open(gateway: Client) -> list[dict[str, Any]]:
+async def _open(gateway: Client, member: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return all open connections, page by page, the oldest first."""
-    found = await remote.all_pages(gateway, "connection.list", "connections")
+    found = await remote.all_pages(gateway, "connection.list", "connections", member)
     return sorted(found, key=lambda one: str(one["openedAt"]))
 
 
-async def _history(gateway: Client) -> list[dict[str, Any]]:
-    history = await gateway.call("connection.history", {"limit": 1000})
+async def _history(gateway: Client, member: Mapping[str, str]) -> list[dict[str, Any]]:
+    history = await gateway.call("connection.history", {"limit": 1000, **member})
     remote.say_missing(history.get("missing", ()))
     ended: list[dict[str, Any]] = history["connections"]
     return ended

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, show, since, table
+from gateway.terminal.output import as_json, show, since, table, tell
 
 
 def add_to(commands: Any) -> None:
@@ -17,7 +17,8 @@ def add_to(commands: Any) -> None:
         "members",
         help="list the gateways of the cluster",
         description="List the gateways of the cluster that this gateway belongs to, itself included: for how long each"
-        " has run, and how many nodes and connections it has. Standard error names those that have not answered.",
+        " has run, and how many nodes and connections it has. HERE is the one that has answered. Standard error names"
+        " those that have not, and says if NATS is out of reach.",
     )
     remote.add_json(parser, "an array, as gateway.info has it; empty if the gateway is alone")
     parser.set_defaults(run=run)
@@ -29,6 +30,10 @@ def run(given: argparse.Namespace) -> int:
     async def work(gateway: Client) -> None:
         info: dict[str, Any] = await gateway.call("gateway.info")
         members = info.get("members", [])
+        if info.get("cluster") == "lost":
+            tell("this gateway is without NATS, and so without the others")
+        elif info.get("events") == "lost":
+            tell("JetStream is out of reach: no events are published or heard")
         remote.say_missing(info.get("missing", []))
         if given.json:
             show(as_json(members, indent=2))
@@ -36,10 +41,11 @@ def run(given: argparse.Namespace) -> int:
         if not members:
             show("this gateway is alone")
             return
-        rows = [("NAME", "INSTANCE", "VERSION", "SINCE", "NODES", "CONNECTIONS")]
+        rows = [("NAME", "INSTANCE", "VERSION", "SINCE", "NODES", "CONNECTIONS", "HERE")]
         for one in members:
             counts = str(one["nodes"]), str(one["connections"])
-            rows.append((one["member"], one["instance"], one["version"], since(one["since"]), *counts))
+            here = "yes" if one["instance"] == info["server"]["instance"] else ""
+            rows.append((one["member"], one["instance"], one["version"], since(one["since"]), *counts, here))
         show(table(rows, spare=("INSTANCE", "VERSION")))
 
     return remote.run(given, work)

@@ -19,6 +19,7 @@ def add_to(commands: Any) -> None:
         description="List the nodes: how long they have served, how many calls they have yet to answer, their methods."
         " A node that has lost its link may be held, until it comes back: SINCE says so.",
     )
+    remote.add_member(parser)
     remote.add_json(parser, "an array, as node.list gives it page by page")
     parser.set_defaults(run=run)
 
@@ -27,7 +28,7 @@ def run(given: argparse.Namespace) -> int:
     """List the nodes; returns the exit status."""
 
     async def work(gateway: Client) -> None:
-        nodes = await remote.all_pages(gateway, "node.list", "nodes")
+        nodes = await remote.all_pages(gateway, "node.list", "nodes", remote.of_member(given))
         if given.json:
             show(as_json(nodes, indent=2))
             return

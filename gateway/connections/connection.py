@@ -187,7 +187,7 @@ class Connection(Identity):
     @property
     def crowded(self) -> bool:
         """Whether half of what may be kept for the peer waits for another link, or for its turn there."""
-        return self.session is not None and self.session.crowded
+        return self.session is not None and self.session.crowded_with(self._held_bytes)
 
     @property
     def in_flight(self) -> int:

@@ -234,7 +234,11 @@ class Session:
     @property
     def crowded(self) -> bool:
         """Whether half of what may be kept waits for another link, or for its turn there."""
-        return not self.caught_up and self.octets > self.max_bytes // 2
+        return self.crowded_with(0)
+
+    def crowded_with(self, octets: int) -> bool:
+        """Whether that is so together with so many bytes which wait elsewhere until there is a link."""
+        return not self.caught_up and self.octets + octets > self.max_bytes // 2
 
     def _lose(self) -> None:
         """Keep the latest messages alone, as many as there is room for. A loss of the link would be final then."""

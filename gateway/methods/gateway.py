@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,7 +113,8 @@ class Info(msgspec.Struct, rename="camel"):
     """The result of `gateway.info`. ``uptime`` is in seconds.
 
     In a cluster ``member`` is the gateway's own name, ``members`` are all gateways, this one included, and ``missing``
-    names those that have not answered.
+    names those that have not answered. ``cluster`` is "joined", or "lost" while this gateway is without NATS, and
+    ``events`` is "lost" if only events are out of reach.
     """
 
     server: ServerInfo
@@ -125,6 +126,8 @@ class Info(msgspec.Struct, rename="camel"):
     member: str | UnsetType = UNSET
     members: list[MemberInfo] | UnsetType = UNSET
     missing: list[str] | UnsetType = UNSET
+    cluster: str | UnsetType = UNSET
+    events: str | UnsetType = UNSET
 
 
 Fleet = tuple[list[MemberInfo], list[str]]
@@ -134,7 +137,8 @@ Fleet = tuple[list[MemberInfo], list[str]]
 class GatewayMethods:
     """The methods of `gateway.*`, and the welcome, which has much of the same content.
 
-    With ``asking`` `gateway.info` tells of all gateways of the cluster. ``nodes`` returns how many nodes are here.
+    With ``asking`` `gateway.info` tells of all gateways of the cluster. ``nodes`` returns how many nodes are here,
+    ``state`` the members ``cluster`` and ``events`` of `gateway.info`.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class GatewayMethods:
         *,
         asking: Asking | None,
         nodes: Callable[[], int],
+        state: Callable[[], Mapping[str, str]],
     ) -> None:
         self._admission = admission
         self._steps = steps
@@ -168,6 +173,7 @@ class GatewayMethods:
         self._welcome = self._welcome_around("\0 connId", "\0 principal")
         self._asking = asking
         self._nodes = nodes
+        self._state = state
         self._fleet: asyncio.Task[Fleet] | None = None
         self._fleet_until = 0.0
         if asking is not None:
@@ -213,7 +219,10 @@ class GatewayMethods:
         counts = Counts(len(connections), connections.opened_total, nodes)
         uptime = round(self._status.uptime, 3)
         member = UNSET if asking is None else asking.name
-        return Info(self._server, PROTOCOL, uptime, self._heartbeat, self._limits, counts, member)
+        info = Info(self._server, PROTOCOL, uptime, self._heartbeat, self._limits, counts, member)
+        state = self._state()
+        info.cluster, info.events = state.get("cluster", UNSET), state.get("events", UNSET)
+        return info
 
     async def _of_all(self, asking: Asking, member: str | None) -> Info:
         if member is None:

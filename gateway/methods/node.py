@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -23,6 +23,7 @@ from gateway.rpc.streams import Grant
 from gateway.timestamps import rfc3339
 
 if TYPE_CHECKING:  # a gateway alone does not load it
+    from gateway.cluster.alive import Member
     from gateway.cluster.asking import Asking
 
 PAGE_METHODS: Final = 2000
@@ -31,6 +32,9 @@ PAGE_METHODS: Final = 2000
 PAGE_BYTES: Final = 256 * 1024
 """How many bytes the names of methods in one page may have. Those of the last node may be more."""
 
+
+Names = list[str] | UnsetType
+"""Names of gateways; nothing if this gateway is alone."""
 
 _MAY_COME: Final = (errors.NOT_FOUND, errors.METHOD_NOT_FOUND)
 
@@ -135,10 +139,14 @@ class NodeListParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NodePage(msgspec.Struct):
-    """One page of nodes, in the order of their names. ``next`` is null on the last page."""
+    """One page of nodes, in the order of their names. ``next`` is null on the last page.
+
+    In a cluster ``missing`` names the gateways of whose nodes not all are known.
+    """
 
     nodes: list[NodeEntry]
     next: str | None
+    missing: Names = UNSET
 
 
 class CallParams(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -162,7 +170,7 @@ class NodeMethods:
     """The methods of `node.*`, for one registry of nodes. ``own`` has the names of the gateway's own methods.
 
     ``named`` is whether every peer has a credential; a node then has its principal's name. ``max_call_timeout`` is in
-    seconds.
+    seconds. ``untold`` returns the gateways of the cluster that have not told all of their nodes.
     """
 
     def __init__(
@@ -175,6 +183,7 @@ class NodeMethods:
         named: bool,
         max_call_timeout: float,
         asking: Asking | None = None,
+        untold: Callable[[], Iterable[Member]] = tuple,
     ) -> None:
         self._nodes = nodes
         self._router = router
@@ -183,6 +192,7 @@ class NodeMethods:
         self._named = named
         self._max_call_timeout = max_call_timeout
         self._asking = asking
+        self._untold = untold
 
     @method("node.register", scope=AUTHENTICATED)
     def register(self, peer: Connection, params: RegisterParams) -> Then[Registration]:
@@ -239,14 +249,14 @@ class NodeMethods:
         They come a page at a time. A page may have fewer nodes than `limit`, even none: `next` alone says whether there
         are more. `node.get` tells what a node says of its methods.
         """
-        self._check_member(params.member)
+        missing = self._missing(params.member)
         may = callable_by(peer.principal.scopes)
         found: list[NodeEntry] = []
         seen = octets = 0
         last = ""
         for node in self._nodes.after(params.after):
             if len(found) == params.limit or seen >= PAGE_METHODS or octets >= PAGE_BYTES:
-                return NodePage(found, last)
+                return NodePage(found, last, missing)
             seen += len(node.methods)
             last = node.name
             served = [served for served in node.methods.values() if may(served.name)]
@@ -254,25 +264,26 @@ class NodeMethods:
                 octets += sum(len(entry.encoded) for entry in served)
                 names = [MethodName(entry.name) for entry in served]
                 found.append(NodeEntry(*_fields(node), names, *self._state(node)))
-        return NodePage(found, None)
+        return NodePage(found, None, missing)
 
     @method("node.get", scope=ANY_CALL)
     def get(self, peer: Connection, params: NodeParams) -> NodeInfo:
         """Return one node, with what it says of those of its methods that the caller may call."""
-        self._check_member(params.member)
+        missing = self._missing(params.member)
         node = self._nodes.named(params.name)
         may = callable_by(peer.principal.scopes)
         methods = [] if node is None else [_described(served) for served in node.methods.values() if may(served.name)]
         if node is None or not methods or not self._is_at(node, params.member):
-            raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}")
+            perhaps = {"missing": missing} if missing else {}
+            raise Refusal(errors.NOT_FOUND, f"no node {params.name[:MAX_NAME]!r}", **perhaps)
         return NodeInfo(*_fields(node), methods, *self._state(node))
 
-    def _check_member(self, name: str | None) -> None:
-        """Raise Refusal if no gateway of the cluster is called so."""
+    def _missing(self, member: str | None) -> Names:
+        """Return which gateways have not told all of their nodes. Raises Refusal if none is called ``member``."""
         if self._asking is None:
-            alone(name)
-        elif name is not None:
-            self._asking.check(name)
+            alone(member)
+            return UNSET
+        return self._asking.missing(self._untold(), member)
 
     def _is_at(self, node: Node, member: str | None) -> bool:
         """Return whether a node is connected to the gateway of this name or instance, or to any."""

@@ -149,6 +149,10 @@ class Roster:
         copies = self._copies.values()
         return self._members.settled and all(copy.is_whole or copy.tries > TRIES for copy in copies)
 
+    def untold(self) -> list[Member]:
+        """Return the living members that have not told all of their nodes."""
+        return [member for member, copy in self._copies.items() if not copy.is_whole]
+
     # Our own nodes
 
     def online(self, node: Node, change: Change) -> None:

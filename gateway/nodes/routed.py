@@ -13,7 +13,6 @@ from gateway import errors
 from gateway.errors import RpcError
 from gateway.nodes.registry import Node, Served
 from gateway.rpc.calls import Call, Callee, Calls
-from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.replies import Batch
 from gateway.rpc.requests import Peer, Stream
 from gateway.telemetry.counts import CALLER_LOST, NODE_ERROR, OK, Tally
@@ -89,19 +88,17 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """The node's connection."""
         return self.node.peer
 
-    def answered(self, message: Message) -> None:
-        """Make the node's answer the caller's reply."""
-        if message.error is ABSENT:
-            value = message.result
-            outcome, parts = OK, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', value, b"}")
+    def answered(self, result: Raw) -> None:
+        """Make the node's result the caller's reply."""
+        parts = b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', result, b"}"
+        if self.caller.link.pressed or len(result) > self.router.brief:
+            self.reply_with_care(OK, parts)
         else:
-            value = message.error
-            outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', value, b"}")
-        caller = self.caller
-        if caller.link.pressed or len(value) > self.router.brief:
-            self.reply_with_care(outcome, parts)
-        else:
-            self.over(outcome, b"".join(parts))
+            self.over(OK, b"".join(parts))
+
+    def refused(self, error: Raw) -> None:
+        """Make the node's error the caller's reply."""
+        self.reply_with_care(NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', error, b"}"))
 
     def reply_with_care(self, outcome: str, parts: tuple[bytes | Raw, ...]) -> None:
         """Reply if that is possible, and hold the node up if the caller does not read. The reply may be large."""

@@ -257,15 +257,18 @@ class Router:
         """
         if len(caller.running) >= self._max_in_flight:
             raise self.overloaded(f"{self._max_in_flight} requests are in flight")
+        if not request_id:
+            tail = _tail(node, caller, timeout, traceparent, None)
+            self._notify(node, served, params, tail, tally)
+            return
         callee = node.peer
         calls = callee.calls
         if callee.link.barred:
-            self._leave_out(node, request_id, tally)
-            return
-        if request_id and len(calls) >= self.max_node_in_flight:
+            raise self.unread(node)
+        if len(calls) >= self.max_node_in_flight:
             raise self.busy(node)
         span = None
-        if self._tracing is not None and request_id:
+        if self._tracing is not None:
             names = served.name, node.name, caller.principal.name
             span, traceparent = self._tracing.begin(*names, bytes(traceparent))
         tail, roomy = b"}", self.roomy
@@ -273,13 +276,6 @@ class Router:
             tail = _tail(node, caller, timeout, traceparent, opening)
             roomy -= len(tail)
         between = b',"params":' if params else b""
-        if not request_id:
-            parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
-            if len(params) > roomy and self.overflows(parts):
-                raise self.too_large(node)
-            callee.pass_on(b"".join(parts))
-            tally.count(OK)
-            return
         # Read before they are called: CPython 3.11 is slow to call what is an attribute of an instance, not of a class.
         new_id, slot_for, clock, send = self._new_id, self._slot, self.clock, callee.pass_on
         call_id = new_id()
@@ -299,12 +295,18 @@ class Router:
             batch.expect()
         send(b"".join(whole))
 
-    def _leave_out(self, node: Node, request_id: bytes, tally: Tally) -> None:
-        """Drop a notification to a node that does not read. Raises Refusal for a request."""
-        if request_id:
-            raise self.unread(node)
-        self.dropped["notification"] += 1
-        tally.count(errors.OVERLOADED.name)
+    def _notify(self, node: Node, served: Served, params: bytes, tail: bytes, tally: Tally) -> None:
+        """Send a notification on to a node, or drop it if the node does not read."""
+        if node.peer.link.barred:
+            self.dropped["notification"] += 1
+            tally.count(errors.OVERLOADED.name)
+            return
+        between = b',"params":' if params else b""
+        parts = b'{"jsonrpc":"2.0","method":', served.encoded, between, params, tail
+        if self.overflows(parts):
+            raise self.too_large(node)
+        node.peer.pass_on(b"".join(parts))
+        tally.count(OK)
 
     def opening(self, caller: Peer, node: Node, stream: Grant) -> Opening:
         """Return the stream that a call to a node is to become. Raises Refusal if the node does not know streams.

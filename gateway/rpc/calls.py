@@ -107,8 +107,11 @@ class Call(Hashable, Protocol):
     def left(self) -> float:
         """Return the seconds by which its deadline, which has come, has been put off; 0.0 if it stands."""
 
-    def answered(self, message: Message) -> None:
-        """Take the peer's response."""
+    def answered(self, result: Raw) -> None:
+        """Take the peer's result, in JSON."""
+
+    def refused(self, error: Raw) -> None:
+        """Take the peer's error object, in JSON."""
 
     def failed(self, error: RpcError) -> None:
         """Take the reason why there is no response. `INTERNAL_ERROR` is for an answer that is not JSON-RPC."""
@@ -150,13 +153,9 @@ class Calls:
             return False
         del call.slot[call]
         if message.error is ABSENT and message.result is not ABSENT:  # nearly always
-            call.answered(message)
+            call.answered(message.result)
         else:
-            response = responses.checked(message)
-            if response is None:
-                call.failed(INTERNAL_ERROR)
-            else:
-                call.answered(response)
+            _end_unusually(call, responses.checked(message))
         if callee.leaving:
             callee.settled()
         return True
@@ -217,13 +216,23 @@ def _numbers() -> Iterator[bytes]:
             yield first + rest
 
 
+def _end_unusually(call: Call, response: Message | None) -> None:
+    """End a call with a response that is perhaps an error, or with none that is valid."""
+    if response is None:
+        call.failed(INTERNAL_ERROR)
+    elif response.error is ABSENT:
+        call.answered(response.result)
+    else:
+        call.refused(response.error)
+
+
 class _OwnCall:
     """A call of the gateway's own. Its end wakes the coroutine that waits for the answer."""
 
     __slots__ = ("_answer", "call_id", "callee", "slot")
 
     def __init__(
-        self, callee: Callee, call_id: bytes, slot: dict[Call, None], answer: asyncio.Future[Message | RpcError]
+        self, callee: Callee, call_id: bytes, slot: dict[Call, None], answer: asyncio.Future[Raw | CallError]
     ) -> None:
         self.callee = callee
         self.call_id = call_id
@@ -233,13 +242,16 @@ class _OwnCall:
     def left(self) -> float:
         return 0.0
 
-    def answered(self, message: Message) -> None:
-        self._end(message)
+    def answered(self, result: Raw) -> None:
+        self._end(result)
+
+    def refused(self, error: Raw) -> None:
+        self._end(_peer_error(error))
 
     def failed(self, error: RpcError) -> None:
-        self._end(error)
+        self._end(failed(error))
 
-    def _end(self, outcome: Message | RpcError) -> None:
+    def _end(self, outcome: Raw | CallError) -> None:
         """Hand over the outcome, unless the wait was cancelled meanwhile."""
         if not self._answer.done():
             self._answer.set_result(outcome)
@@ -252,7 +264,7 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
     the coroutine cancels the call: the peer is told so with `rpc.cancel`.
     """
     encoded = None if params is None else Raw(jsonrpc.encode(params))
-    answer: asyncio.Future[Message | RpcError] = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[Raw | CallError] = asyncio.get_running_loop().create_future()
     entry = _OwnCall(callee, calls.new_id(), calls.slot(timeout), answer)
     calls.enter(entry)
     callee.send(jsonrpc.request(entry.call_id, method, encoded))
@@ -262,12 +274,10 @@ async def call(calls: Calls, callee: Callee, method: str, params: object, timeou
         calls.drop(entry)
         callee.send(jsonrpc.notification("rpc.cancel", {"id": int(entry.call_id)}))
         raise
-    if isinstance(outcome, RpcError):
-        raise failed(outcome)
-    if outcome.error is not ABSENT:
-        raise _peer_error(outcome)
+    if isinstance(outcome, CallError):
+        raise outcome
     try:
-        return msgspec.json.decode(outcome.result)
+        return msgspec.json.decode(outcome)
     except jsonrpc.UNDECODABLE as error:  # valid JSON, but no number or stack of this machine holds it
         raise CallError(0, f"the peer's result cannot be decoded: {error}"[: jsonrpc.MAX_DETAIL]) from None
 
@@ -286,9 +296,9 @@ class _PeerError(msgspec.Struct):
     data: Any = None
 
 
-def _peer_error(message: Message) -> CallError:
+def _peer_error(data: Raw) -> CallError:
     try:
-        error = msgspec.json.decode(message.error, type=_PeerError)
+        error = msgspec.json.decode(data, type=_PeerError)
     except jsonrpc.UNDECODABLE:
         return CallError(0, "the peer's error cannot be decoded")
     return CallError(error.code, error.message, error.data)

@@ -7,9 +7,9 @@ answered at once, an ``async def`` runs as a task, and what the gateway does not
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -20,7 +20,8 @@ from gateway.limits import Bucket, Rate
 from gateway.names import RESERVED
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
-from gateway.rpc.jsonrpc import MAX_ID, NO_METHOD, Invalid, Message, decode
+from gateway.rpc.deferred import Deferred
+from gateway.rpc.jsonrpc import LARGE, MAX_ID, NO_METHOD, STRUCTURED, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect, not_run
 from gateway.rpc.replies import ANSWERED, Batch, failure, fitting, outcome_of, send_then, success
 from gateway.rpc.requests import Peer, Route, Running
@@ -28,12 +29,6 @@ from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
 from gateway.telemetry.lines import Lines
 from gateway.websocket.frames import Payload
-
-TURN: Final = 0.004
-"""Seconds of work for which elements of one batch are handled in one event-loop iteration, or until one of them is."""
-
-PATIENCE: Final = 20
-"""Event-loop iterations for which a batch waits at most until work that others have left behind is done."""
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -44,8 +39,7 @@ class Dispatcher:
 
     ``max_in_flight`` bounds what is in flight for one connection, ``max_batch`` the elements of a batch, and ``rate``
     the messages of one connection, except for answers that a call was waiting for. ``call_timeout`` is in seconds;
-    ``clock`` returns monotonic seconds, ``spent`` those that the processor has spent on this thread. ``busy`` returns
-    whether a message has left work for later iterations: more of its kind would have to do that first, so batches wait.
+    For ``clock``, ``spent`` and ``busy`` see `Deferred`.
     """
 
     def __init__(
@@ -72,12 +66,10 @@ class Dispatcher:
         self._lines = lines
         self._rate = rate
         self._clock = clock
-        self._spent = spent
-        self._busy = busy
-        self._waited = 0
+        self._deferred = Deferred(self.dispatch, clock, spent, busy)
+        self.attach: Final = self._deferred.attach
         self._methods: dict[str, Method] = {}
         self._sweep: Sweep[Running] = Sweep(_late)
-        self._rests: deque[tuple[Peer, Iterator[Message | Invalid], Batch]] = deque()
         self.late_replies = 0
         """Responses for which no call was waiting."""
 
@@ -113,73 +105,57 @@ class Dispatcher:
         return [entry for _, entry in sorted(self._methods.items()) if _may(peer, entry)]
 
     def dispatch(self, peer: Peer, data: Payload) -> None:
-        """Handle one text message of ``peer``, valid UTF-8. Never blocks; raises only for a defect."""
+        """Handle one text message of ``peer``, valid UTF-8. Never blocks; raises only for a defect.
+
+        What is much work is done later. For what comes behind it in the same read see `attach`.
+        """
         try:
             message = decode(data)
         except jsonrpc.UNDECODABLE as error:
-            begun = self._clock(), self._spent()
-            self._dispatch_other(peer, jsonrpc.decode_other(data, error, self._max_batch), begun)
+            self._dispatch_other(peer, data, error.with_traceback(None))
             return
-        if message.method is NO_METHOD and self._calls.answered(peer, message):
+        if message.method is not NO_METHOD:
+            reply = self._handle(peer, message, None)
+        elif self._calls.answered(peer, message):
             return
-        reply = self._handle(peer, message, None)
+        else:
+            reply = self._response(peer, message)
         if reply is not None:
             peer.send(reply)
 
-    def _dispatch_other(self, peer: Peer, found: Invalid | list[Message | Invalid], begun: tuple[float, float]) -> None:
-        if isinstance(found, list):
-            self._take(peer, iter(found), Batch(peer), begun)
+    def _dispatch_other(self, peer: Peer, data: Payload, error: Exception) -> None:
+        if len(data) > LARGE:
+            self._deferred.defer(peer, functools.partial(self._decode_other, peer, data, error))
+            return
+        if peer not in self._deferred.late:
+            self._deferred.begin()
+        self._decode_other(peer, data, error)
+
+    def _decode_other(self, peer: Peer, data: Payload, error: Exception) -> None:
+        found = jsonrpc.decode_other(data, error, self._max_batch)
+        if not isinstance(found, Invalid):
+            self._take(peer, found, Batch(peer))
         elif not self._calls.garbled(peer, found.call_id):
             peer.send(self._invalid(peer, found))
 
-    def _take(
-        self, peer: Peer, messages: Iterator[Message | Invalid], batch: Batch, begun: tuple[float, float]
-    ) -> None:
-        """Handle elements of a batch until `TURN` seconds after ``begun``, by the clock and by what was spent.
-
-        The rest has its turn later, one batch in an iteration. Until then nothing more is read from the peer.
-        """
-        until, spent = begun[0] + TURN, begun[1] + TURN
+    def _take(self, peer: Peer, messages: Iterator[Message | Invalid | None], batch: Batch) -> None:
+        """Handle elements of a batch until the turn is over. The rest has another one."""
         for message in messages:
             if isinstance(message, Invalid):
                 if not self._calls.garbled(peer, message.call_id):
                     batch.add(message.id or _NULL, self._invalid(peer, message))
-            elif message.method is not NO_METHOD or not self._calls.answered(peer, message):
-                batch.add(b"" + message.id or _NULL, self._handle(peer, message, batch))
-            # A process that had to wait for the processor has not worked for so long: it goes on.
-            if (self._clock() >= until and self._spent() >= spent) or self._busy():
-                peer.wait()
-                peer.running[batch] = ANSWERED  # so that the connection does not leave meanwhile
-                if not self._rests:
-                    asyncio.get_running_loop().call_soon(self._take_rest)
-                self._rests.append((peer, messages, batch))
+            elif message is not None:
+                batch.add(b"" + message.id or _NULL, self._handled(peer, message, batch))
+            if message is None or self._deferred.over:
+                self._deferred.defer(peer, functools.partial(self._take, peer, messages, batch), batch)
                 return
         batch.done(b"", None)
 
-    def _take_rest(self) -> None:
-        """Give the batch that has waited longest its turn, so that very many of them take no longer than one."""
-        if self._is_too_early():
-            asyncio.get_running_loop().call_soon(self._take_rest)
-            return
-        peer, messages, batch = self._rests[0]
-        try:
-            peer.go_on()
-            peer.running.pop(batch, None)
-            if peer.is_open:
-                self._take(peer, messages, batch, (self._clock(), self._spent()))
-            else:
-                batch.done(b"", None)
-            peer.settled()
-        finally:
-            self._rests.popleft()
-            if self._rests:
-                asyncio.get_running_loop().call_soon(self._take_rest)
-
-    def _is_too_early(self) -> bool:
-        """Return whether batches wait for what a message has left behind. They do in the iteration of its end, too."""
-        busy, waited = self._busy(), self._waited
-        self._waited = waited + 1 if busy and waited < PATIENCE else 0
-        return bool(self._waited or (waited and not busy))
+    def _take_large(self, peer: Peer, message: Message) -> None:
+        """Handle a message that is `LARGE`, in its turn."""
+        reply = self._handle(peer, message, None, in_turn=True)
+        if reply is not None:
+            peer.send(reply)
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:
@@ -204,20 +180,27 @@ class Dispatcher:
                 peer.end(errors.FLOOD)
             raise not_run(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
 
-    def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
-        """Handle one message. Returns the reply, or None if there is none, or none yet."""
+    def _handled(self, peer: Peer, message: Message, batch: Batch) -> bytes | None:
+        """Handle an element of a batch. Returns the reply, or None if there is none, or none yet."""
+        if message.method is not NO_METHOD:
+            return self._handle(peer, message, batch)
+        return None if self._calls.answered(peer, message) else self._response(peer, message)
+
+    def _handle(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False) -> bytes | None:
+        """Handle one request or notification. Returns the reply, or None if there is none, or none yet.
+
+        ``in_turn`` if it is `LARGE`, and now in an event-loop iteration of its own.
+        """
         request_id = b"" + message.id
         name = message.method
-        if name is NO_METHOD:
-            return self._response(peer, message, request_id)
         data = b"" + message.params
         method = self._methods.get(name)
-        if (
-            (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))  # no call for what is usual
-            or (data and data[0] not in jsonrpc.STRUCTURED)
-            or (method is not None and method.alone is not None)
-        ) and (wrong := _malformed(request_id, data, method, batch)) is not None:
-            return self._invalid(peer, wrong)
+        if (  # no call for what is usual
+            (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))
+            or (data and data[0] not in STRUCTURED)
+            or (method is not None and (method.alone is not None or len(data) > LARGE))
+        ) and (stopped := self._stopped(peer, message, batch, in_turn=in_turn)) is not None:
+            return stopped or None
         try:
             if self._rate is not None or self._status.phase is _DRAINING:
                 self._admit(peer, method)
@@ -253,6 +236,17 @@ class Dispatcher:
             (self._route.tally if method is None else method.tally).count(outcome_of(error))
             return failure(peer, name, request_id, error, self._lines)
 
+    def _stopped(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool) -> bytes | None:
+        """Return the refusal of a message that is malformed, nothing for one that is put off, or None."""
+        request_id, data, method = b"" + message.id, b"" + message.params, self._methods.get(message.method)
+        wrong = _malformed(request_id, data, method, batch)
+        if wrong is not None:
+            return self._invalid(peer, wrong)
+        if in_turn or batch is not None or len(data) <= LARGE or method is None or method.decode is None:
+            return None
+        self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
+        return b""
+
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
         if method is not None and method.alone == "notification":
@@ -262,8 +256,9 @@ class Dispatcher:
         if self._status.phase is _DRAINING and (method is None or not method.while_draining):
             raise not_run(errors.DRAINING)
 
-    def _response(self, peer: Peer, message: Message, request_id: bytes) -> bytes | None:
+    def _response(self, peer: Peer, message: Message) -> bytes | None:
         """Count a response for which no call was waiting. Returns the refusal of a message that is not a response."""
+        request_id = b"" + message.id
         if jsonrpc.is_response(message) and request_id and jsonrpc.may_be_id(request_id):
             self.late_replies += 1
             with suppress(Refusal):
@@ -355,7 +350,7 @@ def _malformed(request_id: bytes, data: bytes, method: Method | None, batch: Bat
     if method is not None and method.alone is not None and not _is_alone(method, request_id, batch):
         right = f"{method.name} must be a single {method.alone}, not in a batch"
         return Invalid(errors.INVALID_REQUEST, right, request_id or _NULL)
-    if data and data[0] not in jsonrpc.STRUCTURED:
+    if data and data[0] not in STRUCTURED:
         return Invalid(errors.INVALID_REQUEST, '"params" must be an array or an object', request_id or _NULL)
     return None
 

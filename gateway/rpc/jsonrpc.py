@@ -7,7 +7,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -88,6 +88,9 @@ def decoded(data: bytes) -> Message | None:
         return None
 
 
+LARGE: Final = 256 * 1024
+"""A text of more bytes is gone through once in an event-loop iteration: a mebibyte of brackets takes 5 ms each time."""
+
 STRUCTURED: Final = (ord("{"), ord("["))
 """The first bytes that ``params`` may have (the specification, section 4.2)."""
 
@@ -103,10 +106,13 @@ for a value that is nested too deeply.
 _BLANK: Final = b" \t\r\n"
 
 
-def decode_other(data: bytes | bytearray, error: Exception, max_batch: int) -> Invalid | list[Message | Invalid]:
+def decode_other(
+    data: bytes | bytearray, error: Exception, max_batch: int
+) -> Invalid | Iterator[Message | Invalid | None]:
     """Decode a text for which `decode` has raised this error: it is a batch, or not valid. Never raises.
 
-    A batch of more than ``max_batch`` elements is refused before its elements are looked at.
+    A batch of more than ``max_batch`` elements is refused before its elements are looked at. Others are decoded one by
+    one, with None between them where something `LARGE` was gone through, or will be: the loop should have a turn then.
     """
     if data.lstrip(_BLANK)[:1] != b"[":
         return _classify(data, error)
@@ -118,7 +124,7 @@ def decode_other(data: bytes | bytearray, error: Exception, max_batch: int) -> I
         return Invalid(INVALID_REQUEST, "an empty batch")
     if len(found) > max_batch:
         return Invalid(INVALID_REQUEST, f"a batch of more than {max_batch}")
-    return [_decode_element(element) for element in found]
+    return _elements(found)
 
 
 def first_elements(data: bytes | bytearray | Raw, most: int) -> list[Raw]:
@@ -138,11 +144,17 @@ def _outset(most: int) -> Callable[[bytes | bytearray | Raw], msgspec.Struct]:
     return msgspec.json.Decoder(msgspec.defstruct("Outset", fields, array_like=True, gc=False)).decode
 
 
-def _decode_element(data: Raw) -> Message | Invalid:
-    try:
-        return decode(data)
-    except UNDECODABLE as error:
-        return _classify(data, error, valid=True)
+def _elements(found: Iterable[Raw]) -> Iterator[Message | Invalid | None]:
+    for element in found:
+        turn = (None,) if len(element) > LARGE else ()
+        yield from turn
+        try:
+            message: Message | Invalid = decode(element)
+            yield from turn
+        except UNDECODABLE as error:
+            yield from turn
+            message = _classify(element, error, valid=True)
+        yield message
 
 
 def _classify(data: bytes | bytearray | Raw, error: Exception, *, valid: bool = False) -> Invalid:

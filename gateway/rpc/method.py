@@ -16,13 +16,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from gateway.errors import NOT_DELIVERED, RpcError
-from gateway.rpc.jsonrpc import MAX_DETAIL, first_elements
+from gateway.rpc.jsonrpc import MAX_DETAIL
 from gateway.telemetry.counts import Tally
 
 AUTHENTICATED: Final = "authenticated"
@@ -33,6 +33,8 @@ CALL: Final = "call"
 
 _MARK: Final = "__gateway_method__"
 _BLANK: Final = b" \t\r\n"
+_LEFT_OUT: Final = object()
+"""Stands for a parameter that did not come."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -228,12 +230,12 @@ def _decoder(params: Any) -> Callable[[bytes], Any] | None:
         return None
     if params is None:
         return _none
-    decoder = msgspec.json.Decoder(params)
-    names = [field.encode_name for field in msgspec.structs.fields(params)]
+    by_name = msgspec.json.Decoder(params).decode
+    by_position = _positional(params)
 
     def decode(data: bytes) -> Any:
         try:
-            return decoder.decode(_by_name(data, names) if data.startswith(b"[") else data or b"{}")
+            return by_position(data) if data.startswith(b"[") else by_name(data or b"{}")
         except msgspec.ValidationError as error:
             raise BadParams(_which_and_why(str(error))[:MAX_DETAIL]) from None
         except RecursionError:  # the envelope's decoder ran a few calls higher up, with more of the stack left
@@ -247,12 +249,42 @@ def _none(data: bytes) -> None:
         raise BadParams("this method has no parameters")
 
 
-def _by_name(data: bytes, names: list[str]) -> bytes:
-    """Turn parameters by position into parameters by name (the specification, section 4.2)."""
-    values = first_elements(data, len(names) + 1)
-    if len(values) > len(names):
-        raise BadParams(f"more than {len(names)} parameters by position")
-    return msgspec.json.encode(dict(zip(names, values, strict=False)))
+def _positional(params: type[msgspec.Struct]) -> Callable[[bytes], Any]:
+    """Return a decoder of parameters by position (the specification, section 4.2), in one pass.
+
+    What it raises names them as if they had come by name.
+    """
+    fields = msgspec.structs.fields(params)
+    twin = msgspec.defstruct(
+        params.__name__,
+        [(field.name, field.type, msgspec.NODEFAULT if field.required else _LEFT_OUT) for field in fields],
+        array_like=True,
+        forbid_unknown_fields=True,
+        kw_only=True,
+    )
+    decoder = msgspec.json.Decoder(twin)
+
+    def by_position(data: bytes) -> Any:
+        try:
+            given = msgspec.structs.asdict(decoder.decode(data))
+        except msgspec.ValidationError as error:
+            raise _by_their_names(str(error), fields) from None
+        try:
+            return params(**{name: value for name, value in given.items() if value is not _LEFT_OUT})
+        except (ValueError, TypeError) as error:  # of its __post_init__, as msgspec takes it
+            raise msgspec.ValidationError(str(error)) from None
+
+    return by_position
+
+
+def _by_their_names(text: str, fields: Sequence[msgspec.structs.FieldInfo]) -> Exception:
+    """Return the error for parameters by position of which msgspec says this."""
+    if wrong := re.fullmatch(r"(.* - at `\$)\[(\d+)\](.*)", text, re.DOTALL):
+        return msgspec.ValidationError(f"{wrong[1]}.{fields[int(wrong[2])].encode_name}{wrong[3]}")
+    if short := re.search(r"at least length \d+, got (\d+)", text):
+        missing = next(field for field in fields[int(short[1]) :] if field.required)
+        return BadParams(f"Object missing required field `{missing.encode_name}`")
+    return BadParams(f"more than {len(fields)} parameters by position")
 
 
 def _which_and_why(text: str) -> str:

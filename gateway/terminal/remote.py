@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -190,8 +190,22 @@ def _token(given: argparse.Namespace) -> str | Callable[[], str] | None:
     return token
 
 
-async def all_pages(gateway: Client, method: str, member: str) -> list[dict[str, Any]]:
-    """Return what a method lists under ``member``, page by page: all of it, in the method's own order.
+def add_member(parser: argparse.ArgumentParser) -> None:
+    """Add the option --member."""
+    parser.add_argument(
+        "--member",
+        metavar="NAME",
+        help="only what is connected to this gateway of the cluster; see the command members",
+    )
+
+
+def of_member(given: argparse.Namespace) -> dict[str, str]:
+    """Return the parameter of a method that stands for the option --member."""
+    return {} if given.member is None else {"member": given.member}
+
+
+async def all_pages(gateway: Client, method: str, listed: str, params: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return what a method lists as its member ``listed``, page by page: all of it, in the method's own order.
 
     Gateways of a cluster that have not answered are named on standard error.
     """
@@ -199,8 +213,8 @@ async def all_pages(gateway: Client, method: str, member: str) -> list[dict[str,
     missing: set[str] = set()
     after: str | None = ""
     while after is not None:
-        page = await gateway.call(method, {"after": after, "limit": _PAGE})
-        found += page[member]
+        page = await gateway.call(method, {**params, "after": after, "limit": _PAGE})
+        found += page[listed]
         missing.update(page.get("missing", ()))
         after = page["next"]
     say_missing(missing)

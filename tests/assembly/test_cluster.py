@@ -24,7 +24,7 @@ from tests.support.command import run
 from tests.support.nats import NatsServer, scripted
 from tests.support.patience import WAIT
 from tests.support.peers import RawPeer
-from tests.support.process import ROOT, GatewayProcess, StartGateway, free_port
+from tests.support.process import GatewayProcess, StartGateway, free_port
 from tests.telemetry.test_metrics import CLUSTER
 
 UPGRADE = {
@@ -69,6 +69,7 @@ async def test_gateways_of_one_nats_know_each_other(gateway: StartGateway) -> No
             assert await ready(process) == (200, {"status": "ready", "cluster": "joined"})
             assert await gauge(process, "cluster_members") == 2.0
             assert await gauge(process, "cluster_connected") == 1.0
+            assert await gauge(process, "cluster_events_connected") == 1.0
 
 
 async def test_the_metrics_of_a_cluster_are_there_from_the_first_scrape_on(gateway: StartGateway) -> None:
@@ -221,20 +222,6 @@ def permissions(publish: str, subscribe: str) -> str:
     return f"authorization {{ users: [{{ {user} }}] }}\nno_auth_user: u"
 
 
-async def test_the_permissions_that_are_documented_are_enough(gateway: StartGateway) -> None:
-    documented = 'permissions { publish: ["gateway.>", "$JS.API.>"], subscribe: ["gateway.>"] }'
-    assert documented in (ROOT / "docs/operations.md").read_text()
-    async with nats_for_gateways(permissions('"gateway.>", "$JS.API.>"', '"gateway.>"')) as server:
-        first, second = await asyncio.gather(gateway(clustered(server)), gateway(clustered(server)))
-        await first.wait_event("cluster.member_joined")
-        async with connect(first.url("/ws", websocket=True)) as client:
-            await client.publish("greenhouse.door", "open")
-        third = await gateway(clustered(server))
-        events = await third.wait_event("cluster.events_joined")
-        assert events["caughtUp"] == events["offset"] > 0
-        assert not any(process.events("cluster.forbidden") for process in (first, second, third))
-
-
 async def test_permissions_that_are_too_narrow_will_not_do() -> None:
     async with nats_for_gateways(permissions('">"', '"other.>"')) as server:
         line = await in_thread(server.url, "cluster.nats")
@@ -264,21 +251,58 @@ async def test_without_nats_it_goes_on_and_with_it_it_comes_back(gateway: StartG
         first, second = await gateway(clustered(server)), await gateway(clustered(server, "other"))
         with await RawPeer.open(first) as peer:
             await peer.welcome()
+            for process in (first, second):
+                await process.wait_event("cluster.events_joined")
             server.end()
             for process in (first, second):
                 assert (await process.wait_event("cluster.lost"))["reason"]
                 assert (await process.wait_event("cluster.member_lost"))["cause"] == "away"
                 assert await ready(process) == (200, {"status": "ready", "cluster": "lost"})
             assert await gauge(first, "cluster_connected") == await gauge(first, "cluster_members") == 0.0
+            assert await gauge(first, "cluster_events_connected") == 0.0
             await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "gateway.ping"})
             assert (await peer.recv_json())["result"] is None
             await server.start()
             for process in (first, second):
                 await process.wait_event("cluster.joined", where=lambda line: line["address"].endswith("_2"))
+                await process.wait_event("cluster.events_joined")
             await first.wait_event("cluster.member_joined", where=lambda line: line["member"] == "other")
             assert await ready(first) == (200, {"status": "ready", "cluster": "joined"})
             await peer.send_json({"jsonrpc": "2.0", "id": 2, "method": "gateway.ping"})
             assert (await peer.recv_json())["id"] == 2, "the connection has noticed nothing"
+
+
+async def test_a_jetstream_that_alone_is_away_is_told(gateway: StartGateway) -> None:
+    """NATS forbids what is needed for it: the gateways reach each other, but nobody hears events."""
+    narrow = "max_payload: 2MB\n" + permissions('"gateway.>"', '"gateway.>"')
+    async with nats_for_gateways() as server:
+        first, second = await gateway(clustered(server)), await gateway(clustered(server, "other"))
+        await first.wait_event("cluster.member_joined")
+        await first.wait_event("cluster.events_joined")
+        await server.restart(narrow)
+        await first.wait_event("cluster.events_lost")
+        await first.wait_event("cluster.member_joined", where=lambda line: line["member"] == "other")
+        assert await ready(first) == (200, {"status": "ready", "cluster": "joined", "events": "lost"})
+        async with connect(first.url("/ws", websocket=True)) as client:
+            info = await client.call("gateway.info")
+            assert (info["cluster"], info["events"], info["missing"]) == ("joined", "lost", [])
+        assert (await gauge(first, "cluster_connected"), await gauge(first, "cluster_members")) == (1.0, 2.0)
+        assert await gauge(first, "cluster_events_connected") == 0.0
+        await server.restart("max_payload: 2MB")
+        await first.wait_event("cluster.events_joined")
+        assert second.events("cluster.forbidden")
+        assert await ready(first) == (200, {"status": "ready", "cluster": "joined"})
+
+
+async def test_a_nats_that_will_not_do_after_the_start_is_as_none(gateway: StartGateway) -> None:
+    async with nats_for_gateways() as server:
+        process = await gateway(clustered(server))
+        await server.restart("max_payload: 1MB")
+        assert "max_payload of NATS is" in (await process.wait_event("cluster.nats_refused"))["reason"]
+        assert await ready(process) == (200, {"status": "ready", "cluster": "lost"})
+        assert await gauge(process, "cluster_connected") == await gauge(process, "cluster_events_connected") == 0.0
+        await server.restart("max_payload: 2MB")
+        await process.wait_event("cluster.joined", where=lambda line: line["address"].endswith("_2"))
 
 
 async def test_what_is_shown_to_nats_is_read_again(gateway: StartGateway, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from gateway.cluster.alive import (
     AWAY,
     FORGET,
     LEAVING,
+    LONGEST,
     LOOKS,
     MAX_GONE,
     MAX_MEMBERS,
@@ -17,6 +18,7 @@ from gateway.cluster.alive import (
     Fence,
     Member,
     address,
+    period,
 )
 
 
@@ -80,7 +82,13 @@ def test_silence_of_a_timeout_loses_a_member_and_a_heartbeat_in_time_keeps_it(ot
     assert others.take() == [f"-aaaaaaaa_1 {SILENT}"]
 
 
-@pytest.mark.parametrize(("timeout", "looks"), [(0.0, 6), (0.5, 6), (1.5, 6), (1.6, 7), (3.0, 12)])
+def test_a_gateway_looks_often_whatever_its_timeout_is() -> None:
+    assert period(0.3) == 0.3 / LOOKS
+    assert period(1.5) == 1.5 / LOOKS
+    assert period(60.0) == LONGEST
+
+
+@pytest.mark.parametrize(("timeout", "looks"), [(0.0, 15), (0.5, 15), (1.5, 15), (1.6, 16), (3.0, 30)])
 def test_a_member_that_lets_calls_begin_for_longer_is_waited_for_longer(
     others: Others, timeout: float, looks: int
 ) -> None:
@@ -189,6 +197,10 @@ def test_there_are_no_more_members_than_the_most(others: Others) -> None:
 # The fence
 
 
+def unseen() -> None:
+    raise AssertionError("a standstill was noticed that was none")
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 50.0
@@ -196,14 +208,21 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def looks(self, fence: Fence, seconds: float) -> None:
+        """Go on for so long, while the gateway does not stand still."""
+        for _ in range(round(seconds * 10)):
+            self.now += 0.1
+            fence.look()
+
 
 def test_a_call_may_begin_as_long_as_its_heartbeat_is_young() -> None:
     clock = Clock()
-    fence = Fence(1.5, clock)
+    fence = Fence(1.5, clock, unseen)
     assert not fence.is_fresh(b"0")
     fence.step()
     assert fence.number == 1
-    clock.now += 1.5
+    clock.looks(fence, 1.5)
+    clock.now = 51.5
     assert fence.is_fresh(b"1")
     clock.now += 0.001
     assert not fence.is_fresh(b"1")
@@ -214,7 +233,7 @@ def test_a_call_may_begin_as_long_as_its_heartbeat_is_young() -> None:
 
 def test_after_a_loss_no_call_of_before_begins() -> None:
     clock = Clock()
-    fence = Fence(1.5, clock)
+    fence = Fence(1.5, clock, unseen)
     fence.step()
     fence.clear()
     assert not fence.is_fresh(b"1")
@@ -225,8 +244,32 @@ def test_after_a_loss_no_call_of_before_begins() -> None:
 
 def test_old_heartbeats_are_forgotten() -> None:
     clock = Clock()
-    fence = Fence(1.5, clock)
+    fence = Fence(1.5, clock, unseen)
     for _ in range(1000):
         fence.step()
-        clock.now += 0.5
-    assert len(fence._sent) <= 4
+        clock.looks(fence, 0.5)
+    assert 3 <= len(fence._sent) <= 4
+
+
+@pytest.mark.parametrize("first", ["a call", "a look", "a heartbeat"])
+def test_after_a_standstill_no_call_begins_that_was_sent_before_its_end(first: str) -> None:
+    clock, sent = Clock(), list[int]()
+
+    def beat() -> None:
+        fence.step()
+        sent.append(fence.number)
+
+    fence = Fence(1.5, clock, beat)
+    fence.step()
+    clock.now += 0.19
+    assert fence.is_fresh(b"1"), "that was none"
+    clock.now += 0.21
+    if first == "a call":
+        assert not fence.is_fresh(b"1")
+    elif first == "a look":
+        fence.look()
+    else:
+        beat()
+    assert sent == [2], "another heartbeat is sent at once"
+    assert not fence.is_fresh(b"1")
+    assert fence.is_fresh(b"2")

@@ -375,8 +375,24 @@ async def test_a_call_begins_only_as_long_as_the_heartbeat_that_it_names_is_youn
     ):
         await b.knows("a")
         number = b.member("a").beat
+        for _ in range(int(NEVER) * 10 - 1):
+            assert a.members.is_fresh(number)
+            now[0] += 0.1
         assert a.members.is_fresh(number)
-        now[0] += NEVER
-        assert a.members.is_fresh(number)
-        now[0] += 1
+        now[0] += 0.11
         assert not a.members.is_fresh(number)
+
+
+async def test_after_a_standstill_a_heartbeat_is_sent_at_once_and_a_call_has_to_name_that_one() -> None:
+    now = [100.0]
+    async with (
+        NatsServer() as server,
+        Fellow(server.url, "a", timeout=NEVER, clock=lambda: now[0]) as a,
+        Fellow(server.url, "b", timeout=NEVER) as b,
+    ):
+        await b.knows("a")
+        before = b.member("a").beat
+        now[0] += 0.3
+        assert not a.members.is_fresh(before)
+        await until(lambda: b.member("a").beat != before, "there is no other heartbeat")
+        assert a.members.is_fresh(b.member("a").beat)

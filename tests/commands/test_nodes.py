@@ -36,15 +36,15 @@ class Paging:
 
     async def call(self, method: str, params: Any) -> Any:
         """Answer with the page that is asked for."""
-        self.asked.append((method, params["after"]))
+        self.asked.append((method, params["member"], params["after"]))
         return {"nodes": [{"name": f"after {params['after']}"}], "next": "a" if params["after"] == "" else None}
 
 
 async def test_all_pages_are_listed() -> None:
     gateway = Paging()
-    nodes = await all_pages(cast(Client, gateway), "node.list", "nodes")
+    nodes = await all_pages(cast(Client, gateway), "node.list", "nodes", {"member": "x"})
     assert [node["name"] for node in nodes] == ["after ", "after a"]
-    assert gateway.asked == [("node.list", ""), ("node.list", "a")]
+    assert gateway.asked == [("node.list", "x", ""), ("node.list", "x", "a")]
 
 
 @pytest.mark.parametrize("arguments", [["extra"], ["--history"], ["--url"]])

@@ -216,4 +216,28 @@ async def test_a_node_tells_where_it_is(cluster: Cluster) -> None:
     assert (await a.result("node.list", {"member": "b"}))["nodes"] == []
     assert (await a.call("node.get", {"name": "pi", "member": "b"}))["error"]["message"].endswith("no node 'pi'")
     assert (await a.call("node.list", {"member": "c"}))["error"]["code"] == -32004
+    assert (await a.result("node.list"))["missing"] == []
     await cluster.fits("node.list", await a.result("node.list"))
+
+
+async def test_a_gateway_that_does_not_tell_its_nodes_is_named(cluster: Cluster) -> None:
+    a, b = cluster.a, cluster.b
+    await b.result("node.register", {"name": "pi", "methods": [{"name": "disk.free"}]})
+    there = cluster_of(b)
+    there.members.on(b"snapshot", lambda *mail: None)
+    there.roster.number += 1  # as after a change that did not arrive: a asks for all
+    await until(lambda: bool(cluster_of(a).roster.untold()), "it was not asked")
+    page = await a.result("node.list")
+    assert ([node["name"] for node in page["nodes"]], page["missing"]) == (["pi"], ["b"])
+    assert (await a.result("node.list", {"member": "b"}))["missing"] == ["b"]
+    assert (await a.result("node.list", {"member": "a"}))["missing"] == []
+    assert await a.ask(request("node.get", {"name": "x"})) == refused(-32004, "no node 'x'", missing=["b"])
+    assert (await b.result("node.list"))["missing"] == []
+
+
+async def test_without_nats_the_nodes_of_all_others_are_missing(cluster: Cluster) -> None:
+    a = cluster.a
+    cluster_of(a).members.lost()
+    page = await a.result("node.list")
+    assert (page["nodes"], page["missing"]) == ([], ["b"])
+    await cluster.fits("node.list", page)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+from msgspec import Raw
 
 from gateway import errors
 from gateway.nodes.registry import Nodes, Served
 from gateway.nodes.routed import RoutedCall, progress
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
-from gateway.rpc.jsonrpc import Message, decode
+from gateway.rpc.jsonrpc import Message
 from gateway.telemetry.lines import Lines
 from tests.support.routed import cancelled
 from tests.support.rpc import Listing, NodeListing, accepted, refused
@@ -65,7 +66,7 @@ async def test_a_report_that_waits_takes_room_and_is_dropped_at_the_end() -> Non
     it.caller.link.pressed = True
     it.call.reported(b"1")
     assert it.caller.room == room - len(REPORT % 1)
-    it.call.answered(decode(b'{"jsonrpc":"2.0","id":1,"result":7}'))
+    it.call.answered(Raw(b"7"))
     assert it.caller.take() == [accepted("7", '"a"')]
     assert (it.caller.room, it.router.dropped["progress"]) == (room, 1)
 

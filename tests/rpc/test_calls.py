@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 from pytest_aiohttp import AiohttpClient
 
 from gateway import errors
@@ -32,10 +33,10 @@ class Ends:
     """Keeps how calls have ended, and then does what the test says."""
 
     def __init__(self, behind: Callable[[], object] | None = None) -> None:
-        self.outcomes: list[Message | RpcError] = []
+        self.outcomes: list[Raw | RpcError] = []
         self.behind = behind
 
-    def __call__(self, outcome: Message | RpcError) -> None:
+    def __call__(self, outcome: Raw | RpcError) -> None:
         self.outcomes.append(outcome)
         if self.behind is not None:
             self.behind()
@@ -54,8 +55,11 @@ class Noted:
     def left(self) -> float:
         return self.put_off.pop() if self.put_off else 0.0
 
-    def answered(self, message: Message) -> None:
-        self._ends(message)
+    def answered(self, result: Raw) -> None:
+        self._ends(result)
+
+    def refused(self, error: Raw) -> None:
+        self._ends(error)
 
     def failed(self, error: RpcError) -> None:
         self._ends(error)
@@ -95,7 +99,7 @@ async def test_a_call_ends_with_its_answer_once() -> None:
     assert not calls.answered(peer, message)
     calls.lost(peer)
     calls.drop(entry)
-    assert ends.outcomes == [message]
+    assert ends.outcomes == [message.result]
     assert (peer.calls, len(calls)) == ({}, 0)
 
 

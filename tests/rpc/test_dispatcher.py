@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from pytest_aiohttp import AiohttpClient
 from gateway import errors
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
 from gateway.auth.scopes import Principal, role_scopes
+from gateway.limits import Rate
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import PATIENCE, Dispatcher
-from gateway.rpc.jsonrpc import Message
+from gateway.rpc.deferred import PATIENCE
+from gateway.rpc.dispatcher import Dispatcher
+from gateway.rpc.jsonrpc import LARGE, Message
 from gateway.rpc.method import CALL, Continue, Refusal, Then, method
 from gateway.rpc.replies import Batch
 from gateway.rpc.requests import Peer, Route
 from gateway.status import Status
 from gateway.telemetry.counts import Tally
 from gateway.telemetry.lines import Lines
+from gateway.websocket.frames import Payload
 from tests.support import sample_methods
 from tests.support.fleet import until
 from tests.support.patience import WAIT
@@ -111,6 +115,11 @@ class Works:
         """Do what it is asked for, and answer later."""
         self.ran.append(f"began {params.name}")
         raise Continue(lambda: self.work(peer, params), begun=True)
+
+    @method("typed", scope=CALL)
+    def typed(self, peer: object, params: Name) -> int:
+        """Return how long the name is."""
+        return len(params.name)
 
     @method("brief", scope=CALL, timeout=0.05)
     async def brief(self, peer: object) -> None:
@@ -266,6 +275,8 @@ class Bench:
             clock=lambda: self.now,
             spent=lambda: self.now,
         )
+        self.text: Callable[[Listing, Payload], None]
+        self.dispatcher.attach(self)
         self.now = 0.0
         self.works = Works()
         self.dispatcher.add(self.works)
@@ -277,7 +288,7 @@ class Bench:
         """Dispatch messages and return what is sent before the loop turns."""
         peer = peer or self.peer
         for message in messages:
-            self.dispatcher.dispatch(peer, message.encode())
+            self.text(peer, message.encode())
         return peer.take()
 
     async def replies(self, count: int = 1, timeout: float = WAIT) -> list[str]:
@@ -768,7 +779,7 @@ async def test_a_batch_that_is_much_work_has_its_turn_again_and_again(bench: Ben
 
 async def test_a_process_that_waits_for_the_processor_lets_no_batch_wait(bench: Bench) -> None:
     """Otherwise the reply to a batch of one would come behind what follows it, whenever the machine is busy."""
-    bench.dispatcher._spent = lambda: 0.0
+    bench.dispatcher._deferred._spent = lambda: 0.0
     slow = [f'{{"jsonrpc":"2.0","id":{number},"method":"takes.long"}}' for number in range(3)]
 
     @method("takes.long", scope=CALL)
@@ -816,7 +827,7 @@ async def test_a_batch_waits_for_work_that_is_left_behind_but_not_for_ever(bench
         began.append(left[0])
         left[0] = iterations
 
-    bench.dispatcher._busy = busy
+    bench.dispatcher._deferred._busy = busy
     bench.dispatcher.add(publishes)
     bench.tell(f"[{','.join(request('publishes', id=number) for number in range(3))}]")
     await passes(4 * PATIENCE)
@@ -825,6 +836,50 @@ async def test_a_batch_waits_for_work_that_is_left_behind_but_not_for_ever(bench
     assert all(0 <= most - left <= 3 for left in began[1:]), began
     assert [len(json.loads(reply)) for reply in bench.peer.take()] == [3]
     assert bench.peer.link.waits == 0
+
+
+async def test_what_comes_behind_a_batch_waits_for_its_end(bench: Bench) -> None:
+    done: list[object] = []
+
+    @method("much", scope=CALL)
+    def much(peer: Listing, params: bytes) -> None:
+        """Take 6 ms."""
+        bench.now += 0.006
+        done.append(json.loads(params))
+
+    bench.dispatcher.add(much)
+    batch = f"[{','.join(request('much', [number], number) for number in range(3))}]"
+    behind = [request("much", [number], number) for number in range(3, 5)]
+    assert bench.tell(batch, *behind, request("plain", id=5)) == []
+    await passes(20)
+    assert done == [[number] for number in range(5)]
+    assert [json.loads(reply)["id"] for reply in bench.peer.take()[1:]] == [3, 4, 5]
+    assert (bench.peer.running, bench.peer.link.waits, bench.dispatcher._deferred.late) == ({}, 0, {})
+
+
+@pytest.mark.parametrize("behind", [True, False])
+async def test_a_large_message_is_decoded_again_in_a_turn_of_its_own(bench: Bench, behind: bool) -> None:
+    large = "x" * LARGE
+    texts = [request("typed", {"name": large}, 1), f'{{"jsonrpc":"2.0","id":2,"x":"{large}"}}', request("plain", id=3)]
+    replies: list[str] = []
+    for text in texts:
+        replies += bench.tell(text)
+        if not behind:
+            await passes()
+            replies += bench.peer.take()
+    assert len(replies) == (0 if behind else 3)
+    await passes()
+    found = [json.loads(reply) for reply in replies + bench.peer.take()]
+    assert [(reply["id"], "result" in reply) for reply in found] == [(1, True), (2, False), (3, True)]
+    assert bench.peer.link.waits == 0
+
+
+async def test_a_large_message_counts_once_against_the_rate(bench: Bench) -> None:
+    bench.dispatcher._rate = Rate(1.0, 1)
+    bench.tell(request("typed", {"name": "x" * LARGE}, 1))
+    await passes()
+    (reply,) = bench.peer.take()
+    assert "result" in json.loads(reply)
 
 
 async def test_the_rest_of_a_batch_is_not_begun_for_a_peer_that_is_gone(bench: Bench) -> None:

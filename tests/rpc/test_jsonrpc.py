@@ -1,6 +1,7 @@
 """JSON-RPC 2.0 on the wire: the specification's examples, and what is malformed, each with its exact answer."""
 
 import re
+from types import NoneType
 from typing import NamedTuple
 
 import pytest
@@ -445,12 +446,13 @@ def test_a_single_message_is_decoded_with_its_members_as_they_came() -> None:
     assert (bytes(found.result), bytes(found.error)) == (b"", b"")
 
 
-def decode_other(data: bytes) -> Invalid | list[Message | Invalid]:
+def decode_other(data: bytes) -> Invalid | list[Message | Invalid | None]:
     """What `jsonrpc.decode` does not take, as a dispatcher has it decoded."""
     try:
         jsonrpc.decode(data)
     except jsonrpc.UNDECODABLE as error:
-        return jsonrpc.decode_other(data, error, MAX_BATCH)
+        found = jsonrpc.decode_other(data, error, MAX_BATCH)
+        return found if isinstance(found, Invalid) else list(found)
     raise AssertionError("a single message")
 
 
@@ -462,6 +464,23 @@ def test_a_batch_is_decoded_element_by_element() -> None:
     assert bytes(good.id) == b""
     assert isinstance(bad, Invalid)
     assert (bad.error, bad.id) == (errors.INVALID_REQUEST, b"null")
+
+
+def test_a_large_element_is_decoded_and_classified_in_turns_of_their_own() -> None:
+    large = '"%s"' % ("x" * jsonrpc.LARGE)
+    found = decode_other(
+        full(f'[{{%,"method":"m","params":[{large}]}},{{%,"method":"m"}},{{"id":1,"x":{large}}}]').encode()
+    )
+    assert isinstance(found, list)
+    assert [element.__class__ for element in found] == [
+        NoneType,
+        NoneType,
+        Message,
+        Message,
+        NoneType,
+        NoneType,
+        Invalid,
+    ]
 
 
 def test_what_the_decoder_says_is_cut() -> None:

@@ -73,13 +73,22 @@ http {{
 class Nginx:
     """nginx over TLS in front of these gateways, as an async context manager: clients come by `target`.
 
-    directory: an empty one, for its configuration and all that it writes. headers: how it says who called.
+    directory: an empty one, for its configuration and all that it writes. headers: how it says who called. choose:
+    how it chooses a gateway; they take turns by default.
     """
 
-    def __init__(self, directory: Path, gateways: Iterable[GatewayProcess], *, headers: str = X_FORWARDED_FOR) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        gateways: Iterable[GatewayProcess],
+        *,
+        headers: str = X_FORWARDED_FOR,
+        choose: str = "",
+    ) -> None:
         self._directory = directory
         self._headers = headers
-        self._upstream = "\n    ".join(f"server {_address(gateway)} max_fails=0;" for gateway in gateways)
+        servers = (f"server {_address(gateway)} max_fails=0;" for gateway in gateways)
+        self._upstream = "\n    ".join((choose, *servers))
         self._process: subprocess.Popen[bytes] | None = None
         self.target = Target()
 

@@ -219,10 +219,8 @@ class Gateway:
             self.side.link.cut = True
 
     def go_on(self) -> None:
-        """Stand still no longer. A link that was ended meanwhile is noticed first: see `distant.GRACE`."""
+        """Stand still no longer. What came by a link that was ended meanwhile is read before that is noticed."""
         self.stopped = False
-        if self.side.link.cut:
-            self.cut()
 
     def kill(self) -> None:
         """Be gone, with all its peers."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvloop
 from aiohttp import web
+from msgspec import Raw
 
 from gateway.config import parse
 from gateway.config.certificates import tls_context
@@ -26,7 +27,6 @@ from gateway.handshake.rejections import Rejections
 from gateway.handshake.sockets import bind
 from gateway.handshake.upgrade import remote_of
 from gateway.rpc.calls import Call, Callee, Calls
-from gateway.rpc.jsonrpc import Message
 from gateway.websocket.frames import Payload
 from tests.support.certs import authority
 from tests.support.peers import Target
@@ -190,7 +190,10 @@ class Unanswered:
         """There is no deadline."""
         return 0.0
 
-    def answered(self, message: Message) -> None:
+    def answered(self, result: Raw) -> None:
+        """Nobody waits."""
+
+    def refused(self, error: Raw) -> None:
         """Nobody waits."""
 
     def failed(self, error: RpcError) -> None:

@@ -9,6 +9,8 @@ import time
 from typing import Final
 
 from gateway.connections.connection import Connection
+from gateway.errors import CANCELLED
+from gateway.nodes.routed import RoutedCall
 from gateway.rpc.method import AUTHENTICATED, method
 
 QUIET: Final = 100
@@ -50,8 +52,11 @@ def start(peer: Connection) -> None:
 
 @method("watched.settled", scope=AUTHENTICATED)
 async def settled(peer: Connection) -> None:
-    """Return when nothing else is in flight for this connection."""
+    """Return when nothing else is in flight for this connection. Calls that a node has not answered are cancelled."""
     while len(peer.running) > 1:
+        for request in list(peer.running.values()):
+            if isinstance(request, RoutedCall):
+                request.cancel(CANCELLED)
         await asyncio.sleep(0)
 
 

@@ -31,13 +31,11 @@ HELD: Final = 0.010
 """Seconds that one message may hold the event loop, at a time."""
 TRIES: Final = 3
 BATCH: Final = 100
-AGE: Final = 5.0
-"""Seconds that messages are kept."""
 SERVING: Final = ("serve:>", "share:>", "subscribe:>")
 """The scopes of the nodes, which all serve the same."""
 FORMS: Final = ("request", "notification", "batch")
 CALL_TIMEOUT: Final = 8.0
-"""Seconds that a call may take whose node never answers."""
+"""Seconds that a call of a batch may take whose node never answers."""
 MESSAGE_BYTES: Final = 1 << 20
 EVERY: Final = 0.001
 """Seconds between two pings of the other peer."""
@@ -61,10 +59,12 @@ class Population(NamedTuple):
     listeners: int
     old: int
     """How many messages become too old at once."""
+    age: float
+    """Seconds that messages are kept."""
 
 
-FULL: Final = Population(10_000, 10_000, 1_000, 20, 30, 200_000)
-SMALL: Final = Population(60, 50, 10, 4, 2, 500)
+FULL: Final = Population(10_000, 10_000, 1_000, 20, 30, 200_000, 5.0)
+SMALL: Final = Population(60, 50, 10, 4, 2, 500, 2.0)
 
 
 class Reading(NamedTuple):
@@ -173,7 +173,8 @@ class Stage:
         for number in range(self.population.old // BATCH):
             at = number * BATCH % len(topics)
             await self._publish(peer, topics[at : at + BATCH])
-        await asyncio.sleep(max(0.0, AGE - time.monotonic() + begun) + AGE)
+        age = self.population.age
+        await asyncio.sleep(max(0.0, age - time.monotonic() + begun) + age)
 
     async def refill(self) -> None:
         """Publish on each of the topics again, so that another topic is the first to make room."""
@@ -306,7 +307,7 @@ async def staged(population: Population) -> AsyncIterator[Stage]:
                 "max_batch": BATCH,
                 "call_timeout": CALL_TIMEOUT,
             },
-            "events": {"max_topics": population.topics, "history_age": AGE},
+            "events": {"max_topics": population.topics, "history_age": population.age},
             "methods": {"modules": ["tests.support.watched"]},
         }
         environ = {"PYTHONPATH": str(ROOT)}

@@ -632,6 +632,31 @@ async def _no_message(stage: Stage) -> Message:
     return Message(await stage.enter(), raw=wrong, codes=(-32600,))
 
 
+@worst("", "what shows only at its end that it is no message")
+async def _no_message_late(stage: Stage) -> Message:
+    wrong = b'{"params":%b,"id":1,"method":"x","jsonrpc":"1.0"}' % filled(b"[" * 400 + b"]" * 400)
+    return Message(await stage.enter(), raw=wrong, codes=(-32600,))
+
+
+@worst("", "a batch of one that shows only at its end that it is no message")
+async def _batch_no_message_late(stage: Stage) -> Message:
+    wrong = b'[{"params":%b,"id":1,"method":"x","jsonrpc":"1.0"}]' % filled(b"[" * 400 + b"]" * 400)
+    return Message(await stage.enter(), raw=wrong, codes=(-32600,))
+
+
+@worst("", "a batch of one, nested as deep as can be")
+async def _batch_of_one(stage: Stage) -> Message:
+    params = b'{"topic":"deep","data":%b}' % filled(b"[" * 400 + b"]" * 400)
+    raw = b'[{"jsonrpc":"2.0","id":1,"method":"event.publish","params":%b}]' % params
+    return Message(await stage.enter(), raw=raw, codes=(-32009,))
+
+
+@worst("event.publish", "by position, nested as deep as can be")
+async def _deep_by_position(stage: Stage) -> Message:
+    deep = filled(b"[" * 900 + b"]" * 900)
+    return Message(await stage.enter(), "event.publish", b'["deep",%b]' % deep, codes=(-32009,))
+
+
 @worst("", "what is no JSON at its end")
 async def _no_json(stage: Stage) -> Message:
     wrong = b'{"jsonrpc":"2.0","id":1,"method":"x","params":%b' % filled(b"[" * 400 + b"]" * 400)

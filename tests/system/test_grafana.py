@@ -16,7 +16,7 @@ from tests.telemetry.test_metrics import CLUSTER, CONTRACT, OUTCOMES, STAGES
 
 DASHBOARD: Final = ROOT / "docs/grafana-dashboard.json"
 ALERTS: Final = ROOT / "docs/alerts.yml"
-RANGE: Final = {"$__rate_interval": "5m", "$instance": "any"}
+RANGE: Final = {"$__rate_interval": "5m", "$instance": "any", "$member": "any"}
 """What Grafana puts in place of its variables."""
 
 METRIC: Final = re.compile(r"\b(gateway_\w+)(?:\{([^}]*)\})?")
@@ -40,15 +40,30 @@ def dashboard() -> dict[str, Any]:
     return found
 
 
+def filled(text: str) -> str:
+    """An expression with Grafana's variables filled in."""
+    for variable, value in RANGE.items():
+        text = text.replace(variable, value)
+    return text
+
+
 def targets() -> list[tuple[str, str, str]]:
     """Title, expression and legend of everything on the dashboard, with Grafana's variables filled in."""
-    found = []
-    for panel in dashboard()["panels"]:
-        for target in panel["targets"]:
-            expression = target["expr"]
-            for variable, value in RANGE.items():
-                expression = expression.replace(variable, value)
-            found.append((panel["title"], expression, target["legendFormat"]))
+    return [
+        (panel["title"], filled(target["expr"]), target["legendFormat"])
+        for panel in dashboard()["panels"]
+        for target in panel["targets"]
+    ]
+
+
+def choices() -> dict[str, str]:
+    """What each of the dashboard's own variables asks Prometheus for, by its name."""
+    found = {}
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            asked = re.fullmatch(r"(?:query_result|label_values)\((.*?)(?:, \w+)?\)", variable["query"]["query"])
+            assert asked is not None, variable["name"]
+            found[variable["name"]] = filled(asked[1])
     return found
 
 
@@ -74,6 +89,7 @@ VALUES: Final = {
     "direction": {"in", "out"},
     "outcome": {*OUTCOMES, *(error.name for error in RPC_ERRORS)},
     "method": {"routed", "node.call"},
+    "member": {"any"},
 }
 """What each label may be compared with."""
 
@@ -105,6 +121,11 @@ def test_the_dashboard_asks_for_what_is_there() -> None:
     assert [f"{title}: {why}" for title, text, _ in targets() for why in objections(text)] == []
 
 
+def test_the_variables_ask_for_what_is_there() -> None:
+    assert list(choices()) == ["member", "instance"], "a gateway is chosen by either, and the second follows the first"
+    assert [why for text in choices().values() for why in objections(text)] == []
+
+
 def test_the_rules_ask_for_what_is_there() -> None:
     assert list(objections(rules())) == []
 
@@ -125,7 +146,8 @@ def test_a_legend_has_only_labels_that_are_left_of_the_expression() -> None:
 
 
 def test_prometheus_takes_every_expression_of_the_dashboard(tmp_path: Path) -> None:
-    rules = [{"record": f"panel:{number}", "expr": text} for number, (_, text, _) in enumerate(targets())]
+    expressions = [*(text for _, text, _ in targets()), *choices().values()]
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions)]
     path = tmp_path / "panels.yml"
     path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))  # JSON is YAML
     assert f"SUCCESS: {len(rules)} rules found" in promtool("check", "rules", path)
@@ -164,6 +186,15 @@ LOUD: Final[dict[str, dict[str, str]]] = {
     },
     "GatewayOutboxesFull": {'gateway_outbox_bytes{instance="a"}': "1000000000x60"},
     "GatewayWithoutCluster": {'gateway_cluster_connected{instance="a"}': "0x60"},
+    "GatewayWithoutEvents": {
+        'gateway_cluster_events_connected{instance="a"}': "0x60",
+        'gateway_cluster_connected{instance="a"}': "1x60",
+    },
+    "GatewayMemberLost": {
+        'gateway_cluster_members{instance="a"}': "3x30 2x30",
+        'gateway_cluster_members{instance="b"}': "3x30 2x30",
+        'gateway_cluster_members{instance="c"}': "3x30",
+    },
     "GatewayClusterSplit": {
         'gateway_cluster_members{instance="a"}': "2x60",
         'gateway_cluster_members{instance="b"}': "1x60",

@@ -308,7 +308,7 @@ async def test_a_fresh_copy_answers_and_gets_the_signals(tmp_path: Path) -> None
 
 
 async def cluster_in(fresh: Path, environ: dict[str, str]) -> None:
-    """Start a cluster of two, call a node across it, kill one gateway, and end the rest by Ctrl-C."""
+    """Start a cluster of two, see both, kill one gateway, then NATS, and end the rest by Ctrl-C."""
     port = free_ports(3)
     process = await asyncio.create_subprocess_exec(
         *(fresh / "scripts/cluster", "2", "--port", str(port)),
@@ -329,9 +329,10 @@ async def cluster_in(fresh: Path, environ: dict[str, str]) -> None:
         async with connect(f"ws://127.0.0.1:{port}/ws") as client:
             members = (await client.call("gateway.info"))["members"]
             assert [one["member"] for one in members] == ["gateway-1", "gateway-2"]
-        os.kill(pids[0], signal.SIGKILL)
-        while b"gateway-1 has ended" not in await process.stderr.readline():
-            pass
+        for pid, told in ((pids[0], b"gateway-1 has ended\n"), (pids[2], b"NATS has ended: ")):
+            os.kill(pid, signal.SIGKILL)
+            while told not in (line := await process.stderr.readline()):
+                assert line and b"Killed" not in line, "bash itself speaks of nothing"
         process.send_signal(signal.SIGINT)
         await process.communicate()
         assert process.returncode == 130

@@ -48,6 +48,8 @@ CONTRACT: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 CLUSTER: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "gateway_cluster_members": ("gauge", ()),
     "gateway_cluster_connected": ("gauge", ()),
+    "gateway_cluster_events_connected": ("gauge", ()),
+    "gateway_cluster_member_info": ("gauge", ("member",)),
     "gateway_cluster_messages_total": ("counter", ("direction", "kind")),
     "gateway_cluster_call_seconds": ("histogram", ()),
 }

@@ -25,6 +25,7 @@ export class Recorder extends EventTarget {
     super();
     this.session = session;
     this.samples = [];
+    this.member = undefined; // the gateway of the cluster that has answered last
     this.problem = "";
   }
 
@@ -57,12 +58,14 @@ export class Recorder extends EventTarget {
   }
 
   #take(families, at) {
-    const now = { at, requests: sum(families, "gateway_requests_total"), times: buckets(families, "gateway_request_seconds") };
+    const { member } = families.get("gateway_cluster_member_info")?.[0].labels ?? {};
+    const now = { at, member, requests: sum(families, "gateway_requests_total"), times: buckets(families, "gateway_request_seconds") };
     const before = this.#before;
     this.#before = now;
     const lag = sum(families, "gateway_loop_lag_seconds");
     const sample = { connections: sum(families, "gateway_connections"), lag: inMillis(lag) };
-    if (before && now.requests >= before.requests) {
+    this.member = member; // gateways that share a port answer as the kernel chooses: another one's counts are no successor
+    if (before && member === before.member && now.requests >= before.requests) {
       sample.requests = (now.requests - before.requests) / (at - before.at);
       sample.p50 = inMillis(quantile(0.5, now.times, before.times));
       sample.p99 = inMillis(quantile(0.99, now.times, before.times));
@@ -91,7 +94,7 @@ export function Charts({ recorder, theme }) {
   return html`
     <section>
       <h2>Charts</h2>
-      <p class="quiet">Since this page was opened, the last half hour at most.</p>
+      <p class="quiet">Since this page was opened, the last half hour at most${recorder.member && `; of the gateway ${recorder.member}`}.</p>
       <p class="bad-text" role="alert">${recorder.problem}</p>
       <div class="charts">
         ${CHARTS.map((chart) => html`<${Chart} key=${`${chart.title} ${theme}`} chart=${chart} samples=${recorder.samples} />`)}

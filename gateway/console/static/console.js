@@ -1,9 +1,10 @@
-// The console: the connections, the nodes and what they serve, the events, and the state of the gateway.
+// The console: the connections, the nodes and what they serve, the events, and the state of the gateway and of its cluster.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Charts, Recorder } from "./charts.js";
 import { Connections, History } from "./connections.js";
 import { Events } from "./events.js";
+import { Absences, Members } from "./members.js";
 import { Nodes } from "./nodes.js";
 import { Boundary } from "./parts.js";
 import { Session } from "./session.js";
@@ -12,6 +13,7 @@ const VIEWS = [
   { name: "connections", title: "Connections", view: Connections, allowed: (session) => session.may("admin") },
   { name: "history", title: "History", view: History, allowed: (session) => session.may("admin") },
   { name: "nodes", title: "Nodes", view: Nodes, allowed: (session) => session.mayCall() },
+  { name: "members", title: "Members", view: Members, allowed: (session) => session.cluster.several },
   { name: "events", title: "Events", view: Events, allowed: () => true },
   { name: "charts", title: "Charts", view: Charts, allowed: () => true },
 ];
@@ -125,7 +127,7 @@ function Page({ session, theme, onTheme, onLeave }) {
       </nav>
       <div class="state">
         <span class=${`lamp ${look}`} role="status" id="state">${words}</span>
-        <span class="quiet">${session.client.principal.name}, version ${session.client.welcome.server.version}</span>
+        <span class="quiet">${session.client.principal.name}${session.cluster.several && ` at ${session.cluster.here}`}, version ${session.client.welcome.server.version}</span>
         <button type="button" class="plain" onClick=${() => onTheme(other)}>${other === "dark" ? "Dark" : "Light"} theme</button>
         <button type="button" class="plain" onClick=${onLeave}>Log out</button>
       </div>
@@ -148,6 +150,7 @@ function Notices({ session, onLeave }) {
     <div role="alert">
       ${problem && html`<p class="notice bad-text">${problem}</p>`}
       ${state === "closed" && html`<p class="notice bad-text">The gateway has ended this connection: ${ending}. <button type="button" class="plain" onClick=${onLeave}>Log in again</button></p>`}
+      <${Absences} cluster=${session.cluster} />
     </div>
   `;
 }

@@ -39,6 +39,7 @@ export function Details({ session, connection, onDone }) {
         <dt>connId</dt><dd class="mono">${connId}</dd>
         <dt>Role</dt><dd>${seen.role}</dd>
         <dt>From</dt><dd>${seen.remote}</dd>
+        ${seen.member && html`<dt>At</dt><dd>${seen.member}</dd>`}
         <dt>Open since</dt><dd>${time(seen.openedAt)}</dd>
         ${seen.held && html`<dt>Link</dt><dd class="warn">${away(seen)}</dd>`}
         <dt>Last byte</dt><dd>${time(seen.lastSeenAt)}</dd>
@@ -69,8 +70,9 @@ async function watch(session, connId, onSeen, onProblem, signal) {
       onProblem("");
     } catch (error) {
       signal.throwIfAborted();
-      if (error.name === "not_found") return;
-      onProblem(error.message);
+      const missing = error.data?.missing ?? []; // gateways that have not answered, one of which may have it
+      if (error.name === "not_found" && missing.length === 0) return;
+      onProblem(missing.length > 0 ? `No answer of ${missing.join(", ")}.` : error.message);
     }
     await new Promise((resolve) => setTimeout(resolve, EVERY));
     signal.throwIfAborted();

@@ -48,7 +48,7 @@ function Node({ node, chosen, onChoose }) {
   return html`
     <article class="node" aria-label=${node.name}>
       <h3>${node.name}</h3>
-      <p class="quiet">${node.remote}, since ${time(node.since)}, ${node.inFlight} in flight${node.held && html`, <span class="warn">its link is lost, and it may come back</span>`}</p>
+      <p class="quiet">${node.remote}${node.member && ` at ${node.member}`}, since ${time(node.since)}, ${node.inFlight} in flight${node.held && html`, <span class="warn">its link is lost, and it may come back</span>`}</p>
       <ul class="list">
         ${methods.map(
           (method) => html`

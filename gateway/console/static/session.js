@@ -1,5 +1,6 @@
 // One login of the console, and what it knows of the gateway: open connections, ended ones, and nodes.
 
+import { Cluster } from "./cluster.js";
 import { GatewayClient } from "./gateway-client.js";
 
 const PAGE = 200; // the most that connection.list and node.list give at once
@@ -28,6 +29,7 @@ export class Session extends EventTarget {
     this.changes = 0; // of connections, so that a view knows whether its rows are still right
     this.history = [];
     this.nodes = [];
+    this.cluster = new Cluster(this.client, { changed: () => this.changed(), renew: () => this.#renew() });
     this.listedAt = null;
     this.loading = false;
     this.draining = null;
@@ -49,6 +51,7 @@ export class Session extends EventTarget {
   async open() {
     await this.client.open({ timeout: OPENING });
     this.#server = this.client.welcome.server.version;
+    this.cluster.look();
     if (this.may("admin")) this.#watch();
     else this.refreshNodes();
   }
@@ -65,6 +68,7 @@ export class Session extends EventTarget {
   }
 
   close() {
+    this.cluster.stop();
     return this.client.close();
   }
 
@@ -106,6 +110,12 @@ export class Session extends EventTarget {
       if (this.news === told) this.news = "";
       this.changed();
     }, NEWS);
+    this.cluster.look();
+    this.#renew();
+  }
+
+  /** List again what this page may see. */
+  #renew() {
     if (this.may("admin")) this.reload();
     else this.refreshNodes();
   }
@@ -157,6 +167,7 @@ export class Session extends EventTarget {
       let after = "";
       do {
         const page = await this.client.call("connection.list", { limit: PAGE, after }, { retry: true });
+        this.cluster.lacked(page.missing);
         for (const connection of page.connections) this.#found.set(connection.connId, connection);
         after = page.next;
         this.changes++;
@@ -205,6 +216,7 @@ export class Session extends EventTarget {
     let after = "";
     do {
       const page = await this.client.call("node.list", { limit: PAGE, after }, { retry: true });
+      this.cluster.lacked(page.missing);
       found.push(...page.nodes);
       after = page.next;
     } while (after);

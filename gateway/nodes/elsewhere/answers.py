@@ -15,7 +15,6 @@ from gateway.nodes.routed import RoutedCall
 from gateway.nodes.routing import Router
 from gateway.nodes.streams import Streams
 from gateway.rpc import jsonrpc
-from gateway.rpc.jsonrpc import Message
 from gateway.rpc.streams import Grant
 from gateway.telemetry.counts import NODE_ERROR, OK, Tally
 
@@ -83,7 +82,7 @@ class Answers:
         call = self._take(distant, token)
         if call is not None:
             self.called.ended(NODE_ERROR, self._router.clock() - call.begun)
-            call.answered(Message("2.0", error=Raw(error)))
+            call.refused(Raw(error))
 
     def _refused(self, distant: Distant, token: bytes, said: bytes) -> None:
         name, _, error = _verdict(said)

@@ -49,8 +49,11 @@ UNBOUNDED: Final = 1 << 62
 LINGER: Final = 1.0
 """Seconds from one look to the next whether calls are still in flight to another gateway."""
 
-GRACE: Final = 0.2
-"""Seconds in which a gateway that NATS has lost, but that is alive, has read what had come to it before."""
+GRACE: Final = 0.3
+"""Seconds after which a gateway whose link has ended begins no call any more that had come before.
+
+It has read what had come, or it has stood still for so long that it notices (`alive.Fence`).
+"""
 
 _RESULT: Final = b',"result":'
 _ERROR: Final = b',"error":'

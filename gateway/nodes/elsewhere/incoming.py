@@ -23,7 +23,6 @@ from gateway.nodes.routed import RoutedCall
 from gateway.nodes.routing import Router
 from gateway.nodes.streams import Streams
 from gateway.rpc import jsonrpc
-from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import SMALL, Batch
 from gateway.rpc.requests import Peer
@@ -56,17 +55,13 @@ class Wanted(NamedTuple):
 class Relayed(RoutedCall, eq=False, gc=False):
     """A call from elsewhere, in flight to a node here. Its ``request_id`` is the token of its own gateway."""
 
-    def answered(self, message: Message) -> None:
-        """Tell its gateway the node's answer."""
+    def answered(self, result: Raw) -> None:
+        """Tell its gateway the node's result."""
         if self.report:
-            super().answered(message)
+            super().answered(result)
             return
         distant = cast(Distant, self.caller)
-        # Copies: what was read is not kept until the mail leaves.
-        if message.error is ABSENT:
-            distant.put(RESULT, self.request_id, b"" + message.result)
-        else:
-            distant.put(SAID, b"error", self.request_id, b"" + message.error)
+        distant.put(RESULT, self.request_id, b"" + result)  # a copy: what was read is not kept until the mail leaves
         del distant.running[self.request_id]
         if distant.link.pressed:
             distant.hold_up(self.node.peer.link)

@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.auth.scopes import Principal
 from gateway.cluster import natswire
-from gateway.cluster.alive import LOOKS, Member
+from gateway.cluster.alive import Member
 from gateway.cluster.members import MailHandler, Members
 from gateway.cluster.nats import NO_RESPONDERS, Nats
 from gateway.nodes.elsewhere.answers import Answers
@@ -33,9 +33,8 @@ logger = logging.getLogger(__name__)
 class Relay:
     """What the gateways of a cluster have in flight for each other. It is a watcher of ``members``.
 
-    ``find`` returns the connection here with a connId, or None. A member whose own timeout is no longer is lost after
-    ``timeout`` seconds of silence. `read` is to be called at the end of each read of mail. ``cork`` is that of the
-    connections, and ``nats`` what mail leaves by. ``clock`` returns monotonic seconds.
+    ``find`` returns the connection here with a connId, or None. `read` is to be called at the end of each read of mail.
+    ``cork`` is that of the connections, and ``nats`` what mail leaves by. ``clock`` returns monotonic seconds.
     """
 
     corked_bytes: Final = 0
@@ -48,7 +47,6 @@ class Relay:
         find: Callable[[str], Here | None],
         status: Status,
         *,
-        timeout: float,
         lines: Lines,
         cork: Cork,
         nats: Nats,
@@ -56,7 +54,6 @@ class Relay:
     ) -> None:
         self._calls = router.calls
         self._members = members
-        self._timeout = timeout
         self._lines = lines
         self._cork = cork
         self._nats = nats
@@ -118,7 +115,7 @@ class Relay:
         if distant is None:
             return
         distant.lose()
-        left = distant.fenced(cause, self._timeout * member.looks / LOOKS)
+        left = distant.fenced(cause, member.timeout)
         if left and distant.peers:
             self._lost[member.address] = distant
             asyncio.get_running_loop().call_later(left, self._give_up, distant)

@@ -31,6 +31,10 @@ Entry = tuple[RoutedCall | None, bytes]
 class Here(NodePeer, Protocol):
     """The connection of a node here (`connections.connection.Connection`)."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether it is held, and so much waits for it that nothing more may be sent to it."""
+
     def hold(self, octets: int) -> bool:
         """Hold so many bytes for it until `let_go`. Returns False if there is no room for them."""
 
@@ -168,7 +172,7 @@ class Queue:
             if unwritten.held:
                 continue
             size, is_open = len(unwritten.text), self._here.is_open
-            if is_open and self._here.hold(size):
+            if is_open and not self._here.crowded and self._here.hold(size):
                 unwritten.held = size
             elif unwritten.call is not None:
                 unwritten.call.cancel(errors.OVERLOADED if is_open else errors.NODE_LOST)
