@@ -92,15 +92,15 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
         """Make the node's result the caller's reply."""
         parts = b'{"jsonrpc":"2.0","id":', self.request_id, b',"result":', result, b"}"
         if self.caller.link.pressed or len(result) > self.router.brief:
-            self._reply_with_care(OK, parts)
+            self.reply_with_care(OK, parts)
         else:
             self.over(OK, b"".join(parts))
 
     def refused(self, error: Raw) -> None:
         """Make the node's error the caller's reply."""
-        self._reply_with_care(NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', error, b"}"))
+        self.reply_with_care(NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', error, b"}"))
 
-    def _reply_with_care(self, outcome: str, parts: tuple[bytes | Raw, ...]) -> None:
+    def reply_with_care(self, outcome: str, parts: tuple[bytes | Raw, ...]) -> None:
         """Reply if that is possible, and hold the node up if the caller does not read. The reply may be large."""
         caller = self.caller
         error = self.router.unfit(caller, parts, self.batch)

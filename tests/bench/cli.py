@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> Report:
     if options.command == "cluster":
         plan = make_plan(alone_and_clustered(options.loop), options.rounds, choose_cores(options.pin), options.quiet)
-        return cluster.run(plan, options.in_flight, options.seconds, options.warmup)
+        return cluster.run(plan, options.what, options.in_flight, options.seconds, options.warmup)
     plan = _plan(options)
     if options.command == "memory":
         return memory.run(plan, options.connections)
@@ -165,12 +165,19 @@ def _add_fanout(new_parser: NewParser) -> None:
 
 
 def _add_cluster(new_parser: NewParser) -> None:
-    summary = "Cost of a call from one gateway to another."
+    summary = "Cost of calls and events that go from one gateway to others."
     parser = new_parser(
         "cluster", help=summary, description=f"{summary} Measured: {cluster.LAYOUT.method}", epilog=EPILOG
     )
     loops: tuple[LoopName, ...] = ("uvloop", "asyncio")
     parser.add_argument("--loop", choices=loops, default="uvloop", help="the event loop (default %(default)s)")
+    parser.add_argument(
+        "--what",
+        type=_what,
+        default=",".join(cluster.WHAT),
+        metavar="A,B,...",
+        help=f"of {', '.join(cluster.WHAT)} (default %(default)s)",
+    )
     _add_in_flight(parser)
     _add_rounds(parser)
     _add_window(parser, f"a round, in {PARTS} windows", warmup=0.2)
@@ -258,6 +265,14 @@ def _shapes(text: str) -> tuple[rpc.Shape, ...]:
         return tuple(rpc.Shape.parse(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _what(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in cluster.WHAT:
+            raise argparse.ArgumentTypeError(f"no {kind!r}; there are {', '.join(cluster.WHAT)}")
+    return kinds
 
 
 def _in_flight(text: str) -> tuple[int, ...]:

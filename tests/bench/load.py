@@ -14,16 +14,20 @@ from typing import Any
 from tests.bench.client import Target, say
 from tests.bench.frames import PeerError
 from tests.bench.load_churn import churn
+from tests.bench.load_events import events
 from tests.bench.load_fanout import fanout
 from tests.bench.load_hold import hold
 from tests.bench.load_routed import routed
 from tests.bench.load_rpc import rpc
+from tests.bench.load_shared import shared
 
 Job = dict[str, Any]
 JOBS: dict[str, Callable[[Target, Job], dict[str, Any]]] = {
     "rpc": rpc,
     "routed": routed,
     "fanout": fanout,
+    "events": events,
+    "shared": shared,
     "churn": churn,
     "hold": hold,
 }

@@ -29,7 +29,8 @@ from tests.bench.load_rpc import FIRST_ID, RING, Caller, End, RpcLoad, clock, cl
 from tests.bench.nats import NatsCounter, NatsReader
 
 METHOD = "bench.echo"
-REQUEST = b'{"jsonrpc":"2.0","id":%%d,"method":"%b","params":[1]}' % METHOD.encode()
+CALL = b'{"jsonrpc":"2.0","id":%%d,"method":"%b","params":[1]}'
+REQUEST = CALL % METHOD.encode()
 REGISTER = b'{"jsonrpc":"2.0","id":1,"method":"node.register","params":{"name":"%b","methods":[{"name":"%b"}]}}'
 KNOWN = b'{"jsonrpc":"2.0","id":1,"method":"node.get","params":{"name":"%b"}}'
 ANSWER = b'{"jsonrpc":"2.0","id":%b,"result":[1]}'
@@ -192,10 +193,15 @@ def register(target: Target, caller: socket.socket, node: socket.socket) -> None
             raise PeerError(f"a subscription was answered {subscribed!r}")
 
 
-def register_elsewhere(caller: socket.socket, node: socket.socket) -> None:
+def request_for(method: bytes) -> bytes:
+    """Return a call of a method, with `%d` for an id of four digits."""
+    return CALL % method
+
+
+def register_elsewhere(caller: socket.socket, node: socket.socket, method: bytes = METHOD.encode()) -> None:
     """Register the node at another gateway than the caller's, and wait until that one knows it."""
     name = b"node-" + secrets.token_hex(8).encode()
-    if b'"result"' not in (registered := ask(node, REGISTER % (name, METHOD.encode()))):
+    if b'"result"' not in (registered := ask(node, REGISTER % (name, method))):
         raise PeerError(f"the node was not registered: {registered!r}")
     deadline = clock() + PATIENCE
     while b'"result"' not in (known := ask(caller, KNOWN % name)):

@@ -292,11 +292,11 @@ FANOUTS = Field(FANOUT_BASE, {GATEWAY: _with_nothing, BEFORE: _before}, {peer.na
 
 
 def alone_and_clustered(loop: LoopName) -> list[Peer]:
-    """Return a gateway alone, two that are a cluster, and the same of another checkout: see `cluster.Pair`."""
+    """Return a gateway alone, two that are a cluster, the same of another checkout, and three: see `cluster.SIZES`."""
     alone = _with_nothing(loop)
     two = replace(alone, name=f"two-gateways-{loop}", beside=f"two-before-{loop}")
-    home = os.environ.get("BENCH_BEFORE")
-    return [alone, two, replace(two, name=f"two-before-{loop}", beside="", home=home)]
+    before = replace(two, name=f"two-before-{loop}", beside="", home=os.environ.get("BENCH_BEFORE"))
+    return [alone, two, before, replace(alone, name=f"three-gateways-{loop}")]
 
 
 def nats_for_gateways() -> Peer:

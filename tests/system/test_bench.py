@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from gateway.config import load as load_config
-from tests.bench import connect, fanout, memory, routed, rpc
+from tests.bench import cluster, connect, fanout, memory, routed, rpc
 from tests.bench.cli import main
 from tests.bench.client import Target
 from tests.bench.frames import BINARY, CLOSE, PING, TEXT, FrameReader, PeerError, ReplyCounter, after_upgrade
@@ -39,12 +39,13 @@ from tests.bench.peers import (
     RELAYS,
     Field,
     Peer,
+    alone_and_clustered,
 )
 from tests.bench.process import BenchError, Cores, Load, Server, choose_cores, job_for
 from tests.bench.procfs import Usage, open_files
 from tests.bench.report import Report, Sample, paired_ratios
 from tests.bench.run import PARTS, Plan, in_turn, make_plan, require_files
-from tests.support.patience import START, WAIT
+from tests.support.patience import START, WAIT, Sized
 from tests.support.process import ROOT
 
 COMMAND = (sys.executable, "-m", "tests.bench")
@@ -131,6 +132,20 @@ def test_fanout_measures_every_server() -> None:
     for row in rows:
         assert row.medians["cpuMicros"] > 0.1 and row.medians["rate"] > 0 and row.medians["errors"] == 0, row
         assert (row.ratio == 1) if row.server == FANOUT_BASE else row.ratio, row
+
+
+def test_cluster_measures_one_gateway_and_several(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PARTS", sized(1, PARTS))
+    what = list(cluster.WHAT)[sized(1, 0) : sized(2, 3)]
+    with_all = make_plan(alone_and_clustered("uvloop"), 1, NO_CORES, quiet=True)
+    rows = cluster.run(with_all, what, [4], seconds=0.2, warmup=0.05).rows()
+    names = {1: "gateway-uvloop", 2: "two-gateways-uvloop", 3: "three-gateways-uvloop"}
+    measured = [(f"{kind}, 4 in flight", names[size]) for kind in what for size in cluster.WHAT[kind]]
+    assert [(row.shape, row.server) for row in rows if "before" not in row.server] == measured
+    for row in rows:
+        assert row.medians["cpuMicros"] > 1 and row.medians["rate"] > 0, row
+        assert row.medians["errors"] == row.medians["unanswered"] == 0, row
+        assert (row.medians["besideMicros"] > 0) == (row.server != names[1]), row
 
 
 @pytest.mark.parametrize(
@@ -689,6 +704,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["fanout", "--subscribers", "0"], "whole number"),
     (["memory", "--connections", "99"], "whole number"),
     (["connect", "--rounds", "0"], "whole number"),
+    (["cluster", "--what", "lists"], "no 'lists'"),
     ([], "required"),
 ]
 
