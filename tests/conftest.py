@@ -1,16 +1,22 @@
 """Fixtures that several files share."""
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
 from hypothesis import settings
+from pytest_aiohttp import AiohttpClient
 
+from tests.support.apart import Apart
 from tests.support.certs import Authority, authority
+from tests.support.clustered import nats_for_gateways
 from tests.support.forks import shared
+from tests.support.nats import NatsServer
 from tests.support.patience import Sized
 from tests.support.process import Config, EventLoopName, GatewayProcess, StartGateway
 
@@ -48,6 +54,34 @@ def sized(request: pytest.FixtureRequest) -> Sized:
     """Choose between two sizes: `sized(20, 1000)` is 20, and with `--full` 1000."""
     full = bool(request.config.getoption("--full"))
     return lambda small, large: large if full else small
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that are marked `apart` a second time: see tests.support.apart."""
+    if "placed" in metafunc.fixturenames and metafunc.definition.get_closest_marker("apart"):
+        metafunc.parametrize("placed", ["alone", "apart"])
+
+
+@pytest.fixture
+def placed() -> str:
+    """Whether all peers are connected to one gateway."""
+    return "alone"
+
+
+@pytest.fixture(scope="session")
+def nats_for_all() -> Iterator[NatsServer]:
+    """A server for all gateways that are `apart`. Each test has a cluster of its own."""
+    server = nats_for_gateways()
+    with ThreadPoolExecutor(1) as thread:  # here the event loop is pytest's
+        thread.submit(asyncio.run, server.__aenter__()).result()
+        yield server
+        thread.submit(asyncio.run, server.__aexit__(None, None, None)).result()
+
+
+@pytest.fixture
+def aiohttp_client(aiohttp_client: AiohttpClient, placed: str, request: pytest.FixtureRequest) -> AiohttpClient | Apart:
+    """Start gateways in this process."""
+    return Apart(aiohttp_client, request.getfixturevalue("nats_for_all")) if placed == "apart" else aiohttp_client
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ async def test_a_summary_has_a_bound(node: Caller) -> None:
         assert reply.get("error", {}).get("code") == code
 
 
+@pytest.mark.apart
 async def test_a_node_has_no_more_methods_than_these(node: Caller) -> None:
     names = [f"m{number}" for number in range(MAX_METHODS)]
     assert len((await register(node, *names))["methods"]) == MAX_METHODS
@@ -146,6 +147,7 @@ async def test_each_method_needs_its_scope(node: Caller) -> None:
     assert (await register(node, "camera.snap", "lamp.on"))["methods"] == ["camera.snap", "lamp.on"]
 
 
+@pytest.mark.apart
 async def test_the_newer_connection_of_a_name_takes_over(node: Caller) -> None:
     newer = await connect(node.client)
     await register(node, "camera.snap")
@@ -172,6 +174,7 @@ async def test_what_is_left_is_returned(node: Caller) -> None:
     assert await node.result("node.unregister") == {"name": None, "methods": []}
 
 
+@pytest.mark.apart
 async def test_a_node_takes_back_nothing_of_anothers(node: Caller) -> None:
     other = await connect(node.client)
     await register(node, "a")
@@ -180,6 +183,7 @@ async def test_a_node_takes_back_nothing_of_anothers(node: Caller) -> None:
     assert [one["name"] for one in (await node.result("node.list"))["nodes"]] == ["lamp", "pi"]
 
 
+@pytest.mark.apart
 async def test_a_call_in_flight_is_answered_after_its_method_is_gone(node: Caller) -> None:
     caller = await connect(node.client)
     await register(node, "a")
@@ -212,7 +216,8 @@ async def test_what_a_new_credential_does_not_allow_is_served_no_more(node: Call
 # node.list and node.get
 
 
-async def test_nodes_are_listed_with_what_they_serve_and_do(node: Caller) -> None:
+@pytest.mark.apart
+async def test_nodes_are_listed_with_what_they_serve_and_do(node: Caller, placed: str) -> None:
     caller = await connect(node.client)
     params = {"b": [1.50, "\u00e9"], "a": None}
     described = SNAP | {"summary": "Take a picture.", "params": params}
@@ -222,7 +227,9 @@ async def test_nodes_are_listed_with_what_they_serve_and_do(node: Caller) -> Non
         await node.receive()
     (found,) = (await caller.result("node.list"))["nodes"]
     assert found.pop("since").endswith("Z")
+    member = {} if placed == "alone" else {"member": "a"}
     assert found == {
+        **member,
         "name": "pi",
         "connId": node.conn_id,
         "remote": node.connection.remote,
@@ -249,6 +256,7 @@ async def test_a_node_that_is_not_there(node: Caller) -> None:
     ("scopes", "may"),
     [(("call:a",), True), (("call:>",), True), (("admin",), False), (("serve:>",), False), ((), False)],
 )
+@pytest.mark.apart
 async def test_who_may_call_anything_may_see_the_nodes(node: Caller, scopes: tuple[str, ...], may: bool) -> None:
     await register(node, "a")
     caller = await connect(node.client)
@@ -258,6 +266,7 @@ async def test_who_may_call_anything_may_see_the_nodes(node: Caller, scopes: tup
         assert ("result" in json.loads(reply)) if may else (reply == refused(-32003, "call:")), method
 
 
+@pytest.mark.apart
 async def test_a_caller_sees_only_what_it_may_call(node: Caller) -> None:
     await register(node, "camera.snap", "lamp.on", "lamp.off")
     await register(await connect(node.client), "camera.snap", name="attic")
@@ -353,6 +362,7 @@ async def test_parameters_of_call_that_do_not_fit(node: Caller, params: dict[str
     assert await node.answers(request("node.call", params)) == [refused(-32602, detail)]
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("timeout", [None, 1000, 60_000])
 async def test_a_call_with_a_time_of_its_own(node: Caller, timeout: int | None) -> None:
     caller = await connect(node.client)
@@ -365,6 +375,7 @@ async def test_a_call_with_a_time_of_its_own(node: Caller, timeout: int | None) 
     assert await caller.receive() == accepted("1")
 
 
+@pytest.mark.apart
 async def test_a_call_goes_to_the_node_that_was_named(node: Caller) -> None:
     other = await connect(node.client)
     await register(node, "a")

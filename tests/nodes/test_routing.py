@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,13 +23,23 @@ from gateway.nodes.routing import Router
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import FIRST_ID, Calls
 from gateway.telemetry.lines import CALL_FAILED, Lines
+from tests.support import routed
 from tests.support.credentials import OP, PI, Holder, TokensFile, entered
 from tests.support.fleet import until
 from tests.support.patience import START
 from tests.support.peers import Opcode, RawPeer
 from tests.support.process import ROOT, Config, GatewayProcess, StartGateway
-from tests.support.routed import SNAP, Scene, ask, cancelled, hear, lost, outcomes, quiet, register, say, scene
+from tests.support.routed import SNAP, Scene, Scenes, ask, cancelled, hear, lost, outcomes, quiet, register, say
 from tests.support.rpc import Listing, NodeListing, accepted, connect, notification, refused, request, serve
+
+
+@pytest.fixture
+def scene(placed: str, request: pytest.FixtureRequest) -> Scenes:
+    """Start one gateway, or two with the node at the other (tests.support.apart)."""
+    if placed == "alone":
+        return routed.scene
+    return partial(routed.scene, server=request.getfixturevalue("nats_for_all"))
+
 
 # The ends of a call that the node has got
 
@@ -107,8 +118,9 @@ ENDS: Final = {
 }
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("name", ENDS)
-async def test_a_call_ends(name: str) -> None:
+async def test_a_call_ends(name: str, scene: Scenes) -> None:
     end = ENDS[name]
     async with scene(end.config) as it:
         identity = await it.call()
@@ -159,7 +171,8 @@ def filled(head: str, tail: str, length: int = MESSAGE) -> str:
     return f'{head}"{" " * (length - len(head) - len(tail) - 2)}"{tail}'
 
 
-async def test_no_envelope_makes_a_call_larger_than_a_message_may_be() -> None:
+@pytest.mark.apart
+async def test_no_envelope_makes_a_call_larger_than_a_message_may_be(scene: Scenes) -> None:
     """The node's library would close with 1009, and the call of another would be lost with it."""
     async with scene({"limits": {"max_message_bytes": MESSAGE, "call_timeout": 300.0}}) as it:
         detail = f"pi would get more than {MESSAGE} bytes"
@@ -178,7 +191,8 @@ async def test_no_envelope_makes_a_call_larger_than_a_message_may_be() -> None:
         await it.logged(0)
 
 
-async def test_no_context_makes_a_call_larger_than_a_message_may_be() -> None:
+@pytest.mark.apart
+async def test_no_context_makes_a_call_larger_than_a_message_may_be(scene: Scenes) -> None:
     async with scene({"limits": {"max_message_bytes": MESSAGE}}) as it:
         await register(it.node, "pi", "camera.snap", context=True)
         head = '{"jsonrpc":"2.0","id":1,"method":"camera.snap","params":['
@@ -190,8 +204,9 @@ async def test_no_context_makes_a_call_larger_than_a_message_may_be() -> None:
         assert await it.outcomes() == {"overloaded": 2}
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("member", ["result", "error"])
-async def test_no_envelope_makes_a_reply_larger_than_a_message_may_be(member: str) -> None:
+async def test_no_envelope_makes_a_reply_larger_than_a_message_may_be(member: str, scene: Scenes) -> None:
     async with scene({"limits": {"max_message_bytes": MESSAGE}}) as it:
         long = f'"{"x" * 1022}"'
         value = ('"result":[', "]}") if member == "result" else ('"error":{"code":1,"message":', "}}")
@@ -209,7 +224,8 @@ async def test_no_envelope_makes_a_reply_larger_than_a_message_may_be(member: st
         assert await it.outcomes() == {"overloaded": 1, "ok" if member == "result" else "error": 1}
 
 
-async def test_progress_that_its_envelope_makes_too_large_is_dropped_and_the_call_goes_on() -> None:
+@pytest.mark.apart
+async def test_progress_that_its_envelope_makes_too_large_is_dropped_and_the_call_goes_on(scene: Scenes) -> None:
     async with scene({"limits": {"max_message_bytes": MESSAGE}}) as it:
         long = f'"{"x" * 1022}"'
         await say(it.caller, f'{{"jsonrpc":"2.0","id":{long},"method":"camera.snap"}}')
@@ -225,8 +241,11 @@ async def test_progress_that_its_envelope_makes_too_large_is_dropped_and_the_cal
         assert await it.outcomes() == {"ok": 1}
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("batch", [False, True])
-async def test_e9_an_answer_that_is_no_json_rpc_ends_its_call_at_once_and_is_not_answered(batch: bool) -> None:
+async def test_e9_an_answer_that_is_no_json_rpc_ends_its_call_at_once_and_is_not_answered(
+    batch: bool, scene: Scenes
+) -> None:
     """The deadline is far away, and the id belongs to the gateway's numbers: the node may have a call of the same."""
     async with scene({"limits": {"call_timeout": 300.0}}) as it:
         for text in GARBLED:
@@ -243,7 +262,8 @@ async def test_e9_an_answer_that_is_no_json_rpc_ends_its_call_at_once_and_is_not
         assert await it.outcomes() == {"internal_error": len(GARBLED) + 1}
 
 
-async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
+@pytest.mark.apart
+async def test_an_error_of_null_beside_a_result_is_no_error(scene: Scenes) -> None:
     async with scene() as it:
         for value in ("1", "null"):
             await say(it.node, f'{{"jsonrpc":"2.0","id":{await it.call()},"result":{value},"error":null}}')
@@ -252,7 +272,8 @@ async def test_an_error_of_null_beside_a_result_is_no_error() -> None:
         assert await it.outcomes() == {"ok": 2}
 
 
-async def test_a_garbled_answer_that_is_late_is_refused_under_no_id_of_the_nodes() -> None:
+@pytest.mark.apart
+async def test_a_garbled_answer_that_is_late_is_refused_under_no_id_of_the_nodes(scene: Scenes) -> None:
     async with scene() as it:
         for text in ('{"jsonrpc":"2.0","id":7,"result":1,"error":{}}', '{"id":7,"result":1}', '{"id":7,"error":null}'):
             reply = json.loads(await ask(it.node, text))
@@ -339,7 +360,8 @@ async def test_when_the_process_of_a_node_is_killed_all_its_callers_are_answered
 # The ends of a call that no node has got
 
 
-async def test_a_call_to_nobody_is_answered_at_once() -> None:
+@pytest.mark.apart
+async def test_a_call_to_nobody_is_answered_at_once(scene: Scenes) -> None:
     cases = {
         request("camera.off"): refused(-32601, "camera.off", outcome="not_delivered"),
         request("node.call", ["nix", "camera.snap"]): refused(-32004, "no node 'nix'", outcome="not_delivered"),
@@ -358,7 +380,8 @@ async def test_a_call_to_nobody_is_answered_at_once() -> None:
         await it.logged(0)
 
 
-async def test_a_node_with_too_many_calls_in_flight_gets_no_more() -> None:
+@pytest.mark.apart
+async def test_a_node_with_too_many_calls_in_flight_gets_no_more(scene: Scenes) -> None:
     async with scene({"limits": {"max_node_in_flight": 2}}) as it:
         with await RawPeer.open(it.where) as second:
             await second.welcome()
@@ -379,7 +402,8 @@ async def test_a_node_with_too_many_calls_in_flight_gets_no_more() -> None:
             assert json.loads(await hear(second))["method"] == "camera.snap", "there is another now"
 
 
-async def test_a_caller_has_so_many_calls_in_flight() -> None:
+@pytest.mark.apart
+async def test_a_caller_has_so_many_calls_in_flight(scene: Scenes) -> None:
     async with scene({"limits": {"max_in_flight": 2}}) as it:
         identities = [await it.call(number) for number in (1, 2)]
         for asked in (request("camera.snap", id=3), request("node.call", ["pi", "camera.snap"], 3)):
@@ -393,7 +417,7 @@ async def test_a_caller_has_so_many_calls_in_flight() -> None:
         await it.logged(0)
 
 
-async def test_what_is_in_flight_may_end_while_draining_and_nothing_new_begins() -> None:
+async def test_what_is_in_flight_may_end_while_draining_and_nothing_new_begins(scene: Scenes) -> None:
     async with scene() as it:
         identity = await it.call()
         it.where.terminate()
@@ -445,7 +469,8 @@ async def test_who_may_not_call_is_refused(gateway: StartGateway, tmp_path: Path
         assert (await outcomes(where))["forbidden"] == 4
 
 
-async def test_an_id_that_is_in_flight_is_refused() -> None:
+@pytest.mark.apart
+async def test_an_id_that_is_in_flight_is_refused(scene: Scenes) -> None:
     async with scene() as it:
         identity = await it.call("a")
         for asked in (request("camera.snap", id="a"), request("node.call", ["pi", "camera.snap"], "a")):
@@ -479,7 +504,8 @@ async def test_a_late_reply_is_dropped_and_counted(aiohttp_client: AiohttpClient
 # Many calls
 
 
-async def test_calls_inside_a_batch_are_answered_in_one_array() -> None:
+@pytest.mark.apart
+async def test_calls_inside_a_batch_are_answered_in_one_array(scene: Scenes) -> None:
     async with scene() as it:
         parts = [
             request("camera.snap", [1], 1),
@@ -509,7 +535,8 @@ async def test_calls_inside_a_batch_are_answered_in_one_array() -> None:
         assert await it.outcomes() == {"ok": 3, "cancelled": 1, "method_not_found": 1}
 
 
-async def test_of_many_calls_that_fail_the_first_are_logged() -> None:
+@pytest.mark.apart
+async def test_of_many_calls_that_fail_the_first_are_logged(scene: Scenes) -> None:
     count = 25
     async with scene() as it:
         await say(it.caller, f"[{','.join(request('camera.snap', id=number) for number in range(count))}]")
@@ -522,7 +549,8 @@ async def test_of_many_calls_that_fail_the_first_are_logged() -> None:
         assert await it.outcomes() == {"node_lost": count}
 
 
-async def test_progress_comes_in_order_and_before_the_result() -> None:
+@pytest.mark.apart
+async def test_progress_comes_in_order_and_before_the_result(scene: Scenes) -> None:
     async with scene() as it:
         identities = {"a": await it.call("a"), "b": await it.call("b")}
         for number in range(200):
@@ -541,7 +569,8 @@ async def test_progress_comes_in_order_and_before_the_result() -> None:
         await quiet(it.caller)
 
 
-async def test_nodes_may_call_nodes_and_themselves() -> None:
+@pytest.mark.apart
+async def test_nodes_may_call_nodes_and_themselves(scene: Scenes) -> None:
     async with scene() as it:
         with await RawPeer.open(it.where) as lamp:
             await lamp.welcome()
@@ -562,11 +591,12 @@ async def test_nodes_may_call_nodes_and_themselves() -> None:
             await it.call("own", it.node)
             it.node.rst()
             assert await hear(lamp) == cancelled(inner)
-            await until(lambda: len(it.where.events("call.failed")) == 2, "each is told of once")
+            await until(lambda: it.failures() == 2, "each is told of once")
         assert await it.outcomes() == {"ok": 3, "caller_lost": 2}
 
 
-async def test_notifications_reach_a_node_and_are_never_answered() -> None:
+@pytest.mark.apart
+async def test_notifications_reach_a_node_and_are_never_answered(scene: Scenes) -> None:
     async with scene({"limits": {"max_node_in_flight": 1}}) as it:
         await it.call()
         for params in (None, [1], {"a": 1}):
@@ -599,7 +629,8 @@ SCALARS: Final = ("null", "0", "1e400", "true", r'"\u0041 \/"', "123456789012345
 IDS: Final = ("0", "-5", "123456789012345678901234567890", r'"\u0061\/"', '""', '" é "', "null")
 
 
-async def test_payloads_pass_byte_for_byte() -> None:
+@pytest.mark.apart
+async def test_payloads_pass_byte_for_byte(scene: Scenes) -> None:
     async with scene() as it:
         for name, payload in PAYLOADS.items():
             direct = f'{{"params" : {payload} ,"id":"a", "method":"camera.snap","jsonrpc":"2.0" }}'
@@ -613,7 +644,8 @@ async def test_payloads_pass_byte_for_byte() -> None:
                 assert await hear(it.caller) == accepted(payload, '"a"'), name
 
 
-async def test_results_errors_and_ids_pass_byte_for_byte() -> None:
+@pytest.mark.apart
+async def test_results_errors_and_ids_pass_byte_for_byte(scene: Scenes) -> None:
     async with scene() as it:
         errors = ('{"code":1 , "message":"\\u0041"}', '{"data":1e400,"message":"","code":-12345678901234567890}')
         for member, values in (("result", (*SCALARS, *errors)), ("error", errors)):

@@ -17,6 +17,7 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.streams import Grant
 from gateway.telemetry.lines import Lines
+from tests.support.apart import place
 from tests.support.kept import Client, Kept, gateway_for, until
 from tests.support.patience import Sized
 from tests.support.peers import RawPeer, Target
@@ -40,6 +41,8 @@ from tests.support.streaming import (
     reply,
     value,
 )
+
+pytestmark = pytest.mark.apart
 
 MIB = 1 << 20
 
@@ -479,6 +482,7 @@ async def test_1024_credits_of_64_kib_cut_nobody(aiohttp_client: AiohttpClient) 
     """
     client = await gateway_for(aiohttp_client, limits={"outbox_timeout": 0.1})
     pi = await node(client)
+    client = place(client)
     with await RawPeer.open(Target(client.port or 0), rcvbuf=4096) as caller:
         connection = client.app[CONNECTIONS][(await caller.welcome())["connId"]]
         connection.link.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

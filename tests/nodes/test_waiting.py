@@ -7,8 +7,11 @@ import pytest
 from pytest_aiohttp import AiohttpClient
 
 from gateway.app import CONNECTIONS
+from tests.support.apart import each
 from tests.support.kept import Client, gateway_for, until
 from tests.support.rpc import Caller, connect
+
+pytestmark = pytest.mark.apart
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ async def test_its_caller_goes(client: Client) -> None:
     await send(caller, call(1))
     await waiting(caller, 1)
     await caller.ws.close()
-    await until(lambda: len(client.app[CONNECTIONS]) == 1)
+    await until(lambda: sum(len(one.app[CONNECTIONS]) for one in each(client)) == 1)
     await register(node, "m.one")
     assert await node.result("gateway.ping", {"n": 1}) == {"n": 1}
 

@@ -10,10 +10,10 @@ from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from pytest_aiohttp import AiohttpClient
 
-from gateway.app import CONNECTIONS, GATEWAY, create_app
+from gateway.app import CONNECTIONS, GATEWAY
 from gateway.client import Client as PythonClient
-from gateway.config import parse
 from gateway.connections.connection import Connection
+from tests.support.apart import place, settled, started
 from tests.support.patience import WAIT
 
 Client = TestClient[Request, Application]
@@ -22,7 +22,7 @@ Message = dict[str, Any]
 
 async def gateway_for(aiohttp_client: AiohttpClient, methods: Iterable[object] = (), **config: object) -> Client:
     """A gateway in this process, with these methods and sections of the configuration."""
-    return await aiohttp_client(create_app(parse(config), methods))
+    return await started(aiohttp_client, methods, config)
 
 
 def counts(message: Message | list[Message]) -> bool:
@@ -35,7 +35,7 @@ class Kept:
     """One connection, by whichever link. ``heard`` has the messages that count, in order; all else is in ``others``."""
 
     def __init__(self, client: Client, token: str = "") -> None:
-        self.client = client
+        self.client = place(client)
         self.token = token
         self.heard: list[Message] = []
         self.others: list[Message] = []
@@ -145,6 +145,7 @@ class Kept:
 
     async def quiet(self) -> None:
         """See that nothing else that counts has come: a ping's answer is the next."""
+        await settled(self.ws)
         assert await self.result("gateway.ping", {"quiet": self.sent}, "quiet") == {"quiet": self.sent - 1}
 
 

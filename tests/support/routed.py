@@ -1,13 +1,17 @@
 """For tests of routed calls: a gateway in its own process with a node and a caller, texts as they are, and counts."""
 
+import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
+from tests.support.apart import in_cluster
 from tests.support.credentials import scrape
+from tests.support.nats import NatsServer
+from tests.support.patience import WAIT
 from tests.support.peers import Opcode, RawPeer
 from tests.support.process import Config, GatewayProcess
 from tests.support.rpc import accepted, refused, request
@@ -66,10 +70,11 @@ async def outcomes(where: GatewayProcess, in_flight: int = 0) -> dict[str, int]:
 
 
 class Scene:
-    """A gateway with one node, `pi`, that serves `camera.snap`, and one caller."""
+    """A gateway with one node, `pi`, that serves `camera.snap`, and one caller. The node may be at another gateway."""
 
-    def __init__(self, where: GatewayProcess, node: RawPeer, caller: RawPeer) -> None:
-        self.where = where
+    def __init__(self, places: list[GatewayProcess], node: RawPeer, caller: RawPeer) -> None:
+        self.places = places
+        self.where = places[0]
         self.node = node
         self.caller = caller
         self.node_id = self.caller_id = ""
@@ -86,8 +91,13 @@ class Scene:
         return int(message["id"])
 
     async def outcomes(self, in_flight: int = 0) -> dict[str, int]:
-        """See the function of this name."""
-        return await outcomes(self.where, in_flight)
+        """See the function of this name. So many are in flight at each gateway."""
+        found = [Counter(await outcomes(place, in_flight)) for place in self.places]
+        return dict(sum(found, Counter()))
+
+    def failures(self) -> int:
+        """How many lines about calls that failed there are."""
+        return sum(len(place.events("call.failed")) for place in self.places)
 
     async def failed(self, error: str, count: int = 1) -> None:
         """Fail unless the log has this many lines about calls that failed, and each says all that is known of it."""
@@ -105,15 +115,30 @@ class Scene:
         with await RawPeer.open(self.where) as last:
             await last.leave()
         await self.where.wait_event("connection.closed", remote=last.local)
-        assert len(self.where.events("call.failed")) == count
+        assert self.failures() == count
+
+
+Scenes = Callable[..., AbstractAsyncContextManager[Scene]]
+"""What `scene` is, or the same with some arguments."""
 
 
 @asynccontextmanager
-async def scene(config: Config | None = None) -> AsyncIterator[Scene]:
-    """Start a gateway and have its node and its caller enter."""
-    async with GatewayProcess(config) as where:
-        with await RawPeer.open(where) as node, await RawPeer.open(where) as caller:
-            made = Scene(where, node, caller)
+async def scene(config: Config | None = None, server: NatsServer | None = None) -> AsyncIterator[Scene]:
+    """Start a gateway and have its node and its caller enter. With ``server`` the node is at another gateway."""
+    async with AsyncExitStack() as stack:
+        configs = [config] if server is None else in_cluster(server, dict(config or {}))
+        starts = [stack.enter_async_context(GatewayProcess(each)) for each in configs]
+        places = await asyncio.gather(*starts)
+        with await RawPeer.open(places[-1]) as node, await RawPeer.open(places[0]) as caller:
+            made = Scene(places, node, caller)
             made.node_id, made.caller_id = [(await peer.welcome())["connId"] for peer in (node, caller)]
             await register(node, "pi", "camera.snap")
+            await known(caller, "pi")
             yield made
+
+
+async def known(peer: RawPeer, name: str) -> None:
+    """Wait until a peer's gateway knows a node."""
+    async with asyncio.timeout(WAIT):
+        while '"error"' in await ask(peer, request("node.get", {"name": name}, "known")):
+            await asyncio.sleep(0.01)

@@ -10,9 +10,8 @@ from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from pytest_aiohttp import AiohttpClient
 
-from gateway.app import CONNECTIONS, create_app
+from gateway.app import CONNECTIONS
 from gateway.auth.scopes import ANONYMOUS, Principal
-from gateway.config import parse
 from gateway.connections.connection import Connection
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
@@ -20,6 +19,7 @@ from gateway.nodes.registry import Node
 from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Request as InFlight
 from gateway.rpc.streams import Pool
+from tests.support.apart import place, started
 from tests.support.patience import WAIT
 
 LAST = '{"jsonrpc":"2.0","id":"the last","result":null}'
@@ -134,6 +134,7 @@ class Caller:
 
 async def connect(client: TestClient[Request, Application]) -> Caller:
     """One more connection to the gateway of `client`."""
+    client = place(client)
     ws = await client.ws_connect("/ws")
     welcome = await ws.receive_json(timeout=WAIT)
     assert welcome["method"] == "gateway.welcome"
@@ -142,7 +143,7 @@ async def connect(client: TestClient[Request, Application]) -> Caller:
 
 async def serve(aiohttp_client: AiohttpClient, methods: Iterable[object] = (), **config: object) -> Caller:
     """A gateway with these methods and sections of the configuration, and a connection to it."""
-    return await connect(await aiohttp_client(create_app(parse(config), methods)))
+    return await connect(await started(aiohttp_client, methods, config))
 
 
 class Way:

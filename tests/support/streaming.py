@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from gateway.app import GATEWAY
+from tests.support.apart import each, settled
 from tests.support.kept import Client, Kept
 from tests.support.rpc import Caller, connect
 
@@ -25,6 +26,7 @@ class Peer(Caller):
 
     async def quiet(self) -> None:
         """See that nothing has come, and that what was said has been handled: a ping's answer is the next."""
+        await settled(self.ws)
         assert await self.call("gateway.ping", ["quiet"], "quiet") == reply("quiet", ["quiet"])
 
 
@@ -103,7 +105,7 @@ def refused(message: Message) -> tuple[object, int, str]:
 
 def dropped(client: Client, kind: str) -> int:
     """How many messages of a kind were dropped."""
-    return client.app[GATEWAY].router.dropped[kind]
+    return sum(one.app[GATEWAY].router.dropped[kind] for one in each(client))
 
 
 def promised(connection: Caller | Kept) -> int:
