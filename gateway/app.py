@@ -134,7 +134,8 @@ class Gateway:
         self._waiting = parts.waiting(config, self.nodes, self.router)
         if cluster is not None:
             ours = self.nodes, self.router, self._waiting
-            cluster.connect(*ours, find=connections.get, status=status, steps=self._steps)
+            cork = self._regime.cork
+            cluster.connect(*ours, find=connections.get, status=status, steps=self._steps, cork=cork)
         self.dispatcher: Final = parts.dispatcher(config, status, self.router, self._delivery, self.lines)
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         # On the hot path: no call in between.

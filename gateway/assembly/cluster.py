@@ -28,11 +28,11 @@ from gateway.config import Config, ConfigError
 from gateway.events.delivery import Delivery
 from gateway.events.shared import SharedEvents
 from gateway.events.topics import Topics
+from gateway.nodes.elsewhere.relay import Relay
+from gateway.nodes.elsewhere.unwritten import Here
 from gateway.nodes.registry import Nodes
-from gateway.nodes.relay import Relay
 from gateway.nodes.roster import Roster
 from gateway.nodes.routing import Router
-from gateway.nodes.unwritten import Here
 from gateway.nodes.waiting import Waiting
 from gateway.rpc.steps import Steps
 from gateway.status import Status
@@ -47,6 +47,7 @@ from gateway.telemetry.lines import (
 )
 from gateway.telemetry.metrics import add_durations
 from gateway.timestamps import rfc3339
+from gateway.websocket.outbox import Cork
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,19 @@ class Cluster:
         find: Callable[[str], Here | None],
         status: Status,
         steps: Steps,
+        cork: Cork,
     ) -> None:
         """Let calls go to nodes of other gateways, and come from there. Once, before `join`."""
-        self.relay = relay = Relay(router, self.members, find, status, lines=self._lines)
+        self.relay = relay = Relay(
+            router,
+            nodes,
+            self.members,
+            find,
+            status,
+            lines=self._lines,
+            cork=cork,
+            nats=self.nats,
+        )
         self.nats.on_read = relay.read
         self.roster = Roster(
             nodes,
@@ -153,7 +164,7 @@ class Cluster:
                 messages.add_metric([direction, kind.decode()], count)
         yield messages
         seconds = HistogramMetricFamily("gateway_cluster_call_seconds", "Time to answer a call to a node elsewhere.")
-        add_durations(seconds, [], self.relay.called)
+        add_durations(seconds, [], self.relay.answers.called)
         yield seconds
 
     def _size(self) -> int:

@@ -78,10 +78,10 @@ class Member:
     ``beat`` is the number of its last heartbeat that was heard, as text. ``lost`` is why it is no longer a member, and
     empty as long as it is one. ``open`` counts what waits for it, so that it is probed. ``silent`` counts the looks
     that have not heard of it, of which it has ``looks``. ``timeout`` is how many seconds those take: until then it may
-    begin our calls.
+    begin our calls. ``subjects`` are those of mail to it, by kind.
     """
 
-    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent", "timeout")
+    __slots__ = ("address", "beat", "instance", "looks", "lost", "name", "open", "silent", "subjects", "timeout")
 
     def __init__(self, address: bytes, instance: str, name: str, looks: int = LOOKS, timeout: float = 0.0) -> None:
         self.address: Final = address
@@ -93,6 +93,7 @@ class Member:
         self.lost = ""
         self.open = 0
         self.silent = 0
+        self.subjects: dict[bytes, bytes] = {}
 
     def __repr__(self) -> str:
         return f"<member {self.address.decode()} {self.name!r}>"

@@ -120,6 +120,8 @@ class Members:
         self.received: Final = Counter({_BEAT: 0})
         """How many messages came from others, by their kind."""
         self._handlers: dict[bytes, MailHandler] = {_LOST: self._disowned, _PROBE: self._probed}
+        self._known: dict[bytes, tuple[Member, bytes, MailHandler]] = {}
+        """What mail of the living is, by subjects that have no token."""
         self._busy: dict[Member, None] = {}
         self._joins = 0
         self._ticks = 0
@@ -181,6 +183,7 @@ class Members:
     def on(self, kind: bytes, handler: MailHandler) -> None:
         """Have a handler take the mail of this kind: from living members, and from NATS itself (`reply_subject`)."""
         self._handlers[kind] = handler
+        self._known.clear()
         self._count(kind)
 
     def _count(self, kind: bytes) -> None:
@@ -195,7 +198,10 @@ class Members:
         """
         if member.lost:
             raise AwayError(f"the gateway {member.name} is lost")
-        self._nats.publish(self._subject(member.address, kind, token), payload, reply)
+        subject = member.subjects.get(kind)
+        if subject is None:
+            subject = member.subjects[kind] = self._subject(member.address, kind)
+        self._nats.publish(b"%b.%b" % (subject, token) if token else subject, payload, reply)
         self.sent[kind] += 1
 
     def listen(self, kind: bytes, listener: Listener) -> None:
@@ -234,11 +240,23 @@ class Members:
         return b"%b.to.%b.%b.%b%b%b" % (self._prefix, to, kind, self.address, dot, token)
 
     def _mail(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        known = self._known.get(subject)
+        if known is not None:
+            member, kind, handler = known
+            self.received[kind] += 1
+            handler(member, b"", headers, payload)
+        else:
+            self._other_mail(subject, headers, payload)
+
+    def _other_mail(self, subject: bytes, headers: bytes, payload: bytes) -> None:
+        """Take mail of which it is not known yet who sends it, and what it is. Without a token it is from now on."""
         kind, _, rest = subject[len(self._own) :].partition(b".")
         sender, _, token = rest.partition(b".")
         member, handler = self.others.get(sender), self._handlers.get(kind)
         if member is not None and handler is not None:
             self.received[kind] += 1
+            if not token:
+                self._known[subject] = member, kind, handler
             handler(member, token, headers, payload)
         elif handler is not None and (sender == self.address or kind == _LOST):
             handler(self.me, token, headers, payload)
@@ -306,6 +324,7 @@ class Members:
 
     def _left(self, member: Member, cause: str) -> None:
         self._busy.pop(member, None)
+        self._known.clear()
         self._log(MEMBER_LOST, member, {"cause": cause})
         for watcher in self.watchers:
             self._call(watcher.member_lost, member, cause)

@@ -97,6 +97,8 @@ class Nats:
         self._most = -1
         """The largest payload; less than any has while there is no link, so `publish` looks at one thing only."""
         self._corked: list[bytes] = []
+        self.by_hand = False
+        """Whether whoever publishes now calls `draw` afterwards, so that nothing else has to."""
         self._octets = 0
         self._subscriptions: dict[bytes, tuple[bytes, Handler]] = {}
         self._handles = 0
@@ -133,10 +135,12 @@ class Nats:
         size = len(payload)
         if size > self._most:
             raise self._objection(size)
-        if reply:
-            self._send(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, size, payload))
+        between = b" " if reply else b""
+        text = b"PUB %b %b%b%d\r\n%b\r\n" % (subject, reply, between, size, payload)
+        if self.by_hand:
+            self._corked.append(text)
         else:
-            self._send(b"PUB %b %d\r\n%b\r\n" % (subject, size, payload))
+            self._send(text)
 
     def subscribe(self, subject: bytes, handler: Handler, queue: bytes = b"") -> bytes:
         """Call ``handler(subject, reply, headers, payload)`` for each message, until `unsubscribe`. Returns a handle.
@@ -200,6 +204,12 @@ class Nats:
         except TimeoutError:
             raise LateError(f"{link.name}: no answer to a ping within {timeout:g} s") from None
 
+    def draw(self) -> None:
+        """Write what was published now, and not at the end of the event-loop iteration. Harmless at any time."""
+        self.by_hand = False
+        if self._corked:
+            self._write()
+
     # Out
 
     def _objection(self, size: int) -> NatsError:
@@ -220,8 +230,8 @@ class Nats:
         """Write what is corked; without a link discard it, long before there is another one."""
         if not self._corked:
             return
-        text = b"".join(self._corked)
-        self._corked.clear()
+        corked, self._corked = self._corked, []
+        text = corked[0] if len(corked) == 1 else b"".join(corked)
         self._octets = 0
         link = self._link
         if link is not None and (waiting := link.write(text)) > self.options.max_outbox:
@@ -256,7 +266,10 @@ class Nats:
         self._lines.log(logger, CLUSTER_DEFECT, "", "a handler has a defect", fields=fields, exc_info=error)
 
     def _handled(self) -> None:
-        self._tell(self.on_read)
+        try:
+            self.on_read()
+        except Exception as error:
+            self._failed(b"", error)
 
     def _forbidden(self, text: str) -> None:
         self._tell(self._on_error, text)

@@ -126,14 +126,11 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Have it cut into messages: `SLICE` bytes in each event-loop iteration, once there are handlers."""
-        if len(data) <= SLICE or not self.reader.handlers:
-            self._handle(data)
-        else:
+        if len(data) > SLICE and self.reader.handlers:
             self._pieces = deque(data[at : at + SLICE] for at in range(0, len(data), SLICE))
             self._set_reading(False)
             self._next_piece()
-
-    def _handle(self, data: bytes) -> None:
+            return
         self.heard = True
         try:
             self.reader.feed(data)
@@ -146,7 +143,7 @@ class Link(asyncio.Protocol):
         if self.ended.done():
             return
         if self._pieces:
-            self._handle(self._pieces.popleft())
+            self.data_received(self._pieces.popleft())
             asyncio.get_running_loop().call_soon(self._next_piece)
         else:
             self._set_reading(True)

@@ -99,11 +99,11 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
             outcome, parts = NODE_ERROR, (b'{"jsonrpc":"2.0","id":', self.request_id, b',"error":', value, b"}")
         caller = self.caller
         if caller.link.pressed or len(value) > self.router.brief:
-            self._reply_with_care(outcome, parts)
+            self.reply_with_care(outcome, parts)
         else:
             self.over(outcome, b"".join(parts))
 
-    def _reply_with_care(self, outcome: str, parts: tuple[bytes | Raw, ...]) -> None:
+    def reply_with_care(self, outcome: str, parts: tuple[bytes | Raw, ...]) -> None:
         """Reply if that is possible, and hold the node up if the caller does not read. The reply may be large."""
         caller = self.caller
         error = self.router.unfit(caller, parts, self.batch)

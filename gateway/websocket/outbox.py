@@ -44,11 +44,33 @@ _LOOKS: Final = 20
 _OPEN: Final = State.OPEN
 
 
-class Corked(Protocol):
-    """An outbox whose frames wait."""
+class Flushed(Protocol):
+    """The outbox of a peer whose read is being handled."""
 
     def flush(self) -> None:
         """Write its frames now. Harmless at any time."""
+
+
+class Corked(Flushed, Protocol):
+    """Something that has frames to write, or mail for other gateways."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+
+    @property
+    def corked_bytes(self) -> int:
+        """How many bytes it has."""
+
+
+class _Mail:
+    """Stands for the outbox of the peer whose read is being handled, if what is read is mail."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+_MAIL: Final = _Mail()
 
 
 class Cork:
@@ -62,10 +84,10 @@ class Cork:
     __slots__ = ("_alone", "_corked", "_made_way", "due", "reading", "reads")
 
     def __init__(self) -> None:
-        self._corked: list[Outbox] = []
+        self._corked: list[Corked] = []
         self._made_way = False
         self._alone = 0
-        self.reading: Corked | None = None
+        self.reading: Flushed | None = None
         """The outbox of the peer whose read is being handled. Its frames wait for the end of the read."""
         self.reads = 0
         """How many reads there were since the last flush at the end of an iteration or of a read."""
@@ -94,7 +116,7 @@ class Cork:
         """Do something in the next event-loop iteration."""
         asyncio.get_running_loop().call_soon(act)
 
-    def add(self, outbox: Outbox) -> None:
+    def add(self, outbox: Corked) -> None:
         """Flush ``outbox`` at the end of this iteration, or of this read. Adding it twice is harmless."""
         if not self._corked:
             if self._alone and self.reading is not None:
@@ -102,6 +124,20 @@ class Cork:
             else:
                 outbox.loop.call_soon(self._end_iteration)
         self._corked.append(outbox)
+
+    def begin_mail(self) -> None:
+        """Let what is sent because of mail from other gateways leave at the end of its read, which is `end_mail`."""
+        self.reading = _MAIL
+        self._alone += 1
+
+    def end_mail(self) -> None:
+        """Flush what was corked since `begin_mail`."""
+        self.reading = None
+        self._alone -= 1
+        if self.due:
+            self.due = False
+            self.reads = 0
+            self._flush()
 
     def end_read(self) -> None:
         """Flush what was corked by a read that is taken to be alone in its iteration."""
@@ -118,6 +154,9 @@ class Cork:
     def _flush(self) -> None:
         corked = self._corked
         self._corked = []
+        if len(corked) == 1:  # as nearly always if there is little to do
+            corked[0].flush()
+            return
         octets = 0
         for number, outbox in enumerate(corked, 1):
             octets += outbox.corked_bytes

@@ -14,8 +14,8 @@ from gateway.cluster.members import Members
 from gateway.cluster.nats import Nats
 from gateway.cluster.natslink import AwayError, TooLargeError
 from gateway.cluster.natswire import Handler
+from gateway.nodes.elsewhere.relay import Relay
 from gateway.nodes.registry import Node, Nodes, Served
-from gateway.nodes.relay import Relay
 from gateway.nodes.roster import Roster
 from gateway.nodes.routing import Router
 from gateway.rpc.calls import Calls
@@ -24,6 +24,7 @@ from gateway.rpc.replies import Batch
 from gateway.rpc.steps import Steps
 from gateway.status import Status
 from gateway.telemetry.lines import Lines
+from gateway.websocket.outbox import Cork
 from tests.support.rpc import Listing, NodeListing
 
 PREFIX: Final = b"test"
@@ -57,8 +58,11 @@ class Exchange:
 
     def settle(self) -> None:
         """Deliver until nothing is on its way, but to those who do not read."""
-        while any(link.read() for link in self.links if not link.stopped):
-            pass
+        going = True
+        while going:
+            for link in self.links:
+                link.leave()
+            going = any(link.read() for link in self.links if not link.stopped)
 
 
 class ExchangeLink:
@@ -80,7 +84,10 @@ class ExchangeLink:
         self.info = SimpleNamespace(max_payload=1 << 23)
         self.sent: Counter[bytes] = Counter()
         """Published messages, by the third part of their subject: the kind of mail."""
+        self.by_hand = False
         self.on_read: Callable[[], None] = lambda: None
+        self.leave: Callable[[], None] = lambda: None
+        """Lets all leave that is packed."""
 
     def subscribe(self, subject: bytes, handler: Handler, queue: bytes = b"") -> bytes:
         """See `Nats`."""
@@ -102,6 +109,9 @@ class ExchangeLink:
             raise TooLargeError("too large")
         self.sent[b"".join(subject.split(b".")[3:4])] += 1
         self._exchange.publish(self, Parcel(subject, reply, b"", payload))
+
+    def draw(self) -> None:
+        """See `Nats`."""
 
     async def flush(self, timeout: float) -> None:
         """See `Nats`."""
@@ -184,8 +194,19 @@ class Parts(Joining):
     def __init__(self, exchange: Exchange, name: str, app: Application, clock: Callable[[], float]) -> None:
         super().__init__(exchange, name, clock)
         gateway, find, status = app[GATEWAY], app[CONNECTIONS].get, app[STATUS]
-        self.relay = Relay(gateway.router, self.members, find, status, lines=self.lines, clock=clock)
-        self.link.on_read = self.relay.read
+        cork, nats = gateway._regime.cork, cast(Nats, self.link)
+        self.relay = Relay(
+            gateway.router,
+            gateway.nodes,
+            self.members,
+            find,
+            status,
+            lines=self.lines,
+            cork=cork,
+            nats=nats,
+            clock=clock,
+        )
+        self.link.on_read, self.link.leave = self.relay.read, self.relay.flush
         self.roster = Roster(
             gateway.nodes,
             self.members,
@@ -222,13 +243,24 @@ class Side(Joining):
             call_timeout=call_timeout,
             max_credit_bytes=1 << 20,
             lines=lines,
+            clock=clock or self.clock,
             **cast(Any, bounds),
         )
         self.here: dict[str, NodeListing] = {}
         self.status = Status(self.members.instance, self.clock)
         self.status.ready()
-        self.relay = Relay(self.router, self.members, self.here.get, self.status, lines=lines, clock=self.clock)
-        self.link.on_read = self.relay.read
+        self.relay = Relay(
+            self.router,
+            self.nodes,
+            self.members,
+            self.here.get,
+            self.status,
+            lines=lines,
+            cork=Cork(),
+            nats=cast(Nats, self.link),
+            clock=clock or self.clock,
+        )
+        self.link.on_read, self.link.leave = self.relay.read, self.relay.flush
         self.roster = Roster(
             self.nodes,
             self.members,

@@ -1,4 +1,4 @@
-"""For tests/nodes/test_relay_model.py: gateways that stop, die and lose NATS, and peers that note what must not be.
+"""For test_relay_model.py: gateways that stop, die and lose NATS, and peers that note what must not be.
 
 Each gateway has an event loop of its own, which is driven by hand, so that one can stand still while others go on.
 """
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway import errors
+from gateway.nodes.elsewhere.remote import RemotePeer
 from gateway.nodes.registry import Served
-from gateway.nodes.remote import RemotePeer
 from gateway.nodes.routed import RoutedCall
 from gateway.rpc.calls import Link
 from gateway.rpc.jsonrpc import Message, decode, encode
@@ -187,6 +187,12 @@ class Gateway:
                 since = self._lost.setdefault(request.request_id, self.world.now)
                 if self.world.now - since > SILENCE + STEP:
                     self.world.wrong.append(f"{request.request_id!r} waits for a gateway that is lost")
+
+    def leave(self) -> None:
+        """Let its mail leave."""
+        if self.runs:
+            with self.loop.inside():
+                self.side.relay.flush()
 
     def read(self, count: int) -> bool:
         """Let it read so many messages of its mail."""

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from gateway.nodes import unwritten
-from gateway.nodes.unwritten import SLICE, Queue, Unwritten
+from gateway.nodes.elsewhere import unwritten
+from gateway.nodes.elsewhere.unwritten import SLICE, Queue, Unwritten, Writer
 from gateway.rpc.streams import Grant
 from tests.support.cluster import TIMEOUT, Two
 from tests.support.rpc import NodeListing, Way
@@ -36,13 +36,14 @@ class Scene:
         self.distant = self.it.b.relay._of(member)
         self.distant.fence = b"1"
         self.dropped: Counter[str] = Counter()
-        self.queue = Queue(self.distant, self.node, self.it.b.members.is_fresh, self.dropped)
+        self.writer = Writer(self.it.b.members.is_fresh, self.dropped)
+        self.queue = Queue(self.writer, self.distant, self.node)
         self.distant.queues[self.node] = self.queue
 
     def add(self, *texts: str) -> None:
         """Add notifications."""
         for text in texts:
-            self.queue.entries[object()] = Unwritten(None, text.encode())
+            self.queue.add(None, text.encode())
 
 
 @pytest.fixture
@@ -115,6 +116,11 @@ async def test_what_may_have_been_given_up_is_asked_for(scene: Scene) -> None:
     scene.queue.write()
     scene.queue.write()
     assert (scene.node.take(), scene.it.b.link.sent[b"stale"]) == ([], 1)
+    scene.distant.fence = b"2"
+    scene.queue.write()
+    assert scene.node.take() == ["1"]
+    assert scene.node.pool is not None
+    assert scene.node.pool.unread == {}, "it does not wait for the node to read"
 
 
 async def test_it_tries_again_in_a_while_and_forgets_what_is_for_a_node_that_is_gone(
@@ -147,6 +153,39 @@ async def test_nothing_is_left_after_it_was_cleared(scene: Scene) -> None:
     scene.queue.tell()
     assert (scene.node.take(), scene.node.room, scene.distant.queues) == ([], 1 << 20, {})
     assert not scene.queue.drop("nothing")
+
+
+async def test_what_can_be_written_at_once_has_no_queue(scene: Scene) -> None:
+    scene.distant.queues.clear()
+    scene.writer.write(scene.distant, scene.node, [(None, b"1"), (None, b"2")])
+    assert (scene.node.take(), scene.link.flushed, scene.distant.queues) == (["1", "2"], [2], {})
+
+
+@pytest.mark.parametrize("why", ["flow", "fence"])
+async def test_what_cannot_be_written_at_once_waits_and_so_does_what_comes_later(scene: Scene, why: str) -> None:
+    scene.distant.queues.clear()
+    scene.node.flowing = why != "flow"
+    scene.it.b.clock.now += (TIMEOUT + 1) * (why == "fence")
+    scene.writer.write(scene.distant, scene.node, [(None, b"1"), (None, b"2")])
+    assert scene.node.take() == []
+    scene.node.flowing = True
+    scene.distant.fence = b"2" if why == "fence" else b"1"
+    scene.writer.write(scene.distant, scene.node, [(None, b"3")])
+    assert (scene.node.take(), scene.node.room, scene.distant.queues) == (["1", "2", "3"], 1 << 20, {})
+
+
+async def test_what_is_more_than_a_node_takes_waits(scene: Scene) -> None:
+    scene.distant.queues.clear()
+    flush = scene.link.flush
+
+    def full() -> None:
+        flush()
+        scene.node.flowing = False
+
+    scene.link.flush = full  # type: ignore[method-assign]
+    big = b"x" * (SLICE + 1)
+    scene.writer.write(scene.distant, scene.node, [(None, big), (None, b"2")])
+    assert (len(scene.node.take()), len(scene.distant.queues), scene.node.room) == (1, 1, (1 << 20) - 1)
 
 
 def test_grants_add_up() -> None:

@@ -6,13 +6,14 @@ what is sent to it goes to its own gateway, as mail.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from gateway import errors
 from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect
-from gateway.nodes.distant import NOTE, REQUEST, UNBOUNDED, Distant, cut
-from gateway.nodes.registry import Node
+from gateway.nodes.elsewhere.distant import UNBOUNDED, Distant
+from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, SAID, cut
+from gateway.nodes.registry import Node, Served
 from gateway.nodes.routed import RoutedCall
 from gateway.rpc.calls import Call, Calls
 from gateway.rpc.streams import Pool
@@ -22,23 +23,18 @@ _BYTES: Final = b',"bytes":'
 
 
 class RemoteLink:
-    """The link of a node that is connected to another gateway: a `calls.Link`."""
+    """The link of a node that is connected to another gateway: a `calls.Link`.
 
-    __slots__ = ("_conn_id", "_distant")
+    ``pressed`` is whether so much is on its way to its gateway that those who send have to wait. Then they may send
+    nothing more: it is ``barred``. Whether the node itself reads is looked at by its gateway.
+    """
+
+    __slots__ = ("_conn_id", "_distant", "barred", "pressed")
 
     def __init__(self, distant: Distant, conn_id: str) -> None:
         self._distant = distant
         self._conn_id = conn_id
-
-    @property
-    def pressed(self) -> bool:
-        """Whether so much is on its way to its gateway that those who send have to wait."""
-        return self._distant.link.pressed
-
-    @property
-    def barred(self) -> bool:
-        """Whether others may send nothing more. Whether the node itself reads is looked at by its gateway."""
-        return self._distant.link.pressed
+        self.pressed = self.barred = distant.link.pressed
 
     def wait(self) -> None:
         """Have its gateway read no more from the node until `go_on`. Once for each caller that does not read."""
@@ -61,8 +57,12 @@ class RemotePeer:
     __slots__ = (
         "__weakref__",
         "_calls",
+        "_conn_id",
         "_distant",
+        "_served",
         "_suffix",
+        "_timeout",
+        "_where",
         "calls",
         "conn_id",
         "held",
@@ -85,6 +85,10 @@ class RemotePeer:
         self._calls = calls
         self.number: Final = b"%d" % number
         self._suffix = b"-" + self.number
+        self._served: Served | None = None
+        self._timeout = 0.0
+        self._where = b""
+        self._conn_id = conn_id.encode()
         self.conn_id = conn_id
         self.remote = remote
         self.principal = principal
@@ -100,49 +104,53 @@ class RemotePeer:
         """Whether its gateway is a member, so that it can be told something."""
         return self._distant.is_open
 
+    def press(self, pressed: bool) -> None:
+        """Note whether its gateway takes what is sent to it."""
+        self.link.pressed = self.link.barred = pressed
+
     def pass_on(self, payload: bytes) -> None:
         """Mail what the router has made for the node: a request, a notification about a call, or another one."""
-        if payload.startswith(REQUEST):
+        distant = self._distant
+        if not distant.is_open:
+            if payload.startswith(REQUEST):
+                self.unheard(payload[len(REQUEST) : payload.index(b",", len(REQUEST))])
+        elif payload.startswith(REQUEST):
+            # Without its id: the node's gateway gives it another one.
             end = payload.index(b",", len(REQUEST))
-            self._request(payload[len(REQUEST) : end], payload[end:])
+            call_id = payload[len(REQUEST) : end]
+            call = cast(RoutedCall, self.calls[call_id])
+            if call.served is not self._served or call.timeout != self._timeout:
+                self._name(call.served, call.timeout)
+            if self.number not in distant.peers:
+                distant.busy(self.number, self)
+            if call.__class__ is RoutedCall:
+                distant.put(CALL, call_id + self._suffix, self._where, payload[end:])
+            else:
+                # The member that a stream has is the last one, and the grant in it is made anew there.
+                rest, _, grant = payload[end:-2].rpartition(_STREAM)
+                where = self._where + b" " + grant.replace(_BYTES, b" ")
+                distant.put(CALL, call_id + self._suffix, where, rest + b"}")
         elif payload.startswith(NOTE):
             kind, call_id, said = cut(payload)
-            self._distant.tell(kind, said, call_id + self._suffix)
+            distant.put(SAID, kind, call_id + self._suffix, said)
         else:
-            self._distant.tell(b"note", self._head(0.0) + b"\n" + payload)
+            distant.put(CALL, b"", self._conn_id, payload)
 
     send = pass_on
 
-    def _request(self, call_id: bytes, rest: bytes) -> None:
-        """Mail a call, without its id: the node's gateway gives it another one."""
-        call = self.calls[call_id]
-        assert isinstance(call, RoutedCall)
-        distant, head, token = self._distant, self._head(call.timeout), call_id + self._suffix
-        if len(self.calls) == 1:
-            distant.busy(self.number, self)
-        if call.stream is not None:
-            # The member is the last one, and the grant in it is made anew there.
-            rest, _, grant = rest.rpartition(_STREAM)
-            rest += b"}"
-            head += b" " + grant[:-2].replace(_BYTES, b" ")
-        if not distant.tell(b"call", b"%b\n%b" % (head, rest), token, distant.unheard(token)):
-            self.unheard(call_id)
-
-    def _head(self, timeout: float) -> bytes:
-        """Return for which node a message is, which heartbeat of its gateway was heard, and how many ms a call has."""
-        return b"%b %b %d" % (self.conn_id.encode(), self._distant.beat, int(timeout * 1000))
+    def _name(self, served: Served, timeout: float) -> None:
+        """Say what is called, and how many milliseconds it has."""
+        self._served, self._timeout = served, timeout
+        self._where = b"%b %b %d" % (self._conn_id, served.encoded, int(timeout * 1000))
 
     def unheard(self, call_id: bytes) -> None:
         """End a call that has not reached the node's gateway. Harmless if it has ended."""
         call = self._calls.take(self, call_id)
         if call is not None:
             call.failed(errors.NODE_NOT_REACHED)
-            self.settled()
 
     def settled(self) -> None:
-        """Note that a call may no longer be in flight."""
-        if not self.calls:
-            self._distant.idle(self.number)
+        """Do nothing: it does not leave because of a call."""
 
     def end(self, end: Disconnect) -> None:
         """Do nothing: its own gateway ends it."""

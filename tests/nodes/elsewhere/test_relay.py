@@ -11,14 +11,15 @@ import pytest
 from gateway import errors
 from gateway.cluster.alive import Member
 from gateway.errors import RpcError
-from gateway.nodes.distant import HIGH
+from gateway.nodes.elsewhere import distant
+from gateway.nodes.elsewhere.distant import HIGH
 from gateway.rpc.calls import FIRST_ID
 from gateway.rpc.jsonrpc import decode
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import Batch
 from gateway.rpc.streams import Grant
 from gateway.status import Phase
-from gateway.telemetry.counts import CALLER_LOST, OK
+from gateway.telemetry.counts import OK
 from tests.support.cluster import TIMEOUT, Two
 from tests.support.routed import cancelled, lost
 from tests.support.rpc import Listing, accepted, refused
@@ -81,7 +82,7 @@ class Play:
 
     def demand(self, credit: int, octets: int) -> None:
         """Have the node grant."""
-        self.it.b.relay._streams.demand(self.node, b"%d" % FIRST_ID, Grant(credit, octets))
+        self.it.b.relay.incoming._streams.demand(self.node, b"%d" % FIRST_ID, Grant(credit, octets))
         self.it.settle()
 
     def do(self, act: Callable[[], object]) -> None:
@@ -198,8 +199,7 @@ async def test_a_call_costs_one_message_each_way() -> None:
         {b"call": 1},
         {b"result": 1},
     ]
-    assert play.it.b.relay.served.outcomes()[OK] == 1
-    assert play.it.a.relay.called.outcomes()[OK] == 1
+    assert play.it.a.relay.answers.called.outcomes()[OK] == 1
 
 
 async def test_batches_are_whole() -> None:
@@ -274,13 +274,18 @@ async def test_what_would_be_too_large_is_refused_before_it_is_sent_and_a_result
     assert not any(play.left())
 
 
-async def test_a_result_that_nats_does_not_take_ends_the_call() -> None:
+@pytest.mark.parametrize("rest", [f'"result":"{"x" * 1000}"', f'"error":{{"code":1,"message":"{"x" * 1000}"}}'])
+async def test_an_answer_that_nats_does_not_take_ends_the_call_and_no_other(rest: str) -> None:
     play = Play()
-    play.ask()
-    play.it.b.link.info.max_payload = 1000
-    play.answer(f'"result":"{"x" * 1000}"')
-    (reply,) = play.caller.take()
-    assert json.loads(reply)["error"]["message"] == "Too large: NATS does not take it"
+    for number in range(3):
+        play.it.ask(play.caller, CALL.replace('"a"', str(number)))
+    play.it.b.link.info.max_payload = play.it.b.relay._of(play.it.b.member("a"))._most = 1000
+    for number, text in enumerate(('"result":1', rest, '"error":{"code":2,"message":""}')):
+        play.it.b.calls.answered(play.node, decode(f'{{"jsonrpc":"2.0","id":{FIRST_ID + number},{text}}}'.encode()))
+    play.it.settle()
+    told = {reply["id"]: reply for reply in map(json.loads, play.caller.take())}
+    assert told[1]["error"]["message"] == "Too large: NATS does not take it"
+    assert (told[0]["result"], told[2]["error"]["code"]) == (1, 2)
     assert not any(play.left())
 
 
@@ -496,6 +501,67 @@ async def test_callers_are_told_later_than_a_gateway_that_nats_has_lost_may_read
     assert play.caller.take() == [lost('"a"')]
 
 
+def ask_two(play: Play, first: int) -> None:
+    """Ask twice, in one message."""
+    for number in (first, first + 1):
+        play.it.a.router.call(play.caller, message_of(number), b"", b"%d" % number, None)
+    play.it.a.relay.flush()
+
+
+def outcomes(play: Play) -> list[tuple[int, str]]:
+    """The ids of what has failed, and the outcomes."""
+    replies = map(json.loads, play.caller.take())
+    return [(reply["id"], reply["error"]["data"]["outcome"]) for reply in replies]
+
+
+async def test_all_calls_of_messages_that_nobody_hears_were_not_delivered() -> None:
+    play = Play()
+    ask_two(play, 0)
+    play.it.settle()
+    play.it.b.link.lose()
+    ask_two(play, 2)
+    ask_two(play, 4)
+    play.it.settle()
+    assert outcomes(play) == [(number, "not_delivered") for number in range(2, 6)]
+    await passed_grace(play)
+    assert outcomes(play) == [(0, "unknown"), (1, "unknown")]
+    assert play.it.a.relay._lost == {}
+
+
+async def test_a_503_says_nothing_of_later_messages() -> None:
+    """The servers of NATS had lost each other for a moment."""
+    play = Play()
+    play.it.b.link.joined = False
+    ask_two(play, 0)
+    play.it.b.link.joined = True
+    ask_two(play, 2)
+    play.it.settle()
+    assert len(play.node.take()) == 2
+    assert outcomes(play) == [(0, "not_delivered"), (1, "not_delivered")]
+    await passed_grace(play)
+    assert outcomes(play) == [(2, "unknown"), (3, "unknown")]
+
+
+async def test_a_503_ends_the_calls_to_all_nodes_there_even_if_the_first_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distant, "LINGER", 0.001)
+    play = Play()
+    play.it.serve("attic", ["attic.look"])
+    play.it.b.link.lose()
+    play.it.a.link.stopped = True
+    play.it.a.router.call(play.caller, message_of(0), b"", b"0", None)
+    looking = decode(b'{"jsonrpc":"2.0","id":1,"method":"attic.look"}')
+    play.it.a.router.call(play.caller, looking, b"", b"1", None)
+    play.it.a.relay.flush()
+    play.caller.running[b"0"].cancel(errors.CANCELLED)
+    play.caller.take()
+    await asyncio.sleep(0.01)
+    play.it.a.link.stopped = False
+    play.it.settle()
+    assert outcomes(play) == [(1, "not_delivered")]
+
+
 async def test_without_nats_a_call_was_not_delivered() -> None:
     play = Play()
     play.it.a.link.joined = False
@@ -517,7 +583,6 @@ async def test_a_gateway_that_was_lost_leaves_nothing_in_flight_here() -> None:
     play.node.take()
     play.it.b.members.unreachable(play.it.b.member("a"))
     assert play.node.take() == [cancelled(FIRST_ID)]
-    assert play.it.b.relay.served.outcomes()[CALLER_LOST] == 1
     assert (play.node.calls, len(play.it.b.calls)) == ({}, 0)
     assert not play.answer('"result":1')
     assert play.caller.take() == []
@@ -532,7 +597,7 @@ async def test_an_answer_that_comes_after_the_end_is_dropped_and_counted() -> No
     play.answer('"result":1')
     play.it.b.link.stopped = False
     play.it.settle()
-    assert (play.caller.take(), play.it.a.relay.late) == ([], 1)
+    assert (play.caller.take(), play.it.a.relay.answers.late) == ([], 1)
 
 
 async def test_a_node_that_is_gone_by_then_did_not_get_the_call() -> None:
@@ -554,7 +619,8 @@ async def test_a_gateway_that_drains_begins_no_calls() -> None:
     assert play.caller.take() == [accepted("1", '"a"')]
 
 
-async def test_members_are_probed_as_long_as_calls_are_in_flight_to_them() -> None:
+async def test_members_are_probed_as_long_as_calls_are_in_flight_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distant, "LINGER", 0.001)
     play = Play()
     member = play.it.a.member("b")
     for _ in range(3):
@@ -562,30 +628,25 @@ async def test_members_are_probed_as_long_as_calls_are_in_flight_to_them() -> No
         assert member.open == 1
         play.ask(CALL.replace('"a"', '"b"'))
         play.cancel()
+        await asyncio.sleep(0.01)
         assert member.open == 1
         (call,) = play.node.calls
         play.answer('"result":1', int(call))
-        assert member.open == 0
+        while member.open:
+            await asyncio.sleep(0.001)
 
 
 # Mail that no gateway sends
 
 MISTAKES: Final = {
-    b"call": [
-        b"",
-        b"x",
-        b"x 1 2 3\n",
-        b"%b 1 1\n",
-        b"%b 1 1\n}",
-        b'%b 1 x\n,"method":"m"}',
-        b'%b 1 1\n,"method":"\xff"',
-    ],
-    b"note": [b"", b"x y"],
-    b"credit": [b"", b"1", b"1,2,3", b"-1,2", b"1,99999999999999999999999"],
-    b"demand": [b"", b"1"],
-    b"refused": [b"", b"overloaded unknown", b"other unknown\n{}", b"overloaded other\n{}"],
-    b"ended": [b""],
-    b"taken": [b"", b"x"],
+    b"call": ["1\0x", "1\0x\0\0}", "1\0x\0%s\0}", '1\0x\0%s "m" x\0}', '1\0x\0%s "\0}', '1\0x\0%s "m" 1 2\0}'],
+    b"result": ["", "x"],
+    b"taken": ["", "x"],
+    b"said": ["", "x\0y"],
+    b"credit": ["", "1", "1,2,3", "-1,2", "1,99999999999999999999999"],
+    b"demand": ["", "1"],
+    b"refused": ["", "overloaded unknown", "other unknown\n{}", "overloaded other\n{}"],
+    b"ended": [""],
 }
 
 
@@ -596,11 +657,15 @@ async def test_mail_that_cannot_be_read_is_refused_and_logged_without_a_tracebac
     play = Play()
     play.ask()
     play.node.take()
-    member: Member = play.it.a.member("b") if kind in (b"call", b"note", b"credit") else play.it.b.member("a")
+    caplog.clear()
+    member: Member = play.it.a.member("b") if kind in (b"call", b"credit") else play.it.b.member("a")
     sender = play.it.a if member.name == "b" else play.it.b
-    for payload in MISTAKES[kind]:
-        told = payload.replace(b"%b", play.node.conn_id.encode())
-        sender.members.tell(member, kind, told, b"9-9" if kind == b"call" else b"%d-1" % FIRST_ID)
+    for text in MISTAKES[kind]:
+        payload = text.replace("%s", play.node.conn_id).encode()
+        if kind in sender.members._handlers:
+            sender.members.tell(member, kind, payload)
+        else:
+            sender.members.tell(member, b"said", b"%b\0%d-1\0%b" % (kind, FIRST_ID, payload))
         play.it.settle()
     (line,) = caplog.records
     assert vars(line)["event"] == "cluster.mail_refused"
@@ -610,17 +675,39 @@ async def test_mail_that_cannot_be_read_is_refused_and_logged_without_a_tracebac
     assert play.caller.take() == [accepted("1", '"a"')]
 
 
+async def test_a_call_that_cannot_be_read_was_not_delivered_and_the_others_begin() -> None:
+    play = Play()
+    ask_two(play, 0)
+    (parcel,) = play.it.b.link.arrived
+    calls = parcel.payload.split(b"\0")
+    calls[2] = calls[2].replace(b" 30000", b" soon")
+    play.it.b.link.arrived[0] = parcel._replace(payload=b"\0".join(calls))
+    play.it.settle()
+    assert outcomes(play) == [(0, "not_delivered")]
+    assert len(play.node.take()) == 1
+
+
+async def test_a_defect_of_what_is_read_leaves_the_cork_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Play()
+    monkeypatch.setattr(play.it.b.relay.incoming, "write", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        play.ask()
+    assert play.it.b.relay._cork.reading is None
+
+
 @pytest.mark.parametrize(
     ("kind", "token", "payload"),
     [
-        (b"call", b"9-9", b'nobody 1 1\n,"method":"m"}'),
+        (b"call", b"", b'1\0009-9\0nobody "m" 1\0}'),
+        (b"result", b"", b"\0001"),
+        (b"result", b"", b"9-1\0001"),
+        (b"said", b"", b"of a later release\0009-1\0001"),
         (b"cancel", b"9-9", b""),
         (b"push", b"9-9", b"1"),
         (b"finish", b"9-9", b""),
         (b"on", b"", b"nobody"),
         (b"wait", b"", b"nobody"),
         (b"fence", b"", b"1"),
-        (b"result", b"", b"1"),
         (b"error", b"9", b"{}"),
         (b"gone", b"9-9", b""),
         (b"progress", b"9-1", b"1"),
@@ -635,7 +722,10 @@ async def test_mail_about_what_is_not_there_is_harmless(
     play = Play()
     for side in (play.it.a, play.it.b):
         (member,) = side.members.others.values()
-        side.members.tell(member, kind, payload, token)
+        if kind in side.members._handlers:
+            side.members.tell(member, kind, payload, token)
+        else:
+            side.members.tell(member, b"said", b"%b\0%b\0%b" % (kind, token, payload))
     play.it.settle()
     assert caplog.records == []
     play.ask()

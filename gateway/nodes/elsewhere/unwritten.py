@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from gateway import errors
-from gateway.nodes.distant import Distant
+from gateway.nodes.elsewhere.distant import Distant
 from gateway.nodes.registry import NodePeer
 from gateway.nodes.routed import RoutedCall
 from gateway.nodes.streams import pool_of
@@ -23,6 +23,9 @@ SLICE: Final = 16 * 1024
 
 LOOK: Final = 0.5
 """Seconds from one look at what waits for a node to the next."""
+
+Entry = tuple[RoutedCall | None, bytes]
+"""A call and its text, or the text of a notification."""
 
 
 class Here(NodePeer, Protocol):
@@ -43,6 +46,51 @@ class Here(NodePeer, Protocol):
 
     def go_on(self) -> None:
         """End one `wait`."""
+
+
+class Writer:
+    """Writes what other gateways send to nodes here, and lets wait what cannot be written now.
+
+    ``is_fresh`` says of the number of a heartbeat of ours whether a call may begin whose gateway has heard no later
+    one. Notifications for which there is no room are counted in ``dropped``.
+    """
+
+    def __init__(self, is_fresh: Callable[[bytes], bool], dropped: Counter[str]) -> None:
+        self.is_fresh: Final = is_fresh
+        self.dropped: Final = dropped
+
+    def write(self, distant: Distant, here: Here, entries: Iterable[Entry]) -> None:
+        """Write all this to a node, at once, as far as it may begin now."""
+        queue = distant.queues.get(here)
+        if queue is None and self.may_write(distant, here):
+            size, pass_on = 0, here.pass_on
+            entries = iter(entries)
+            for _, text in entries:
+                pass_on(text)
+                size += len(text)
+                if size > SLICE:
+                    break
+            here.link.flush()
+        # A node that is cut may have ended calls by now.
+        entries = [
+            entry for entry in entries if entry[0] is None or distant.running.get(entry[0].request_id) is entry[0]
+        ]
+        if not entries:
+            return
+        if not isinstance(queue, Queue):
+            queue = distant.queues[here] = Queue(self, distant, here)
+        for call, text in entries:
+            queue.add(call, text)
+        queue.write()
+
+    def may_write(self, distant: Distant, here: Here) -> bool:
+        """Return whether a node takes at once what is written to it now, and what it gets is still wanted."""
+        if not here.flowing:
+            return False
+        if not self.is_fresh(distant.fence):
+            distant.ask()
+            return False
+        return True
 
 
 class Unwritten:
@@ -66,35 +114,45 @@ class Unwritten:
         grant = self.grant or Grant()
         self.grant = Grant(grant.credit + more.credit, grant.octets + more.octets)
 
+    def tell_rest(self) -> None:
+        """Tell the node what the caller of a stream has said since, because it knows of the stream now."""
+        stream = None if self.call is None else self.call.stream
+        if stream is not None and self.grant is not None:
+            stream.granted(self.grant)
+        if stream is not None and self.finished:
+            stream.finish()
+
 
 class Queue:
-    """What one gateway has sent to one node here, and is not written yet: nearly always for the rest of a read only.
+    """What one gateway has sent to one node here, and has to wait. A `rpc.streams.Waiter`.
 
-    It waits as long as the node does not take it at once, so that nothing begins when the node reads again which its
-    own gateway may have given up meanwhile.
+    Nothing begins when the node reads again which its own gateway may have given up meanwhile.
     """
 
-    def __init__(self, distant: Distant, here: Here, is_fresh: Callable[[bytes], bool], dropped: Counter[str]) -> None:
+    def __init__(self, writer: Writer, distant: Distant, here: Here) -> None:
+        self._writer = writer
         self._distant = distant
         self._here = here
-        self._is_fresh = is_fresh
-        self._dropped = dropped
         self._timer: asyncio.TimerHandle | None = None
-        self.entries: dict[Hashable, Unwritten] = {}
+        self.entries: dict[object, Unwritten] = {}
+
+    def add(self, call: RoutedCall | None, text: bytes) -> None:
+        """Let a call wait, or a notification."""
+        self.entries[object() if call is None else call.call_id] = Unwritten(call, text)
 
     def write(self) -> None:
         """Write all that may begin now."""
         here, entries, size = self._here, self.entries, 0
         for key, unwritten in list(entries.items()):
-            if not size and not self._may_write():
+            if key not in entries:
+                continue  # it has ended, because the node was cut
+            if not size and not self._writer.may_write(self._distant, here):
                 self._hold_back()
                 return
             del entries[key]
-            if unwritten.held:
-                here.let_go(unwritten.held)
+            here.let_go(unwritten.held)
             here.pass_on(unwritten.text)
-            if unwritten.call is not None and unwritten.call.stream is not None:
-                _tell_rest(unwritten, unwritten.call)
+            unwritten.tell_rest()
             size += len(unwritten.text)
             if size > SLICE:
                 here.link.flush()
@@ -102,24 +160,14 @@ class Queue:
         here.link.flush()
         self._leave()
 
-    def _may_write(self) -> bool:
-        """Return whether the node takes at once what is written to it now, and what it gets is still wanted."""
-        if not self._here.flowing:
-            pool_of(self._here).unread[self] = None
-            return False
-        if not self._is_fresh(self._distant.fence):
-            self._distant.ask()
-            return False
-        return True
-
     def tell(self) -> bool:
         """Go on, because the node reads again. Returns False: it is no flow of a stream."""
-        pool_of(self._here).unread.pop(self, None)
         self.write()
         return False
 
     def _hold_back(self) -> None:
         """Hold room for what waits, and refuse that for which there is none."""
+        pool_of(self._here).unread[self] = None
         for key, unwritten in list(self.entries.items()):
             if unwritten.held:
                 continue
@@ -130,7 +178,7 @@ class Queue:
                 unwritten.call.cancel(errors.OVERLOADED if is_open else errors.NODE_LOST)
             else:
                 self.drop(key)
-                self._dropped["notification"] += 1
+                self._writer.dropped["notification"] += 1
         if self.entries and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
 
@@ -142,7 +190,7 @@ class Queue:
         else:
             self.clear()
 
-    def drop(self, key: Hashable) -> bool:
+    def drop(self, key: object) -> bool:
         """Forget one of them. Returns False if it is not there."""
         unwritten = self.entries.pop(key, None)
         if unwritten is None:
@@ -154,6 +202,7 @@ class Queue:
 
     def _leave(self) -> None:
         """Let what comes next have a queue of its own, because nothing waits here any more."""
+        pool_of(self._here).unread.pop(self, None)
         if self._distant.queues.get(self._here) is self:
             del self._distant.queues[self._here]
         if self._timer is not None:
@@ -164,12 +213,3 @@ class Queue:
         """Forget all of them. Its calls have ended, or end at their deadline."""
         for key in list(self.entries):
             self.drop(key)
-
-
-def _tell_rest(unwritten: Unwritten, call: RoutedCall) -> None:
-    """Tell the node what the caller of a stream has said since, because it knows of the stream now."""
-    stream = call.stream
-    if stream is not None and unwritten.grant is not None:
-        stream.granted(unwritten.grant)
-    if stream is not None and unwritten.finished:
-        stream.finish()

@@ -1,4 +1,4 @@
-"""Another gateway, as this one has it: what is cut out of messages, how much is on its way, and what ends with it."""
+"""Another gateway, as this one has it: how much is on its way, and what ends with it."""
 
 import asyncio
 
@@ -6,46 +6,13 @@ import pytest
 
 from gateway import errors
 from gateway.cluster.alive import AWAY, LEAVING, REJOINED, SILENT, UNREACHABLE
-from gateway.nodes.distant import GRACE, HIGH, LOW, TAKEN, Distant, MailError, cut, numbers, verdict
+from gateway.nodes.elsewhere import distant as module
+from gateway.nodes.elsewhere.distant import GRACE, HIGH, LOW, TAKEN, Distant
+from gateway.nodes.elsewhere.mail import RESULT, SAID
+from gateway.rpc.calls import FIRST_ID
 from gateway.rpc.streams import Grant
 from tests.support.cluster import TIMEOUT, Side, Two
 from tests.support.rpc import Way
-
-
-@pytest.mark.parametrize(
-    ("note", "parts"),
-    [
-        (b'{"jsonrpc":"2.0","method":"rpc.cancel","params":{"id":17}}', (b"cancel", b"17", b"")),
-        (
-            b'{"jsonrpc":"2.0","method":"rpc.progress","params":{"id":17,"value":"a,}" }}',
-            (b"progress", b"17", b'"a,}" '),
-        ),
-        (b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":17,"value":[1,2]}}', (b"push", b"17", b"[1,2]")),
-        (b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":17,"end":true}}', (b"finish", b"17", b"")),
-        (
-            b'{"jsonrpc":"2.0","method":"rpc.credit","params":{"id":17,"credit":1,"bytes":20}}',
-            (b"credit", b"17", b"1,20"),
-        ),
-        (
-            b'{"jsonrpc":"2.0","method":"rpc.demand","params":{"id":5-1,"credit":0,"bytes":0}}',
-            (b"demand", b"5-1", b"0,0"),
-        ),
-    ],
-)
-def test_a_notification_is_cut(note: bytes, parts: tuple[bytes, bytes, bytes]) -> None:
-    assert cut(note) == parts
-
-
-def test_numbers() -> None:
-    assert numbers(b"0", 1) == [0]
-    assert numbers(b"12,3", 2) == [12, 3]
-    for wrong in (b"", b"1,", b"-1", b"1,2", b"x", b"1" * 20):
-        with pytest.raises(MailError):
-            numbers(wrong, 1)
-
-
-def test_a_verdict() -> None:
-    assert verdict("timeout", "unknown", b"{}") == b"timeout unknown\n{}"
 
 
 @pytest.fixture
@@ -60,37 +27,98 @@ def distant(side: Side) -> Distant:
 
 async def test_what_is_on_its_way_has_a_bound_and_those_who_wait_go_on(it: Two) -> None:
     b, way = distant(it.a), Way()
-    assert b.tell(b"call", b"x" * HIGH)
+    assert b.tell(b"on", b"x" * HIGH)
     assert b.link.pressed and b.link.barred
     b.hold_up(way)
     b.hold_up(way)
     assert way.waits == 1
-    b.taken(HIGH - LOW)
+    b.took(HIGH - LOW)
     assert b.link.pressed
-    b.taken(HIGH)
+    b.took(HIGH)
     assert not b.link.pressed
     assert way.waits == 0
-    assert b.tell(b"call", b"x" * (HIGH - 200))
+    assert b.tell(b"on", b"x" * (HIGH - 200))
     assert not b.link.pressed
 
 
 async def test_what_is_taken_is_told_now_and_then(it: Two) -> None:
-    b = distant(it.a)
-    before = it.a.link.sent[b"taken"]
-    b.takes(TAKEN - 101)
-    assert it.a.link.sent[b"taken"] == before
-    b.takes(1)
-    assert it.a.link.sent[b"taken"] == before + 1
-    it.a.link.joined = False
-    b.takes(TAKEN)
+    """By whoever takes it, as soon as it is as much as is due."""
+    a, before = distant(it.b), it.b.link.sent[b"taken"]
+    it.a.members.tell(it.a.member("b"), b"on", b"x" * (a.due - a.taken - 101))
+    it.settle()
+    assert it.b.link.sent[b"taken"] == before
+    it.a.members.tell(it.a.member("b"), b"on", b"")
+    it.settle()
+    assert it.b.link.sent[b"taken"] == before + 1
+    assert a.due == a.taken + TAKEN
+    assert distant(it.a)._until == HIGH + a.taken
+    it.b.link.joined = False
+    a.tell_taken()
+
+
+async def test_both_gateways_count_the_same_for_ever(it: Two) -> None:
+    node, caller = it.serve("pi", ["snap"]), it.caller()
+    for number in range(50):
+        it.ask(caller, f'{{"jsonrpc":"2.0","id":1,"method":"snap","params":["{"x" * (TAKEN // 4)}"]}}')
+        it.answer(node, f'{{"jsonrpc":"2.0","id":{FIRST_ID + number},"result":"{"x" * (TAKEN // 4)}"}}')
+    a, b = distant(it.b), distant(it.a)
+    assert min(it.a.link.sent[b"taken"], it.b.link.sent[b"taken"]) > 9
+    assert (a._sent, b._sent) == (b.taken, a.taken)
 
 
 async def test_what_does_not_leave_is_told(it: Two) -> None:
     b = distant(it.a)
     it.a.link.joined = False
-    assert not b.tell(b"call", b"x")
+    assert not b.tell(b"on", b"x")
     b.ask()
     assert not b.asked
+
+
+async def test_all_leaves_in_order(it: Two) -> None:
+    b = distant(it.a)
+    it.b.link.stopped = True
+    b.put(SAID, b"cancel", b"1-1", b"")
+    b.tell(b"on", b"x")
+    b.put(RESULT, b"2-1", b"2")
+    b.put(SAID, b"cancel", b"3-1", b"")
+    it.settle()
+    kinds = [parcel.subject.split(b".")[3] for parcel in it.b.link.arrived]
+    assert kinds == [SAID, b"on", RESULT, SAID]
+
+
+async def test_what_is_packed_is_told_if_nats_takes_less_by_then(it: Two) -> None:
+    b = distant(it.a)
+    it.b.link.stopped = True
+    b.put(RESULT, b"1-1", b"x" * 1000)
+    it.a.link.info.max_payload = 1000
+    b.put(SAID, b"gone", b"2-1", b"")
+    it.settle()
+    payloads = [parcel.payload.split(b"\0")[:2] for parcel in it.b.link.arrived]
+    assert payloads == [[b"ended", b"1-1"], [b"gone", b"2-1"]]
+
+
+async def test_nothing_is_packed_for_a_gateway_that_is_lost(it: Two) -> None:
+    b = distant(it.a)
+    it.a.lose()
+    b.put(RESULT, b"1-1", b"2")
+    b.put(RESULT, b"1-1", b"2")
+    b.leave()
+    assert (b._fields, it.a.link.sent[RESULT]) == ([], 0)
+
+
+async def test_nodes_are_remembered_a_moment_longer_than_calls_are_in_flight(
+    it: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.001)
+    node, caller, b = it.serve("pi", ["snap"]), it.caller(), distant(it.a)
+    it.ask(caller, '{"jsonrpc":"2.0","id":1,"method":"snap"}')
+    await asyncio.sleep(0.01)
+    assert len(b.peers) == b.member.open == 1
+    it.answer(node, '{"jsonrpc":"2.0","id":1099511627776,"result":1}')
+    assert len(b.peers) == b.member.open == 1
+    while b.peers:
+        await asyncio.sleep(0.001)
+    assert b.member.open == 0
 
 
 async def test_a_fence_is_asked_for_once(it: Two) -> None:
@@ -114,9 +142,11 @@ async def test_a_call_may_begin_for_a_while_after_others(it: Two) -> None:
     b = distant(it.a)
     assert b.fenced(AWAY, TIMEOUT) == 0, "there was no call"
     assert b.beat == b"1"
-    assert TIMEOUT - 1 < b.fenced(AWAY, TIMEOUT) <= TIMEOUT
+    it.a.clock.now += TIMEOUT - 1
+    assert b.fenced(AWAY, TIMEOUT) == 1
     assert b.fenced(UNREACHABLE, TIMEOUT) == GRACE
-    assert b.fenced(UNREACHABLE, 0.1) <= 0.1
+    it.a.clock.now += 1 - 1 / 8
+    assert b.fenced(UNREACHABLE, TIMEOUT) == 1 / 8
 
 
 async def test_a_node_is_paused_once_for_all_who_do_not_read(it: Two) -> None:
@@ -162,14 +192,14 @@ async def test_grants_wait_until_the_other_gateway_takes_more(it: Two) -> None:
     it.ask(caller, '{"jsonrpc":"2.0","id":1,"method":"snap","stream":{"credit":1,"bytes":10}}')
     b = distant(it.a)
     it.b.link.stopped = True
-    b.tell(b"taken", b"x" * HIGH)
+    b.tell(b"on", b"x" * HIGH)
     (stream,) = caller.running.values()
     assert stream.stream is not None
     stream.stream.granted(Grant(1, 1))
     node.take()
     it.b.link.arrived.pop()
     it.b.link.stopped = False
-    b.taken(HIGH + 1000)
+    b.took(HIGH + 1000)
     it.settle()
     assert node.take() == ['{"jsonrpc":"2.0","method":"rpc.credit","params":{"id":1099511627776,"credit":1,"bytes":1}}']
     await asyncio.sleep(0)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
+
+from msgspec import Raw
 
 from gateway import errors
 from gateway.auth.scopes import NOBODY, Principal
@@ -19,8 +22,9 @@ from gateway.cluster.members import Members
 from gateway.cluster.natslink import NatsError
 from gateway.errors import UNKNOWN, Disconnect
 from gateway.limits import Bucket
+from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, cut, verdict
 from gateway.rpc import jsonrpc
-from gateway.rpc.calls import Call, Calls, Link
+from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Party, Request
 from gateway.rpc.streams import Pool
 
@@ -36,8 +40,14 @@ TAKEN: Final = HIGH // 16
 COST: Final = 100
 """What a message counts beside its payload, in bytes."""
 
+PACK: Final = 60 * 1024
+"""Bytes of a pack at most. A larger record leaves alone, and at once."""
+
 UNBOUNDED: Final = 1 << 62
 """More bytes than there are. What streams may send is bounded at the gateways of their two ends."""
+
+LINGER: Final = 1.0
+"""Seconds from one look to the next whether calls are still in flight to another gateway."""
 
 GRACE: Final = 0.3
 """Seconds after which a gateway whose link has ended begins no call any more that had come before.
@@ -45,58 +55,29 @@ GRACE: Final = 0.3
 It has read what had come, or it has stood still for so long that it notices (`alive.Fence`).
 """
 
-REQUEST: Final = b'{"jsonrpc":"2.0","id":'
-"""What each request begins with that the gateway makes, and each reply."""
-
-NOTE: Final = b'{"jsonrpc":"2.0","method":"rpc.'
-"""What each notification about a call begins with that the gateway makes."""
-
 _RESULT: Final = b',"result":'
 _ERROR: Final = b',"error":'
-_ID: Final = b'","params":{"id":'
-_VALUE: Final = b'"value":'
-_END: Final = b'"end":true'
-_CREDIT: Final = b'"credit":'
-_BYTES: Final = b'"bytes":'
 
 
-class MailError(ValueError):
-    """Another gateway has sent what no gateway sends. The message says what."""
+class There(Party, Protocol):
+    """A node at another gateway (`remote.RemotePeer`)."""
+
+    def unheard(self, call_id: bytes) -> None:
+        """End a call that has not reached the node's gateway. Harmless if it has ended."""
+
+    def press(self, pressed: bool) -> None:
+        """Note whether its gateway takes what is sent to it."""
 
 
-def cut(note: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the kind of a notification about a call, such as ``cancel``, the call's id, and what it says of the call.
+class Corker(Protocol):
+    """Lets what is packed leave together (`relay.Relay`)."""
 
-    The gateway has made it, so nothing is decoded, and a value is what it was, byte for byte.
-    """
-    at = note.index(b'"', len(NOTE))
-    kind, start = note[len(NOTE) : at], at + len(_ID)
-    if kind == b"cancel":
-        return kind, note[start:-2], b""
-    end = note.index(b",", start)
-    call_id, said = note[start:end], note[end + 1 : -2]
-    if said.startswith(_VALUE):
-        return kind, call_id, said[len(_VALUE) :]
-    if said == _END:
-        return b"finish", call_id, b""
-    return kind, call_id, said.replace(_CREDIT, b"").replace(_BYTES, b"")
-
-
-def numbers(text: bytes, count: int) -> list[int]:
-    """Return so many numbers from 0 on. Raises MailError if the text is anything else."""
-    parts = text.split(b",")
-    if len(parts) != count or not all(part.isdigit() and len(part) < 20 for part in parts):
-        raise MailError(f"not {count} numbers: {text[: jsonrpc.MAX_DETAIL]!r}")
-    return [int(part) for part in parts]
-
-
-def verdict(name: str, outcome: str, error: bytes) -> bytes:
-    """Return what is sent of a call that a gateway has ended itself: the error's name, its outcome, and its object."""
-    return f"{name} {outcome}\n".encode() + error
+    def cork(self, distant: Distant) -> None:
+        """Have `Distant.leave` called at the end of this read, or of this event-loop iteration."""
 
 
 class Queued(Protocol):
-    """What waits to be written to one node here (`relay.Queue`)."""
+    """What waits to be written to one node here (`unwritten.Queue`)."""
 
     def write(self) -> None:
         """Write it, if it may begin now."""
@@ -138,29 +119,38 @@ class Road:
 class Distant:
     """One member. It is a `requests.Peer` whose calls are run by nodes here, and has the nodes there that are called.
 
+    What goes there in one event-loop iteration is packed, as long as it is of one kind. All leaves in order. ``clock``
+    returns monotonic seconds, which are never those of a moment ago.
+
     ``running`` has its calls here, by the tokens that it has given them. ``fence`` is the number of the last of our
     heartbeats that it has named: it has given up nothing since it heard that one, except what it has said. ``queues``
     has what waits for nodes here, ``paused`` the nodes that are not read because of callers there.
 
-    ``known`` are the nodes there, by their connIds, and ``peers`` those that calls of ours are in flight to, by their
-    numbers.
+    ``known`` are the nodes there, by their connIds, and ``peers`` those that calls of ours are in flight to, or were a
+    moment ago, by their numbers. ``taken`` counts the bytes of its mail.
     """
 
     __slots__ = (
         "_beat",
         "_beat_at",
+        "_clock",
+        "_corker",
+        "_fields",
         "_held_up",
+        "_kind",
         "_loop",
         "_members",
+        "_most",
+        "_octets",
         "_sent",
-        "_taken",
-        "_told",
+        "_unheard",
         "_until",
         "_waits",
         "asked",
         "bucket",
         "calls",
         "conn_id",
+        "due",
         "fence",
         "held_bytes",
         "is_open",
@@ -175,6 +165,7 @@ class Distant:
         "queues",
         "remote",
         "running",
+        "taken",
     )
 
     crowded: Final = False
@@ -182,9 +173,12 @@ class Distant:
     flowing: Final = True
     room: Final = UNBOUNDED
 
-    def __init__(self, member: Member, members: Members) -> None:
+    def __init__(self, member: Member, members: Members, corker: Corker, clock: Callable[[], float]) -> None:
         self.member: Final = member
         self._members = members
+        self._corker = corker
+        self._clock = clock
+        self._unheard = members.reply_subject(b"unheard", member.address)
         self._loop = asyncio.get_running_loop()
         self.is_open = True
         # As a peer
@@ -205,48 +199,120 @@ class Distant:
         self.queues: dict[object, Queued] = {}
         self.paused: dict[str, Paused] = {}
         # Our calls there
-        self.peers: dict[bytes, Party] = {}
-        self.known: WeakValueDictionary[str, Party] = WeakValueDictionary()
+        self.peers: dict[bytes, There] = {}
+        self.known: WeakValueDictionary[str, There] = WeakValueDictionary()
         self._waits: Counter[str] = Counter()
         self._beat = b""
         self._beat_at = 0.0
+        # What is packed
+        self._kind = b""
+        self._fields: list[bytes | Raw] = []
+        self._octets = 0
+        self._most = min(PACK, members.max_payload)
         # What is on its way
         self._sent = 0
         self._until = HIGH
-        self._taken = self._told = 0
+        self.taken, self.due = 0, TAKEN
 
     # Mail
 
-    def tell(self, kind: bytes, payload: bytes = b"", token: bytes = b"", reply: bytes = b"") -> bool:
-        """Send mail. Returns False if it does not leave, and never will."""
+    def put(self, kind: bytes, *fields: bytes | Raw) -> None:
+        """Pack a record of this kind. If the member is lost, it never leaves."""
+        octets = sum(map(len, fields)) + len(fields)
+        if (kind is not self._kind or self._octets + octets > self._most) and not self._begin(kind):
+            return
+        self._fields += fields
+        self._octets += octets
+        if self._octets > self._most:
+            self.leave()
+
+    def _begin(self, kind: bytes) -> bool:
+        """Begin another pack. Returns False if none ever leaves."""
+        while self._kind:  # again if there is something to say of what does not leave
+            self.leave()
+        if self.is_open:
+            self._kind, self._octets = kind, 0
+            if kind is CALL:
+                beat = self.beat
+                self._fields = [beat]
+                self._octets = len(beat)
+            self._corker.cork(self)
+        return self.is_open
+
+    def leave(self) -> None:
+        """Send what is packed. Harmless at any time."""
+        if not self._kind:
+            return
+        kind, fields = self._kind, self._fields
+        self._kind, self._fields = b"", []
+        reply = b""
+        if kind is CALL:
+            first, last = fields[1], fields[-3]
+            if not (first and last):  # notifications
+                first, last = _ends(fields[1::3])
+            if first:
+                reply = b"%b-%b-%b" % (self._unheard, first, last)
+        if not self._send(kind, SEPARATOR.join(fields), reply):
+            self._spoil(kind, fields)
+
+    def tell(self, kind: bytes, payload: bytes = b"") -> bool:
+        """Send mail that is not packed. Returns False if it does not leave, and never will."""
+        self.leave()
+        return self._send(kind, payload)
+
+    def _send(self, kind: bytes, payload: bytes, reply: bytes = b"") -> bool:
         try:
-            self._members.tell(self.member, kind, payload, token, reply)
+            self._members.tell(self.member, kind, payload, reply=reply)
         except NatsError:
             return False
         self._sent += len(payload) + COST
-        if self._sent > self._until:
-            self.link.pressed = True
+        if self._sent > self._until and not self.link.pressed:
+            self._press(True)
         return True
 
-    def takes(self, octets: int) -> None:
-        """Count the payload of mail that came, and tell the sender now and then how much it was in all."""
-        self._taken += octets + COST
-        if self._taken - self._told >= TAKEN:
-            self._told = self._taken
-            with suppress(NatsError):
-                self._members.tell(self.member, b"taken", b"%d" % self._taken)
+    def _spoil(self, kind: bytes, fields: list[bytes | Raw]) -> None:
+        """End calls that were not delivered. Tell of an answer that is larger than NATS takes.
 
-    def taken(self, octets: int) -> None:
+        If that is not the reason, this is not heard either.
+        """
+        self._most = min(PACK, self._members.max_payload)  # a server that is configured anew says so
+        if kind is CALL:
+            for token in fields[1::3]:
+                self._undelivered(b"" + token)
+            return
+        if kind is RESULT:
+            answered = fields[::2]
+        else:
+            answered = [token for said, token in zip(fields[::3], fields[1::3], strict=True) if said == b"error"]
+        error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
+        for token in answered:
+            self.put(SAID, b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error))
+
+    def tell_taken(self) -> None:
+        """Tell the other gateway how much was ``taken`` from it, because that is as much as is ``due``.
+
+        This mail does not count itself. Otherwise there would be an answer to each.
+        """
+        self.due = self.taken + TAKEN
+        with suppress(NatsError):
+            self._members.tell(self.member, b"taken", b"%d" % self.taken)
+
+    def took(self, octets: int) -> None:
         """Note how much the other gateway has taken in all, and let those go on that had to wait for it."""
         self._until = octets + HIGH
         if self.link.pressed and self._sent - octets <= LOW:
-            self.link.pressed = False
+            self._press(False)
             self._relieve()
             for request in list(self.running.values()):
                 request.drained()
             for pool in (self.pool, *(peer.pool for peer in self.peers.values())):
                 if pool is not None:
                     pool.read_on()
+
+    def _press(self, pressed: bool) -> None:
+        self.link.pressed = pressed
+        for peer in list(self.known.values()):
+            peer.press(pressed)
 
     # As a peer
 
@@ -259,24 +325,16 @@ class Distant:
             end = payload.index(b",", len(REQUEST))
             token = payload[len(REQUEST) : end]
             if payload.startswith(_RESULT, end):
-                kind, value = b"result", payload[end + len(_RESULT) : -1]
+                self.put(RESULT, token, payload[end + len(_RESULT) : -1])
             else:
-                kind, value = b"error", payload[end + len(_ERROR) : -1]
-            if not self.tell(kind, value, token):
-                self._fail(token)
+                self.put(SAID, b"error", token, payload[end + len(_ERROR) : -1])
         elif payload.startswith(NOTE):
-            kind, token, said = cut(payload)
-            self.tell(kind, said, token)
+            self.put(SAID, *cut(payload))
         elif payload:
             token, _, told = payload.partition(b" ")
-            self.tell(b"ended", told, token)
+            self.put(SAID, b"ended", token, told)
 
     send = pass_on
-
-    def _fail(self, token: bytes) -> None:
-        """Tell that an answer is larger than NATS takes. If that is not the reason, this is not heard either."""
-        error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
-        self.tell(b"ended", verdict(errors.TOO_LARGE.name, UNKNOWN, error), token)
 
     def hold(self, octets: int) -> bool:
         """Hold so many bytes for callers there. Returns False if there is no room for them."""
@@ -323,7 +381,7 @@ class Distant:
     def beat(self) -> bytes:
         """The number of the member's last heartbeat, for a call that is sent now."""
         if self.member.beat is not self._beat:
-            self._beat, self._beat_at = self.member.beat, self._loop.time()
+            self._beat, self._beat_at = self.member.beat, self._clock()
         return self._beat
 
     def fenced(self, cause: str, timeout: float) -> float:
@@ -331,26 +389,41 @@ class Distant:
 
         It begins none that names a heartbeat of ``timeout`` seconds ago. If it was silent, it was for so long.
         """
-        left = max(0.0, self._beat_at + timeout - self._loop.time())
+        left = max(0.0, self._beat_at + timeout - self._clock())
         if cause == UNREACHABLE:
             return min(left, GRACE)
         return left if cause in (AWAY, DISOWNED) else 0.0
 
     # Nodes there
 
-    def busy(self, number: bytes, peer: Party) -> None:
-        """Note that calls are in flight to a node there."""
+    def busy(self, number: bytes, peer: There) -> None:
+        """Note that calls are in flight to a node there, until it is seen that there are none any more."""
+        if not self.peers:
+            self._members.busy(self.member)
+            self._loop.call_later(LINGER, self._look)
         self.peers[number] = peer
-        self._members.busy(self.member)
 
-    def idle(self, number: bytes) -> None:
-        """Note that no calls are in flight to a node there. Harmless if there were none."""
-        if self.peers.pop(number, None) is not None:
+    def _look(self) -> None:
+        """Forget the nodes that no calls are in flight to."""
+        for number in [number for number, peer in self.peers.items() if not peer.calls]:
+            del self.peers[number]
+        if self.peers:
+            self._loop.call_later(LINGER, self._look)
+        else:
             self._members.idle(self.member)
 
-    def unheard(self, token: bytes) -> bytes:
-        """Return the subject for what comes back if nobody hears a call."""
-        return self._members.reply_subject(b"unheard", token)
+    def _undelivered(self, token: bytes) -> None:
+        """End a call that was not delivered."""
+        call_id, _, number = token.partition(b"-")
+        peer = self.peers.get(number)
+        if peer is not None:
+            peer.unheard(call_id)
+
+    def unheard(self, first: int, last: int) -> None:
+        """End the calls of a pack that was not delivered. No others have ids from its first to its last."""
+        for peer in list(self.peers.values()):
+            for call_id in [call_id for call_id in peer.calls if first <= int(call_id) <= last]:
+                peer.unheard(call_id)
 
     def pause(self, conn_id: str) -> None:
         """Have a node there not be read until `resume`. Once for each caller here that does not read."""
@@ -370,6 +443,7 @@ class Distant:
     def lose(self) -> None:
         """End what is in flight for it, because it is lost. The calls to it end when they cannot begin any more."""
         self.is_open = False
+        self.leave()  # which ends what has not left
         for request in list(self.running.values()):
             request.abandon()
         for queue in list(self.queues.values()):
@@ -381,8 +455,7 @@ class Distant:
             node.go_on()
 
 
-def lost_calls(distant: Distant, calls: Calls) -> None:
-    """End all calls of ours to a member that is lost."""
-    for number, peer in list(distant.peers.items()):
-        calls.lost(peer)
-        distant.idle(number)
+def _ends(tokens: list[bytes | Raw]) -> tuple[bytes | Raw, bytes | Raw]:
+    """Return the first token that is not empty and the last; two empty ones if there are none."""
+    named = [token for token in tokens if token]
+    return (named[0], named[-1]) if named else (b"", b"")

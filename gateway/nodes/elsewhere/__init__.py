@@ -1,0 +1,1 @@
+"""Calls from one gateway of a cluster to another."""

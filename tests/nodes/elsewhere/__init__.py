@@ -1,0 +1,1 @@
+"""Tests of `gateway/nodes/elsewhere/`, a file for each module."""
