@@ -497,7 +497,7 @@ async def test_1024_credits_of_64_kib_cut_nobody(aiohttp_client: AiohttpClient) 
                 await pi.say(value(call_ids[id], text))
                 order.append(id)
         await pi.quiet()
-        assert connection.link.pressed
+        await until(lambda: connection.link.pressed)
         await asyncio.sleep(0.3)  # longer than an outbox may be over its bound
         assert connection.link.pressed, "or it has read"
         assert connection.is_open
