@@ -105,9 +105,15 @@ class RequestProtocol(web.RequestHandler):
     writing_paused = cast(Any, web.RequestHandler)._paused
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with a connection."""
+        """Begin with a connection, as aiohttp does, but without two steps that are done elsewhere.
+
+        The event loops set TCP_NODELAY themselves. And a peer that sends no request has the listener's deadline, so
+        that aiohttp's timer for it would be made and cancelled in vain.
+        """
         self._messages = Heads()
-        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, transport)
+        cast(web.Server, self._manager).connection_made(self, self.transport)
+        self._task_handler = self._loop.create_task(self.start())
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of a request on, unless `request_bytes` says otherwise."""

@@ -128,6 +128,17 @@ async def test_aiohttp_has_the_private_attributes() -> None:
     )
 
 
+def test_aiohttp_begins_a_connection_with_the_steps_that_are_known() -> None:
+    """`RequestProtocol.connection_made` takes the place of both: it does some of them, and leaves others out."""
+    steps = {*web.RequestHandler.connection_made.__code__.co_names, *BaseProtocol.connection_made.__code__.co_names}
+    known = {"transport", "tcp_nodelay", "_tcp_keepalive", "tcp_keepalive", "_manager", "connection_made"}
+    known |= {"_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle", "_process_keepalive"}
+    known |= {"_loop", "time", "call_at", "start", "create_task", "_task_handler"}
+    language = {"super", "cast", "asyncio", "Transport", "sys", "version_info"}
+    eager = {"isinstance", "BaseEventLoop", "Task"}
+    assert steps - language - eager == known, INSIDES
+
+
 class Queue(WebSocketDataQueue):
     """Whether the compiled parser calls what a subclass in Python overrides, and what becomes of what that raises."""
 
