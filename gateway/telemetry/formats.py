@@ -34,6 +34,7 @@ _CONTROL = re.compile("[\\x00-\\x1f]")
 
 _ASCII_CONTROLS = bytes(range(0x20)) + b"\x7f"
 
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
 _NOT_BRIEF = _NOT_FIELDS | {"time", "level", "logger"}
 
@@ -106,9 +107,11 @@ class JsonFormatter(MsgspecFormatter):
         except Exception:  # as in `format`
             return None
         line = b'{"time":"%bZ"%b%b,%b\n' % (self._time(created).encode(), head, message, rest[1:])
-        if not line.isascii() or len(line.translate(None, _ASCII_CONTROLS)) != len(line) - 1:
+        if not line.isascii() or b"\x7f" in line:
             return None
-        return line
+        # In these JSON has no other control characters. msgspec.Raw goes out as it is.
+        plain_types = _PLAIN_TYPES.issuperset(map(type, fields.values()))
+        return line if plain_types or len(line.translate(None, _ASCII_CONTROLS)) == len(line) - 1 else None
 
     def _head(self, kind: Kind, logger: str) -> bytes:
         names = {"level": _named(kind.level), "logger": logger, "event": kind.event}
