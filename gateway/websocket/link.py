@@ -1,7 +1,8 @@
 """One WebSocket, from its 101 to its one end: aiohttp's `web.WebSocketResponse`, with a way in and out of our own.
 
 aiohttp's heartbeat timers and `receive()` are used. A message is handed over while it is parsed (`reader`), frames
-leave by the cork (`outbox`), and one method changes the state. The first end wins and carries its cause.
+leave by the cork (`outbox`), and once the link is open one method changes the state. The first end wins and carries its
+cause.
 
 This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
 """
@@ -114,7 +115,7 @@ class Link(Heartbeat):
         self._compress = self._deflater.compress if self._deflater else 0
         request.writer.output_size += len(head)  # so that aiohttp never writes an error page into the stream
         self._req, self._payload_writer = request, request.writer
-        self.loop = self._loop = asyncio.get_running_loop()
+        self.loop = self._loop = handler._loop  # asyncio.get_running_loop() makes a system call before Python 3.12
         self.transport = handler.transport
         self.flow = handler
         self._open(request, handler, head)
@@ -130,9 +131,10 @@ class Link(Heartbeat):
         self.transport.set_write_buffer_limits(HIGH_WATER)
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
         self._parser = cast(WebSocketReader, parser)
-        self._move(_OPEN)
-        self.put_control(head)
-        self._bytes_out = -len(head)  # the head leaves with the first frames, but is HTTP
+        self.state = _OPEN
+        # The head leaves with the first frames, but is HTTP. The flush below takes it, so the cork need not know of it.
+        self.corked, self.corked_bytes = [head], len(head)
+        self._messages_out, self._bytes_out = -1, -len(head)
         opening.slim(request, handler, self)
         try:
             self.owner.on_open(self)
@@ -416,7 +418,7 @@ class Link(Heartbeat):
         self._close_code = end.code
         self.discard()
         self.on_whole()
-        self._set_closed()
+        self._closed = True
         self._writer = writer.SPENT
         self._parser = None
         self._inbox.wake()
@@ -426,15 +428,15 @@ class Link(Heartbeat):
         owner.on_closed(self, end)
 
     def _move(self, state: State) -> None:
-        """Change the state. Each state that waits for the peer has the close timeout."""
+        """Change the state after the opening. Each state that waits for the peer has the close timeout."""
         was_open = self.state is _OPEN
         self.state = state
         if was_open:
+            self._cancel_heartbeat()
             self.owner.on_blocked(self)
             # Not now: this may be in the middle of a loop over many connections.
             self.loop.call_soon(self.owner.on_ending, self)
         if state is _CLOSED:
             self._closings.done(self)
-        elif state is not _OPEN:
-            self._cancel_heartbeat()
+        else:
             self._closings.begin(self)
