@@ -14,7 +14,7 @@ import logging
 import select
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
@@ -154,20 +154,24 @@ class HandshakeProtocol(RequestProtocol):
         handshake.stage = "response"
         self._handshakes.again(handshake)
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """Write a response, and look whether it has left. After a WebSocket's life there is nothing left to do."""
+        handshake = self._handshake
+        return _finished(resp) if handshake is None else self._finish_response(handshake, request, resp, start_time)
+
+    async def _finish_response(
+        self, handshake: Handshake, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write a response, and look whether it has left. After a WebSocket's life there is nothing to look at."""
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            handshake = self._handshake
-            if handshake is not None:
-                self._unread = not resp.keep_alive or not self._has_left()
-                if self._unread:  # it is closed after this response, or the deadline will see
-                    self._handshakes.begin(handshake)
-                else:
-                    self._answered(handshake)
+            self._unread = not resp.keep_alive or not self._has_left()
+            if self._unread:  # it is closed after this response, or the deadline will see
+                self._handshakes.begin(handshake)
+            else:
+                self._answered(handshake)
 
     def _answered(self, handshake: Handshake) -> None:
         """Wait for the next request, or go on with it if it has begun already."""
@@ -367,6 +371,10 @@ class Listener:
     def _resume(self, listening: socket.socket) -> None:
         del self._paused[listening]
         self.loop.add_reader(listening, self._accept, listening)
+
+
+async def _finished(resp: web.StreamResponse) -> tuple[web.StreamResponse, bool]:
+    return resp, False
 
 
 def _settled_already() -> bool:
