@@ -16,7 +16,7 @@ import socket
 import ssl
 from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -91,9 +91,9 @@ class HandshakeProtocol(RequestProtocol):
         handshake = self._handshake
         if handshake is not None:
             handshake.stage = "request"
-            # Not every event loop's transports inherit from asyncio.Transport, but all can abort.
-            self._wire = cast(asyncio.Transport, transport)
-            handshake.drop = self._wire.abort
+            self._wire = wire = self.transport
+            assert wire is not None
+            handshake.drop = wire.abort
             handshake.settled = self._settled
 
     def request_bytes(self, data: bytes) -> bool:

@@ -13,7 +13,6 @@ import asyncio
 from typing import Any, Final, Self, cast
 
 from aiohttp import WSMessage, WSMsgType, web
-from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_websocket import WebSocketError
@@ -80,6 +79,8 @@ class Link(Heartbeat):
         "watcher",
     )
 
+    __hash__ = object.__hash__  # aiohttp has the same in Python, and it is asked for three times a connection
+
     def __init__(self, owner: Owner[Link], cork: Cork, regime: Regime, closings: Closings) -> None:
         super().__init__(cork, regime)
         self.owner = owner
@@ -108,7 +109,7 @@ class Link(Heartbeat):
         """
         if self._payload_writer is not None:
             return self._payload_writer
-        handler = cast(Any, request.protocol)
+        handler: Any = request.protocol
         if handler.transport is None:
             raise ConnectionResetError("Connection lost")
         head, self._deflater = opening.answer(request, handler, self._regime)
@@ -123,14 +124,14 @@ class Link(Heartbeat):
 
     def _open(self, request: web.BaseRequest, handler: Any, head: bytes) -> None:
         """Open the link. Messages may arrive inside of ``take_over``, so everything else comes before it."""
-        self._writer = cast(WebSocketWriter, writer.Writer(self))
+        self._writer = writer.for_aiohttp(self)
         self.last_read = self.last_message = self.loop.time()
         self._reset_heartbeat()
         self._inbox = Inbox(self, self._regime.max_message_bytes)
-        self._reader = cast(WebSocketDataQueue, self._inbox)
+        self._reader = self._inbox
         self.transport.set_write_buffer_limits(HIGH_WATER)
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
-        self._parser = cast(WebSocketReader, parser)
+        self._parser = parser
         self.state = _OPEN
         # The head leaves with the first frames, but is HTTP. The flush below takes it, so the cork need not know of it.
         self.corked, self.corked_bytes = [head], len(head)

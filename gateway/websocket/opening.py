@@ -111,8 +111,10 @@ class RequestProtocol(web.RequestHandler):
         that aiohttp's timer for it would be made and cancelled in vain.
         """
         self._messages = Heads()
-        self.transport = cast(asyncio.Transport, transport)
-        cast(web.Server, self._manager).connection_made(self, self.transport)
+        stream: Any = transport  # not every event loop's transports inherit from asyncio.Transport
+        manager: Any = self._manager
+        self.transport = stream
+        manager.connection_made(self, stream)
         self._task_handler = self._loop.create_task(self.start())
 
     def data_received(self, data: bytes) -> None:

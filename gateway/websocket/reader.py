@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
@@ -209,7 +209,8 @@ class Reader(WebSocketReader):
         """
         self._handler = handler
         if handler.transport is not None:
-            handler.transport.set_protocol(cast(asyncio.Protocol, self))
+            protocol: Any = self
+            handler.transport.set_protocol(protocol)
         handler.set_parser(self)
         handler.keep_alive(False)
 
