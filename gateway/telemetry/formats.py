@@ -34,6 +34,7 @@ _CONTROL = re.compile("[\\x00-\\x1f]")
 
 _ASCII_CONTROLS = bytes(range(0x20)) + b"\x7f"
 
+_MILLISECONDS = tuple(f".{number:03d}" for number in range(1000))
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
 _NOT_BRIEF = _NOT_FIELDS | {"time", "level", "logger"}
@@ -155,7 +156,7 @@ class _Clock:
         if moment != last:
             if moment // 1000 != last // 1000:
                 second = time.strftime(self._layout, self._calendar(created))
-            text = f"{second}.{moment % 1000:03d}"
+            text = second + _MILLISECONDS[moment % 1000]
             self._last = (moment, text, second)
         return text
 
