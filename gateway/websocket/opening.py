@@ -184,4 +184,5 @@ def slim(request: Any, handler: Any, response: Any) -> None:
     request._transport_peername = request._transport_sockname = None
     handler._cache = {}  # it has both of these, too
     handler._parser = None
+    handler._current_request = None  # or it would be told when the connection is lost, for the sake of its body
     handler._messages = _NO_MESSAGES

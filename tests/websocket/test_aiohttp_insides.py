@@ -118,7 +118,8 @@ async def test_aiohttp_has_the_private_attributes() -> None:
     assert set(vars(fresh)) == ATTRIBUTES, INSIDES
     assert vars(fresh)["_pong_heartbeat"] == 10.0, INSIDES
     slots = {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
-    assert slots >= {"_payload_parser", "_messages", "_parser", "_cache", "_loop", "_timeout_ceil_threshold"}, INSIDES
+    known = {"_payload_parser", "_messages", "_parser", "_cache", "_loop", "_timeout_ceil_threshold"}
+    assert slots >= {*known, "_current_request"}, INSIDES
     request = make_mocked_request("GET", "/ws")
     known = {"_message", "_headers", "_cache", "_state", "_protocol", "_transport_peername", "_transport_sockname"}
     assert known <= vars(request).keys(), INSIDES
