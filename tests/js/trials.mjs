@@ -452,6 +452,41 @@ const HOSTILITIES = {
     return found;
   },
 
+  /** What a node says by itself: a gateway would mend it. */
+  async letsThrough({ connect, CallError }) {
+    const inner = { code: "overloaded", temporary: true };
+    const thrown = {
+      refused: { ...inner, outcome: "not_delivered", retryAfterMs: 100 },
+      served: { ...inner, nodeOutcome: "not_delivered", nodeRetryAfterMs: 100 },
+      own: { ...inner, retryAfterMs: 100 },
+    };
+    const names = [...Object.keys(thrown), "bigint"];
+    const said = {};
+    let over;
+    const all = new Promise((resolve) => (over = resolve));
+    const server = await served(({ socket, welcome }) => {
+      welcome();
+      socket.on("message", (text) => {
+        const { id, method, error } = JSON.parse(text);
+        if (error) said[id] = error.data;
+        if (names.every((name) => name in said)) over();
+        if (method !== "node.register") return;
+        socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: {} }));
+        for (const name of names) socket.send(JSON.stringify({ jsonrpc: "2.0", id: name, method: `outer.${name}` }));
+      });
+    });
+    const node = connect(UNKEPT, server.url);
+    for (const [name, data] of Object.entries(thrown))
+      node.method(`outer.${name}`, () => { throw new CallError(-32009, "refused further in", data); });
+    node.method("outer.bigint", () => 1n);
+    await node.open();
+    await node.serve({ name: "outer" });
+    await all;
+    await node.close();
+    server.stop();
+    return said;
+  },
+
   async babbles({ connect }) {
     const nonsense = [null, 1, "x", [], [null], {}, { method: "rpc.progress" }, { method: "event.message" }, { id: 1 }];
     const strange = { id: 1, error: { code: -32009, message: "", data: { code: "overloaded", temporary: true, retryAfterMs: "x" } } };
