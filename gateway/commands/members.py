@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, show, since, table
+from gateway.terminal.output import SHORT, as_json, show, since, table
 
 
 def add_to(commands: Any) -> None:
@@ -17,7 +17,8 @@ def add_to(commands: Any) -> None:
         "members",
         help="list the gateways of the cluster",
         description="List the gateways of the cluster that this gateway belongs to, itself included: for how long each"
-        " has run, and how many nodes and connections it has. Standard error names those that have not answered.",
+        " has run, and how many nodes and connections it has. INSTANCE is the beginning of its id; --json has the rest."
+        " Standard error names those that have not answered.",
     )
     remote.add_json(parser, "an array, as gateway.info has it; empty if the gateway is alone")
     parser.set_defaults(run=run)
@@ -39,7 +40,7 @@ def run(given: argparse.Namespace) -> int:
         rows = [("NAME", "INSTANCE", "VERSION", "SINCE", "NODES", "CONNECTIONS")]
         for one in members:
             counts = str(one["nodes"]), str(one["connections"])
-            rows.append((one["member"], one["instance"], one["version"], since(one["since"]), *counts))
-        show(table(rows, spare=("INSTANCE", "VERSION")))
+            rows.append((one["member"], one["instance"][:SHORT], one["version"], since(one["since"]), *counts))
+        show(table(rows, spare=("VERSION", "INSTANCE")))
 
     return remote.run(given, work)
