@@ -72,7 +72,7 @@ const UNSENDABLE = {
   surrogate: () => "\ud83d",
   map: () => new Map([[1, 2]]),
   set: () => ({ deep: [new Set([1])] }),
-  error: () => new Error("no"),
+  error: () => Object.assign(new Error("no"), { errno: -2 }),
   promise: () => [Promise.resolve(1)],
   bytes: () => new Uint8Array(2),
   function: () => () => 1,
