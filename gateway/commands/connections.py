@@ -9,10 +9,8 @@ from typing import Any, Final
 from gateway.client import CallError, Client
 from gateway.errors import NOT_FOUND
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, show, since, span, table
+from gateway.terminal.output import SHORT, as_json, show, since, span, table
 
-_SHORT: Final = 8
-"""How many characters of a connId a table shows: enough to tell connections apart."""
 _WHOLE: Final = 36
 
 Row = tuple[str, ...]
@@ -108,7 +106,7 @@ _ENDED_SPARE: Final = ("OPEN", "REMOTE")
 
 def _live(one: dict[str, Any]) -> Row:
     return (
-        one["connId"][:_SHORT],
+        one["connId"][:SHORT],
         one["name"],
         one["role"],
         one["remote"],
@@ -123,7 +121,7 @@ def _live(one: dict[str, Any]) -> Row:
 
 def _ended(one: dict[str, Any]) -> Row:
     return (
-        one["connId"][:_SHORT],
+        one["connId"][:SHORT],
         one["name"],
         one["remote"],
         f"{since(one['closedAt'])} ago",

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.client import Client
 from gateway.terminal import remote
-from gateway.terminal.output import as_json, show, since, table, tell
+from gateway.terminal.output import SHORT, as_json, show, since, table, tell
 
 
 def add_to(commands: Any) -> None:
@@ -17,8 +17,9 @@ def add_to(commands: Any) -> None:
         "members",
         help="list the gateways of the cluster",
         description="List the gateways of the cluster that this gateway belongs to, itself included: for how long each"
-        " has run, and how many nodes and connections it has. HERE is the one that has answered. Standard error names"
-        " those that have not, and says if NATS is out of reach.",
+        " has run, and how many nodes and connections it has. INSTANCE is the beginning of its id; --json has the"
+        " rest. HERE is the one that has answered. Standard error names those that have not, and says if NATS is out of"
+        " reach.",
     )
     remote.add_json(parser, "an array, as gateway.info has it; empty if the gateway is alone")
     parser.set_defaults(run=run)
@@ -45,7 +46,7 @@ def run(given: argparse.Namespace) -> int:
         for one in members:
             counts = str(one["nodes"]), str(one["connections"])
             here = "yes" if one["instance"] == info["server"]["instance"] else ""
-            rows.append((one["member"], one["instance"], one["version"], since(one["since"]), *counts, here))
-        show(table(rows, spare=("INSTANCE", "VERSION")))
+            rows.append((one["member"], one["instance"][:SHORT], one["version"], since(one["since"]), *counts, here))
+        show(table(rows, spare=("VERSION", "INSTANCE")))
 
     return remote.run(given, work)

@@ -92,26 +92,30 @@ def _add(given: argparse.Namespace) -> None:
     scopes = None if given.scope is None else tuple(given.scope)
     token = tokens.add(given.file, given.name, given.role, scopes, given.expires)
     show(token)
-    tell(f"{given.name} is in {given.file}; {_RELOAD}")
+    tell(f"{given.name} is in {given.file}")
     may = role_scopes(given.role, given.name) if scopes is None else scopes
-    tell(f"its scopes: {' '.join(may)}{_advice(given.role, given.name, scopes)}")
+    tell(f"its scopes: {' '.join(may)}")
+    if lacks := _lacks(given.role, given.name, scopes):
+        tell(f"--scope lets it {', or '.join(lacks)}")
+    tell(_RELOAD)
 
 
-def _advice(role: str, name: str, scopes: tuple[str, ...] | None) -> str:
-    """Return what to do about scopes that a node does not have by itself, or nothing."""
+def _lacks(role: str, name: str, scopes: tuple[str, ...] | None) -> list[str]:
+    """Return what a node may not do by itself, and the beginning of the scope for it."""
     if role != "node" or scopes is not None:
-        return ""
+        return []
     lacks = ["serve methods that another node serves too (share:)", "subscribe (subscribe:)"]
     if not is_part(name):
         lacks.append("publish, because its name is more than one part (publish:)")
-    return f"; --scope lets it {', or '.join(lacks)}"
+    return lacks
 
 
 def _revoke(given: argparse.Namespace) -> None:
     if given.name is None:
         given.fail("revoke needs the name")
     tokens.revoke(given.file, given.name)
-    tell(f"{given.name} is no longer in {given.file}; {_RELOAD}")
+    tell(f"{given.name} is no longer in {given.file}")
+    tell(_RELOAD)
 
 
 def _list(given: argparse.Namespace) -> None:

@@ -173,10 +173,18 @@ function costOf(message, text = JSON.stringify(message)) {
   return bytesOf(text) - bytesOf(around) + "null".length;
 }
 
-/** The member `error` of a response. The outcome in an error is that of another call, which this one has made. */
-function errorMember({ code, message, data, outcome }) {
+/** The data of an error, which may be that of a call that the method has made. Its outcome is not that of this call. */
+function toldOf({ data, outcome }) {
+  if (outcome === null) return data;
+  const { nodeOutcome, retryAfterMs, ...rest } = data;
+  return { ...rest, outcome: "unknown" };
+}
+
+/** The member `error` of a response. */
+function errorMember(error) {
+  const { code, message } = error;
   if (!Number.isSafeInteger(code)) throw new NoJson("the code of an error must be an integer");
-  const told = outcome !== null ? { ...data, outcome: "unknown" } : data;
+  const told = toldOf(error);
   const more = told === undefined ? "" : `,"data":${encode(told)}`;
   return `"error":{"code":${code},"message":${encode(String(message))}${more}}`;
 }

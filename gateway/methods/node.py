@@ -216,7 +216,9 @@ class NodeMethods:
             if given not in (None, peer.principal.name):
                 raise Refusal(errors.FORBIDDEN, f"a node has its principal's name, {peer.principal.name}")
             return peer.principal.name
-        if given is None or not is_peer_name(given):
+        if given is None:
+            raise BadParams("name: without a credential the node has to say its name")
+        if not is_peer_name(given):
             raise BadParams(f"name: must be a text of 1 to {MAX_NAME} printable characters")
         if peer.node is not None and peer.node.name != given:
             raise Refusal(errors.CONFLICT, f"this connection is the node {peer.node.name}")

@@ -23,6 +23,9 @@ import msgspec
 from gateway.terminal import statuses
 from gateway.text import plain
 
+SHORT: Final = 8
+"""How many characters of an id a table shows: enough to tell connections, or gateways, apart."""
+
 _NARROWEST: Final = 6
 """How many columns a cell of a table keeps even in the narrowest window."""
 

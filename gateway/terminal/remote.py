@@ -130,14 +130,14 @@ def _interruptible() -> Iterator[None]:
 
 
 async def _tell(client: Client, url: str) -> None:
-    """Say on standard error when the connection is lost and when it is open again."""
-    lost = False
+    """Say on standard error why there is no connection, once for each reason, and when it is open again."""
+    told = ""
     async for state in client.states():
-        if state in (State.AWAY, State.WAITING):
-            lost = True
-            tell(f"{url}: {plain(client.why)}; trying again")
-        elif state is State.OPEN and lost:
-            lost = False
+        if state in (State.AWAY, State.WAITING) and client.why != told:
+            told = client.why
+            tell(f"{url}: {plain(told)}; trying again")
+        elif state is State.OPEN and told:
+            told = ""
             tell(f"{url}: connected")
 
 

@@ -51,7 +51,7 @@ def test_add_prints_the_token_once_and_nothing_else(file: str) -> None:
     made = run("token", "--name", "kitchen-pi", "--role", "node", "--scope", "serve:camera.*", "--file", file)
     assert made.status == 0
     assert TOKEN.fullmatch(made.stdout)
-    assert made.stderr == f"kitchen-pi is in {file}; {RELOAD}\nits scopes: serve:camera.*\n"
+    assert made.stderr == f"kitchen-pi is in {file}\nits scopes: serve:camera.*\n{RELOAD}\n"
     assert known(file, made.stdout) == Principal("kitchen-pi", "node", ("serve:camera.*",), None)
     assert made.stdout.strip() not in Path(file).read_text()
     scopes = ["--scope", "call:a.>", "--scope=admin", "--scope=call:b"]
@@ -62,15 +62,16 @@ def test_add_prints_the_token_once_and_nothing_else(file: str) -> None:
 
 
 def test_add_tells_what_a_node_may_do_of_its_own_and_how_it_may_do_more(file: str) -> None:
-    lacks = "; --scope lets it serve methods that another node serves too (share:), or subscribe (subscribe:)"
-    own = run("token", "add", "pi", "--role=node", "--file", file).stderr.splitlines()[1]
-    assert own == f"its scopes: serve:> publish:pi.>{lacks}"
-    dotted = run("token", "add", "pi.attic", "--role=node", "--file", file).stderr.splitlines()[1]
-    assert dotted == f"its scopes: serve:>{lacks}, or publish, because its name is more than one part (publish:)"
+    lacks = "--scope lets it serve methods that another node serves too (share:), or subscribe (subscribe:)"
+    own = run("token", "add", "pi", "--role=node", "--file", file).stderr.splitlines()[1:]
+    assert own == ["its scopes: serve:> publish:pi.>", lacks, RELOAD]
+    dotted = run("token", "add", "pi.attic", "--role=node", "--file", file).stderr.splitlines()[1:]
+    named = f"{lacks}, or publish, because its name is more than one part (publish:)"
+    assert dotted == ["its scopes: serve:>", named, RELOAD]
     shared = run("token", "add", "tv", "--role=node", "--scope=serve:>", "--scope=share:disk.*", "--file", file)
-    assert shared.stderr.splitlines()[1] == "its scopes: serve:> share:disk.*"
-    page = run("token", "add", "page", "--role=ui", "--file", file).stderr.splitlines()[1]
-    assert page == "its scopes: call:> subscribe:>"
+    assert shared.stderr.splitlines()[1:] == ["its scopes: serve:> share:disk.*", RELOAD]
+    page = run("token", "add", "page", "--role=ui", "--file", file).stderr.splitlines()[1:]
+    assert page == ["its scopes: call:> subscribe:>", RELOAD]
     listed = run("token", "list", "--file", file).stdout.splitlines()[1:]
     assert [line.split("never")[1].split() for line in listed] == [
         ["serve:>", "publish:pi.>"],
@@ -85,7 +86,7 @@ def test_revoke_takes_the_token_out(how: list[str], file: str) -> None:
     tokens.add(file, "kitchen-pi", "node", None, None)
     kept = tokens.add(file, "tv", "ui", None, None)
     ended = run("token", "revoke", *how, "--file", file)
-    assert ended == Ended(0, "", f"kitchen-pi is no longer in {file}; {RELOAD}\n")
+    assert ended == Ended(0, "", f"kitchen-pi is no longer in {file}\n{RELOAD}\n")
     assert [entry.principal for entry in tokens.load(file)] == [known(file, kept)]
 
 
@@ -277,7 +278,7 @@ def test_the_file_is_utf_8_whatever_the_terminal_is(file: str) -> None:
     Path(file).write_text("# für die Küche\n", encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     made = run("token", *ADD, "--file", file, environ=ascii_only)
-    assert (made.status, made.stderr.splitlines()[0]) == (0, f"new is in {file}; {RELOAD}")
+    assert (made.status, made.stderr.splitlines()[0]) == (0, f"new is in {file}")
     assert Path(file).read_text(encoding="utf-8").startswith("# für die Küche\n")
     assert known(file, made.stdout).name == "new"
 

@@ -72,7 +72,7 @@ const UNSENDABLE = {
   surrogate: () => "\ud83d",
   map: () => new Map([[1, 2]]),
   set: () => ({ deep: [new Set([1])] }),
-  error: () => new Error("no"),
+  error: () => Object.assign(new Error("no"), { errno: -2 }),
   promise: () => [Promise.resolve(1)],
   bytes: () => new Uint8Array(2),
   function: () => () => 1,
@@ -450,6 +450,41 @@ const HOSTILITIES = {
       server.stop();
     }
     return found;
+  },
+
+  /** What a node says by itself: a gateway would mend it. */
+  async letsThrough({ connect, CallError }) {
+    const inner = { code: "overloaded", temporary: true };
+    const thrown = {
+      refused: { ...inner, outcome: "not_delivered", retryAfterMs: 100 },
+      served: { ...inner, nodeOutcome: "not_delivered", nodeRetryAfterMs: 100 },
+      own: { ...inner, retryAfterMs: 100 },
+    };
+    const names = [...Object.keys(thrown), "bigint"];
+    const said = {};
+    let over;
+    const all = new Promise((resolve) => (over = resolve));
+    const server = await served(({ socket, welcome }) => {
+      welcome();
+      socket.on("message", (text) => {
+        const { id, method, error } = JSON.parse(text);
+        if (error) said[id] = error.data;
+        if (names.every((name) => name in said)) over();
+        if (method !== "node.register") return;
+        socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: {} }));
+        for (const name of names) socket.send(JSON.stringify({ jsonrpc: "2.0", id: name, method: `outer.${name}` }));
+      });
+    });
+    const node = connect(UNKEPT, server.url);
+    for (const [name, data] of Object.entries(thrown))
+      node.method(`outer.${name}`, () => { throw new CallError(-32009, "refused further in", data); });
+    node.method("outer.bigint", () => 1n);
+    await node.open();
+    await node.serve({ name: "outer" });
+    await all;
+    await node.close();
+    server.stop();
+    return said;
   },
 
   async babbles({ connect }) {

@@ -64,9 +64,16 @@ async def test_names_that_a_method_may_have(node: Caller, name: str) -> None:
     assert (await register(node, name))["methods"] == [name]
 
 
-@pytest.mark.parametrize("name", [None, "", " ", " pi", "pi ", "p\ni", "p\u0000i", "\u202epi", "x" * (MAX_NAME + 1)])
-async def test_names_that_no_node_can_have(node: Caller, name: str | None) -> None:
-    params: dict[str, Any] = {"methods": [SNAP]} if name is None else {"methods": [SNAP], "name": name}
+async def test_a_node_that_no_credential_names_has_to_say_its_name(node: Caller) -> None:
+    said = "name: without a credential the node has to say its name"
+    for named in ({}, {"name": None}):
+        asked = request("node.register", {**named, "methods": methods("a")})
+        assert await node.ask(asked) == refused(-32602, said)
+
+
+@pytest.mark.parametrize("name", ["", " ", " pi", "pi ", "p\ni", "p\u0000i", "\u202epi", "x" * (MAX_NAME + 1)])
+async def test_names_that_no_node_can_have(node: Caller, name: str) -> None:
+    params = {"methods": [SNAP], "name": name}
     assert await node.ask(request("node.register", params)) == refused(-32602, NAME)
     assert await node.result("node.list") == {"nodes": [], "next": None}
 

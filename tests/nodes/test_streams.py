@@ -17,7 +17,7 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.streams import Grant
 from gateway.telemetry.lines import Lines
-from tests.support.apart import place
+from tests.support.apart import place, settled
 from tests.support.kept import Client, Kept, gateway_for, until
 from tests.support.patience import Sized
 from tests.support.peers import RawPeer, Target
@@ -574,6 +574,7 @@ async def test_the_rate_loses_no_value_and_no_credit_and_bounds_the_rest(aiohttp
     for method in ("rpc.push", "rpc.progress"):
         error = (await caller.call(method, {"id": "none", "value": 1}, "x"))["error"]
         assert error["code"] == -32002, "what is of no stream"
+    await settled(caller.ws)
     await pi.say(reply(call_id))
     assert await caller.next() == reply(1)
     await caller.say(credit(1, 1, 1))

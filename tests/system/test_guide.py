@@ -30,19 +30,27 @@ JS: Final = ROOT / "tests/js"
 CLIENT: Final = (ROOT / "gateway/javascript/gateway-client.js").as_uri()
 
 TYPED: Final = """
-import ast, asyncio, inspect, json, sys
+import ast, asyncio, codeop, inspect, json, sys
 
 async def main():
-    names = {"__name__": "__main__"}
+    names, entered = {"__name__": "__main__"}, codeop.CommandCompiler()
+    entered.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     for block in json.loads(sys.stdin.read()):
-        work = eval(compile(block, "docs/clients.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
-        if inspect.iscoroutine(work):
-            await work
+        typed = []
+        for line in (block + "\\n").split("\\n"):
+            typed.append(line)
+            code = entered("\\n".join(typed), "docs/clients.md", "single")
+            if code is None:
+                continue  # it goes on
+            typed.clear()
+            work = eval(code, names)
+            if inspect.iscoroutine(work):
+                await work
         print("--- ran")
 
 asyncio.run(main())
 """
-"""What `python -m asyncio` does with what is typed."""
+"""What `python -m asyncio` does with what is typed, line by line: what is indented ends with an empty line."""
 
 
 def blocks(language: str) -> list[str]:

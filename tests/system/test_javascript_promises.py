@@ -213,6 +213,16 @@ async def test_only_the_gateway_says_that_a_call_was_not_delivered(hostile: Foun
     }
 
 
+async def test_a_node_tells_the_outcome_of_its_own_call_and_not_of_one_that_it_has_made(hostile: Found) -> None:
+    inner = {"code": "overloaded", "temporary": True}
+    assert hostile["letsThrough"] == {
+        "refused": inner | {"outcome": "unknown"},
+        "served": inner | {"nodeRetryAfterMs": 100, "outcome": "unknown"},
+        "own": inner | {"retryAfterMs": 100},
+        "bigint": {"code": "internal_error", "temporary": False, "outcome": "unknown"},
+    }
+
+
 async def test_nonsense_from_the_gateway_ends_no_process(hostile: Found) -> None:
     trial = hostile["babbles"]
     assert set(trial["errors"]) == {
