@@ -358,6 +358,7 @@ class Gateway:
         if self.cluster is not None:
             self.cluster.withdraw()
         self.sessions.drain()
+        self._waiting.drain()
         if self._connections:
             self._presence.draining(server.drain_timeout)
         await self._connections.drain(server.drain_timeout, server.close_timeout)

@@ -264,6 +264,9 @@ class Sweep(Generic[Waiter]):
     def __len__(self) -> int:
         return len(self._due)
 
+    def __contains__(self, waiter: object) -> bool:
+        return waiter in self._due
+
     def begin(self, waiter: Waiter, timeout: float) -> None:
         """Start a deadline of ``timeout`` seconds for a waiter, which must not have one already."""
         self._enter(waiter, asyncio.get_running_loop().time() + timeout, timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, Generic, Protocol, TypeVar
@@ -22,6 +22,9 @@ LONGEST_WAIT: Final = 60.0
 
 _ROUNDING: Final = 1e-6
 """Tokens. A peer that waits exactly as long as it was told must be served, although floats are inexact."""
+
+ACCOUNTS_KEPT: Final = 1000
+"""How many accounts are kept that may have no connection."""
 
 FORGET: Final = 600.0
 """Seconds after its last wrong credential until an address has a clean record again."""
@@ -92,14 +95,16 @@ class Account:
 class Accounts:
     """The accounts of all principals, by name. An account lives as long as one of its principal's connections.
 
+    The last `ACCOUNTS_KEPT` live on, because most principals come back, and an account costs more than its memory.
     Without ``max_principal_bytes`` all have one account, which has no bound.
     """
 
-    __slots__ = ("_accounts", "_max_principal_bytes", "unbounded")
+    __slots__ = ("_accounts", "_kept", "_max_principal_bytes", "unbounded")
 
     def __init__(self, max_principal_bytes: int | None) -> None:
         self._max_principal_bytes = max_principal_bytes
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self._kept: deque[Account] = deque(maxlen=ACCOUNTS_KEPT)
         self.unbounded: Final = Account(math.inf)
         """The account of all whose bytes are bounded otherwise."""
 
@@ -113,6 +118,7 @@ class Accounts:
         account = self._accounts.get(name)
         if account is None:
             account = self._accounts[name] = Account(self._max_principal_bytes)
+            self._kept.append(account)
         return account
 
 

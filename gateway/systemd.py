@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from itertools import repeat
 from typing import Final, Protocol
 
+from gateway.handshake.sockets import Socket
+
 __all__ = ["CallLater", "Notifier", "Timer", "Watchdog", "listen_fds", "watchdog_interval"]
 
 _LISTEN_FDS_START: Final = 3  # SD_LISTEN_FDS_START
@@ -227,7 +229,7 @@ def _fd_names(given: Mapping[str, str]) -> Iterable[str]:
 
 def _adopt(fd: int, name: str) -> socket.socket:
     try:
-        sock = socket.socket(fileno=fd)
+        sock = Socket(fileno=fd)
     except OSError as error:
         raise ValueError(f"LISTEN_FDS: descriptor {fd} ({name}) is not a socket: {error}") from error
     wrong = _what_is_wrong(sock)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 from pytest_aiohttp import AiohttpClient
 
-from tests.support.apart import Apart
+from gateway.client import Client
+from tests.support.apart import Apart, TwinProcesses, in_cluster, patient
 from tests.support.certs import Authority, authority
 from tests.support.clustered import nats_for_gateways
 from tests.support.forks import shared
@@ -85,14 +86,22 @@ def aiohttp_client(aiohttp_client: AiohttpClient, placed: str, request: pytest.F
 
 
 @pytest.fixture
-async def gateway() -> AsyncIterator[StartGateway]:
+async def gateway(
+    placed: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartGateway]:
     """Start gateways, each in its own process; they end with the test. Keywords: see GatewayProcess."""
     async with AsyncExitStack() as stack:
 
         async def start(config: Config | None = None, **options: Any) -> GatewayProcess:
             return await stack.enter_async_context(GatewayProcess(config, **options))
 
-        yield start
+        async def start_both(config: Config | None = None, **options: Any) -> GatewayProcess:
+            configs = in_cluster(request.getfixturevalue("nats_for_all"), dict(config or {}))
+            twins = TwinProcesses(list(await asyncio.gather(*(start(one, **options) for one in configs))))
+            monkeypatch.setattr(Client, "serve", patient(twins, Client.serve))
+            return cast(GatewayProcess, twins)
+
+        yield start if placed == "alone" else start_both
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from gateway.limits import (
+    ACCOUNTS_KEPT,
     FIRST_WAIT,
     FORGET,
     FREE_FAILURES,
@@ -389,16 +390,22 @@ def test_a_share_beyond_the_bound_is_the_largest() -> None:
 # Accounts
 
 
-def test_an_account_is_one_for_all_connections_of_a_principal_and_goes_with_the_last() -> None:
+def test_an_account_is_one_for_all_connections_of_a_principal_and_goes_when_many_others_have_come() -> None:
     accounts = Accounts(1000)
     one = accounts.of("pi")
     one.held += 700
     assert accounts.of("pi") is one
     assert accounts.of("other") is not one
     assert (one.bound, one.high_mark, accounts.unbounded.bound) == (1000, 500, math.inf)
+    for number in range(ACCOUNTS_KEPT - 2):
+        accounts.of(str(number))
+    assert accounts.of("pi") is one
+    accounts.of("one more")
+    assert accounts.of("pi") is one, "it has a connection"
+    assert len(accounts) == ACCOUNTS_KEPT + 1
     del one
     gc.collect()
-    assert len(accounts) == 0
+    assert len(accounts) == ACCOUNTS_KEPT
     assert accounts.of("pi").held == 0
 
 

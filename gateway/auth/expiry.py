@@ -54,8 +54,9 @@ class Expiries:
 
     def forget(self, holder: Holder) -> None:
         """Stop watching a connection. Does nothing if it is not watched."""
-        self._notices.done(holder)
-        self._ends.done(holder)
+        if holder in self._ends:  # most credentials do not expire
+            self._notices.done(holder)
+            self._ends.done(holder)
 
     def _announce(self, holder: Holder) -> None:
         expires_at = holder.principal.expires_at or 0.0

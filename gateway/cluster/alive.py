@@ -20,6 +20,9 @@ LOOKS: Final = 15
 LONGEST: Final = 0.1
 """The most seconds from one look to the next."""
 
+PROBES: Final = 2
+"""Looks from one probe of a member that something is waited for from to the next: NATS says if it is gone."""
+
 STILL: Final = 2
 """A gateway that has not looked for more seconds than so many looks take has stood still."""
 

@@ -20,7 +20,19 @@ from typing import Final, Protocol, TypeVarTuple
 import msgspec
 
 from gateway.cluster import natswire
-from gateway.cluster.alive import AWAY, DISOWNED, LEAVING, UNREACHABLE, Alive, Beat, Fence, Member, address, period
+from gateway.cluster.alive import (
+    AWAY,
+    DISOWNED,
+    LEAVING,
+    PROBES,
+    UNREACHABLE,
+    Alive,
+    Beat,
+    Fence,
+    Member,
+    address,
+    period,
+)
 from gateway.cluster.nats import NO_RESPONDERS, Nats
 from gateway.cluster.natslink import AwayError, NatsError
 from gateway.telemetry.lines import CLUSTER_DEFECT, MEMBER_JOINED, MEMBER_LOST, Line, Lines
@@ -274,10 +286,11 @@ class Members:
             self._beat()
         else:
             self._fence.look()
+        if self._ticks % PROBES == 0:
+            for member in self._busy:
+                probe = self._subject(member.address, _PROBE)
+                self._publish(probe, b"", self.reply_subject(_PROBE, member.address))
         self._ticks += 1
-        for member in self._busy:
-            probe = self._subject(member.address, _PROBE)
-            self._publish(probe, b"", self.reply_subject(_PROBE, member.address))
         self._alive.look()
 
     def _beat(self) -> None:

@@ -46,7 +46,7 @@ class History:
         self._added = 0
         self._entries: dict[int, Closed] = {}  # by number, the oldest first
         self._of: dict[str, deque[int]] = {}  # the numbers of each origin's entries
-        self._with: dict[int, dict[str, None]] = {}  # the origins with so many entries; the one that has longest, first
+        self._with: list[dict[str, None]] = [{}]  # the origins with so many entries; the one that has longest, first
         self._largest = 0  # the number of entries of an origin that has the most
 
     def __len__(self) -> int:
@@ -60,20 +60,21 @@ class History:
 
     def append(self, closed: Closed) -> None:
         """Add an entry. If there are too many now, drop another."""
-        name, number = closed.origin, self._added
-        self._added += 1
-        self._entries[number] = closed
+        name, number, entries = closed.origin, self._added, self._entries
+        self._added = number + 1
+        entries[number] = closed
         numbers = self._of.get(name)
         if numbers is None:
             numbers = self._of[name] = deque()
         numbers.append(number)
         count = len(numbers)
-        if len(self._entries) > self._most and count > self._largest > 0:
-            del self._entries[numbers.popleft()]  # it would be the one that has the most
+        full = len(entries) > self._most
+        if full and count > self._largest > 0:
+            del entries[numbers.popleft()]  # it would be the one that has the most
             return
         self._move(name, count - 1, count)
         self._largest = max(self._largest, count)
-        if len(self._entries) > self._most:
+        if full:
             self._drop()
 
     def _drop(self) -> None:
@@ -84,15 +85,14 @@ class History:
         self._move(name, len(numbers) + 1, len(numbers))
         if not numbers:
             del self._of[name]
-        if self._largest not in self._with:
+        if not self._with[self._largest]:
             self._largest -= 1
 
     def _move(self, name: str, before: int, count: int) -> None:
         """Note that an origin had ``before`` entries and has ``count`` now."""
         if before:
-            names = self._with[before]
-            del names[name]
-            if not names:
-                del self._with[before]
+            del self._with[before][name]
+        if count == len(self._with):
+            self._with.append({})
         if count:
-            self._with.setdefault(count, {})[name] = None
+            self._with[count][name] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Final
 
 from gateway.auth.scopes import Principal
 from gateway.auth.scopes import origin as origin_of
@@ -96,13 +97,16 @@ class Identity(Pressed):
 
 
 _entropy = bytearray()
+_VERSION: Final = bytes(0x40 | octet & 0x0F for octet in range(256))
+_VARIANT: Final = bytes(0x80 | octet & 0x3F for octet in range(256))
 
 
 def new_id() -> str:
     """Return a UUID of version 4 (RFC 9562 section 5.4) as text. The kernel is asked once for 256 of them."""
     if not _entropy:
         _entropy.extend(os.urandom(16 * 256))
+        _entropy[6::16] = _entropy[6::16].translate(_VERSION)
+        _entropy[8::16] = _entropy[8::16].translate(_VARIANT)
     digits = _entropy[-16:].hex()
     del _entropy[-16:]
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

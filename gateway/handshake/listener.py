@@ -14,9 +14,9 @@ import logging
 import select
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -91,9 +91,9 @@ class HandshakeProtocol(RequestProtocol):
         handshake = self._handshake
         if handshake is not None:
             handshake.stage = "request"
-            # Not every event loop's transports inherit from asyncio.Transport, but all can abort.
-            self._wire = cast(asyncio.Transport, transport)
-            handshake.drop = self._wire.abort
+            self._wire = wire = self.transport
+            assert wire is not None
+            handshake.drop = wire.abort
             handshake.settled = self._settled
 
     def request_bytes(self, data: bytes) -> bool:
@@ -154,20 +154,24 @@ class HandshakeProtocol(RequestProtocol):
         handshake.stage = "response"
         self._handshakes.again(handshake)
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """Write a response, and look whether it has left. After a WebSocket's life there is nothing left to do."""
+        handshake = self._handshake
+        return _finished(resp) if handshake is None else self._finish_response(handshake, request, resp, start_time)
+
+    async def _finish_response(
+        self, handshake: Handshake, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write a response, and look whether it has left. After a WebSocket's life there is nothing to look at."""
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            handshake = self._handshake
-            if handshake is not None:
-                self._unread = not resp.keep_alive or not self._has_left()
-                if self._unread:  # it is closed after this response, or the deadline will see
-                    self._handshakes.begin(handshake)
-                else:
-                    self._answered(handshake)
+            self._unread = not resp.keep_alive or not self._has_left()
+            if self._unread:  # it is closed after this response, or the deadline will see
+                self._handshakes.begin(handshake)
+            else:
+                self._answered(handshake)
 
     def _answered(self, handshake: Handshake) -> None:
         """Wait for the next request, or go on with it if it has begun already."""
@@ -273,7 +277,7 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
         self._lines = lines
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, sockets: list[socket.socket]) -> None:
         """Accept on these sockets, which are listening and do not block."""
@@ -313,42 +317,40 @@ class Listener:
                 if error.errno not in _EXHAUSTED or not self.plain.make_room():
                     self._pause(listening, error)
                 return False
-            handshake = Handshake(format_address(address), "request" if self.context is None else "tls")
-            task = self.loop.create_task(self._serve(sock, handshake))
-            handshake.drop = partial(_cancel, task)
-            self.plain.accepted(handshake)
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._served, sock, handshake))
+            self._serve(sock, Handshake(format_address(address), "request" if self.context is None else "tls"))
         return True
 
-    def _served(self, sock: socket.socket, handshake: Handshake, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():  # before it had begun: nothing in it has closed the socket
-            sock.close()
-            self.plain.gone(handshake)
-
-    async def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
-        """Hand the socket to aiohttp, through TLS if that is on. Returns when the connection is made."""
+    def _serve(self, sock: socket.socket, handshake: Handshake) -> None:
+        """Hand the socket to aiohttp, through TLS if that is on."""
         context = self.context
         # Not asyncio's own limit: the handshake's deadline ends TLS, is logged, and knows of standstills.
         timeout = None if context is None else _NEVER
         protocol = HandshakeProtocol(self._server, handshake, self)
-        try:
-            await self.loop.connect_accepted_socket(
-                lambda: protocol,
-                sock,
-                ssl=context,
-                ssl_handshake_timeout=timeout,
-            )
-        except (OSError, asyncio.CancelledError) as error:
-            sock.close()
-            if handshake.stage == "tls" and not isinstance(error, asyncio.CancelledError):
-                self.rejections.rejected(handshake.remote, f"TLS: {_reason(error)}", "tls", status=0)
-            self.plain.gone(handshake)
-            # Otherwise the error's frames would keep the TLS machinery, a quarter of a megabyte, until a collection.
-            protocol.never_connected()
-            handshake.drop = nothing
-            error.__traceback__ = error.__context__ = None
+        connect = self.loop.connect_accepted_socket(lambda: protocol, sock, ssl=context, ssl_handshake_timeout=timeout)
+        task = self.loop.create_task(connect)
+        handshake.drop = task.cancel
+        self.plain.accepted(handshake)
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._served, sock, protocol, handshake))
+
+    def _served(
+        self, sock: socket.socket, protocol: HandshakeProtocol, handshake: Handshake, task: asyncio.Task[Any]
+    ) -> None:
+        """Note that a connection is made, or that it came to nothing."""
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            return
+        sock.close()
+        if handshake.stage == "tls" and isinstance(error, OSError):
+            self.rejections.rejected(handshake.remote, f"TLS: {_reason(error)}", "tls", status=0)
+        self.plain.gone(handshake)
+        # Otherwise the error's frames would keep the TLS machinery, a quarter of a megabyte, until a collection.
+        protocol.never_connected()
+        handshake.drop = nothing
+        if not isinstance(error, OSError | asyncio.CancelledError):
+            raise error
+        error.__traceback__ = error.__context__ = None
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Accept nothing for a moment, because there are no file descriptors. What is open lives on.
@@ -369,12 +371,12 @@ class Listener:
         self.loop.add_reader(listening, self._accept, listening)
 
 
+async def _finished(resp: web.StreamResponse) -> tuple[web.StreamResponse, bool]:
+    return resp, False
+
+
 def _settled_already() -> bool:
     return True
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
 
 
 def _reason(error: BaseException) -> str:

@@ -31,7 +31,7 @@ class Handshake:
     def __init__(self, remote: str, stage: Stage) -> None:
         self.remote = remote
         self.stage: Stage = stage
-        self.drop: Callable[[], None] = nothing
+        self.drop: Callable[[], object] = nothing
         self.settled: Callable[[], bool] = _never
         self.crowd: Crowd | None = None
 

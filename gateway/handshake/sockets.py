@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from gateway.handshake.proxies import format_address
 
@@ -17,6 +18,25 @@ UNSENT: Final = 16 * 1024
 """Bytes that the kernel takes for a peer beyond those that are on their way to it. What is in the kernel cannot be
 overtaken, and without a bound that would be megabytes.
 """
+
+
+class Socket(socket.socket):
+    """A stream socket whose family and type are plain numbers, like those of what it accepts.
+
+    The standard library makes enums of them whenever they are asked for, and at each accept it and uvloop ask five
+    times.
+    """
+
+    __slots__ = ()
+
+    family: Any = socket.SocketType.family
+    type: Any = socket.SocketType.type
+    _accept: Callable[[], tuple[int, Any]]  # what the standard library's own `accept` is made of
+
+    def accept(self) -> tuple[Socket, Any]:
+        """Accept a connection. Returns its socket, and the address of the peer."""
+        descriptor, address = self._accept()
+        return Socket(self.family, self.type, self.proto, descriptor), address
 
 
 def bind(hosts: tuple[str, ...], port: int, unix_socket: str, *, reuse_port: bool = False) -> list[socket.socket]:
@@ -54,7 +74,7 @@ def _bind_host(host: str, port: int, sockets: list[socket.socket], reuse_port: b
             continue
         # If port 0 takes a free one, all other addresses get the same.
         taken = sockets[0].getsockname()[1] if sockets else port
-        sock = socket.socket(family, kind, proto)
+        sock = Socket(family, kind, proto)
         sockets.append(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
@@ -69,7 +89,7 @@ def _bind_host(host: str, port: int, sockets: list[socket.socket], reuse_port: b
 def _bind_unix(path: str) -> socket.socket:
     """Return a Unix socket for its owner and group. A file that no process listens on any more is replaced."""
     _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         before = os.umask(0o117)
         try:

@@ -133,11 +133,11 @@ def remote_of(request: web.Request) -> str:
 def _check_upgrade(request: web.Request) -> None:
     """Check what RFC 6455 section 4.2.1 demands of a request. Raises RefusedError."""
     headers = request.headers
-    if not _has_token(headers, hdrs.UPGRADE, "websocket"):
+    if not _has_token(headers.get(hdrs.UPGRADE, ""), "websocket"):
         raise _upgrade_required("this is a WebSocket endpoint")
     if headers.get(hdrs.SEC_WEBSOCKET_VERSION, "").strip() != "13":
         raise _upgrade_required("only version 13 is spoken here")
-    if not _has_token(headers, hdrs.CONNECTION, "upgrade"):
+    if not _has_token(headers.get(hdrs.CONNECTION, ""), "upgrade"):
         raise RefusedError(400, 'the Connection header must have "Upgrade"')
     if hdrs.TRANSFER_ENCODING in headers or headers.get(hdrs.CONTENT_LENGTH, "0").strip() != "0":
         raise RefusedError(400, "an upgrade has no body")
@@ -150,10 +150,10 @@ def _upgrade_required(why: str) -> RefusedError:
     return RefusedError(426, why, _UPGRADE_HEADERS)
 
 
-def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:
-    """Return whether a header that is a list has this token, in any case. Mostly it has nothing else."""
-    value = headers.get(name, "").lower()
-    return value == token or token in (part.strip() for part in value.split(","))
+@lru_cache(64)  # nearly all requests have the same few
+def _has_token(value: str, token: str) -> bool:
+    """Return whether the value of a header that is a list has this token, in any case."""
+    return token in (part.strip() for part in value.lower().split(","))
 
 
 @lru_cache(64)  # nearly all requests have the same few

@@ -201,6 +201,12 @@ class Waiting:
         self._reply(call, refusal, outcome or refusal.error.name)
         call.caller.settled()
 
+    def drain(self) -> None:
+        """Refuse all, because their nodes may come to other gateways only, to which the callers go as well."""
+        for calls in list(self._calls.values()):
+            for call in list(calls):
+                self.refuse(call, not_run(errors.DRAINING))
+
     def _too_late(self, call: WaitingCall) -> None:
         self.refuse(call, call.refusal)
 

@@ -34,6 +34,8 @@ _CONTROL = re.compile("[\\x00-\\x1f]")
 
 _ASCII_CONTROLS = bytes(range(0x20)) + b"\x7f"
 
+_MILLISECONDS = tuple(f".{number:03d}" for number in range(1000))
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _NOT_FIELDS = frozenset(RESERVED_ATTRS) | {"event"}
 _NOT_BRIEF = _NOT_FIELDS | {"time", "level", "logger"}
 
@@ -106,9 +108,11 @@ class JsonFormatter(MsgspecFormatter):
         except Exception:  # as in `format`
             return None
         line = b'{"time":"%bZ"%b%b,%b\n' % (self._time(created).encode(), head, message, rest[1:])
-        if not line.isascii() or len(line.translate(None, _ASCII_CONTROLS)) != len(line) - 1:
+        if not line.isascii() or b"\x7f" in line:
             return None
-        return line
+        # In these JSON has no other control characters. msgspec.Raw goes out as it is.
+        plain_types = _PLAIN_TYPES.issuperset(map(type, fields.values()))
+        return line if plain_types or len(line.translate(None, _ASCII_CONTROLS)) == len(line) - 1 else None
 
     def _head(self, kind: Kind, logger: str) -> bytes:
         names = {"level": _named(kind.level), "logger": logger, "event": kind.event}
@@ -152,7 +156,7 @@ class _Clock:
         if moment != last:
             if moment // 1000 != last // 1000:
                 second = time.strftime(self._layout, self._calendar(created))
-            text = f"{second}.{moment % 1000:03d}"
+            text = second + _MILLISECONDS[moment % 1000]
             self._last = (moment, text, second)
         return text
 

@@ -261,16 +261,16 @@ def alone(origin: logging.Logger, level: int) -> LogHandler | None:
     """
     if origin.filters or logging.getLogRecordFactory() is not logging.LogRecord:
         return None
-    found: list[logging.Handler] = []
+    found: logging.Handler | None = None
     place: logging.Logger | None = origin
     while place is not None:
-        if place.handlers:
-            found += place.handlers
+        handlers = place.handlers
+        if handlers:
+            if found is not None or len(handlers) > 1:
+                return None
+            found = handlers[0]
         place = place.parent if place.propagate else None
-    if len(found) != 1:
-        return None
-    (handler,) = found
-    return None if type(handler) is not LogHandler or handler.filters or handler.level > level else handler
+    return found if type(found) is LogHandler and not found.filters and found.level <= level else None
 
 
 def configure(settings: config.Log, fd: int = 1) -> LogWriter:

@@ -1,7 +1,8 @@
 """One WebSocket, from its 101 to its one end: aiohttp's `web.WebSocketResponse`, with a way in and out of our own.
 
 aiohttp's heartbeat timers and `receive()` are used. A message is handed over while it is parsed (`reader`), frames
-leave by the cork (`outbox`), and one method changes the state. The first end wins and carries its cause.
+leave by the cork (`outbox`), and once the link is open one method changes the state. The first end wins and carries its
+cause.
 
 This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py` fails when one of them changes.
 """
@@ -12,7 +13,6 @@ import asyncio
 from typing import Any, Final, Self, cast
 
 from aiohttp import WSMessage, WSMsgType, web
-from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_websocket import WebSocketError
@@ -79,6 +79,8 @@ class Link(Heartbeat):
         "watcher",
     )
 
+    __hash__ = object.__hash__  # aiohttp has the same in Python, and it is asked for three times a connection
+
     def __init__(self, owner: Owner[Link], cork: Cork, regime: Regime, closings: Closings) -> None:
         super().__init__(cork, regime)
         self.owner = owner
@@ -107,14 +109,14 @@ class Link(Heartbeat):
         """
         if self._payload_writer is not None:
             return self._payload_writer
-        handler = cast(Any, request.protocol)
+        handler: Any = request.protocol
         if handler.transport is None:
             raise ConnectionResetError("Connection lost")
         head, self._deflater = opening.answer(request, handler, self._regime)
         self._compress = self._deflater.compress if self._deflater else 0
         request.writer.output_size += len(head)  # so that aiohttp never writes an error page into the stream
         self._req, self._payload_writer = request, request.writer
-        self.loop = self._loop = asyncio.get_running_loop()
+        self.loop = self._loop = handler._loop  # asyncio.get_running_loop() makes a system call before Python 3.12
         self.transport = handler.transport
         self.flow = handler
         self._open(request, handler, head)
@@ -122,17 +124,18 @@ class Link(Heartbeat):
 
     def _open(self, request: web.BaseRequest, handler: Any, head: bytes) -> None:
         """Open the link. Messages may arrive inside of ``take_over``, so everything else comes before it."""
-        self._writer = cast(WebSocketWriter, writer.Writer(self))
+        self._writer = writer.for_aiohttp(self)
         self.last_read = self.last_message = self.loop.time()
         self._reset_heartbeat()
         self._inbox = Inbox(self, self._regime.max_message_bytes)
-        self._reader = cast(WebSocketDataQueue, self._inbox)
+        self._reader = self._inbox
         self.transport.set_write_buffer_limits(HIGH_WATER)
         parser = Reader(self, self._inbox, self._regime.max_message_bytes, bool(self._compress))
-        self._parser = cast(WebSocketReader, parser)
-        self._move(_OPEN)
-        self.put_control(head)
-        self._bytes_out = -len(head)  # the head leaves with the first frames, but is HTTP
+        self._parser = parser
+        self.state = _OPEN
+        # The head leaves with the first frames, but is HTTP. The flush below takes it, so the cork need not know of it.
+        self.corked, self.corked_bytes = [head], len(head)
+        self._messages_out, self._bytes_out = -1, -len(head)
         opening.slim(request, handler, self)
         try:
             self.owner.on_open(self)
@@ -416,7 +419,7 @@ class Link(Heartbeat):
         self._close_code = end.code
         self.discard()
         self.on_whole()
-        self._set_closed()
+        self._closed = True
         self._writer = writer.SPENT
         self._parser = None
         self._inbox.wake()
@@ -426,15 +429,15 @@ class Link(Heartbeat):
         owner.on_closed(self, end)
 
     def _move(self, state: State) -> None:
-        """Change the state. Each state that waits for the peer has the close timeout."""
+        """Change the state after the opening. Each state that waits for the peer has the close timeout."""
         was_open = self.state is _OPEN
         self.state = state
         if was_open:
+            self._cancel_heartbeat()
             self.owner.on_blocked(self)
             # Not now: this may be in the middle of a loop over many connections.
             self.loop.call_soon(self.owner.on_ending, self)
         if state is _CLOSED:
             self._closings.done(self)
-        elif state is not _OPEN:
-            self._cancel_heartbeat()
+        else:
             self._closings.begin(self)

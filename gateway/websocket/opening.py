@@ -105,9 +105,17 @@ class RequestProtocol(web.RequestHandler):
     writing_paused = cast(Any, web.RequestHandler)._paused
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with a connection."""
+        """Begin with a connection, as aiohttp does, but without two steps that are done elsewhere.
+
+        The event loops set TCP_NODELAY themselves. And a peer that sends no request has the listener's deadline, so
+        that aiohttp's timer for it would be made and cancelled in vain.
+        """
         self._messages = Heads()
-        super().connection_made(transport)
+        stream: Any = transport  # not every event loop's transports inherit from asyncio.Transport
+        manager: Any = self._manager
+        self.transport = stream
+        manager.connection_made(self, stream)
+        self._task_handler = self._loop.create_task(self.start())
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of a request on, unless `request_bytes` says otherwise."""
@@ -176,4 +184,5 @@ def slim(request: Any, handler: Any, response: Any) -> None:
     request._transport_peername = request._transport_sockname = None
     handler._cache = {}  # it has both of these, too
     handler._parser = None
+    handler._current_request = None  # or it would be told when the connection is lost, for the sake of its body
     handler._messages = _NO_MESSAGES

@@ -277,7 +277,8 @@ class Outbox(abc.ABC):
 
     def put_last(self, data: bytes) -> None:
         """Send a close frame. Nothing overtakes it, and nothing may be sent after it."""
-        self.flush()
+        if self.corked is not None:
+            self.flush()
         self._messages_out -= 1
         if self._kept is None:
             self.put(data)
@@ -368,7 +369,8 @@ class Outbox(abc.ABC):
         Returns whether nothing is left and the transport takes more. ``everything`` writes all, whether the transport
         pauses or not, and is for the last moment before it is closed.
         """
-        self.flush()  # what is corked may be a reply, and what is kept has to come after it
+        if self.corked is not None:
+            self.flush()  # it may be a reply, and what is kept has to come after it
         kept = self._kept
         while (
             kept is not None
@@ -382,7 +384,8 @@ class Outbox(abc.ABC):
                 self._note(self._unsent)
             return False
         self._kept = None
-        self._note(0)
+        if self._charged:
+            self._note(0)
         return True
 
     @property
@@ -463,7 +466,8 @@ class Outbox(abc.ABC):
         """Forget what has not left, and stop checking, because the transport is gone. May be called twice."""
         self._messages_out += len(self.corked or ())
         self.corked = self._kept = None
-        self._note(0)
+        if self._charged:
+            self._note(0)
         self.barred = False
         if self._outbox_timer is not None:
             self._outbox_timer.cancel()

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
-from aiohttp.http_websocket import WebSocketError
-from aiohttp.streams import EofStream
+from aiohttp.http_websocket import WS_CLOSED_MESSAGE, WebSocketError
 
 from gateway.errors import FLOOD
 from gateway.websocket.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
@@ -129,11 +128,11 @@ class Inbox(WebSocketDataQueue):
             self._wake.set_result(None)
 
     async def read(self) -> WSMessage:
-        """Return the next message that was held back. Raises EofStream when the transport is gone."""
+        """Return the next message that was held back, or aiohttp's word for the end when the transport is gone."""
         while not self._held:
             self._held = None
             if self._sink.state is _CLOSED:
-                raise EofStream
+                return WS_CLOSED_MESSAGE  # EofStream would have `receive()` call `close()`, for the same
             self._wake = self._sink.loop.create_future()
             try:
                 await self._wake
@@ -210,7 +209,8 @@ class Reader(WebSocketReader):
         """
         self._handler = handler
         if handler.transport is not None:
-            handler.transport.set_protocol(cast(asyncio.Protocol, self))
+            protocol: Any = self
+            handler.transport.set_protocol(protocol)
         handler.set_parser(self)
         handler.keep_alive(False)
 

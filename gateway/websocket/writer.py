@@ -6,6 +6,7 @@ This module touches aiohttp's insides. `tests/websocket/test_aiohttp_insides.py`
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from aiohttp import ClientConnectionResetError
@@ -44,5 +45,8 @@ class Writer:
         return None if self._outbox is None else self._outbox.transport
 
 
-SPENT: Final = cast(WebSocketWriter, Writer(None))
+for_aiohttp: Final = cast(Callable[[Outbox | None], WebSocketWriter], Writer)
+"""`Writer`, as aiohttp takes it for its own."""
+
+SPENT: Final = for_aiohttp(None)
 """The writer of every link that is over."""

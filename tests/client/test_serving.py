@@ -15,6 +15,8 @@ from tests.support.patience import WAIT
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.scripted_gateway import Peer, scripted
 
+pytestmark = pytest.mark.apart
+
 
 def to(process: GatewayProcess, **options: Any) -> Client:
     """A client of this gateway, without a proxy."""
@@ -49,7 +51,7 @@ async def test_plain_and_async_methods_their_params_and_their_description(gatewa
         assert await caller.call("work.plain", {"a": [1, None]}) == expected
         assert (await caller.call("work.plain"))["params"] is None
         await until(lambda: bool(process.events("node.online", serves=2)), "the late method was not registered")
-        assert await caller.call("work.late", node="pi", timeout=WAIT) is True
+        assert await caller.call("work.late", node="pi", wait=WAIT, timeout=WAIT) is True
         known = await caller.call("node.get", {"name": "pi"})
         assert known["methods"][0] == {"name": "work.plain", "summary": "Do it", "params": {"type": "object"}}
 

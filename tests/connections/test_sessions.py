@@ -14,6 +14,7 @@ from gateway.config import Config
 from gateway.connections import sessions
 from gateway.connections.session import ACK_EVERY
 from gateway.telemetry.counts import Traffic
+from tests.support.apart import place
 from tests.support.kept import Client, Kept, Message, code_of, counts, gateway_for, held, until
 from tests.support.patience import WAIT
 from tests.support.peers import Opcode, frame
@@ -457,6 +458,16 @@ async def test_an_operator_ends_it_and_the_client_is_told_how(kept: Kept, client
     await kept.link()
     error = (await kept.resume())["error"]
     assert (error["code"], error["data"]["cause"], error["data"]["closeCode"]) == (-32004, "closed_by_operator", 4501)
+
+
+@pytest.mark.apart
+async def test_it_is_resumed_at_its_own_gateway_alone(client: Client, placed: str) -> None:
+    kept = await Kept.open(client)
+    await kept.cut()
+    kept.client = place(client)
+    await kept.link()
+    reply = await kept.resume()
+    assert ("result" in reply) if placed == "alone" else (code_of(reply) == -32004)
 
 
 @pytest.mark.apart

@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-from gateway.handshake.sockets import UNSENT, hurry
+from gateway.handshake.sockets import UNSENT, bind, hurry
 from tests.support.patience import SLACK, TICK
 from tests.support.peers import Opcode, RawPeer, Target
 from tests.support.process import EventLoopName, GatewayProcess, StartGateway
@@ -42,6 +42,22 @@ async def test_the_kernel_takes_little_for_a_peer_that_does_not_read() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
     with socket.socket(socket.AF_UNIX) as other:
         hurry(other)
+
+
+def test_what_is_accepted_has_no_enums_and_is_a_socket_like_any_other() -> None:
+    """The standard library's own `accept` makes them, from these same parts."""
+    assert {"_accept", "family", "type", "proto"} <= set(socket.socket.accept.__code__.co_names)
+    (listening,) = bind(("127.0.0.1",), 0, "")
+    with listening, socket.create_connection(listening.getsockname()) as peer:
+        listening.setblocking(True)
+        sock, address = listening.accept()
+        with sock:
+            assert address == sock.getpeername() == peer.getsockname()
+            assert (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
+            assert {type(value) for one in (listening, sock) for value in (one.family, one.type)} == {int}
+            assert not sock.get_inheritable()
+            sock.sendall(b"here")
+            assert peer.recv(10) == b"here"
 
 
 async def test_unix_socket(gateway: StartGateway, tmp_path: Path, loop: EventLoopName) -> None:

@@ -17,7 +17,7 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.jsonrpc import Message
 from gateway.rpc.streams import Grant
 from gateway.telemetry.lines import Lines
-from tests.support.apart import place, settled
+from tests.support.apart import place
 from tests.support.kept import Client, Kept, gateway_for, until
 from tests.support.patience import Sized
 from tests.support.peers import RawPeer, Target
@@ -497,8 +497,7 @@ async def test_1024_credits_of_64_kib_cut_nobody(aiohttp_client: AiohttpClient) 
                 await pi.say(value(call_ids[id], text))
                 order.append(id)
         await pi.quiet()
-        await settled(pi.ws)
-        assert connection.link.pressed
+        await until(lambda: connection.link.pressed)
         await asyncio.sleep(0.3)  # longer than an outbox may be over its bound
         assert connection.link.pressed, "or it has read"
         assert connection.is_open

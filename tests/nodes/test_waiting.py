@@ -1,12 +1,14 @@
 """Calls that wait for a node, and what becomes of them."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from gateway.app import CONNECTIONS
+from gateway.app import CONNECTIONS, GATEWAY, STATUS
+from gateway.config import Server
 from tests.support.apart import each
 from tests.support.kept import Client, gateway_for, until
 from tests.support.rpc import Caller, connect
@@ -160,3 +162,17 @@ async def test_a_notification_waits_too(client: Client) -> None:
     await register(node, "m.one")
     assert await next_of(node) == {"jsonrpc": "2.0", "method": "m.one", "params": ["quiet"]}
     assert not caller.connection.running
+
+
+async def test_a_drain_refuses_those_that_wait(client: Client) -> None:
+    caller = await connect(client)
+    await send(caller, [call(1), call(2, node="attic")])
+    await send(caller, call(3))
+    await waiting(caller, 3)
+    caller.app[STATUS].drain()
+    draining = asyncio.create_task(caller.app[GATEWAY].drain(Server(close_timeout=0.1)))
+    assert await failure(caller) == (3, -32011, "not_delivered")
+    replies = await next_of(caller)
+    assert [(reply["id"], reply["error"]["code"]) for reply in replies] == [(1, -32011), (2, -32011)]
+    await caller.ws.close()
+    await draining

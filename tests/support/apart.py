@@ -12,7 +12,7 @@ of what is different with several gateways, which `docs/protocol.md` lists and t
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, cast
 
 from aiohttp import ClientWebSocketResponse, WSMessage
@@ -22,11 +22,15 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import GATEWAY, STATUS, create_app
 from gateway.assembly.cluster import Cluster
+from gateway.client import Client as PythonClient
 from gateway.config import parse
 from tests.support.nats import NatsServer
 from tests.support.patience import WAIT
+from tests.support.peers import RawPeer
+from tests.support.process import GatewayProcess, Line
 
 Client = TestClient[Request, Application]
+Serve = Callable[..., Awaitable[dict[str, Any]]]
 
 HISTORY: Final = 1 << 20
 """What NATS reserves for the events of each test, in bytes."""
@@ -155,3 +159,52 @@ async def settled(ws: ClientWebSocketResponse) -> None:
     """Wait until all that was said before this moment has arrived where it was meant to."""
     if isinstance(ws, Synced):
         await ws.twins.settle()
+
+
+class TwinProcesses:
+    """Two gateways in processes of their own that are one to a test. Each of `url` and `port` is that of the next."""
+
+    host = "127.0.0.1"
+    tls = unix = None
+
+    def __init__(self, places: list[GatewayProcess]) -> None:
+        self._places = places
+        self._turns = itertools.cycle(places)
+
+    def url(self, path: str = "/", *, websocket: bool = False) -> str:
+        """See `GatewayProcess`."""
+        return next(self._turns).url(path, websocket=websocket)
+
+    @property
+    def port(self) -> int:
+        """See `GatewayProcess`."""
+        return next(self._turns).port
+
+    def events(self, event: str, **fields: Any) -> list[Line]:
+        """See `GatewayProcess`. Those of both."""
+        return [line for place in self._places for line in place.events(event, **fields)]
+
+    async def know(self, name: str, methods: Iterable[str]) -> None:
+        """Wait until both know a node that serves these methods."""
+        for place in self._places:
+            with await RawPeer.open(place) as peer:
+                await peer.welcome()
+                async with asyncio.timeout(WAIT):
+                    while not set(methods) <= await _methods_of(peer, name):
+                        await asyncio.sleep(0.01)
+
+
+async def _methods_of(peer: RawPeer, name: str) -> set[str]:
+    await peer.send_json({"jsonrpc": "2.0", "id": 1, "method": "node.get", "params": {"name": name}})
+    return {method["name"] for method in (await peer.recv_json()).get("result", {}).get("methods", ())}
+
+
+def patient(twins: TwinProcesses, serve: Serve) -> Serve:
+    """Return a `Client.serve` that waits until both gateways know the node."""
+
+    async def wrapped(client: PythonClient, name: str | None = None, **keys: Any) -> dict[str, Any]:
+        registered = await serve(client, name, **keys)
+        await twins.know(registered["name"], registered["methods"])
+        return registered
+
+    return wrapped

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -23,7 +25,7 @@ class FaultyProxy:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+        self._targets = itertools.cycle([(host, port)])
         self._pairs: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._server: asyncio.Server | None = None
         self._left: int | None = None
@@ -64,7 +66,11 @@ class FaultyProxy:
 
     def turn_to(self, host: str, port: int) -> None:
         """Pass new connections on to another place."""
-        self._target = (host, port)
+        self.spread(host, [port])
+
+    def spread(self, host: str, ports: Iterable[int]) -> None:
+        """Pass new connections on to several places in turn, whether they are there or not."""
+        self._targets = itertools.cycle([(host, port) for port in ports])
 
     def cut(self, how: How = "fin") -> int:
         """End all connections now, on both sides; returns how many. What is under way is lost."""
@@ -103,7 +109,7 @@ class FaultyProxy:
     async def _pass_on(
         self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        there, onward = await asyncio.open_connection(*self._target)
+        there, onward = await asyncio.open_connection(*next(self._targets))
         self._pairs[task].append(onward)
         ways = [asyncio.ensure_future(self._copy(reader, onward)), asyncio.ensure_future(self._copy(there, writer))]
         try:

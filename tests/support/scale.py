@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from gateway.cluster.alive import LOOKS, MAX_MEMBERS
+from gateway.cluster import alive
+from gateway.cluster.alive import MAX_MEMBERS, period
 from gateway.nodes.registry import MAX_BYTES
 from tests.support import scale_traffic as traffic
 from tests.support.scale_costs import MEASUREMENTS, measured
@@ -25,9 +26,9 @@ MEMBERS: Final = (3, 10, 30, 100)
 METHODS: Final = 5
 CALLS: Final = 100
 CALL_BYTES: Final = 200
-BEATS: Final = LOOKS / 2 / MEMBER_TIMEOUT
+BEATS: Final = 3 / MEMBER_TIMEOUT
 """Heartbeats of a gateway each second."""
-PROBES: Final = LOOKS / MEMBER_TIMEOUT
+PROBES: Final = 1 / (alive.PROBES * period(MEMBER_TIMEOUT))
 """Probes each second of a gateway that is waited for."""
 MIB: Final = 1 << 20
 

@@ -35,7 +35,6 @@ SIGNATURES: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         "_pong_not_received": ("self",),
         "_handle_ping_pong_exception": ("self", "exc"),
         "_cancel_heartbeat": ("self",),
-        "_set_closed": ("self",),
         "_cancel": ("self", "exc"),
         "prepare": ("self", "request"),
         "receive": ("self", "timeout"),
@@ -119,13 +118,25 @@ async def test_aiohttp_has_the_private_attributes() -> None:
     assert set(vars(fresh)) == ATTRIBUTES, INSIDES
     assert vars(fresh)["_pong_heartbeat"] == 10.0, INSIDES
     slots = {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
-    assert slots >= {"_payload_parser", "_messages", "_parser", "_cache", "_timeout_ceil_threshold"}, INSIDES
+    known = {"_payload_parser", "_messages", "_parser", "_cache", "_loop", "_timeout_ceil_threshold"}
+    assert slots >= {*known, "_current_request"}, INSIDES
     request = make_mocked_request("GET", "/ws")
     known = {"_message", "_headers", "_cache", "_state", "_protocol", "_transport_peername", "_transport_sockname"}
     assert known <= vars(request).keys(), INSIDES
     assert isinstance(
         StreamWriter(BaseProtocol(asyncio.get_running_loop()), asyncio.get_running_loop()).output_size, int
     )
+
+
+def test_aiohttp_begins_a_connection_with_the_steps_that_are_known() -> None:
+    """`RequestProtocol.connection_made` takes the place of both: it does some of them, and leaves others out."""
+    steps = {*web.RequestHandler.connection_made.__code__.co_names, *BaseProtocol.connection_made.__code__.co_names}
+    known = {"transport", "tcp_nodelay", "_tcp_keepalive", "tcp_keepalive", "_manager", "connection_made"}
+    known |= {"_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle", "_process_keepalive"}
+    known |= {"_loop", "time", "call_at", "start", "create_task", "_task_handler"}
+    language = {"super", "cast", "asyncio", "Transport", "sys", "version_info"}
+    eager = {"isinstance", "BaseEventLoop", "Task"}
+    assert steps - language - eager == known, INSIDES
 
 
 class Queue(WebSocketDataQueue):

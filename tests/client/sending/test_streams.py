@@ -15,6 +15,8 @@ from tests.support.patience import WAIT
 from tests.support.process import GatewayProcess, StartGateway
 from tests.support.scripted_gateway import Peer, scripted
 
+pytestmark = pytest.mark.apart
+
 
 def to(process: GatewayProcess, **options: Any) -> Client:
     """A client of this gateway, without a proxy."""
@@ -245,7 +247,7 @@ async def test_a_call_that_is_no_stream_has_no_loop_and_its_progress_does_not_wa
 async def test_a_node_that_knows_no_streams_is_told_of(gateway: StartGateway) -> None:
     async with both(gateway) as (node, caller):
         await node.call("node.register", {"name": "old", "methods": [{"name": "x.y"}]})
-        async with caller.stream("x.y") as stream:
+        async with caller.stream("x.y", node="old", wait=WAIT) as stream:
             error = await failed(anext(stream))
         assert (error.name, error.outcome) == ("invalid_params", "not_delivered")
 
