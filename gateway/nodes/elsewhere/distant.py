@@ -233,8 +233,7 @@ class Distant:
         if self.is_open:
             self._kind, self._octets = kind, 0
             if kind is CALL:
-                beat = self.beat
-                self._fields = [beat]
+                self._fields = [beat := self.beat]
                 self._octets = len(beat)
             self._corker.cork(self)
         return self.is_open
