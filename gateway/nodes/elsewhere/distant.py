@@ -22,7 +22,7 @@ from gateway.cluster.members import Members
 from gateway.cluster.natslink import NatsError
 from gateway.errors import UNKNOWN, Disconnect
 from gateway.limits import Bucket
-from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, cut, verdict
+from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, answered, cut, ends, verdict
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Party, Request
@@ -233,8 +233,7 @@ class Distant:
         if self.is_open:
             self._kind, self._octets = kind, 0
             if kind is CALL:
-                beat = self.beat
-                self._fields = [beat]
+                self._fields = [beat := self.beat]
                 self._octets = len(beat)
             self._corker.cork(self)
         return self.is_open
@@ -249,7 +248,7 @@ class Distant:
         if kind is CALL:
             first, last = fields[1], fields[-3]
             if not (first and last):  # notifications
-                first, last = _ends(fields[1::3])
+                first, last = ends(fields[1::3])
             if first:
                 reply = b"%b-%b-%b" % (self._unheard, first, last)
         if not self._send(kind, SEPARATOR.join(fields), reply):
@@ -280,12 +279,8 @@ class Distant:
             for token in fields[1::3]:
                 self._undelivered(b"" + token)
             return
-        if kind is RESULT:
-            answered = fields[::2]
-        else:
-            answered = [token for said, token in zip(fields[::3], fields[1::3], strict=True) if said == b"error"]
         error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
-        for token in answered:
+        for token in answered(kind, fields):
             self.put(SAID, b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error))
 
     def tell_taken(self) -> None:
@@ -453,9 +448,3 @@ class Distant:
         paused, self.paused = self.paused, {}
         for node in paused.values():
             node.go_on()
-
-
-def _ends(tokens: list[bytes | Raw]) -> tuple[bytes | Raw, bytes | Raw]:
-    """Return the first token that is not empty and the last; two empty ones if there are none."""
-    named = [token for token in tokens if token]
-    return (named[0], named[-1]) if named else (b"", b"")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import Raw
+
 from gateway.rpc import jsonrpc
 
 SEPARATOR: Final = b"\0"
@@ -68,3 +70,16 @@ def numbers(text: bytes, count: int) -> list[int]:
 def verdict(name: str, outcome: str, error: bytes) -> bytes:
     """Return what is sent of a call that a gateway has ended itself: the error's name, its outcome, and its object."""
     return f"{name} {outcome}\n".encode() + error
+
+
+def ends(tokens: list[bytes | Raw]) -> tuple[bytes | Raw, bytes | Raw]:
+    """Return the first token that is not empty and the last; two empty ones if there are none."""
+    named = [token for token in tokens if token]
+    return (named[0], named[-1]) if named else (b"", b"")
+
+
+def answered(kind: bytes, fields: list[bytes | Raw]) -> list[bytes | Raw]:
+    """Return the tokens of the calls that a pack of results, or of what else is said, has the nodes' answers to."""
+    if kind is RESULT:
+        return fields[::2]
+    return [token for said, token in zip(fields[::3], fields[1::3], strict=True) if said == b"error"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.nodes.elsewhere.mail import SEPARATOR, MailError, cut, numbers, verdict
+from gateway.nodes.elsewhere.mail import RESULT, SAID, SEPARATOR, MailError, answered, cut, ends, numbers, verdict
 from gateway.rpc.jsonrpc import decoded
 
 
@@ -40,6 +40,16 @@ def test_numbers() -> None:
 
 def test_a_verdict() -> None:
     assert verdict("timeout", "unknown", b"{}") == b"timeout unknown\n{}"
+
+
+def test_the_first_name_of_calls_and_the_last() -> None:
+    assert ends([b"", b"1-1", b"", b"2-1", b""]) == (b"1-1", b"2-1")
+    assert ends([b"", b""]) == (b"", b"")
+
+
+def test_what_a_pack_answers() -> None:
+    assert answered(RESULT, [b"1-1", b"7", b"2-1", b"8"]) == [b"1-1", b"2-1"]
+    assert answered(SAID, [b"gone", b"1-1", b"", b"error", b"2-1", b"{}"]) == [b"2-1"]
 
 
 @pytest.mark.parametrize("value", ['"a%b"', '{"a%":1}', "[1,%2]", "%1", "1%"])
