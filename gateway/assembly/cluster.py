@@ -47,7 +47,7 @@ from gateway.telemetry.lines import (
 )
 from gateway.telemetry.metrics import add_durations
 from gateway.timestamps import rfc3339
-from gateway.websocket.outbox import Cork
+from gateway.websocket.cork import Cork
 
 logger = logging.getLogger(__name__)
 

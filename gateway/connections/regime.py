@@ -8,7 +8,7 @@ from gateway.config import Config
 from gateway.deadlines import Standstill
 from gateway.limits import Accounts, Rate
 from gateway.telemetry.lines import Lines
-from gateway.websocket.outbox import Cork
+from gateway.websocket.cork import Cork
 from gateway.websocket.owner import Closings
 from gateway.websocket.turns import Turns
 

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 from gateway import errors
 from gateway.errors import Disconnect
 from gateway.limits import Account
+from gateway.websocket.cork import CORK_BYTES
 from gateway.websocket.frames import SHORT_TEXT, State
-from gateway.websocket.outbox import CORK_BYTES
 
 ACK_EVERY: Final = 64
 """After how many messages of the peer they are acknowledged at the latest."""

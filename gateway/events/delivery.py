@@ -81,7 +81,7 @@ class Recipient(Protocol):
 
 
 class Cork(Protocol):
-    """What all outboxes share (`websocket.outbox.Cork`)."""
+    """What all outboxes share (`websocket.cork.Cork`)."""
 
     def make_way(self) -> bool:
         """Write what is corked. Returns whether one frame may now be written past the outboxes."""

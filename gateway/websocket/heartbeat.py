@@ -14,8 +14,9 @@ from typing import Final
 from aiohttp import web
 
 from gateway import errors
+from gateway.websocket.cork import Cork
 from gateway.websocket.frames import State
-from gateway.websocket.outbox import Cork, Outbox
+from gateway.websocket.outbox import Outbox
 from gateway.websocket.owner import Regime
 
 SECOND_LOOK: Final = 0.02

@@ -21,6 +21,7 @@ from gateway import errors
 from gateway.errors import Disconnect
 from gateway.limits import Bucket
 from gateway.websocket import opening, writer
+from gateway.websocket.cork import CORK_BYTES, Cork
 from gateway.websocket.deflate import text_message
 from gateway.websocket.frames import (
     BINARY,
@@ -35,7 +36,7 @@ from gateway.websocket.frames import (
     text_frame,
 )
 from gateway.websocket.heartbeat import SECOND_LOOK, Heartbeat
-from gateway.websocket.outbox import CORK_BYTES, HIGH_WATER, Cork
+from gateway.websocket.outbox import HIGH_WATER
 from gateway.websocket.owner import NO_OWNER, Closings, Owner, Regime, Watcher
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns

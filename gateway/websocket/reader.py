@@ -14,8 +14,8 @@ from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp.http_websocket import WS_CLOSED_MESSAGE, WebSocketError
 
 from gateway.errors import FLOOD
+from gateway.websocket.cork import Cork
 from gateway.websocket.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Payload, State
-from gateway.websocket.outbox import Cork
 from gateway.websocket.owner import HasEndpoint, Watcher
 from gateway.websocket.turns import Turns
 

@@ -13,8 +13,8 @@ from gateway import errors
 from gateway.connections.session import ACK_EVERY, AT_ONCE, GRAIN, MANY, Session, is_loss
 from gateway.errors import Disconnect
 from gateway.limits import Account
+from gateway.websocket.cork import CORK_BYTES
 from gateway.websocket.frames import State, text_frame
-from gateway.websocket.outbox import CORK_BYTES
 
 MAX_BYTES: Final = 400
 REPLY: Final = b"the reply to the resume, which has no number"

@@ -24,7 +24,7 @@ from gateway.rpc.replies import Batch
 from gateway.rpc.steps import Steps
 from gateway.status import Status
 from gateway.telemetry.lines import Lines
-from gateway.websocket.outbox import Cork
+from gateway.websocket.cork import Cork
 from tests.support.rpc import Listing, NodeListing
 
 PREFIX: Final = b"test"

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from gateway.websocket.cork import Cork
 from gateway.websocket.frames import TEXT, Payload, State
-from gateway.websocket.outbox import Cork
 from gateway.websocket.owner import Watcher
 from gateway.websocket.reader import Inbox, Reader
 from gateway.websocket.turns import Turns

@@ -25,7 +25,7 @@ from gateway.nodes.streams import Streams
 from gateway.rpc import jsonrpc
 from gateway.status import Status
 from gateway.telemetry.lines import MAIL_REFUSED, Lines
-from gateway.websocket.outbox import Cork
+from gateway.websocket.cork import Cork
 
 logger = logging.getLogger(__name__)
 
