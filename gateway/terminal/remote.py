@@ -89,13 +89,15 @@ def run(given: argparse.Namespace, work: Callable[[Client], Awaitable[None]], *,
 
 
 def _client(given: argparse.Namespace, url: str, token: str | Callable[[], str] | None, *, reconnect: bool) -> Client:
-    logging.getLogger("gateway.client.connection").setLevel(logging.ERROR)  # `_tell` tells of failed attempts
     proxy = True if given.proxy is None else given.proxy
     try:
-        return connect(url, token, reconnect=reconnect, cafile=given.cafile or None, proxy=proxy, open_timeout=_OPENING)
+        cafile = given.cafile or None
+        client = connect(url, token, reconnect=reconnect, cafile=cafile, proxy=proxy, open_timeout=_OPENING)
     except ValueError as error:
         given.fail(plain(str(error)))
         raise
+    logging.getLogger("gateway.client.connection").setLevel(logging.ERROR)  # `_tell` tells of failed attempts
+    return client
 
 
 async def _main(client: Client, work: Callable[[Client], Awaitable[None]], told_as: str | None) -> None:

@@ -1,6 +1,9 @@
 """The client behind a proxy that cuts, delays and drops: every call ends with the right outcome, no event is lost."""
 
 import asyncio
+import contextlib
+import gc
+import inspect
 import random
 import signal
 import sys
@@ -257,6 +260,27 @@ async def change_its_mind(client: Client, large: str, going: Callable[[], bool])
     return rounds
 
 
+def held() -> Counter[str]:
+    """What there is of clients: their objects, by type, and their tasks. The log that pytest keeps has the ends."""
+    gc.collect()
+    types = [type(one) for one in gc.get_objects()]
+    tasks = [task.get_coro() for task in asyncio.all_tasks()]
+    found = Counter(one.__name__ for one in types if str(one.__module__).startswith("gateway.client"))
+    coroutines = [work for work in tasks if inspect.iscoroutine(work)]
+    found.update(work.__qualname__ for work in coroutines if "gateway/client" in work.cr_code.co_filename)
+    del found["End"]
+    return found
+
+
+async def forgets(before: Counter[str]) -> None:
+    """Wait until clients hold no more than ``before``, whatever has gone on."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WAIT):
+            while not held() <= before:
+                await asyncio.sleep(0.1)
+    assert held() - before == Counter()
+
+
 async def test_subscriptions_that_come_and_go_and_calls_that_are_cancelled_through_cuts(
     gateway: StartGateway, sized: Sized
 ) -> None:
@@ -267,6 +291,9 @@ async def test_subscriptions_that_come_and_go_and_calls_that_are_cancelled_throu
         node = await stack.enter_async_context(connect(process.url("/ws", websocket=True)))
         node.method("work.do")(ledger.serve)
         await node.serve("worker")
+        for _, client in pairs:
+            await is_kept(client)
+        before = held()
         tasks = [asyncio.create_task(harm([proxy for proxy, _ in pairs], chance, sized(40, 500)))]
 
         def going() -> bool:
@@ -279,6 +306,7 @@ async def test_subscriptions_that_come_and_go_and_calls_that_are_cancelled_throu
         await tasks[0]
         assert all(done), "everything had its turn"
         await until(lambda: node.serving_calls == 0, "some calls were not cancelled")
+        await forgets(before)
     ledger.check()
 
 
