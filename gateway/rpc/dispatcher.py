@@ -186,7 +186,9 @@ class Dispatcher:
             return self._handle(peer, message, batch)
         return None if self._calls.answered(peer, message) else self._response(peer, message)
 
-    def _handle(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False) -> bytes | None:
+    def _handle(  # noqa: PLR0912 - on the hot path: no call for what is usual
+        self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False
+    ) -> bytes | None:
         """Handle one request or notification. Returns the reply, or None if there is none, or none yet.
 
         ``in_turn`` if it is `LARGE`, and now in an event-loop iteration of its own.
@@ -195,14 +197,14 @@ class Dispatcher:
         name = message.method
         data = b"" + message.params
         method = self._methods.get(name)
-        if (  # no call for what is usual
+        if (
             (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))
             or (data and data[0] not in STRUCTURED)
-            or (method is not None and (method.alone is not None or len(data) > LARGE))
-        ) and (stopped := self._stopped(peer, message, batch, in_turn=in_turn)) is not None:
-            return stopped or None
+            or (method is not None and method.alone is not None)
+        ) and (wrong := _malformed(request_id, data, method, batch)) is not None:
+            return self._invalid(peer, wrong)
         try:
-            if self._rate is not None or self._status.phase is _DRAINING:
+            if (self._rate is not None or self._status.phase is _DRAINING) and not in_turn:
                 self._admit(peer, method)
             if request_id in peer.running:
                 raise Refusal(errors.CONFLICT, "this id is still in flight")
@@ -211,7 +213,12 @@ class Dispatcher:
                 return None
             if method.scope is not AUTHENTICATED and not _may(peer, method):
                 raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
-            params = data if method.decode is None else method.decode(data)
+            params: Any = data
+            if method.decode is not None:
+                if len(data) > LARGE and batch is None and not in_turn:
+                    self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
+                    return None
+                params = method.decode(data)
             if method.is_async:
                 self._make_room(peer)
                 work = method.handler(peer) if method.params is None else method.handler(peer, params)
@@ -235,17 +242,6 @@ class Dispatcher:
         except Exception as error:
             (self._route.tally if method is None else method.tally).count(outcome_of(error))
             return failure(peer, name, request_id, error, self._lines)
-
-    def _stopped(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool) -> bytes | None:
-        """Return the refusal of a message that is malformed, nothing for one that is put off, or None."""
-        request_id, data, method = b"" + message.id, b"" + message.params, self._methods.get(message.method)
-        wrong = _malformed(request_id, data, method, batch)
-        if wrong is not None:
-            return self._invalid(peer, wrong)
-        if in_turn or batch is not None or len(data) <= LARGE or method is None or method.decode is None:
-            return None
-        self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
-        return b""
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
