@@ -26,13 +26,15 @@ _NONE: Final[deque[int]] = deque()
 class Sequence:
     """Where one topic is. ``kept`` are the numbers of its messages that are kept, the oldest first.
 
-    ``topic`` is its name in JSON, from its first message on.
+    ``floor`` is the number of the last one that is kept no longer; ``topic`` is its name in JSON, from its first
+    message on.
     """
 
-    __slots__ = ("kept", "position", "topic")
+    __slots__ = ("floor", "kept", "position", "topic")
 
-    def __init__(self, position: Position) -> None:
+    def __init__(self, position: Position, floor: int = 0) -> None:
         self.position = position
+        self.floor = floor
         self.kept = _NONE
         self.topic = b""
 
@@ -82,6 +84,8 @@ class History:
         self._accounts: dict[str, _Account] = {}
         self._largest: Largest[_Account] = Largest(octets)
         self._grain = self._largest.grain
+        self._due = 0.0
+        """When the oldest message may be too old, at the earliest."""
         self.kept_bytes = 0
 
     def _keep(self, sequence: Sequence, number: int, text: bytes, owner: str, at: float) -> None:
@@ -90,18 +94,22 @@ class History:
         account = self._accounts.get(owner)
         if account is None:
             account = self._accounts[owner] = _Account(owner)
+        if not self._kept:
+            self._due = at + self._age
         self._kept[number] = _Kept(sequence, account, at, text)
         account.kept[number] = None
-        if sequence.kept is _NONE:
-            sequence.kept = deque()
-        sequence.kept.append(number)
+        kept = sequence.kept
+        if kept is _NONE:
+            kept = sequence.kept = deque()
+        kept.append(number)
         self.kept_bytes += octets
         account.octets += octets
-        if len(sequence.kept) > self._count:
+        if len(kept) > self._count:
             self._drop(sequence)
         if account.octets - account.placed >= self._grain or account.level < 0:
             self._place(account)
-        self._expire(at)
+        if at >= self._due or self.kept_bytes > self._octets:
+            self._expire(at)
 
     def _expire(self, now: float) -> None:
         """Drop what is too much, and some of what is too old."""
@@ -109,6 +117,7 @@ class History:
         while self._kept:
             oldest = next(iter(self._kept.values()))  # the oldest of its topic, too
             if not left or now - oldest.at < self._age:
+                self._due = oldest.at + self._age
                 break
             left -= 1
             self._drop(oldest.sequence)
@@ -121,7 +130,7 @@ class History:
 
     def _drop(self, sequence: Sequence) -> None:
         """Drop the oldest message of a topic."""
-        number = sequence.kept.popleft()
+        number = sequence.floor = sequence.kept.popleft()
         dropped = self._kept.pop(number)
         account, octets = dropped.account, len(dropped.message)
         self.kept_bytes -= octets

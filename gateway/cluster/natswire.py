@@ -25,6 +25,9 @@ MAX_LINE: Final = 1 << 16
 SLACK: Final = 1 << 16
 """Bytes by which a message may be larger than ``max_payload``: JetStream adds headers to what was published."""
 
+HEADS: Final = 1000
+"""How many first lines of messages are remembered at most."""
+
 PORT: Final = 4222
 
 _CRLF: Final = b"\r\n"
@@ -36,6 +39,10 @@ _SECTION: Final = re.compile(rb"-{3,}\s*BEGIN ([A-Z ]+?)\s*-{3,}\s+(\S+)\s+-{3,}
 _USER: Final = 20 << 3
 _SEED_OF_A_USER: Final = bytes((18 << 3 | _USER >> 5, (_USER & 31) << 3))
 _KEY_BYTES: Final = 32
+
+
+_Head = tuple[bytes, bytes, bytes, int, int]
+"""A message's subject, subscription id, subject for a reply, bytes of headers, and bytes in all."""
 
 
 class WireError(ValueError):
@@ -79,7 +86,7 @@ class Reader:
     other lines go to ``control``, without their end. ``most`` is the largest message that the server may send.
     """
 
-    __slots__ = ("_control", "_failed", "_have", "_need", "_parts", "handlers", "most")
+    __slots__ = ("_control", "_failed", "_have", "_heads", "_need", "_parts", "handlers", "most")
 
     def __init__(self, control: Callable[[bytes], None], failed: Callable[[bytes, Exception], None]) -> None:
         self._control = control
@@ -87,6 +94,8 @@ class Reader:
         self._parts: list[bytes] = []
         self._have = 0
         self._need = 0
+        self._heads: dict[bytes, _Head] = {}
+        """What first lines say that come again and again."""
         self.handlers: dict[bytes, Handler] = {}
         self.most = 0
 
@@ -100,31 +109,26 @@ class Reader:
             data = b"".join(self._parts)
             self._parts.clear()
         at, need, end = 0, 0, len(data)
-        find, handler_of = data.find, self.handlers.get
+        find, handler_of, heads = data.find, self.handlers.get, self._heads
         while at < end:
             stop = find(_CRLF, at)
             if stop < 0:
                 break
-            words = data[at:stop].split(b" ")
-            if words[0] != b"MSG" and words[0] != b"HMSG":
-                self._control(data[at:stop])
+            line = data[at:stop]
+            head = heads.get(line) or self._head(line)
+            if head is None:
+                self._control(line)
                 at = stop + 2
                 continue
-            try:
-                split = int(words.pop(-2)) if words[0] == b"HMSG" else 0
-                reply = words.pop(3) if len(words) == 5 else b""
-                _, subject, sid, length = words
-                size = int(length)
-            except (IndexError, ValueError):
-                raise _strange(data[at:stop]) from None
-            if not 0 <= split <= size <= self.most:
+            subject, sid, reply, split, size = head
+            if size > self.most:
                 raise WireError(f"a message of {size} bytes, {split} of them headers, and {self.most} are allowed")
             start = stop + 2
             after = start + size
             if end < after + 2:
                 need = after + 2 - at
                 break
-            if data[after : after + 2] != _CRLF:
+            if not data.startswith(_CRLF, after):
                 raise WireError(f"a message that does not end after the {size} bytes that it says")
             at = after + 2
             handler = handler_of(sid)
@@ -135,6 +139,31 @@ class Reader:
                     self._failed(subject, error)
         if at < end:
             self._keep(data[at:], need)
+
+    def _head(self, line: bytes) -> _Head | None:
+        """Return what the first line of a message says; None if it is another line. Raises WireError.
+
+        The line of a message with headers, which is one that is published again, is remembered: most are the same.
+        """
+        verb, _, rest = line.partition(b" ")
+        if verb not in (b"MSG", b"HMSG"):
+            return None
+        words = rest.split(b" ")
+        try:
+            split = int(words.pop(-2)) if verb == b"HMSG" else 0
+            reply = words.pop(2) if len(words) == 4 else b""
+            subject, sid, length = words
+            size = int(length)
+        except (IndexError, ValueError):
+            raise _strange(line) from None
+        if not 0 <= split <= size:
+            raise WireError(f"a message of {size} bytes, {split} of them headers")
+        head = subject, sid, reply, split, size
+        if split and not reply:
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            self._heads[line] = head
+        return head
 
     def _keep(self, rest: bytes, need: int) -> None:
         """Keep the beginning of a message; ``need`` are its bytes in all, 0 if its first line is not complete."""

@@ -26,16 +26,6 @@ class StrangeError(Exception):
     """A message of the shared stream is none that a gateway has published."""
 
 
-class _Sequence(Sequence):
-    """Where one topic is. None of its messages after ``floor`` is missing."""
-
-    __slots__ = ("floor",)
-
-    def __init__(self, position: Position, floor: int) -> None:
-        super().__init__(position)
-        self.floor = floor
-
-
 class Replica(History):
     """What is known here of the shared stream: of its ``epoch``, up to the message with the number ``head``.
 
@@ -53,7 +43,7 @@ class Replica(History):
         self.head = 0
         self._floor = 0
         """The floor of all topics that are not known."""
-        self._sequences: dict[str, _Sequence] = {}
+        self._sequences: dict[str, Sequence] = {}
         self._lapsed: dict[str, Position] = {}
         self._rest: Position | None = None
         """What becomes the next lapse, and None as long as there is none."""
@@ -124,17 +114,19 @@ class Replica(History):
             sequence = self._sequence(topic, number - 1 if self._behind is None else self._behind)
         if self._behind is not None:
             self._taken[topic] += 1
-        self.listener.begin(topic, owner)
+        listener = self.listener
+        listener.begin(topic, owner)
         before, position = sequence.position, Position(self.epoch, number)
         sequence.position = position
-        if not sequence.topic:
-            sequence.topic = jsonrpc.encode(topic)
-        text = message_of(sequence.topic, position, time, data) if data else gap_of(sequence.topic, position)
+        encoded = sequence.topic
+        if not encoded:
+            encoded = sequence.topic = jsonrpc.encode(topic)
+        text = message_of(encoded, position, time, data) if data else gap_of(encoded, position)
         if self._count:
             self._keep(sequence, number, text, owner, self._clock() - age)
         else:
             sequence.floor = number
-        self.listener.deliver(topic, before, text)
+        listener.deliver(topic, before, text)
 
     def reset(self, epoch: str) -> None:
         """Begin with another stream, of which all is to be caught up with. What was known of the one before is lost."""
@@ -180,7 +172,7 @@ class Replica(History):
         self._lapsed, self._rest = {}, None
         return lapse
 
-    def _raise(self, sequence: _Sequence, floor: int) -> None:
+    def _raise(self, sequence: Sequence, floor: int) -> None:
         """Take it that messages of a topic are missing up to this floor. Those before it are of no use then."""
         while sequence.kept and sequence.kept[0] <= floor:
             self._drop(sequence)
@@ -188,15 +180,10 @@ class Replica(History):
         if sequence.position.offset < sequence.floor:
             sequence.position = Position(self.epoch, sequence.floor)
 
-    def _drop(self, sequence: Sequence) -> None:
-        assert isinstance(sequence, _Sequence)
-        sequence.floor = sequence.kept[0]
-        super()._drop(sequence)
-
-    def _sequence(self, topic: str, at: int) -> _Sequence:
+    def _sequence(self, topic: str, at: int) -> Sequence:
         sequence = self._sequences.get(topic)
         if sequence is None:
-            sequence = self._sequences[topic] = _Sequence(Position(self.epoch, at), self._floor)
+            sequence = self._sequences[topic] = Sequence(Position(self.epoch, at), self._floor)
         return sequence
 
 

@@ -38,6 +38,10 @@ Deliver = Callable[[str, Position, bytes], None]
 """Takes a topic, its position before a message, and that message as JSON text (see `message`). Must not raise."""
 
 
+Begin = Callable[[str, str], None]
+"""Takes the topic of the message that comes next, and its principal, at whichever gateway. Must not raise."""
+
+
 class Listener(Protocol):
     """What a stream hands its messages to (`events.delivery.Delivery`). None of this may raise.
 
@@ -48,8 +52,9 @@ class Listener(Protocol):
     def deliver(self) -> Deliver:
         """Delivers a message to the subscribers."""
 
-    def begin(self, topic: str, owner: str) -> None:
-        """Note that a message of this topic comes next, of the principal ``owner``, at whichever gateway."""
+    @property
+    def begin(self) -> Begin:
+        """Notes that a message of a topic comes next."""
 
     def pause(self) -> None:
         """Send nothing to subscribers until `resume`, but note what is delivered. May be called again before it."""

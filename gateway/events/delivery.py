@@ -305,6 +305,8 @@ class Delivery:
     def __init__(self, topics: Topics, stream: Stream[Any], cork: Cork) -> None:
         self.topics: Final = topics
         self.stream: Final = stream
+        self.begin: Final = topics.arrive
+        """Has a topic, because a message of it comes next."""
         self._cork = cork
         self.aside: Final[set[Subscriber]] = set()
         self._pauses = Pauses(cork.later, lambda: self.delivered)
@@ -392,10 +394,6 @@ class Delivery:
         self.aside.discard(subscriber)
 
     # For a stream that was out of reach
-
-    def begin(self, topic: str, owner: str) -> None:
-        """Have a topic, because a message of it comes next, which counts for the principal ``owner``."""
-        self.topics.arrive(topic, owner)
 
     def pause(self) -> None:
         """Send nothing to subscribers until `resume`, but note where each of them is. May be called again before it."""

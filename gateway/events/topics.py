@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.cluster.stream import Position
 from gateway.events.index import Names, Patterns, is_wild
@@ -111,6 +111,8 @@ class Topics:
         self._max_topics = max_topics
         self._conflate = tuple(conflate)
         self._topics: dict[str, Topic] = {}
+        self.get: Final[Callable[[str], Topic | None]] = self._topics.get
+        """Returns a topic, or None if there is none of this name."""
         self._own = 0
         self._gateway = Holder("")
         """The holder of the gateway's own topics, which do not count."""
@@ -125,10 +127,6 @@ class Topics:
 
     def __len__(self) -> int:
         return len(self._topics)
-
-    def get(self, name: str) -> Topic | None:
-        """Return a topic, or None if there is none of this name."""
-        return self._topics.get(name)
 
     def open(self, name: str, owner: str = "") -> Topic:
         """Return a topic, which begins if there is none of this name. If there is no room, another one is forgotten.

@@ -53,6 +53,8 @@ def text_frame(payload: Payload) -> bytes:
     length = len(payload)
     if length < 126:
         return SHORT_TEXT[length] + payload
+    if length < 65536:
+        return _pack_16(0x80 | TEXT, 126, length) + payload
     return frame(TEXT, payload)
 
 
