@@ -204,7 +204,10 @@ class Gateway:
             asking=self._asking,
             untold=tuple if self.cluster is None else self.cluster.roster.untold,
         )
-        yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
+        if self.cluster is None:
+            yield EventMethods(self.events, self._steps, config.limits.max_message_bytes)
+        else:
+            yield self.cluster.event_methods(self._steps)
 
     def _metrics(self) -> Metrics[Stage]:
         connections = self._connections

@@ -28,6 +28,7 @@ from gateway.config import Config, ConfigError
 from gateway.events.delivery import Delivery
 from gateway.events.shared import SharedEvents
 from gateway.events.topics import Topics
+from gateway.methods.publishing import SharedEventMethods
 from gateway.nodes.elsewhere.relay import Relay
 from gateway.nodes.elsewhere.unwritten import Here
 from gateway.nodes.registry import Nodes
@@ -107,10 +108,24 @@ class Cluster:
         """The stream of events, which all members share."""
         self.relay: Relay
         self.roster: Roster
+        self._events: SharedEvents
 
     def events(self, topics: Topics, delivery: Delivery) -> SharedEvents:
         """Return what publishes to the stream, and subscribes to it."""
-        return SharedEvents(topics, self.stream, delivery, self.name)
+        self._events = SharedEvents(topics, self.stream, delivery, self.name)
+        return self._events
+
+    def event_methods(self, steps: Steps) -> SharedEventMethods:
+        """Return the methods of `event.*`. Once there are `events`."""
+        limits = self._config.limits
+        return SharedEventMethods(
+            self._events,
+            steps,
+            limits.max_message_bytes,
+            max_in_flight=limits.max_in_flight,
+            call_timeout=limits.call_timeout,
+            lines=self._lines,
+        )
 
     def connect(
         self,

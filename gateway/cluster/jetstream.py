@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from gateway.cluster import natswire
-from gateway.cluster.nats import Nats
+from gateway.cluster.nats import Answered, Nats
 from gateway.cluster.natslink import LateError, NatsError, NoRespondersError
 from gateway.config import ConfigError
 
@@ -126,8 +126,8 @@ class _Ack(msgspec.Struct):
 _reply: Final = msgspec.json.Decoder(_Reply).decode
 _ack: Final = msgspec.json.Decoder(_Ack).decode
 
-Acknowledged = Callable[[int, NatsError | None], None]
-"""Takes the number that a message has got, or why it is not known to have one."""
+_NEVER: Final = b"\0"
+"""What nothing begins with that JetStream says."""
 
 Take = Callable[[str, int, float, bytes], bool]
 """Takes a topic, a message's number, when it was published in seconds since 1970, and its payload.
@@ -146,6 +146,8 @@ class JetStream:
         self._new_epoch = new_epoch
         self._ours = re.compile(rf"{re.escape(name)}\.live\.([^.]+)\.>")
         self._adjusted = False
+        self._usual = _NEVER
+        """What the acknowledgements begin with, up to the number that ends them, as the last one that was decoded."""
 
     def live(self, epoch: str) -> bytes:
         """Return what the subjects of an epoch's messages begin with, as they are published again."""
@@ -259,20 +261,25 @@ class JetStream:
         first, last = reply.state.first_seq, reply.state.last_seq
         return Found(found[1], reply.created, max(1, first), last, reply.config.get("max_msgs_per_subject", 0))
 
-    def publish(self, epoch: str, topic: str, payload: bytes, acknowledged: Acknowledged) -> None:
-        """Publish a message. ``acknowledged`` is called once, later. Raises what `Nats.publish` raises."""
+    def publish(self, subject: bytes, payload: bytes, answered: Answered) -> None:
+        """Publish a message to a subject, which begins as `kept` says and ends with its topic.
 
-        def answered(error: NatsError | None, headers: bytes, text: bytes) -> None:
-            number = 0
-            if error is None:
-                try:
-                    ack = decoded(_ack, text)
-                    number, error = ack.seq, ApiError(ack.error or _Error()) if ack.error or ack.seq < 1 else None
-                except NatsError as strange:
-                    error = strange
-            acknowledged(number, error)
+        ``answered`` is called once, later; `number_of` reads what it gets. Raises what `Nats.ask` raises.
+        """
+        self._nats.ask(subject, payload, answered, ACK_TIMEOUT)
 
-        self._nats.ask(self.kept(epoch) + topic.encode(), payload, answered, ACK_TIMEOUT)
+    def number_of(self, answer: bytes) -> int:
+        """Return the number that a message has got, from the answer to it. Raises NatsError if it has got none."""
+        usual, digits = self._usual, answer[len(self._usual) : -1]
+        if answer.startswith(usual) and digits.isdigit() and len(digits) < natswire.MAX_DIGITS:
+            return int(digits)
+        ack = decoded(_ack, answer)
+        if ack.error or ack.seq < 1:
+            raise ApiError(ack.error or _Error())
+        end = b"%d}" % ack.seq
+        if answer.endswith(b":" + end):
+            self._usual = answer[: -len(end)]
+        return ack.seq
 
     async def replay(self, epoch: str, first: int, take: Take) -> None:
         """Have all messages of an epoch taken from the number ``first`` on, until there is no more, or enough.

@@ -171,12 +171,15 @@ class Nats:
         These are NoRespondersError, LateError (after ``timeout`` seconds, rounded up to a tenth) and LinkError. Raises
         what `publish` raises, and calls nothing then. How many wait at once is for the caller to bound.
         """
-        self._asked += 1
-        token = b"%d" % self._asked
-        self.publish(subject, payload, self._inbox + token)
+        size = len(payload)
+        if size > self._most:
+            raise self._objection(size)
+        self._asked = asked = self._asked + 1
+        inbox = b"%b%d" % (self._inbox, asked)
+        self._send(b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, size, payload))
         slot = self._deadlines.slot(timeout)
-        slot[token] = None
-        self._waiting[token] = answered, slot
+        slot[inbox] = None
+        self._waiting[inbox] = answered, slot
 
     async def request(self, subject: bytes, payload: bytes, timeout: float) -> tuple[bytes, bytes]:
         """Do the same, and return the reply's raw headers and its payload; raise what went wrong."""
@@ -245,19 +248,18 @@ class Nats:
 
     def _answered(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """Take a reply to `ask`."""
-        token = subject[len(self._inbox) :]
-        waiting = self._waiting.pop(token, None)
+        waiting = self._waiting.pop(subject, None)
         if waiting is None:
             return  # late, or another reply
         answered, slot = waiting
-        del slot[token]
+        del slot[subject]
         if headers and natswire.status(headers) == NO_RESPONDERS:
             answered(NoRespondersError("no subscriber to the subject of the request"), b"", b"")
         else:
             answered(None, headers, payload)
 
-    def _late(self, token: bytes) -> None:
-        answered, _ = self._waiting.pop(token)
+    def _late(self, inbox: bytes) -> None:
+        answered, _ = self._waiting.pop(inbox)
         self._tell(answered, LateError("no answer to the request in time"), b"", b"")
 
     def _failed(self, subject: bytes, error: Exception) -> None:
@@ -340,9 +342,9 @@ class Nats:
         self._link, self.info, self._most = None, None, -1
 
     def _fail_all(self, cause: LinkError) -> None:
-        for token in list(self._waiting):
-            answered, slot = self._waiting.pop(token)
-            del slot[token]
+        for inbox in list(self._waiting):
+            answered, slot = self._waiting.pop(inbox)
+            del slot[inbox]
             self._tell(answered, cause, b"", b"")
 
 

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
+import msgspec
+
 from gateway import errors
 from gateway.cluster import natswire
 from gateway.cluster.jetstream import ApiError, Found, JetStream
@@ -46,8 +48,27 @@ A single message may be larger. NATS itself drops what is published too fast.
 EARLY_BYTES: Final = 16 << 20
 """How many bytes of messages are kept that come while earlier ones are caught up with. The oldest make room."""
 
+TOPICS: Final = 1000
+"""The topics of how many subjects are remembered."""
+
 _HEADERS: Final = 300
 """Bytes that a message that is kept takes beside its payload."""
+
+
+class _Sent(msgspec.Struct, eq=False, gc=False):
+    """A message that NATS has not acknowledged. A struct is made in half the time of an object or a closure.
+
+    The table that waits for the answer lets go of it, so the garbage collector need not see it.
+    """
+
+    stream: NatsStream
+    epoch: str
+    size: int
+    done: Done
+
+    def answered(self, error: NatsError | None, headers: bytes, text: bytes) -> None:
+        """Take what `Nats.ask` has come to."""
+        self.stream.answered(self, error, text)
 
 
 class NatsStream:
@@ -82,8 +103,12 @@ class NatsStream:
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._nudged = asyncio.Event()
-        self._subscription: tuple[bytes, int] | None = None
-        """The handle of the one to the messages of this epoch, and how long their subjects are before the topic."""
+        self._subscription: bytes | None = None
+        """The handle of the one to the messages of this epoch."""
+        self._live = self._kept = b""
+        """What their subjects begin with, and those that they are published to."""
+        self._topics: dict[bytes, str] = {}
+        """The topics of subjects that were heard lately."""
         self._created = ""
         self._following = False
         """Whether each message that comes is taken, because it is the one after the head."""
@@ -111,7 +136,7 @@ class NatsStream:
         self._listener = None
         self.lost()
         if self._subscription is not None:
-            self._nats.unsubscribe(self._subscription[0])
+            self._nats.unsubscribe(self._subscription)
             self._subscription = None
 
     def joined(self) -> None:
@@ -168,26 +193,37 @@ class NatsStream:
 
     def send(self, topic: str, data: bytes, owner: str, done: Done) -> None:
         """Do the same, and call ``done`` with the result. Without ``data`` subscribers are told of a gap."""
-        if not self.available:
+        if not self._known or self._nats.info is None:
             raise unavailable("there is no connection to it")
-        size, waiting, epoch = len(data), self._unacknowledged, self._replica.epoch
+        size, waiting = len(data), self._unacknowledged
         if waiting and (waiting >= WINDOW or self._unacknowledged_bytes + size > WINDOW_BYTES):
             detail = "NATS has yet to acknowledge what was published before"
             raise not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
-
-        def acknowledged(number: int, error: NatsError | None) -> None:
-            self._unacknowledged -= 1
-            self._unacknowledged_bytes -= size
-            done(Position(epoch, number) if error is None else self._refusal(error))
-
+        sent = _Sent(self, self._replica.epoch, size, done)
+        now = self._now  # read before it is called: CPython 3.11 is slow to call what is an attribute of an instance
         try:
-            self._jetstream.publish(epoch, topic, sealed(self._now(), owner, data), acknowledged)
+            self._jetstream.publish(self._kept + topic.encode(), sealed(now(), owner, data), sent.answered)
         except TooLargeError as error:
             raise not_run(errors.TOO_LARGE, str(error)) from None
         except AwayError as error:
             raise unavailable(str(error)) from None
-        self._unacknowledged += 1
+        self._unacknowledged = waiting + 1
         self._unacknowledged_bytes += size
+
+    def answered(self, sent: _Sent, error: NatsError | None, text: bytes) -> None:
+        """Take NATS's answer to a message, or why there is none."""
+        self._unacknowledged -= 1
+        self._unacknowledged_bytes -= sent.size
+        if error is None:
+            try:
+                number = self._jetstream.number_of(text)
+            except NatsError as wrong:
+                error = wrong
+            else:
+                done = sent.done
+                done(Position(sent.epoch, number))
+                return
+        sent.done(self._refusal(error))
 
     def _refusal(self, error: NatsError) -> Refusal:
         if isinstance(error, NoRespondersError):  # there is no such stream any more
@@ -259,9 +295,10 @@ class NatsStream:
         self._replica.reset(found.epoch)
         self._created = found.created
         if self._subscription is not None:
-            self._nats.unsubscribe(self._subscription[0])
-        prefix = self._jetstream.live(found.epoch)
-        self._subscription = self._nats.subscribe(prefix + b">", self._on_live), len(prefix)
+            self._nats.unsubscribe(self._subscription)
+        self._topics.clear()
+        self._live, self._kept = self._jetstream.live(found.epoch), self._jetstream.kept(found.epoch)
+        self._subscription = self._nats.subscribe(self._live + b">", self._on_live)
 
     async def _again(self, found: Found) -> Found:
         """Look once more. Raises LateError if the stream is another one meanwhile."""
@@ -290,13 +327,23 @@ class NatsStream:
 
     def _on_live(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """Take a message that NATS publishes again, or keep it as long as earlier ones are caught up with."""
-        assert self._subscription is not None
+        topic = self._topics.get(subject) or self._topic(subject)
+        number = self._replica.head + 1
+        if self._following and b"\r\nNats-Sequence: %d\r\n" % number in headers:  # nearly always
+            self._take(topic, number, 0.0, payload)
+            return
         number = natswire.number(headers, b"Nats-Sequence")
-        topic = subject[self._subscription[1] :].decode(errors="replace")
         if self._following:
             self._on_next(number, topic, payload)
         else:
             self._keep(number, topic, payload)
+
+    def _topic(self, subject: bytes) -> str:
+        topic = subject[len(self._live) :].decode(errors="replace")
+        if len(self._topics) >= TOPICS:
+            self._topics.clear()
+        self._topics[subject] = topic
+        return topic
 
     def _on_next(self, number: int, topic: str, payload: bytes) -> None:
         head = self._replica.head

@@ -76,8 +76,7 @@ class Events(Generic[Published_co]):
         try:
             self._topics.touch(name, owner)
         except FullError:
-            full = "as many topics as events.max_topics"
-            raise not_run(errors.OVERLOADED, full, retryAfterMs=errors.RETRY_FULL_MS) from None
+            raise full() from None
         self.published += 1
         return self._stream.publish(name, data, owner)
 
@@ -239,6 +238,12 @@ class Events(Generic[Published_co]):
         while self._topics.leave_some(subscriber, PARTED):
             yield
         self._delivery.lost(subscriber)
+
+
+def full() -> Refusal:
+    """Return the refusal of a message on a topic that has not begun, and has no room."""
+    detail = "as many topics as events.max_topics"
+    return not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_FULL_MS)
 
 
 def _check(subscriber: Subscriber, patterns: Sequence[str]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 
-from gateway.cluster.stream import Position, SharedStream, unavailable
+from gateway.cluster.stream import Done, Position, SharedStream, unavailable
 from gateway.events.delivery import Delivery, Recipient, Subscriber
-from gateway.events.hub import Events, Met
-from gateway.events.topics import Topics
+from gateway.events.hub import Events, Met, full
+from gateway.events.topics import FullError, Topics
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import Refusal
 from gateway.rpc.work import Work
@@ -34,6 +34,18 @@ class SharedEvents(Events[Awaitable[Position]]):
         if not self._shared.available:
             raise unavailable("there is no connection to it")
         return super().publish(name, data, owner)
+
+    def send(self, name: str, data: bytes, owner: str, done: Done) -> None:
+        """Do what `publish` does, and call ``done`` with the result, once, later. Raises what `publish` raises."""
+        if self._topics.get(name) is None:  # otherwise the stream looks itself, and the message moves the topic
+            if not self._shared.available:
+                raise unavailable("there is no connection to it")
+            try:
+                self._topics.touch(name, owner)
+            except FullError:
+                raise full() from None
+        self._shared.send(name, data, owner, done)
+        self.published += 1
 
     def wanted(self, name: str) -> bool:
         """Return True: a connection of another gateway may want to hear it."""

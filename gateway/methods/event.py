@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw
@@ -86,7 +86,7 @@ class Published(msgspec.Struct):
 class EventMethods:
     """The methods of `event.*`. ``max_message_bytes`` bounds the messages that are made of what is published."""
 
-    def __init__(self, events: Events[Position | Awaitable[Position]], steps: Steps, max_message_bytes: int) -> None:
+    def __init__(self, events: Events[Any], steps: Steps, max_message_bytes: int) -> None:
         self._events = events
         self._steps = steps
         self._max_message_bytes = max_message_bytes
@@ -154,22 +154,29 @@ class EventMethods:
     @method("event.publish", scope=AUTHENTICATED)
     def publish(self, peer: Connection, params: PublishParams) -> Published:
         """Publish a message. Needs the scope `publish:` for the topic."""
-        if not is_dotted_name(params.topic):
-            raise BadParams(f"topic: must be at most {MAX_NAME} characters, parts with dots between, without * and >")
+        room = self._room(params.topic)
         if not peer.principal.allows(f"publish:{params.topic}"):
-            raise Refusal(errors.FORBIDDEN, f"publish:{params.topic[:MAX_NAME]}")
-        room = self._max_message_bytes - envelope(params.topic)
+            raise forbidden(params.topic)
         if len(params.data) > room:
-            raise not_run(errors.TOO_LARGE, f"data has more than {room} bytes")
+            raise too_large(room)
         position = self._events.publish(params.topic, bytes(params.data), peer.principal.name)
-        if isinstance(position, Position):
-            return Published(position.offset, position.epoch)
-        raise Continue(lambda: _in_time(position), begun=True)
+        return Published(position.offset, position.epoch)
+
+    def _room(self, topic: str) -> int:
+        """Return the room for the data of a message on this topic, in bytes. Raises BadParams for what is no topic."""
+        if not is_dotted_name(topic):
+            raise BadParams(f"topic: must be at most {MAX_NAME} characters, parts with dots between, without * and >")
+        return self._max_message_bytes - envelope(topic)
 
 
-async def _in_time(publishing: Awaitable[Position]) -> Published:
-    position = await publishing
-    return Published(position.offset, position.epoch)
+def forbidden(topic: str) -> Refusal:
+    """Return the refusal of a caller that may not publish on a topic."""
+    return Refusal(errors.FORBIDDEN, f"publish:{topic[:MAX_NAME]}")
+
+
+def too_large(room: int) -> Refusal:
+    """Return the refusal of data that has no room in a message."""
+    return not_run(errors.TOO_LARGE, f"data has more than {room} bytes")
 
 
 def _check(peer: Connection, patterns: Sequence[str]) -> Work[None]:

@@ -186,9 +186,7 @@ class Dispatcher:
             return self._handle(peer, message, batch)
         return None if self._calls.answered(peer, message) else self._response(peer, message)
 
-    def _handle(  # noqa: PLR0912 - on the hot path: no call for what is usual
-        self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False
-    ) -> bytes | None:
+    def _handle(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False) -> bytes | None:
         """Handle one request or notification. Returns the reply, or None if there is none, or none yet.
 
         ``in_turn`` if it is `LARGE`, and now in an event-loop iteration of its own.
@@ -197,14 +195,14 @@ class Dispatcher:
         name = message.method
         data = b"" + message.params
         method = self._methods.get(name)
-        if (
+        if (  # no call for what is usual
             (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))
             or (data and data[0] not in STRUCTURED)
-            or (method is not None and method.alone is not None)
-        ) and (wrong := _malformed(request_id, data, method, batch)) is not None:
-            return self._invalid(peer, wrong)
+            or (method is not None and (method.alone is not None or len(data) > LARGE))
+        ) and (stopped := self._stopped(peer, message, batch, in_turn=in_turn)) is not None:
+            return stopped or None
         try:
-            if (self._rate is not None or self._status.phase is _DRAINING) and not in_turn:
+            if self._rate is not None or self._status.phase is _DRAINING:
                 self._admit(peer, method)
             if request_id in peer.running:
                 raise Refusal(errors.CONFLICT, "this id is still in flight")
@@ -213,12 +211,7 @@ class Dispatcher:
                 return None
             if method.scope is not AUTHENTICATED and not _may(peer, method):
                 raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
-            params: Any = data
-            if method.decode is not None:
-                if len(data) > LARGE and batch is None and not in_turn:
-                    self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
-                    return None
-                params = method.decode(data)
+            params = data if method.decode is None else method.decode(data)
             if method.is_async:
                 self._make_room(peer)
                 work = method.handler(peer) if method.params is None else method.handler(peer, params)
@@ -242,6 +235,17 @@ class Dispatcher:
         except Exception as error:
             (self._route.tally if method is None else method.tally).count(outcome_of(error))
             return failure(peer, name, request_id, error, self._lines)
+
+    def _stopped(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool) -> bytes | None:
+        """Return the refusal of a message that is malformed, nothing for one that is put off, or None."""
+        request_id, data, method = b"" + message.id, b"" + message.params, self._methods.get(message.method)
+        wrong = _malformed(request_id, data, method, batch)
+        if wrong is not None:
+            return self._invalid(peer, wrong)
+        if in_turn or batch is not None or len(data) <= LARGE or method is None or method.decode is None:
+            return None
+        self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
+        return b""
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
@@ -272,9 +276,6 @@ class Dispatcher:
         try:
             self._make_room(peer)
         except Refusal as refusal:
-            if more.begun:
-                self._start(peer, method, more.work(), message, batch).hold_up()
-                return None
             method.tally.count(outcome_of(refusal))
             return failure(peer, method.name, b"" + message.id, refusal, self._lines)
         self._start(peer, method, more.work(), message, batch)
@@ -288,7 +289,7 @@ class Dispatcher:
 
     def _start(
         self, peer: Peer, method: Method, work: Coroutine[Any, Any, Any], message: Message, batch: Batch | None
-    ) -> Running:
+    ) -> None:
         running = Running(peer, method, message, batch, self._clock())
         running.task = asyncio.get_running_loop().create_task(work)
         peer.running[running.key] = running
@@ -297,12 +298,10 @@ class Dispatcher:
         self._sweep.begin(running, method.timeout or self._call_timeout)
         # A `finally` in the task itself would not do: one that is cancelled before its first step never gets there.
         running.task.add_done_callback(lambda task: self._finished(running, task))
-        return running
 
     def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
         peer, batch = running.peer, running.batch
         self._sweep.done(running)
-        running.let_go()
         peer.running.pop(running.key, None)
         reply, outcome, after = _outcome(running, task, self._lines)
         if outcome is not None:

@@ -78,15 +78,12 @@ class Then(Generic[Result]):
 class Continue(Exception):
     """A plain method raises this, before it has done anything, to be answered by a coroutine, like an ``async def``.
 
-    So it is a task only if a request is much work. ``work`` returns the coroutine, once. If the method has ``begun``
-    what it is to do, the request is not refused any more: if too many are in flight, no more is read from the peer
-    until this one is over.
+    So it is a task only if a request is much work. ``work`` returns the coroutine, once.
     """
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]], *, begun: bool = False) -> None:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         super().__init__()
         self.work = work
-        self.begun = begun
 
 
 class BadParams(Exception):
@@ -107,6 +104,7 @@ class Spec(NamedTuple):
     forwards: bool
     alone: Form | None
     paced: bool
+    result: Any
 
 
 def method(
@@ -118,20 +116,22 @@ def method(
     forwards: bool = False,
     alone: Form | None = None,
     paced: bool = True,
+    result: Any = None,
 ) -> Callable[[Function], Function]:
     """Declare a function, or a class's method, as the JSON-RPC method ``name``.
 
     ``scope`` is what the caller needs: `AUTHENTICATED`, `CALL`, ``"admin"``, or a scope in full. A method without a
     scope cannot be called at all. ``timeout`` is the deadline of an ``async def`` in seconds, by default
     ``limits.call_timeout``. A method with ``while_draining`` is answered even while the gateway shuts down. A method
-    with ``forwards`` returns a `requests.Forward` instead of a result. A method with ``alone`` is taken only as a
+    with ``forwards`` returns a `requests.Forward` instead of a result; ``result`` is the type of what the caller gets
+    then, if that is always the same. A method with ``alone`` is taken only as a
     message of this form, and not in a batch; such a notification is outside of every rate, and taken even while the
     gateway shuts down. A method that is not ``paced`` sees to it itself whether a message counts against the rate.
     """
 
     def mark(function: Function) -> Function:
         needed = f"call:{name}" if scope == CALL else scope
-        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards, alone, paced))
+        setattr(function, _MARK, Spec(name, needed, timeout, while_draining, forwards, alone, paced, result))
         return function
 
     return mark
@@ -164,7 +164,7 @@ class Method:
     )
 
     def __init__(self, handler: Callable[..., Any], spec: Spec) -> None:
-        self.name, self.scope, self.timeout, self.while_draining, self.forwards, self.alone, self.paced = spec
+        self.name, self.scope, self.timeout, self.while_draining, self.forwards, self.alone, self.paced, known = spec
         if not spec.name:
             raise TypeError(f"{handler!r}: a method must have a name")
         self.handler = handler
@@ -172,7 +172,8 @@ class Method:
         self.doc = inspect.getdoc(handler) or ""
         self.tally: Final = Tally()
         try:
-            self.params, self.result = _signature(handler)
+            self.params, returned = _signature(handler)
+            self.result = known or returned
             self.decode = _decoder(self.params)
         except (TypeError, NameError) as error:
             raise TypeError(f"method {spec.name}: {error}") from None

@@ -125,7 +125,6 @@ class Running:
         "abandoned",
         "batch",
         "begun",
-        "holds_up",
         "key",
         "method",
         "peer",
@@ -144,22 +143,9 @@ class Running:
         self.batch = batch
         self.begun = begun
         self.abandoned = False
-        self.holds_up = False
-        """Whether no more is read from the peer until it is over."""
         self.task: asyncio.Task[Any] | None = None
         self.verdict: RpcError | None = None
         """Why it is being cancelled."""
-
-    def hold_up(self) -> None:
-        """Have no more read from the peer until `let_go`."""
-        self.holds_up = True
-        self.peer.wait()
-
-    def let_go(self) -> None:
-        """Let the peer be read again, if it holds that up."""
-        if self.holds_up:
-            self.holds_up = False
-            self.peer.go_on()
 
     def cancel(self, verdict: RpcError) -> None:
         """Cancel the task, for this reason. The first verdict stands; later calls do nothing."""

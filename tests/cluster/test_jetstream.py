@@ -30,16 +30,16 @@ class Desk:
 
     async def publish(self, epoch: str, topic: str, payload: bytes) -> int:
         """Publish, and return the number, or raise why there is none."""
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        def acknowledged(number: int, error: NatsError | None) -> None:
+        def answered(error: NatsError | None, headers: bytes, text: bytes) -> None:
             if error is None:
-                done.set_result(number)
+                done.set_result(text)
             else:
                 done.set_exception(error)
 
-        self.jetstream.publish(epoch, topic, payload, acknowledged)
-        return await done
+        self.jetstream.publish(self.jetstream.kept(epoch) + topic.encode(), payload, answered)
+        return self.jetstream.number_of(await done)
 
     async def replay(self, epoch: str, first: int, last: int = 0) -> list[tuple[str, int, bytes]]:
         """Topic, number and payload of all from a number on, until there is no more, or until another number."""

@@ -691,7 +691,5 @@ def lose(station: Station, lost: Callable[[int], bool]) -> None:
             on_live(subject, reply, headers, payload)
 
     assert stream._subscription is not None
-    handle, length = stream._subscription
-    station.nats.unsubscribe(handle)
-    prefix = station.jetstream.live(station.replica.epoch)
-    stream._subscription = station.nats.subscribe(prefix + b">", holed), length
+    station.nats.unsubscribe(stream._subscription)
+    stream._subscription = station.nats.subscribe(stream._live + b">", holed)

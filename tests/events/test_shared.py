@@ -4,6 +4,7 @@ import pytest
 
 from gateway.cluster.stream import Position, unavailable
 from tests.support.ears import notification_in, subscribe
+from tests.support.rpc import passes
 from tests.support.shared import SharedHall
 from tests.support.stations import heard, refused
 
@@ -82,6 +83,7 @@ async def test_what_could_not_be_told_on_an_own_topic_is_told_to_be_missing(hall
         hall.stream.refusal = unavailable("late")
     for topic in ("gateway.node.online", "gateway.node.online", "gateway.node.offline"):
         hall.events.own(topic, {})
+    await passes()
     assert ear.frames == []
     hall.stream.refusal = None
     hall.stream.be(True)
@@ -98,7 +100,9 @@ async def test_a_gap_that_could_not_be_told_is_told_the_next_time(hall: SharedHa
     ear = hall.ear("gateway.draining")
     hall.stream.refusal = unavailable("late")
     hall.events.own("gateway.draining", {})
+    await passes()
     hall.stream.be(True)
+    await passes()
     hall.stream.refusal = None
     hall.stream.be(True)
     assert [(kind, topic) for kind, topic, _ in heard(ear)] == [("event.gap", "gateway.draining")]

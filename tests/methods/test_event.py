@@ -4,30 +4,17 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from gateway import errors
-from gateway.cluster.replica import sealed
-from gateway.cluster.stream import unavailable
 from gateway.events.hub import OWN_TOPICS
-from gateway.methods.event import EventMethods
-from gateway.rpc.calls import Calls
-from gateway.rpc.dispatcher import Dispatcher
-from gateway.rpc.method import Refusal
-from gateway.rpc.requests import Route
-from gateway.rpc.steps import Steps
-from gateway.status import Status
-from gateway.telemetry.lines import Lines
 from tests.support.credentials import Holder, KeySet, TokensFile, authenticate, discreet, entered, signed
-from tests.support.ears import Ear
 from tests.support.fleet import request as ask
 from tests.support.peers import Opcode, RawPeer, frame
 from tests.support.process import GatewayProcess
-from tests.support.rpc import Caller, Listing, connect, notification, passes, refused, request, serve
-from tests.support.shared import TIME, SharedHall
+from tests.support.rpc import Caller, connect, refused, request, serve
 
 NO_PATTERN = "must be at most 200 characters, parts with dots between; * stands for one, a last > for the rest"
 NO_TOPIC = "topic: must be at most 200 characters, parts with dots between, without * and >"
@@ -327,109 +314,3 @@ async def test_a_token_that_has_fewer_scopes_since_sighup_takes_what_it_does_not
         tokens.put(Holder("pi", "node", ("subscribe:a.b",)))
         where.signal(signal.SIGHUP)
         await where.wait_event("node.offline", node="pi")
-
-
-# Where other gateways share the topics
-
-
-class Hearing(Listing):
-    """A peer of a dispatcher that also hears events."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ear = Ear()
-
-    def __getattr__(self, name: str) -> Any:
-        """What an ear has, and a peer has not."""
-        return getattr(self.ear, name)
-
-
-class Office:
-    """The methods over a shared stream, and a peer."""
-
-    def __init__(self) -> None:
-        self.hall = SharedHall()
-        self.stream = self.hall.stream
-        status = Status("instance", lambda: 0.0)
-        status.ready()
-        nowhere = cast(Route, None)
-        self.dispatcher = Dispatcher(
-            status, Calls(), nowhere, max_in_flight=2, max_batch=10, call_timeout=30.0, lines=Lines()
-        )
-        self.dispatcher.add(EventMethods(self.hall.events, Steps(), 4096), own=True)
-        self.peer = Hearing()
-
-    async def tell(self, *messages: str) -> list[Any]:
-        """Dispatch messages, and return the replies that have come a little later."""
-        for message in messages:
-            self.dispatcher.dispatch(self.peer, message.encode())
-        await passes(8)
-        return [json.loads(reply) for reply in self.peer.take()]
-
-
-@pytest.fixture
-async def office() -> Office:
-    office = Office()
-    await office.hall.events.start()
-    return office
-
-
-def publish(number: int, topic: str = "a") -> str:
-    return request("event.publish", {"topic": topic, "data": number}, number)
-
-
-async def test_a_publish_is_answered_when_it_is_acknowledged(office: Office) -> None:
-    waiting = office.stream.hold_acknowledgements()
-    assert await office.tell(publish(1), publish(2)) == []
-    assert office.hall.stream.replica.head == 2, "but it was published at once, in order"
-    waiting.pop()()
-    assert await office.tell() == [{"jsonrpc": "2.0", "id": 2, "result": {"offset": 2, "epoch": "e1"}}]
-    waiting.pop()()
-    assert await office.tell() == [{"jsonrpc": "2.0", "id": 1, "result": {"offset": 1, "epoch": "e1"}}]
-
-
-async def test_of_very_many_publishes_none_is_refused_or_lost_and_no_more_is_read_meanwhile(office: Office) -> None:
-    waiting = office.stream.hold_acknowledgements()
-    notes = [notification("event.publish", {"topic": "a", "data": number}) for number in range(9)]
-    assert await office.tell(*notes, publish(9)) == []
-    assert (office.stream.replica.head, office.peer.link.waits) == (10, 8)
-    while waiting:
-        waiting.pop()()
-    assert [reply["result"]["offset"] for reply in await office.tell()] == [10]
-    assert (office.peer.link.waits, office.peer.running) == (0, {})
-
-
-@pytest.mark.parametrize(
-    ("refusal", "told"),
-    [
-        (unavailable("there is no connection to it"), (-32012, "unavailable", "not_delivered")),
-        (Refusal(errors.UNACKNOWLEDGED, "late", outcome=errors.UNKNOWN), (-32008, "timeout", "unknown")),
-    ],
-    ids=["unavailable", "unacknowledged"],
-)
-async def test_a_publish_that_comes_to_nothing(office: Office, refusal: Refusal, told: tuple[int, str, str]) -> None:
-    office.stream.refusal = refusal
-    (reply,) = await office.tell(publish(1), notification("event.publish", {"topic": "a", "data": 2}))
-    data = reply["error"]["data"]
-    assert (reply["error"]["code"], data["code"], data["outcome"]) == told
-    assert data["temporary"] is True
-
-
-async def test_out_of_reach_all_is_refused_that_needs_the_stream(office: Office) -> None:
-    office.stream.be(False)
-    since = {"topics": ["a"], "since": {"a": {"epoch": "e1", "offset": 0}}}
-    replies = await office.tell(
-        publish(1), request("event.subscribe", since, 2), request("event.subscribe", [["a"]], 3)
-    )
-    refused, also, taken = (replies[index] for index in (0, 1, 2))
-    for reply in (refused, also):
-        assert (reply["error"]["code"], reply["error"]["data"]["outcome"]) == (-32012, "not_delivered")
-    assert taken["result"] == {"topics": {"a": {"epoch": "e1", "offset": 0}}}
-
-
-async def test_a_since_that_another_gateway_has_told_waits_until_it_is_known_here(office: Office) -> None:
-    since = {"topics": ["a"], "since": {"a": {"epoch": "e1", "offset": 1}}}
-    office.stream.meanwhile = lambda: office.stream.replica.take("a", 1, 0.0, sealed(TIME, "", b"1"))
-    (reply,) = await office.tell(request("event.subscribe", since))
-    assert reply["result"] == {"topics": {"a": {"epoch": "e1", "offset": 1, "recovered": True}}}
-    assert office.peer.frames == []

@@ -110,12 +110,6 @@ class Works:
             raise Continue(lambda: self.work(peer, params))
         return "at once"
 
-    @method("begin", scope=CALL)
-    def begin(self, peer: object, params: Name) -> Any:
-        """Do what it is asked for, and answer later."""
-        self.ran.append(f"began {params.name}")
-        raise Continue(lambda: self.work(peer, params), begun=True)
-
     @method("typed", scope=CALL)
     def typed(self, peer: object, params: Name) -> int:
         """Return how long the name is."""
@@ -371,34 +365,6 @@ async def test_going_on_as_a_task_counts_as_in_flight_and_may_be_in_a_batch(benc
     done = accepted("null", '"a"')
     refusal = refused(-32009, OVERLOADED, '"b"', retryAfterMs=errors.RETRY_BUSY_MS, outcome="not_delivered")
     assert bench.peer.take() == [f"[{refusal},{done}]"]
-
-
-async def test_what_has_begun_is_not_refused_but_no_more_is_read_meanwhile(bench: Bench) -> None:
-    """Its effect is there, so neither may a reply say that it is not, nor may a notification be dropped."""
-    for number in range(MAX_IN_FLIGHT):
-        bench.tell(request("begin", [str(number)], number))
-    assert bench.peer.link.waits == 0
-    assert bench.tell(request("begin", ["x"], "x"), notification("begin", ["y"])) == []
-    assert bench.peer.link.waits == 2
-    assert bench.works.ran == ["began 0", "began 1", "began 2", "began 3", "began x", "began y"]
-    await passes()
-    bench.works.finish("0")
-    await passes()
-    assert (bench.peer.take(), bench.peer.link.waits) == ([accepted("null", "0")], 2), "each waits for itself"
-    bench.works.finish("y")
-    bench.tell(cancel("x"))
-    await passes()
-    assert (bench.peer.take(), bench.peer.link.waits) == ([refused(-32800, id='"x"')], 0)
-    assert len(bench.peer.running) == MAX_IN_FLIGHT - 1
-
-
-async def test_a_connection_that_is_over_waits_no_more_for_what_has_begun(bench: Bench) -> None:
-    for number in range(MAX_IN_FLIGHT + 1):
-        bench.tell(request("begin", [str(number)], number))
-    assert bench.peer.link.waits == 1
-    bench.dispatcher.lost(bench.peer)
-    await passes()
-    assert (bench.peer.link.waits, bench.peer.running) == (0, {})
 
 
 async def test_replies_go_out_as_they_are_ready(bench: Bench) -> None:

@@ -246,7 +246,7 @@ async def _events() -> dict[str, float]:
     replica.listener = Delivery(topics, stream, Way(True))
     replica.reset("e")
     replica.caught_up(1, 0)
-    stream._subscription, stream._following = (b"1", len(b"test.live.")), True
+    stream._live, stream._following = b"test.live.", True
     payload = sealed(TIME_TEXT, "kitchen-pi", DATA)
 
     def batch(first: int, count: int) -> list[bytes]:

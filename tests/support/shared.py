@@ -71,13 +71,14 @@ class Shared:
         """Take it, or not."""
         if not self.available:
             raise unavailable("away")
+        soon = asyncio.get_running_loop().call_soon
         if self.refusal is not None:
-            done(self.refusal)
+            soon(done, self.refusal)
             return
         self.replica.take(topic, self.replica.head + 1, 0.0, sealed(TIME, owner, data))
         position = Position("e1", self.replica.head)
         if self._waiting is None:
-            done(position)
+            soon(done, position)
         else:
             self._waiting.append(lambda: done(position))
 
