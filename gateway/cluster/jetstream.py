@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from gateway.cluster import natswire
-from gateway.cluster.nats import Answered, Nats
+from gateway.cluster.nats import Nats
 from gateway.cluster.natslink import LateError, NatsError, NoRespondersError
 from gateway.config import ConfigError
 
@@ -129,6 +129,11 @@ _ack: Final = msgspec.json.Decoder(_Ack).decode
 _NEVER: Final = b"\0"
 """What nothing begins with that JetStream says."""
 
+_BRACE: Final = ord("}")
+_ZERO: Final = ord("0")
+_SHORT: Final = 1000
+"""Bytes of a usual acknowledgement: its number has no more digits than Python takes at once."""
+
 Take = Callable[[str, int, float, bytes], bool]
 """Takes a topic, a message's number, when it was published in seconds since 1970, and its payload.
 
@@ -147,7 +152,7 @@ class JetStream:
         self._ours = re.compile(rf"{re.escape(name)}\.live\.([^.]+)\.>")
         self._adjusted = False
         self._usual = _NEVER
-        """What the acknowledgements begin with, up to the number that ends them, as the last one that was decoded."""
+        """What acknowledgements begin with, up to the number that ends them, as the last one that was decoded."""
 
     def live(self, epoch: str) -> bytes:
         """Return what the subjects of an epoch's messages begin with, as they are published again."""
@@ -261,24 +266,27 @@ class JetStream:
         first, last = reply.state.first_seq, reply.state.last_seq
         return Found(found[1], reply.created, max(1, first), last, reply.config.get("max_msgs_per_subject", 0))
 
-    def publish(self, subject: bytes, payload: bytes, answered: Answered) -> None:
-        """Publish a message to a subject, which begins as `kept` says and ends with its topic.
-
-        ``answered`` is called once, later; `number_of` reads what it gets. Raises what `Nats.ask` raises.
-        """
-        self._nats.ask(subject, payload, answered, ACK_TIMEOUT)
-
     def number_of(self, answer: bytes) -> int:
-        """Return the number that a message has got, from the answer to it. Raises NatsError if it has got none."""
-        usual, digits = self._usual, answer[len(self._usual) : -1]
-        if answer.startswith(usual) and digits.isdigit() and len(digits) < natswire.MAX_DIGITS:
-            return int(digits)
+        """Return the number that a message has got, from the answer to it. Raises NatsError if it has got none.
+
+        The message was published to a subject that begins as `kept` says and ends with its topic, within `ACK_TIMEOUT`.
+        """
+        usual, end = self._usual, len(answer) - 1
+        number = answer[len(usual) : end]
+        if (
+            number.isdigit()
+            and answer.startswith(usual)
+            and answer[end] == _BRACE
+            and end < _SHORT
+            and number[0] != _ZERO
+        ):
+            return int(number)
         ack = decoded(_ack, answer)
         if ack.error or ack.seq < 1:
             raise ApiError(ack.error or _Error())
-        end = b"%d}" % ack.seq
-        if answer.endswith(b":" + end):
-            self._usual = answer[: -len(end)]
+        head, colon, number = answer[:end].rpartition(b":")
+        if number == b"%d" % ack.seq:
+            self._usual = head + colon
         return ack.seq
 
     async def replay(self, epoch: str, first: int, take: Take) -> None:

@@ -176,7 +176,12 @@ class Nats:
             raise self._objection(size)
         self._asked = asked = self._asked + 1
         inbox = b"%b%d" % (self._inbox, asked)
-        self._send(b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, size, payload))
+        text = b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, size, payload)
+        if self._corked and self._octets < CORK:  # as in _send(), without a call of it
+            self._corked.append(text)
+            self._octets += len(text)
+        else:
+            self._send(text)
         slot = self._deadlines.slot(timeout)
         slot[inbox] = None
         self._waiting[inbox] = answered, slot

@@ -18,11 +18,11 @@ import msgspec
 
 from gateway import errors
 from gateway.cluster import natswire
-from gateway.cluster.jetstream import ApiError, Found, JetStream
+from gateway.cluster.jetstream import ACK_TIMEOUT, ApiError, Found, JetStream
 from gateway.cluster.nats import Nats
 from gateway.cluster.natslink import AwayError, LateError, NatsError, NoRespondersError, TooLargeError
 from gateway.cluster.replica import Replica, StrangeError, sealed
-from gateway.cluster.stream import Done, Listener, Position, unavailable
+from gateway.cluster.stream import Done, Listener, Position, position_of, unavailable
 from gateway.config import ConfigError
 from gateway.rpc.method import Refusal, not_run
 from gateway.telemetry.lines import CLUSTER_DEFECT, EVENT_REFUSED, EVENTS_JOINED, EVENTS_LOST, Line, Lines
@@ -202,7 +202,7 @@ class NatsStream:
         sent = _Sent(self, self._replica.epoch, size, done)
         now = self._now  # read before it is called: CPython 3.11 is slow to call what is an attribute of an instance
         try:
-            self._jetstream.publish(self._kept + topic.encode(), sealed(now(), owner, data), sent.answered)
+            self._nats.ask(self._kept + topic.encode(), sealed(now(), owner, data), sent.answered, ACK_TIMEOUT)
         except TooLargeError as error:
             raise not_run(errors.TOO_LARGE, str(error)) from None
         except AwayError as error:
@@ -221,7 +221,7 @@ class NatsStream:
                 error = wrong
             else:
                 done = sent.done
-                done(Position(sent.epoch, number))
+                done(position_of((sent.epoch, number)))
                 return
         sent.done(self._refusal(error))
 
@@ -330,7 +330,12 @@ class NatsStream:
         topic = self._topics.get(subject) or self._topic(subject)
         number = self._replica.head + 1
         if self._following and b"\r\nNats-Sequence: %d\r\n" % number in headers:  # nearly always
-            self._take(topic, number, 0.0, payload)
+            try:  # as in _take(), without a call of it
+                self._replica.take(topic, number, 0.0, payload)
+            except StrangeError as error:
+                self._leave_out(number, error)
+            if self._goals:
+                self._meet(number)
             return
         number = natswire.number(headers, b"Nats-Sequence")
         if self._following:
@@ -376,9 +381,12 @@ class NatsStream:
         try:
             self._replica.take(topic, number, age, payload)
         except StrangeError as error:
-            self._log(EVENT_REFUSED, f"an event is left out: {error}", {"offset": number})
-        if self._goals and number >= self._goals[0][0]:
+            self._leave_out(number, error)
+        if self._goals:
             self._meet(number)
+
+    def _leave_out(self, number: int, error: StrangeError) -> None:
+        self._log(EVENT_REFUSED, f"an event is left out: {error}", {"offset": number})
 
     # Waiting for the head
 

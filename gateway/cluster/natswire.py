@@ -121,16 +121,15 @@ class Reader:
                 at = stop + 2
                 continue
             subject, sid, reply, split, size = head
-            if size > self.most:
-                raise WireError(f"a message of {size} bytes, {split} of them headers, and {self.most} are allowed")
             start = stop + 2
             after = start + size
-            if end < after + 2:
-                need = after + 2 - at
+            over = after + 2
+            if end < over:
+                need = over - at
                 break
             if not data.startswith(_CRLF, after):
                 raise WireError(f"a message that does not end after the {size} bytes that it says")
-            at = after + 2
+            at = over
             handler = handler_of(sid)
             if handler is not None:
                 try:
@@ -145,19 +144,22 @@ class Reader:
 
         The line of a message with headers, which is one that is published again, is remembered: most are the same.
         """
-        verb, _, rest = line.partition(b" ")
-        if verb not in (b"MSG", b"HMSG"):
+        words = line.split(b" ")
+        verb = words[0]
+        if verb != b"MSG" and verb != b"HMSG":  # noqa: PLR1714 - on the hot path
             return None
-        words = rest.split(b" ")
+        split, reply = 0, b""
         try:
-            split = int(words.pop(-2)) if verb == b"HMSG" else 0
-            reply = words.pop(2) if len(words) == 4 else b""
-            subject, sid, length = words
+            if verb == b"HMSG":
+                split = int(words.pop(-2))
+            if len(words) == 5:
+                reply = words.pop(3)
+            _, subject, sid, length = words
             size = int(length)
         except (IndexError, ValueError):
             raise _strange(line) from None
-        if not 0 <= split <= size:
-            raise WireError(f"a message of {size} bytes, {split} of them headers")
+        if not 0 <= split <= size <= self.most:
+            raise WireError(f"a message of {size} bytes, {split} of them headers, and {self.most} are allowed")
         head = subject, sid, reply, split, size
         if split and not reply:
             if len(self._heads) >= HEADS:

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Final
 
 from gateway.cluster.history import History, Sequence
-from gateway.cluster.stream import Lapse, Listener, Position, gap_of, message_of
+from gateway.cluster.stream import MESSAGE, Lapse, Listener, Position, gap_of, position_of
 from gateway.names import is_dotted_name
 from gateway.rpc import jsonrpc
 
@@ -116,12 +116,12 @@ class Replica(History):
             self._taken[topic] += 1
         listener = self.listener
         listener.begin(topic, owner)
-        before, position = sequence.position, Position(self.epoch, number)
-        sequence.position = position
+        epoch, before = self.epoch, sequence.position
+        position = sequence.position = position_of((epoch, number))
         encoded = sequence.topic
         if not encoded:
             encoded = sequence.topic = jsonrpc.encode(topic)
-        text = message_of(encoded, position, time, data) if data else gap_of(encoded, position)
+        text = MESSAGE % (encoded, number, epoch.encode(), time, data) if data else gap_of(encoded, position)
         if self._count:
             self._keep(sequence, number, text, owner, self._clock() - age)
         else:
@@ -195,13 +195,13 @@ def sealed(time: str, owner: str, data: bytes) -> bytes:
     return b"%b %b\n%b" % (time.encode(), owner.encode(), data)
 
 
-def opened(text: bytes) -> tuple[str, str, bytes]:
+def opened(text: bytes) -> tuple[bytes, str, bytes]:
     """Return time, owner and data of such a message. Raises StrangeError if it is none."""
     line, found, data = text.partition(b"\n")
-    try:
-        time, space, owner = line.decode().partition(" ")
-    except ValueError:
-        found = b""
-    if not found or not space or len(time) != TIME or not time.isascii():
-        raise StrangeError(f"a message that no gateway has published: {text[:60]!r}")
-    return time, owner, data
+    time, space, owner = line.partition(b" ")
+    if found and space and len(time) == TIME and time.isascii():
+        try:
+            return time, owner.decode(), data
+        except UnicodeDecodeError:
+            pass
+    raise StrangeError(f"a message that no gateway has published: {text[:60]!r}")

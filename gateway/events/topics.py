@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Final, Protocol
 
@@ -113,6 +114,12 @@ class Topics:
         self._topics: dict[str, Topic] = {}
         self.get: Final[Callable[[str], Topic | None]] = self._topics.get
         """Returns a topic, or None if there is none of this name."""
+        self.arrive: Final[Callable[[str, str], None]] = partial(self.touch, arrives=True)
+        """Does what `touch` does for a message that another gateway has taken, which cannot be refused any more.
+
+        If no topic may make room by right, any principal's topic makes room that has no subscriber by name. If there is
+        none, there are more topics than there may be: those, and one, that subscribers have named.
+        """
         self._own = 0
         self._gateway = Holder("")
         """The holder of the gateway's own topics, which do not count."""
@@ -136,29 +143,18 @@ class Topics:
         topic = self._topics.get(name)
         return self._begin(name, owner) if topic is None else topic
 
-    def touch(self, name: str, owner: str = "") -> None:
+    def touch(self, name: str, owner: str = "", *, arrives: bool = False) -> None:
         """Open a topic because ``owner`` publishes a message on it, and make it its holder's last to be forgotten.
 
-        Raises FullError.
+        Raises FullError, unless the message ``arrives``.
         """
         topic = self._topics.get(name)
         if topic is None:
-            self._begin(name, owner)
+            self._begin(name, owner, arrives=arrives)
         elif topic in (holder := topic.holder).met:
             holder.met.move_to_end(topic)
         elif topic in holder.idle:
             holder.idle.move_to_end(topic)
-
-    def arrive(self, name: str, owner: str = "") -> None:
-        """Do the same for a message that another gateway has taken, which cannot be refused any more.
-
-        If no topic may make room by right, any principal's topic makes room that has no subscriber by name. If there is
-        none, there are more topics than there may be: those, and one, that subscribers have named.
-        """
-        if name in self._topics:
-            self.touch(name, owner)
-        else:
-            self._begin(name, owner, arrives=True)
 
     def _begin(self, name: str, owner: str, *, arrives: bool = False) -> Topic:
         if name.startswith(OWN):

@@ -56,11 +56,12 @@ class Cork:
     iteration, that leaves at the end of the read too: a callback of the event loop costs as much as a message.
     """
 
-    __slots__ = ("_alone", "_corked", "_made_way", "due", "reading", "reads")
+    __slots__ = ("_alone", "_corked", "_loop", "_made_way", "due", "reading", "reads")
 
     def __init__(self) -> None:
         self._corked: list[Corked] = []
         self._made_way = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._alone = 0
         self.reading: Flushed | None = None
         """The outbox of the peer whose read is being handled. Its frames wait for the end of the read."""
@@ -78,7 +79,10 @@ class Cork:
         if self._made_way or len(self._corked) > CORK_FLUSHES:
             return False
         self._made_way = True
-        asyncio.get_running_loop().call_soon(self._next_iteration)
+        loop = self._loop
+        if loop is None:  # asked for once: that makes a system call before Python 3.12
+            loop = self._loop = asyncio.get_running_loop()
+        loop.call_soon(self._next_iteration)
         if self.reading is not None:
             self.reading.flush()
         self._flush()

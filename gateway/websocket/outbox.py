@@ -131,6 +131,11 @@ class Outbox(abc.ABC):
         """
         if self.state is not _OPEN:
             return
+        corked = self.corked
+        if corked is not None and self.corked_bytes <= CORK_BYTES and self._kept is None:  # without a call of put()
+            corked.append(data)
+            self.corked_bytes += len(data)
+            return
         if self._kept is None and self.corked_bytes > CORK_BYTES:
             self.flush()
         if self._kept is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cluster.jetstream import ApiError, Found, JetStream, Wanted
+from gateway.cluster.jetstream import ACK_TIMEOUT, ApiError, Found, JetStream, Wanted
 from gateway.cluster.natslink import LateError, NatsError, NoRespondersError
 from gateway.config import ConfigError
 from tests.support.nats import NatsServer
@@ -38,7 +38,7 @@ class Desk:
             else:
                 done.set_exception(error)
 
-        self.jetstream.publish(self.jetstream.kept(epoch) + topic.encode(), payload, answered)
+        self.nats.ask(self.jetstream.kept(epoch) + topic.encode(), payload, answered, ACK_TIMEOUT)
         return self.jetstream.number_of(await done)
 
     async def replay(self, epoch: str, first: int, last: int = 0) -> list[tuple[str, int, bytes]]:
@@ -321,3 +321,28 @@ async def test_an_acknowledgement_without_a_number_is_none() -> None:
         with pytest.raises(ApiError) as error:
             await Desk(peer).publish("e1", "a", b"1")
         assert not error.value.not_stored
+
+
+async def test_acknowledgements_are_read_as_the_last_one_was_or_decoded() -> None:
+    async with NatsServer() as server, NatsPeer(server.url) as peer:
+        jetstream = Desk(peer).jetstream
+        acks = [b'{"stream":"gw", "seq":%d}' % number for number in (9, 10, 123456)]
+        assert [jetstream.number_of(ack) for ack in acks] == [9, 10, 123456]
+        assert jetstream.number_of(b'{"stream":"gw", "domain":"d", "seq":7}') == 7
+        assert jetstream.number_of(b'{"stream":"gw","seq":8,"duplicate":true}') == 8
+        assert jetstream.number_of(acks[1]) == 10
+        assert jetstream.number_of(b'{"stream":"gw", "seq":11 }') == 11
+        for none in (b'{"stream":"gw", "seq":0}', b'{"error":{"code":503,"err_code":10077},"stream":"gw", "seq":5}'):
+            with pytest.raises(ApiError):
+                jetstream.number_of(none)
+        for strange in (
+            b'{"stream":"gw", "seq":12',
+            b'{"stream":"gw", "seq":1_2}',
+            b'{"stream":"gw", "seq":}',
+            b"}",
+            b"",
+        ):
+            with pytest.raises(NatsError, match="it is not JetStream"):
+                jetstream.number_of(strange)
+        with pytest.raises(NatsError, match="it is not JetStream"):
+            jetstream.number_of(b'{"stream":"gw", "seq":%b}' % (b"9" * 5000))

@@ -397,7 +397,7 @@ async def test_a_message_larger_than_the_server_takes_is_refused_for_good(server
 async def test_a_publish_that_is_not_acknowledged_is_unknown(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.cluster.jetstream.ACK_TIMEOUT", 0.2)
+    monkeypatch.setattr("gateway.cluster.natsstream.ACK_TIMEOUT", 0.2)
     async with Station(server.url, ping_interval=60.0) as one:
         server.pause()
         publishing = one.stream.publish("a", b"1")

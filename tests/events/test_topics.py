@@ -329,7 +329,7 @@ def test_if_nothing_may_make_room_what_arrives_is_one_too_many_and_the_next_to_g
     for name in ("a", "b", "c", *(f"new.{number}" for number in range(9))):
         desk.topics.arrive(name, "x")
     assert someone.names == ["a", "b", "c", "new.8"]
-    desk.topics.arrive("gateway.draining")
+    desk.topics.arrive("gateway.draining", "")
     assert len(desk.topics) == 5, "the gateway's own are beside them"
 
 
