@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.timestamps import rfc3339, rfc3339_seconds
+from gateway.timestamps import Stamps, rfc3339, rfc3339_seconds
 
 NOW = 1_700_000_000.0
 LAST = 253_402_300_799.0
@@ -44,6 +44,19 @@ def test_reads_back_as_the_same_moment(seconds: float) -> None:
         assert text.endswith("Z")
         # A float so far from the epoch is exact to some microseconds only.
         assert -1e-4 <= seconds - datetime.fromisoformat(text).timestamp() < unit + 1e-4
+
+
+@given(st.lists(st.one_of(st.floats(0.0, LAST), st.floats(NOW, NOW + 3)), min_size=1))
+def test_stamps_are_the_same(moments: list[float]) -> None:
+    stamps = Stamps()
+    assert list(map(stamps.format, moments)) == list(map(rfc3339, moments))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.0005, 0.999, 0.999_999, 0.999_999_4, 0.999_999_6])
+def test_stamps_are_the_same_at_the_end_of_a_second(fraction: float) -> None:
+    stamps = Stamps()
+    for seconds in (NOW + fraction, NOW + 1, NOW + fraction):
+        assert stamps.format(seconds) == rfc3339(seconds)
 
 
 @both

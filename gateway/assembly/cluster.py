@@ -47,7 +47,7 @@ from gateway.telemetry.lines import (
     Lines,
 )
 from gateway.telemetry.metrics import add_durations
-from gateway.timestamps import rfc3339
+from gateway.timestamps import Stamps
 from gateway.websocket.cork import Cork
 
 logger = logging.getLogger(__name__)
@@ -319,7 +319,8 @@ def _stream(config: Config, nats: Nats, lines: Lines) -> NatsStream:
     wanted = Wanted(storage=cluster.storage, replicas=cluster.replicas, count=count, age=age, octets=octets)
     jetstream = JetStream(nats, cluster.name, wanted, lambda: secrets.token_hex(8))
     replica = Replica(time.monotonic, count=count, age=age, octets=octets)
-    return NatsStream(nats, jetstream, replica, lines, now=lambda: rfc3339(time.time()), clock=time.time)
+    stamp, clock = Stamps().format, time.time
+    return NatsStream(nats, jetstream, replica, lines, now=lambda: stamp(clock()), clock=clock)
 
 
 def member_name(config: Config) -> str:

@@ -142,26 +142,26 @@ class Reader:
     def _head(self, line: bytes) -> _Head | None:
         """Return what the first line of a message says; None if it is another line. Raises WireError.
 
-        The line of a message with headers, which is one that is published again, is remembered: most are the same.
+        The line of a message that is not answered is remembered: most are the same.
         """
         words = line.split(b" ")
-        verb = words[0]
-        if verb != b"MSG" and verb != b"HMSG":  # noqa: PLR1714 - on the hot path
-            return None
-        split, reply = 0, b""
+        verb, split, reply = words[0], 0, b""
         try:
             if verb == b"HMSG":
                 split = int(words.pop(-2))
+            elif verb != b"MSG":
+                return None
             if len(words) == 5:
-                reply = words.pop(3)
-            _, subject, sid, length = words
+                _, subject, sid, reply, length = words
+            else:
+                _, subject, sid, length = words
             size = int(length)
         except (IndexError, ValueError):
             raise _strange(line) from None
         if not 0 <= split <= size <= self.most:
             raise WireError(f"a message of {size} bytes, {split} of them headers, and {self.most} are allowed")
         head = subject, sid, reply, split, size
-        if split and not reply:
+        if not reply:
             if len(self._heads) >= HEADS:
                 self._heads.clear()
             self._heads[line] = head

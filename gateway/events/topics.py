@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import islice
 from typing import Final, Protocol
 
@@ -114,12 +113,6 @@ class Topics:
         self._topics: dict[str, Topic] = {}
         self.get: Final[Callable[[str], Topic | None]] = self._topics.get
         """Returns a topic, or None if there is none of this name."""
-        self.arrive: Final[Callable[[str, str], None]] = partial(self.touch, arrives=True)
-        """Does what `touch` does for a message that another gateway has taken, which cannot be refused any more.
-
-        If no topic may make room by right, any principal's topic makes room that has no subscriber by name. If there is
-        none, there are more topics than there may be: those, and one, that subscribers have named.
-        """
         self._own = 0
         self._gateway = Holder("")
         """The holder of the gateway's own topics, which do not count."""
@@ -155,6 +148,14 @@ class Topics:
             holder.met.move_to_end(topic)
         elif topic in holder.idle:
             holder.idle.move_to_end(topic)
+
+    def arrive(self, name: str, owner: str = "") -> None:
+        """Do the same for a message that another gateway has taken, which cannot be refused any more.
+
+        If no topic may make room by right, any principal's topic makes room that has no subscriber by name. If there is
+        none, there are more topics than there may be: those, and one, that subscribers have named.
+        """
+        self.touch(name, owner, arrives=True)
 
     def _begin(self, name: str, owner: str, *, arrives: bool = False) -> Topic:
         if name.startswith(OWN):
