@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -127,9 +127,9 @@ class Members:
         self._alive = Alive(self._entered, self._left, timeout, clock)
         self.others: Final[Mapping[bytes, Member]] = self._alive.others
         """The living, by their addresses."""
-        self.sent: Final = Counter({_BEAT: 0})
+        self.sent: Final = defaultdict(int, {_BEAT: 0})  # a Counter takes twice as long
         """How many messages went to others, by their kind."""
-        self.received: Final = Counter({_BEAT: 0})
+        self.received: Final = defaultdict(int, {_BEAT: 0})
         """How many messages came from others, by their kind."""
         self._handlers: dict[bytes, MailHandler] = {_LOST: self._disowned, _PROBE: self._probed}
         self._known: dict[bytes, tuple[Member, bytes, MailHandler]] = {}
