@@ -175,7 +175,7 @@ class Nats:
         if size > self._most:
             raise self._objection(size)
         self._asked = asked = self._asked + 1
-        inbox = b"%b%d" % (self._inbox, asked)
+        inbox = self._inbox + b"%d" % asked
         text = b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, size, payload)
         if self._corked and self._octets < CORK:  # as in _send(), without a call of it
             self._corked.append(text)

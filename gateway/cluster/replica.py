@@ -192,7 +192,7 @@ def sealed(time: str, owner: str, data: bytes) -> bytes:
 
     ``time`` is RFC 3339 with milliseconds. No ``data`` stands for messages that are lost.
     """
-    return b"%b %b\n%b" % (time.encode(), owner.encode(), data)
+    return f"{time} {owner}\n".encode() + data
 
 
 def opened(text: bytes) -> tuple[bytes, str, bytes]:
