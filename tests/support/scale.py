@@ -42,13 +42,13 @@ class Costs:
     """
 
     base: int = 60 * MIB
-    connection: int = 9_936 + 406
-    opening: float = 164.0
+    connection: int = 9_832 + 559
+    opening: float = 135.0
     ping: float = 34.0
-    call: float = 67.0
-    call_across: float = 179.0
+    call: float = 55.0
+    call_across: float = 140.0
     delivery: float = 8.4
-    publish: float = 14.0 + 33.0
+    publish: float = 14.0 + 27.5
     follow: float = 5.0
     kept: int = 670
     kept_text: int = 245
@@ -63,7 +63,7 @@ class Costs:
     """Events a second that one stream took at least."""
     nats_event: float = 11.0
     nats_delivery: float = 0.7
-    nats_call: float = 71.0
+    nats_call: float = 59.5
 
 
 @dataclass(frozen=True, kw_only=True)
