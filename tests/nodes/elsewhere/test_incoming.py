@@ -108,7 +108,9 @@ async def test_what_is_said_of_a_stream_in_the_same_read_comes_after_it(scene: S
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_a_node_that_is_cut_by_what_it_is_sent_ends_each_call_once(scene: Scene, waits: bool) -> None:
+async def test_a_node_that_is_cut_by_what_it_is_sent_ends_each_call_once(
+    scene: Scene, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send = scene.node.pass_on
 
     def cut(payload: bytes) -> None:
@@ -116,7 +118,7 @@ async def test_a_node_that_is_cut_by_what_it_is_sent_ends_each_call_once(scene: 
         scene.node.is_open = scene.node.flowing = False
         scene.it.b.calls.lost(scene.node)
 
-    scene.node.pass_on = cut  # type: ignore[method-assign]
+    monkeypatch.setattr(scene.node, "pass_on", cut)
     text = b'"%b"' % (b"x" if waits else b"x" * SLICE)
     where = b'%b "snap" 1000' % scene.node.conn_id.encode()
     rest = b',"method":"snap","params":[%b]}' % text

@@ -13,6 +13,7 @@ from gateway.cluster.alive import Member
 from gateway.errors import RpcError
 from gateway.nodes.elsewhere import distant
 from gateway.nodes.elsewhere.distant import HIGH
+from gateway.nodes.routed import RoutedCall
 from gateway.rpc.calls import FIRST_ID
 from gateway.rpc.jsonrpc import decode
 from gateway.rpc.method import Refusal
@@ -100,10 +101,10 @@ class Play:
 
 def _deadline(play: Play) -> None:
     (call,) = play.caller.running.values()
-    callee = call.callee  # type: ignore[attr-defined]
-    play.it.a.calls.take(callee, call.call_id)  # type: ignore[attr-defined]
-    call.failed(errors.TIMEOUT)  # type: ignore[attr-defined]
-    callee.settled()
+    assert isinstance(call, RoutedCall)
+    play.it.a.calls.take(call.callee, call.call_id)
+    call.failed(errors.TIMEOUT)
+    call.callee.settled()
     play.it.settle()
 
 

@@ -235,6 +235,10 @@ class Relaying(RuleBasedStateMachine):
         SEEN.update(self.world.outcomes)
 
 
+LITTLE = {"HIGH": 1000, "LOW": 500, "TAKEN": 100}
+"""Bounds of what gateways may send each other that are so low that they matter here."""
+
+
 def chances(examples: int, *, same: bool) -> settings:
     """See tests/nodes/test_routing_model.py."""
     checks = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
@@ -250,7 +254,7 @@ def chances(examples: int, *, same: bool) -> settings:
 
 
 def test_whatever_dies_each_request_is_answered_once_and_none_begins_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("HIGH", 1000), ("LOW", 500), ("TAKEN", 100)):  # so little that it matters here
+    for name, value in LITTLE.items():
         monkeypatch.setattr(distant, name, value)
     SEEN.clear()
     run_state_machine_as_test(Relaying, settings=chances(EXAMPLES, same=True))
@@ -266,5 +270,5 @@ def found(examples: int) -> Any:
 
 if __name__ == "__main__":
     logging.disable()
-    distant.HIGH, distant.LOW, distant.TAKEN = 1000, 500, 100  # type: ignore[misc]
+    vars(distant).update(LITTLE)
     print(found(int(sys.argv[1])))

@@ -61,20 +61,22 @@ async def test_what_one_read_brings_is_flushed_once_and_the_queue_is_gone(scene:
     assert (scene.node.take(), scene.link.flushed, scene.distant.queues) == (["1", "2", "3"], [3], {})
 
 
-async def test_much_is_flushed_in_between_and_waits_if_the_node_takes_no_more(scene: Scene) -> None:
+async def test_much_is_flushed_in_between_and_waits_if_the_node_takes_no_more(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flush = scene.link.flush
 
     def full() -> None:
         flush()
         scene.node.flowing = False
 
-    scene.link.flush = full  # type: ignore[method-assign]
+    monkeypatch.setattr(scene.link, "flush", full)
     big = "x" * (SLICE + 1)
     scene.add("1", big, "2", big)
     scene.queue.write()
     assert (scene.node.take(), scene.link.flushed) == (["1", big], [2])
     assert scene.node.room == (1 << 20) - len(big) - 1
-    scene.link.flush = flush  # type: ignore[method-assign]
+    monkeypatch.setattr(scene.link, "flush", flush)
     scene.node.flowing = True
     assert scene.node.pool is not None
     scene.node.pool.read_on()
@@ -178,7 +180,7 @@ async def test_what_cannot_be_written_at_once_waits_and_so_does_what_comes_later
     assert (scene.node.take(), scene.node.room, scene.distant.queues) == (["1", "2", "3"], 1 << 20, {})
 
 
-async def test_what_is_more_than_a_node_takes_waits(scene: Scene) -> None:
+async def test_what_is_more_than_a_node_takes_waits(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.distant.queues.clear()
     flush = scene.link.flush
 
@@ -186,7 +188,7 @@ async def test_what_is_more_than_a_node_takes_waits(scene: Scene) -> None:
         flush()
         scene.node.flowing = False
 
-    scene.link.flush = full  # type: ignore[method-assign]
+    monkeypatch.setattr(scene.link, "flush", full)
     big = b"x" * (SLICE + 1)
     scene.writer.write(scene.distant, scene.node, [(None, big), (None, b"2")])
     assert (len(scene.node.take()), len(scene.distant.queues), scene.node.room) == (1, 1, (1 << 20) - 1)
