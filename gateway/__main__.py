@@ -12,8 +12,7 @@ def main() -> int:
     """Run a command, with the arguments of the process; returns the exit status."""
     try:
         startup.begin()
-        # Not imported above, because it takes time, and a signal may come meanwhile.
-        from gateway import cli  # noqa: PLC0415 - the reason is above
+        from gateway import cli  # noqa: PLC0415 - it takes time, in which a signal may come: after `begin`, not before
 
         return cli.main()
     except KeyboardInterrupt:  # before `begin`, or after asyncio has put Python's own handler back

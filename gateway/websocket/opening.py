@@ -49,7 +49,9 @@ def coroutine_function(function: FunctionT) -> FunctionT:
     """
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(function)
-    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    marked: Any = function
+    coroutines: Any = asyncio.coroutines
+    marked._is_coroutine = coroutines._is_coroutine
     return function
 
 
