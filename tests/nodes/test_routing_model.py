@@ -17,7 +17,6 @@ from typing import Any, Final, TypeVar, cast
 
 import pytest
 from aiohttp import web
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -31,6 +30,7 @@ from hypothesis.stateful import (
 from gateway.app import CONFIG, CONNECTIONS, GATEWAY, STATUS, create_app
 from gateway.config import parse
 from gateway.connections.connection import Connection
+from tests.support.chances import chances
 from tests.support.cluster import Exchange, Parts
 from tests.support.ears import at_once
 from tests.support.peers import Opcode
@@ -545,23 +545,9 @@ class Apart(Routing):
             assert distant.member.open == 0
 
 
-def chances(examples: int, *, same: bool) -> settings:
-    """``same``: the same examples each time, and none is made shorter, for that may take minutes: do it by hand."""
-    checks = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
-    return settings(
-        max_examples=examples,
-        stateful_step_count=STEPS,
-        deadline=None,
-        derandomize=same,
-        database=None,
-        suppress_health_check=checks,
-        phases=(Phase.generate,) if same else (Phase.generate, Phase.shrink),
-    )
-
-
 @pytest.mark.parametrize("machine", [Routing, Apart])
 def test_whatever_peers_do_each_request_is_answered_once_and_as_the_model_says(machine: type[Routing]) -> None:
-    run_state_machine_as_test(machine, settings=chances(EXAMPLES, same=True))
+    run_state_machine_as_test(machine, settings=chances(STEPS, EXAMPLES, same=True))
 
 
 @pytest.mark.parametrize("machine", [Routing, Apart])
@@ -608,4 +594,4 @@ def test_a_call_that_is_cancelled_during_the_drain_is_told_to_its_node_before_th
 
 if __name__ == "__main__":
     chosen = Apart if "apart" in sys.argv else Routing
-    run_state_machine_as_test(chosen, settings=chances(int(sys.argv[1]), same=False))
+    run_state_machine_as_test(chosen, settings=chances(STEPS, int(sys.argv[1]), same=False))

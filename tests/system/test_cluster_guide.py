@@ -28,6 +28,7 @@ from tests.support.nginx import Nginx
 from tests.support.patience import START, WAIT, Sized
 from tests.support.peers import RawPeer
 from tests.support.process import ROOT, Config, GatewayProcess, clean_environment, free_port, to_toml
+from tests.support.units import verified
 
 PAGE: Final = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
 BLOCKS: Final = re.findall(r"^```(\S*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -132,18 +133,7 @@ def test_there_is_a_test_for_each_block() -> None:
 
 def test_systemd_finds_nothing_wrong_with_the_unit_of_the_page(tmp_path: Path) -> None:
     (unit,) = blocks("ini")
-    file = tmp_path / "nats-server.service"
-    file.write_text(unit)
-    done = subprocess.run(
-        ["systemd-analyze", "--no-pager", "verify", file],
-        env=os.environ | {"LC_ALL": "C.UTF-8"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=START,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert verified(unit, tmp_path / "nats-server.service") == (0, "")
 
 
 async def test_gateways_of_the_page_are_checked_updated_and_looked_at(folder: Folder) -> None:

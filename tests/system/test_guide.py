@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import ssl
 import subprocess
@@ -18,10 +17,11 @@ from gateway.client import connect
 from tests.support.certs import Authority
 from tests.support.command import run_node
 from tests.support.credentials import OP, Holder, TokensFile
-from tests.support.patience import START, WAIT
+from tests.support.patience import WAIT
 from tests.support.process import ROOT, GatewayProcess, StartGateway, clean_environment
 from tests.support.reaping import kill
 from tests.support.strangers import ForwardProxy
+from tests.support.units import verified
 
 PAGE: Final = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
 BLOCKS: Final = re.findall(r"^```(\S*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -153,15 +153,4 @@ async def test_what_the_page_types_in_javascript_runs(there: There, monkeypatch:
 
 def test_systemd_finds_nothing_wrong_with_the_unit_of_the_page(tmp_path: Path) -> None:
     (unit,) = blocks("ini")
-    file = tmp_path / "kitchen-node.service"
-    file.write_text(unit)
-    done = subprocess.run(
-        ["systemd-analyze", "--no-pager", "verify", file],
-        env=os.environ | {"LC_ALL": "C.UTF-8"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=START,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert verified(unit, tmp_path / "kitchen-node.service") == (0, "")

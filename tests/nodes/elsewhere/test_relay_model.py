@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,6 +23,7 @@ from hypothesis.stateful import (
 
 from gateway import errors
 from gateway.nodes.elsewhere import distant
+from tests.support.chances import chances
 from tests.support.cluster import Exchange
 from tests.support.relay_model import CALL_TIMEOUT, GATEWAYS, METHODS, NAMES, STEP, Caller, Gateway, Node, World
 
@@ -239,32 +239,18 @@ LITTLE = {"HIGH": 1000, "LOW": 500, "TAKEN": 100}
 """Bounds of what gateways may send each other that are so low that they matter here."""
 
 
-def chances(examples: int, *, same: bool) -> settings:
-    """See tests/nodes/test_routing_model.py."""
-    checks = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
-    return settings(
-        max_examples=examples,
-        stateful_step_count=STEPS,
-        deadline=None,
-        derandomize=same,
-        database=None,
-        suppress_health_check=checks,
-        phases=(Phase.generate,) if same else (Phase.generate, Phase.shrink),
-    )
-
-
 def test_whatever_dies_each_request_is_answered_once_and_none_begins_late(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LITTLE.items():
         monkeypatch.setattr(distant, name, value)
     SEEN.clear()
-    run_state_machine_as_test(Relaying, settings=chances(EXAMPLES, same=True))
+    run_state_machine_as_test(Relaying, settings=chances(STEPS, EXAMPLES, same=True))
     wanted = {"answered", "node_lost unknown", "node_lost not_delivered", "overloaded not_delivered", "timeout unknown"}
     assert wanted <= SEEN.keys(), "all of this is tried"
 
 
 def found(examples: int) -> Any:
     """Try more."""
-    run_state_machine_as_test(Relaying, settings=chances(examples, same=False))
+    run_state_machine_as_test(Relaying, settings=chances(STEPS, examples, same=False))
     return SEEN
 
 
