@@ -69,6 +69,7 @@ class Dispatcher:
         self._deferred = Deferred(self.dispatch, clock, spent, busy)
         self.attach: Final = self._deferred.attach
         self._methods: dict[str, Method] = {}
+        self._in_turn: Message | None = None  # no parameter of _handle(): a keyword-only one would slow every call down
         self._sweep: Sweep[Running] = Sweep(_late)
         self.late_replies = 0
         """Responses for which no call was waiting."""
@@ -152,8 +153,10 @@ class Dispatcher:
         batch.done(b"", None)
 
     def _take_large(self, peer: Peer, message: Message) -> None:
-        """Handle a message that is `LARGE`, in its turn."""
-        reply = self._handle(peer, message, None, in_turn=True)
+        """Handle a message that is `LARGE`, now in an event-loop iteration of its own."""
+        self._in_turn = message
+        reply = self._handle(peer, message, None)
+        self._in_turn = None
         if reply is not None:
             peer.send(reply)
 
@@ -186,20 +189,17 @@ class Dispatcher:
             return self._handle(peer, message, batch)
         return None if self._calls.answered(peer, message) else self._response(peer, message)
 
-    def _handle(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool = False) -> bytes | None:
-        """Handle one request or notification. Returns the reply, or None if there is none, or none yet.
-
-        ``in_turn`` if it is `LARGE`, and now in an event-loop iteration of its own.
-        """
+    def _handle(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
+        """Handle one request or notification. Returns the reply, or None if there is none, or none yet."""
         request_id = b"" + message.id
         name = message.method
         data = b"" + message.params
         method = self._methods.get(name)
         if (  # no call for what is usual
             (request_id and not (request_id.isdigit() and len(request_id) <= MAX_ID))
-            or (data and data[0] not in STRUCTURED)
-            or (method is not None and (method.alone is not None or len(data) > LARGE))
-        ) and (stopped := self._stopped(peer, message, batch, in_turn=in_turn)) is not None:
+            or (data and (data[0] not in STRUCTURED or len(data) > LARGE))
+            or (method is not None and method.alone is not None)
+        ) and (stopped := self._stopped(peer, message, batch)) is not None:
             return stopped or None
         try:
             if self._rate is not None or self._status.phase is _DRAINING:
@@ -223,26 +223,30 @@ class Dispatcher:
             if method.forwards:
                 result.send(peer, request_id, message.traceparent, batch, tally)
                 return None
-            then = result.__class__ is Then
-            reply = success(request_id, result.result if then else result) if request_id else None
+            after = None
+            if result.__class__ is Then:
+                result, after = result.result, result.after
+            reply = success(request_id, result) if request_id else None
             if begun is None:
                 tally.untimed -= 1
             else:
                 tally.at_once(self._clock() - begun)
-            return send_then(peer, reply, result.after, batch) if then else reply
+            return reply if after is None else send_then(peer, reply, after, batch)
         except Continue as more:
             return self._continue(peer, method, more, message, batch) if method is not None else None
         except Exception as error:
             (self._route.tally if method is None else method.tally).count(outcome_of(error))
             return failure(peer, name, request_id, error, self._lines)
 
-    def _stopped(self, peer: Peer, message: Message, batch: Batch | None, *, in_turn: bool) -> bytes | None:
+    def _stopped(self, peer: Peer, message: Message, batch: Batch | None) -> bytes | None:
         """Return the refusal of a message that is malformed, nothing for one that is put off, or None."""
         request_id, data, method = b"" + message.id, b"" + message.params, self._methods.get(message.method)
         wrong = _malformed(request_id, data, method, batch)
         if wrong is not None:
             return self._invalid(peer, wrong)
-        if in_turn or batch is not None or len(data) <= LARGE or method is None or method.decode is None:
+        if len(data) <= LARGE or method is None or method.decode is None or batch is not None:
+            return None
+        if message is self._in_turn:
             return None
         self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
         return b""
