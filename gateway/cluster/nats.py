@@ -106,7 +106,7 @@ class Nats:
         self._asked = 0
         self._waiting: dict[bytes, tuple[Answered, dict[bytes, None]]] = {}
         self._deadlines: Wheel[bytes] = Wheel(self._late)
-        self.subscribe(self._inbox + b"*", self._answered)
+        self._answers = self.subscribe(self._inbox + b"*", self._answered)
 
     def start(self) -> None:
         """Connect, and connect again whenever the link is lost, until `close`. Call it once."""
@@ -322,6 +322,7 @@ class Nats:
         info = link.info
         assert info is not None
         self._link, self.info, self._most = link, info, info.max_payload
+        link.reader.once = self._answers
         for handle, (line, handler) in self._subscriptions.items():
             link.reader.handlers[handle] = handler
             self._send(line)

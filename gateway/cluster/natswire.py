@@ -86,7 +86,7 @@ class Reader:
     other lines go to ``control``, without their end. ``most`` is the largest message that the server may send.
     """
 
-    __slots__ = ("_control", "_failed", "_have", "_heads", "_need", "_parts", "handlers", "most")
+    __slots__ = ("_control", "_failed", "_have", "_heads", "_need", "_parts", "handlers", "most", "once")
 
     def __init__(self, control: Callable[[bytes], None], failed: Callable[[bytes, Exception], None]) -> None:
         self._control = control
@@ -98,6 +98,8 @@ class Reader:
         """What first lines say that come again and again."""
         self.handlers: dict[bytes, Handler] = {}
         self.most = 0
+        self.once = b""
+        """The subscription id of messages that have a subject of their own each: their first lines never come again."""
 
     def feed(self, data: bytes) -> None:
         """Take what has been read: any part of a message, or many. Raises WireError if it is not NATS."""
@@ -142,7 +144,7 @@ class Reader:
     def _head(self, line: bytes) -> _Head | None:
         """Return what the first line of a message says; None if it is another line. Raises WireError.
 
-        The line of a message that is not answered is remembered: most are the same.
+        The line of a message that is not answered is remembered, because most are the same.
         """
         words = line.split(b" ")
         verb, split, reply = words[0], 0, b""
@@ -161,7 +163,7 @@ class Reader:
         if not 0 <= split <= size <= self.most:
             raise WireError(f"a message of {size} bytes, {split} of them headers, and {self.most} are allowed")
         head = subject, sid, reply, split, size
-        if not reply:
+        if not reply and sid != self.once:
             if len(self._heads) >= HEADS:
                 self._heads.clear()
             self._heads[line] = head

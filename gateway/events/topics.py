@@ -136,14 +136,14 @@ class Topics:
         topic = self._topics.get(name)
         return self._begin(name, owner) if topic is None else topic
 
-    def touch(self, name: str, owner: str = "", *, arrives: bool = False) -> None:
+    def touch(self, name: str, owner: str = "") -> None:
         """Open a topic because ``owner`` publishes a message on it, and make it its holder's last to be forgotten.
 
-        Raises FullError, unless the message ``arrives``.
+        Raises FullError.
         """
         topic = self._topics.get(name)
         if topic is None:
-            self._begin(name, owner, arrives=arrives)
+            self._begin(name, owner)
         elif topic in (holder := topic.holder).met:
             holder.met.move_to_end(topic)
         elif topic in holder.idle:
@@ -155,7 +155,10 @@ class Topics:
         If no topic may make room by right, any principal's topic makes room that has no subscriber by name. If there is
         none, there are more topics than there may be: those, and one, that subscribers have named.
         """
-        self.touch(name, owner, arrives=True)
+        if name not in self._topics:
+            self._begin(name, owner, arrives=True)
+        else:
+            self.touch(name)
 
     def _begin(self, name: str, owner: str, *, arrives: bool = False) -> Topic:
         if name.startswith(OWN):

@@ -216,8 +216,8 @@ class Distant:
 
     # Mail
 
-    def put(self, kind: bytes, *fields: bytes | Raw) -> None:
-        """Pack a record of this kind. If the member is lost, it never leaves."""
+    def put(self, kind: bytes, fields: tuple[bytes | Raw, ...]) -> None:
+        """Pack the fields of a record of this kind. If the member is lost, it never leaves."""
         octets = sum(map(len, fields)) + len(fields)
         if (kind is not self._kind or self._octets + octets > self._most) and not self._begin(kind):
             return
@@ -261,7 +261,7 @@ class Distant:
 
     def _send(self, kind: bytes, payload: bytes, reply: bytes = b"") -> bool:
         try:
-            self._members.tell(self.member, kind, payload, reply=reply)
+            self._members.tell(self.member, kind, payload, b"", reply)
         except NatsError:
             return False
         self._sent += len(payload) + COST
@@ -281,7 +281,7 @@ class Distant:
             return
         error = jsonrpc.error_object(errors.TOO_LARGE, "NATS does not take it", outcome=UNKNOWN)
         for token in answered(kind, fields):
-            self.put(SAID, b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error))
+            self.put(SAID, (b"ended", token, verdict(errors.TOO_LARGE.name, UNKNOWN, error)))
 
     def tell_taken(self) -> None:
         """Tell the other gateway how much was ``taken`` from it, because that is as much as is ``due``.
@@ -320,14 +320,14 @@ class Distant:
             end = payload.index(b",", len(REQUEST))
             token = payload[len(REQUEST) : end]
             if payload.startswith(_RESULT, end):
-                self.put(RESULT, token, payload[end + len(_RESULT) : -1])
+                self.put(RESULT, (token, payload[end + len(_RESULT) : -1]))
             else:
-                self.put(SAID, b"error", token, payload[end + len(_ERROR) : -1])
+                self.put(SAID, (b"error", token, payload[end + len(_ERROR) : -1]))
         elif payload.startswith(NOTE):
-            self.put(SAID, *cut(payload))
+            self.put(SAID, cut(payload))
         elif payload:
             token, _, told = payload.partition(b" ")
-            self.put(SAID, b"ended", token, told)
+            self.put(SAID, (b"ended", token, told))
 
     send = pass_on
 

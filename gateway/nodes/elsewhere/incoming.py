@@ -7,7 +7,7 @@ streams and answers are those of every routed call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 from msgspec import Raw
@@ -23,6 +23,7 @@ from gateway.nodes.routed import RoutedCall
 from gateway.nodes.routing import Router
 from gateway.nodes.streams import Streams
 from gateway.rpc import jsonrpc
+from gateway.rpc.calls import Call
 from gateway.rpc.method import Refusal
 from gateway.rpc.replies import SMALL, Batch
 from gateway.rpc.requests import Peer
@@ -60,8 +61,9 @@ class Relayed(RoutedCall, eq=False, gc=False):
         if self.report:
             super().answered(result)
             return
-        distant = cast(Distant, self.caller)
-        distant.put(RESULT, self.request_id, b"" + result)  # a copy: what was read is not kept until the mail leaves
+        distant: Any = self.caller
+        copy = b"" + result  # what was read is not kept until the mail leaves
+        distant.put(RESULT, (self.request_id, copy))
         del distant.running[self.request_id]
         if distant.link.pressed:
             distant.hold_up(self.node.peer.link)
@@ -126,9 +128,13 @@ class Incoming:
             self._wanted.clear()
         router, new_id, now = self._router, self.calls.new_id, self.clock()
         most, roomy, running, staged = router.max_node_in_flight, router.roomy, distant.running, self._staged
-        parts = iter(fields)
+        parts, slot_of, wanted_at = iter(fields), self.calls.slot, self._wanted.get
+        limit: float | None = None
+        slot: dict[Call, None] = {}
+        receiver: Here | None = None
+        entries: list[Entry] = []
         for token, where, rest in zip(parts, parts, parts, strict=True):
-            wanted = self._wanted.get(where)
+            wanted = wanted_at(where)
             if wanted is None or not token or len(rest) > roomy:
                 self._begin_other(distant, token, where, rest)
                 continue
@@ -137,17 +143,16 @@ class Incoming:
             if here.link.barred or len(calls) >= most:
                 self._begin_other(distant, token, where, rest)
                 continue
-            call_id, slot = new_id(), self.calls.slot(timeout)
+            if timeout != limit:  # most calls of a pack have the same
+                limit, slot = timeout, slot_of(timeout)
+            call_id = new_id()
             call = Relayed(call_id, slot, node, served, distant, token, None, self._uncounted, self, None, now, timeout)
             calls[call_id] = call  # as Calls.enter() does
             slot[call] = None
             running[token] = call
-            entry = call, b"".join((REQUEST, call_id, rest))
-            entries = staged.get((distant, here))
-            if entries is None:
-                staged[distant, here] = [entry]
-            else:
-                entries.append(entry)
+            if here is not receiver:
+                receiver, entries = here, staged.setdefault((distant, here), [])
+            entries.append((call, b"".join((REQUEST, call_id, rest))))
 
     def _begin_other(self, distant: Distant, token: bytes, where: bytes, rest: bytes) -> None:
         """Do the same for one call of any kind, or a notification. It is refused if the node cannot be called."""
@@ -164,13 +169,13 @@ class Incoming:
             self._refuse(distant, error)
             wanted = None
         if wanted is None:
-            distant.put(SAID, b"gone", token, b"")
+            distant.put(SAID, (b"gone", token, b""))
             return
         try:
             self._enter(distant, token, wanted, rest)
         except Refusal as refusal:
             told = jsonrpc.error_object(refusal.error, refusal.detail, **refusal.data)
-            distant.put(SAID, b"refused", token, verdict(refusal.error.name, NOT_DELIVERED, told))
+            distant.put(SAID, (b"refused", token, verdict(refusal.error.name, NOT_DELIVERED, told)))
 
     def _resolve(self, where: bytes) -> Wanted | None:
         """Return what a call is for: None if that is not served here. What is no stream is remembered."""

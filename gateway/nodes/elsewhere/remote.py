@@ -6,7 +6,7 @@ what is sent to it goes to its own gateway, as mail.
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Any, Final
 
 from gateway import errors
 from gateway.auth.scopes import Principal
@@ -118,23 +118,23 @@ class RemotePeer:
             # Without its id: the node's gateway gives it another one.
             end = payload.index(b",", len(REQUEST))
             call_id = payload[len(REQUEST) : end]
-            call = cast(RoutedCall, self.calls[call_id])
+            call: Any = self.calls[call_id]  # a RoutedCall, and no call of cast() for each
             if call.served is not self._served or call.timeout != self._timeout:
                 self._name(call.served, call.timeout)
             if self.number not in distant.peers:
                 distant.busy(self.number, self)
             if call.__class__ is RoutedCall:
-                distant.put(CALL, call_id + self._suffix, self._where, payload[end:])
+                distant.put(CALL, (call_id + self._suffix, self._where, payload[end:]))
             else:
                 # The member that a stream has is the last one, and the grant in it is made anew there.
                 rest, _, grant = payload[end:-2].rpartition(_STREAM)
                 where = self._where + b" " + grant.replace(_BYTES, b" ")
-                distant.put(CALL, call_id + self._suffix, where, rest + b"}")
+                distant.put(CALL, (call_id + self._suffix, where, rest + b"}"))
         elif payload.startswith(NOTE):
             kind, call_id, said = cut(payload)
-            distant.put(SAID, kind, call_id + self._suffix, said)
+            distant.put(SAID, (kind, call_id + self._suffix, said))
         else:
-            distant.put(CALL, b"", self._conn_id, payload)
+            distant.put(CALL, (b"", self._conn_id, payload))
 
     send = pass_on
 

@@ -77,10 +77,10 @@ async def test_what_does_not_leave_is_told(it: Two) -> None:
 async def test_all_leaves_in_order(it: Two) -> None:
     b = distant(it.a)
     it.b.link.stopped = True
-    b.put(SAID, b"cancel", b"1-1", b"")
+    b.put(SAID, (b"cancel", b"1-1", b""))
     b.tell(b"on", b"x")
-    b.put(RESULT, b"2-1", b"2")
-    b.put(SAID, b"cancel", b"3-1", b"")
+    b.put(RESULT, (b"2-1", b"2"))
+    b.put(SAID, (b"cancel", b"3-1", b""))
     it.settle()
     kinds = [parcel.subject.split(b".")[3] for parcel in it.b.link.arrived]
     assert kinds == [SAID, b"on", RESULT, SAID]
@@ -89,9 +89,9 @@ async def test_all_leaves_in_order(it: Two) -> None:
 async def test_what_is_packed_is_told_if_nats_takes_less_by_then(it: Two) -> None:
     b = distant(it.a)
     it.b.link.stopped = True
-    b.put(RESULT, b"1-1", b"x" * 1000)
+    b.put(RESULT, (b"1-1", b"x" * 1000))
     it.a.link.info.max_payload = 1000
-    b.put(SAID, b"gone", b"2-1", b"")
+    b.put(SAID, (b"gone", b"2-1", b""))
     it.settle()
     payloads = [parcel.payload.split(b"\0")[:2] for parcel in it.b.link.arrived]
     assert payloads == [[b"ended", b"1-1"], [b"gone", b"2-1"]]
@@ -100,8 +100,8 @@ async def test_what_is_packed_is_told_if_nats_takes_less_by_then(it: Two) -> Non
 async def test_nothing_is_packed_for_a_gateway_that_is_lost(it: Two) -> None:
     b = distant(it.a)
     it.a.lose()
-    b.put(RESULT, b"1-1", b"2")
-    b.put(RESULT, b"1-1", b"2")
+    b.put(RESULT, (b"1-1", b"2"))
+    b.put(RESULT, (b"1-1", b"2"))
     b.leave()
     assert (b._fields, it.a.link.sent[RESULT]) == ([], 0)
 
