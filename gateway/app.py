@@ -25,7 +25,6 @@ from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.history import Closed
 from gateway.connections.regime import Regime
 from gateway.connections.registry import Connections
-from gateway.connections.sessions import Sessions
 from gateway.console import pages
 from gateway.events.delivery import Delivery
 from gateway.events.hub import Events
@@ -140,40 +139,15 @@ class Gateway:
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         self.text: Callable[[Connection, Payload], None]  # on the hot path: no call in between
         self.dispatcher.attach(self)
-        self.sessions: Final = Sessions(
-            hold_timeout=config.server.hold_timeout,
-            max_held=config.limits.max_held,
-            max_bytes=config.limits.max_held_bytes or 2 * config.limits.max_outbox_bytes,
-            held=self.held,
-        )
+        self.sessions: Final = parts.sessions(config, self.held)
         self.admission.held = self.sessions
-        own = GatewayMethods(
-            config,
-            status,
-            connections,
-            self.admission,
-            self._steps,
-            asking=self._asking,
-            nodes=lambda: self.nodes.here,
-            state=dict if cluster is None else cluster.state,
-        )
+        own = self._own(config, status)
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
         timeout = config.server.handshake_timeout
         self._guests = Guests(self, connections, self.admission, timeout, welcome=own.welcome, entered=self.entered)
-        self.preauth: Final = Preauth(
-            self,
-            connections,
-            self.admission,
-            self.rejections,
-            guests=self._guests,
-            timeout=timeout,
-            standstill=self.standstill,
-            authenticate=self.dispatcher.methods["gateway.authenticate"],
-            welcome=own.welcome,
-            entered=self.entered,
-        )
+        self.preauth: Final = self._preauth(timeout, own)
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()
         self.health: Final = Health(status, self.metrics.text, None if self.cluster is None else self.cluster.state)
@@ -187,6 +161,34 @@ class Gateway:
         authenticator = authenticators.load(config.auth)
         at_once, steps = self.rescopes_at_once, self._steps
         return Admission(config, status, authenticator, self.rescoped, self.lines, at_once=at_once, steps=steps)
+
+    def _own(self, config: Config, status: Status) -> GatewayMethods:
+        """What answers `gateway.*`."""
+        return GatewayMethods(
+            config,
+            status,
+            self._connections,
+            self.admission,
+            self._steps,
+            asking=self._asking,
+            nodes=lambda: self.nodes.here,
+            state=dict if self.cluster is None else self.cluster.state,
+        )
+
+    def _preauth(self, timeout: float, own: GatewayMethods) -> Preauth:
+        """What connections run through that owe their credential."""
+        return Preauth(
+            self,
+            self._connections,
+            self.admission,
+            self.rejections,
+            guests=self._guests,
+            timeout=timeout,
+            standstill=self.standstill,
+            authenticate=self.dispatcher.methods["gateway.authenticate"],
+            welcome=own.welcome,
+            entered=self.entered,
+        )
 
     def _methods(self, config: Config) -> Iterable[object]:
         """What the gateway answers itself, beside `gateway.*`."""

@@ -25,6 +25,10 @@ def test_no_folder_has_more_modules_than_a_reader_takes_in(sources: dict[str, st
     assert layers.crowded(sources) == []
 
 
+def test_modules_and_functions_are_short(sources: dict[str, str]) -> None:
+    assert layers.overlong(sources) == []
+
+
 def test_imports_run_downwards(sources: dict[str, str]) -> None:
     assert layers.misdirected(sources) == []
 
@@ -102,6 +106,15 @@ def test_a_crowded_folder_is_found() -> None:
     assert layers.crowded(sources) == []
     (finding,) = layers.crowded(sources | {"gateway.rpc.one_more": ""})
     assert finding == f"gateway.rpc has {layers.MOST + 1} modules, more than {layers.MOST}"
+
+
+def test_what_is_too_long_is_found() -> None:
+    function = "def act():\n" + "    pass\n" * (layers.FUNCTION - 1)
+    assert layers.overlong({"gateway.app": function}) == []
+    (finding,) = layers.overlong({"gateway.app": function + "    pass\n"})
+    assert finding == f"gateway.app: act has {layers.FUNCTION + 1} lines, more than {layers.FUNCTION}"
+    (finding,) = layers.overlong({"gateway.app": "\n" * (layers.LINES + 1)})
+    assert finding == f"gateway.app has {layers.LINES + 1} lines, more than {layers.LINES}"
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 
 from gateway.assembly.extras import load_tracing
 from gateway.cluster.memory import MemoryStream
 from gateway.config import Config
+from gateway.connections.connection import Connection
+from gateway.connections.sessions import Sessions
 from gateway.events.delivery import Delivery
 from gateway.limits import Rate
 from gateway.nodes.registry import Nodes
@@ -56,6 +59,13 @@ def dispatcher(config: Config, status: Status, router: Router, delivery: Deliver
         rate=Rate(limits.rate, limits.burst) if limits.rate else None,
         busy=lambda: delivery.busy,
     )
+
+
+def sessions(config: Config, held: Callable[[Connection], None]) -> Sessions:
+    """Return what keeps connections that have lost their link. ``held`` is told of each."""
+    limits = config.limits
+    most = limits.max_held_bytes or 2 * limits.max_outbox_bytes
+    return Sessions(hold_timeout=config.server.hold_timeout, max_held=limits.max_held, max_bytes=most, held=held)
 
 
 def stream(config: Config) -> MemoryStream:

@@ -62,6 +62,12 @@ MAY_KNOW_LEAVES: Final = frozenset({ENTRY, "commands", "terminal", ASSEMBLY})
 MOST: Final = 12
 """Modules of one folder, as a reader takes them in at a glance."""
 
+LINES: Final = 450
+"""Lines of a module."""
+
+FUNCTION: Final = 60
+"""Lines of a function, with its docstring: what fits a screen."""
+
 PURE: Final = frozenset(
     {
         "auth.credentials",
@@ -137,6 +143,22 @@ def crowded(sources: Sources) -> list[str]:
     modules = {module for module in sources if not module.endswith(".__main__")} - _packages(sources)
     folders = Counter(module.rpartition(".")[0] for module in modules)
     return [f"{name} has {count} modules, more than {MOST}" for name, count in folders.items() if count > MOST]
+
+
+def overlong(sources: Sources) -> list[str]:
+    """Find modules and functions that are longer than they may be."""
+    modules = [
+        f"{module} has {count} lines, more than {LINES}"
+        for module, source in sources.items()
+        if (count := len(source.splitlines())) > LINES
+    ]
+    return modules + [
+        f"{module}: {node.name} has {count} lines, more than {FUNCTION}"
+        for module, source in sources.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (count := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION
+    ]
 
 
 def misdirected(sources: Sources) -> list[str]:
