@@ -146,7 +146,15 @@ class Gateway:
         for source in (own, *self._methods(config)):
             self.dispatcher.add(source, own=True)
         timeout = config.server.handshake_timeout
-        self._guests = Guests(self, connections, self.admission, timeout, welcome=own.welcome, entered=self.entered)
+        self._guests = Guests(
+            self,
+            connections,
+            self.admission,
+            timeout,
+            standstill=self.standstill,
+            welcome=own.welcome,
+            entered=self.entered,
+        )
         self.preauth: Final = self._preauth(timeout, own)
         self.lag: Final = LoopLag()
         self.metrics: Final = self._metrics()

@@ -8,7 +8,7 @@ from gateway import errors
 from gateway.connections.connection import Connection, Endpoint
 from gateway.connections.history import Closed
 from gateway.connections.registry import Connections
-from gateway.deadlines import Sweep
+from gateway.deadlines import Standstill, Sweep
 from gateway.handshake.admission import Admission
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
@@ -33,6 +33,7 @@ class Guests:
         admission: Admission,
         timeout: float,
         *,
+        standstill: Standstill,
         welcome: Callable[[Connection], bytes],
         entered: Callable[[Connection], None],
     ) -> None:
@@ -41,9 +42,10 @@ class Guests:
         self._connections = connections
         self._admission = admission
         self._timeout = timeout
+        self._standstill = standstill
         self._welcome = welcome
         self._entered = entered
-        self._waiting: Sweep[Connection] = Sweep(_late)
+        self._waiting: Sweep[Connection] = Sweep(self._late)
         self._present: set[Connection] = set()
 
     def opened(self, connection: Connection) -> None:
@@ -100,6 +102,9 @@ class Guests:
         self._leave(connection)
         self._connections.remember(connection, closed)
 
-
-def _late(connection: Connection) -> None:
-    connection.end(errors.HANDSHAKE_TIMEOUT)
+    def _late(self, connection: Connection) -> None:
+        grace = self._standstill.left()
+        if grace > 0:
+            self._waiting.begin(connection, grace)
+        else:
+            connection.end(errors.HANDSHAKE_TIMEOUT)

@@ -42,7 +42,8 @@ class Deferred:
     Nothing more is read from a peer that waits. ``dispatch`` takes what came behind. ``clock`` returns monotonic
     seconds, ``spent`` those that the processor has spent on this thread: a process that had to wait for the processor
     has not worked for so long. ``busy`` returns whether a message has left work for later iterations: more of its kind
-    would have to do that first, so turns wait.
+    would have to do that first, so turns wait. ``failed`` is called with a peer and what its work has raised: a defect
+    of ours. Nothing waits for that peer any more then.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Deferred:
         clock: Callable[[], float],
         spent: Callable[[], float],
         busy: Callable[[], bool],
+        failed: Callable[[Peer, Exception], None],
     ) -> None:
         self._dispatch = dispatch
         self._clock = clock
         self._spent = spent
         self._busy = busy
+        self._failed = failed
         self._waited = 0
         self._until = 0.0, 0.0
         self._receiver: Receiver | None = None
@@ -114,17 +117,20 @@ class Deferred:
         self.begin()
         try:
             self._go_on(peer, late)
-        finally:
-            del self.late[peer]
-            if late.work is not None or late.texts:
-                self.late[peer] = late
-            else:
-                peer.running.pop(late, None)
-                peer.go_on()
-                peer.settled()
-                self._check()
-            if self.late:
-                asyncio.get_running_loop().call_soon(self._next)
+        except Exception as error:
+            late.work = late.batch = None
+            late.texts.clear()
+            self._failed(peer, error)
+        del self.late[peer]
+        if late.work is not None or late.texts:
+            self.late[peer] = late
+        else:
+            peer.running.pop(late, None)
+            peer.go_on()
+            peer.settled()
+            self._check()
+        if self.late:
+            asyncio.get_running_loop().call_soon(self._next)
 
     def _go_on(self, peer: Peer, late: _Late) -> None:
         work, batch, late.work, late.batch = late.work, late.batch, None, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gateway import errors
+from gateway.auth.scopes import origin
 from gateway.deadlines import Sweep
 from gateway.limits import Bucket, Rate
 from gateway.names import RESERVED
@@ -27,8 +29,10 @@ from gateway.rpc.replies import ANSWERED, Batch, failure, fitting, outcome_of, s
 from gateway.rpc.requests import Peer, Route, Running
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
-from gateway.telemetry.lines import Lines
+from gateway.telemetry.lines import DEFECT, Lines
 from gateway.websocket.frames import Payload
+
+logger = logging.getLogger(__name__)
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -66,7 +70,7 @@ class Dispatcher:
         self._lines = lines
         self._rate = rate
         self._clock = clock
-        self._deferred = Deferred(self.dispatch, clock, spent, busy)
+        self._deferred = Deferred(self.dispatch, clock, spent, busy, self._failed)
         self.attach: Final = self._deferred.attach
         self._methods: dict[str, Method] = {}
         self._in_turn: Message | None = None  # no parameter of _handle(): a keyword-only one would slow every call down
@@ -159,6 +163,13 @@ class Dispatcher:
         self._in_turn = None
         if reply is not None:
             peer.send(reply)
+
+    def _failed(self, peer: Peer, error: Exception) -> None:
+        """End a connection because of a defect of ours in its turn. At once, that would come back to its link."""
+        known = {"connId": peer.conn_id, "remote": peer.remote}
+        message, key = "a message could not be handled", origin(peer.principal, peer.remote)
+        self._lines.log(logger, DEFECT, key, message, fields=known, exc_info=error)
+        peer.end(errors.INTERNAL_FAILURE)
 
     def _invalid(self, peer: Peer, found: Invalid) -> bytes:
         try:

@@ -1,5 +1,6 @@
 """Connections for which there is no room, but whose principal has some that are held."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ async def test_one_that_says_nothing_has_the_time_of_a_handshake(
     await guest.link()
     await guest.ws.receive()
     assert guest.ws.close_code == 4001
+    await kept.back()
+
+
+async def test_a_gateway_that_stood_still_ends_no_guest_for_that(
+    aiohttp_client: AiohttpClient, tokens: TokensFile
+) -> None:
+    limits = {"max_connections_per_principal": 1}
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": 1.0})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    guest = Kept(client, tokens.of(PI))
+    await guest.link()
+    time.sleep(1.5)  # noqa: ASYNC251 — blocks the gateway, whose loop this is
+    assert code_of(await guest.raw("gateway.ping", {"n": 1})) == -32009
     await kept.back()
 
 

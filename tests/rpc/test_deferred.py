@@ -19,7 +19,14 @@ class Play:
         self.busy = False
         self.done: list[object] = []
         self.text: Callable[[Listing, Payload], None]
-        self.deferred = Deferred(self._dispatch, lambda: self.now, lambda: self.now, lambda: self.busy)
+        self.failed: list[tuple[object, Exception]] = []
+        self.deferred = Deferred(
+            self._dispatch,
+            lambda: self.now,
+            lambda: self.now,
+            lambda: self.busy,
+            lambda peer, error: self.failed.append((peer, error)),
+        )
         self.deferred.attach(self)
 
     def _dispatch(self, peer: object, text: object) -> None:
@@ -81,9 +88,7 @@ async def test_nothing_is_done_for_a_peer_that_is_gone(play: Play) -> None:
     assert (play.done, peer.running, peer.link.waits) == ([], {}, 0)
 
 
-async def test_a_defect_of_one_leaves_the_others_their_turns(play: Play) -> None:
-    raised: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context["exception"]))
+async def test_a_defect_of_one_is_told_and_leaves_the_others_their_turns(play: Play) -> None:
     one, two = Listing(), Listing()
     error = ValueError("a defect")
 
@@ -91,9 +96,10 @@ async def test_a_defect_of_one_leaves_the_others_their_turns(play: Play) -> None
         raise error
 
     play.deferred.defer(one, fails)
+    play.text(one, b"behind")
     play.deferred.defer(two, play.work(two, "two", 1))
     await passes()
-    assert (raised, play.done, one.link.waits) == ([error], ["two"], 0)
+    assert (play.failed, play.done, one.link.waits) == ([(one, error)], ["two"], 0)
 
 
 async def test_turns_wait_for_what_others_left_behind_but_not_for_ever(play: Play) -> None:

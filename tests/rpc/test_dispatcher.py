@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ from gateway.limits import Rate
 from gateway.methods.rpc import Documents, RpcMethods
 from gateway.nodes.registry import Nodes
 from gateway.nodes.routing import Router
+from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Calls
 from gateway.rpc.deferred import PATIENCE
 from gateway.rpc.dispatcher import Dispatcher
@@ -838,6 +839,25 @@ async def test_a_large_message_is_decoded_again_in_a_turn_of_its_own(bench: Benc
     found = [json.loads(reply) for reply in replies + bench.peer.take()]
     assert [(reply["id"], "result" in reply) for reply in found] == [(1, True), (2, False), (3, True)]
     assert bench.peer.link.waits == 0
+
+
+async def test_a_defect_in_a_turn_ends_the_connection(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*of: object) -> NoReturn:
+        raise ValueError("swordfish")
+
+    monkeypatch.setattr(jsonrpc, "decode_other", fail)
+    assert bench.tell(f'["{"x" * LARGE}"]', request("plain")) == []
+    await passes()
+    (record,) = defects(caplog)
+    assert (record.name, vars(record)["event"], bench.peer.ended) == (
+        "gateway.rpc.dispatcher",
+        "connection.defect",
+        errors.INTERNAL_FAILURE,
+    )
+    assert record.exc_info is not None
+    assert (bench.peer.take(), bench.peer.running, bench.peer.link.waits) == ([], {}, 0)
 
 
 async def test_a_large_message_counts_once_against_the_rate(bench: Bench) -> None:
