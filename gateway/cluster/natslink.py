@@ -122,7 +122,9 @@ class Link(asyncio.Protocol):
     def secured(self, transport: asyncio.Transport | None) -> None:
         """Go on under TLS; None: the link has ended. What came before, and was not a whole line, is forgotten."""
         self.transport = transport
+        most = self.reader.most
         self.reader = Reader(self._control, self._failed)
+        self.reader.most = most  # servers before 2.12 need not say it again
 
     def data_received(self, data: bytes) -> None:
         """Have it cut into messages: `SLICE` bytes in each event-loop iteration, once there are handlers."""

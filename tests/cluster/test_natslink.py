@@ -5,6 +5,7 @@ import logging
 import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -93,6 +94,27 @@ async def test_tls(url: str, certificates: Authority) -> None:
         async with NatsPeer(where, tls=certificates.client_context()) as peer:
             assert peer.joined[0].tls_required
             await talk(peer)
+
+
+async def test_a_server_that_says_under_tls_nothing_of_itself_again(certificates: Authority, tmp_path: Path) -> None:
+    """Servers before 2.12 do not: what they have said in plaintext counts, such as how large a message may be."""
+    files = certificates.issue(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+
+    async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(INFO.replace(b"}", b',"tls_required":true}'))
+        await writer.drain()
+        await writer.start_tls(context)
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+            elif line.startswith(b"SUB a.b "):
+                writer.write(b"MSG a.b %b 5\r\nhello\r\n" % line.split()[-1])
+
+    async with scripted(old) as where, NatsPeer(f"tls://{where}", tls=certificates.client_context()) as peer:
+        await peer.hear(b"a.b")
+        await until(lambda: peer.payloads() == [b"hello"], "nothing came")
 
 
 async def talk(peer: NatsPeer) -> None:
