@@ -60,7 +60,9 @@ class Writer:
         self.dropped: Final = dropped
 
     def write(self, distant: Distant, here: Here, entries: Iterable[Entry]) -> None:
-        """Write all this to a node, at once, as far as it may begin now."""
+        """Write all this to a node, at once, as far as it may begin now. Of a member that is lost nothing may."""
+        if not distant.is_open:
+            return
         queue = distant.queues.get(here)
         if queue is None and self.may_write(distant, here):
             size, pass_on = 0, here.pass_on

@@ -194,6 +194,13 @@ async def test_what_is_more_than_a_node_takes_waits(scene: Scene, monkeypatch: p
     assert (len(scene.node.take()), len(scene.distant.queues), scene.node.room) == (1, 1, (1 << 20) - 1)
 
 
+async def test_nothing_waits_for_a_gateway_that_is_lost(scene: Scene) -> None:
+    scene.distant.queues.clear()
+    scene.distant.lose()
+    scene.writer.write(scene.distant, scene.node, [(None, b"1")])
+    assert (scene.node.take(), scene.distant.queues) == ([], {})
+
+
 def test_grants_add_up() -> None:
     entry = Unwritten(None, b"")
     entry.granted(Grant(1, 2))
