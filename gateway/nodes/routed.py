@@ -172,6 +172,8 @@ class RoutedCall(msgspec.Struct, eq=False, gc=False):
 
     def _end(self, verdict: RpcError, outcome: str) -> None:
         reply = self.router.failed(self, verdict, outcome)
+        if self.caller.running.get(self.request_id) is not self:
+            return  # the way to the node is gone, which has come out as it was told, and has ended the call
         self.router.calls.drop(self)  # not before the node is told: if it is leaving, this may close it
         self.over(outcome, reply)
 

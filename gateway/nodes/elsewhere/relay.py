@@ -187,6 +187,8 @@ class Relay:
             while packing:
                 packing.popitem()[0].leave()
         finally:
+            if packing:  # a defect: what is left waits for the next time, as what is packed from now on
+                self._cork.add(self)
             nats.draw()
 
     def _tell(self, distant: Distant, payload: bytes) -> None:

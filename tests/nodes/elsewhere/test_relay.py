@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ from gateway import errors
 from gateway.cluster.alive import Member
 from gateway.errors import RpcError
 from gateway.nodes.elsewhere import distant
-from gateway.nodes.elsewhere.distant import HIGH
+from gateway.nodes.elsewhere.distant import HIGH, Distant
 from gateway.nodes.routed import RoutedCall
 from gateway.rpc.calls import FIRST_ID
 from gateway.rpc.jsonrpc import decode
@@ -369,6 +369,32 @@ async def test_little_is_on_its_way_for_ever() -> None:
         play.answer('"result":7', FIRST_ID + number)
     assert not play.it.there("pi").peer.link.barred
     assert play.it.b.link.sent[b"taken"] > 10
+
+
+async def test_a_call_that_is_cancelled_as_its_way_is_gone_ends_once() -> None:
+    play = Play()
+    request = decode(CALL.encode())
+    play.it.a.router.call(play.caller, request, bytes(request.params), bytes(request.id), None)
+    play.it.a.link.joined = False
+    play.caller.running[b'"a"'].cancel(errors.CANCELLED)
+    assert [json.loads(reply)["error"]["code"] for reply in play.caller.take()] == [-32010]
+    assert play.caller.running == {}
+    assert play.it.a.router.tally.outcomes()["node_lost"] == 1
+    assert play.it.a.router.tally.outcomes()["cancelled"] == 0
+
+
+async def test_a_defect_as_mail_leaves_keeps_no_other_mail_back() -> None:
+    relay, left = Play().it.a.relay, []
+
+    def fail() -> None:
+        raise ValueError("a defect")
+
+    for leave in (lambda: left.append("the other"), fail):
+        relay.cork(cast(Distant, type("Mail", (), {"leave": staticmethod(leave)})()))
+    with pytest.raises(ValueError, match="a defect"):
+        relay._cork._flush()
+    relay._cork._flush()
+    assert left == ["the other"]
 
 
 # The fence
