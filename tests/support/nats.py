@@ -90,18 +90,24 @@ class NatsServer:
 
     async def start(self) -> None:
         """Start it, on the port that it had before if there was one."""
-        config = self.directory / "nats.conf"
-        config.write_text(self._text())
+        (self.directory / "nats.conf").write_text(self._text())
+        self._launch()
+        deadline = time.monotonic() + START
+        while (found := ports(self._running.pid, self.directory)) is None:
+            ended, log = self._running.poll() is not None, (self.directory / "log").read_text()
+            taken = ended and self.port and "address already in use" in log[-200:]
+            assert (taken or not ended) and time.monotonic() < deadline, log
+            await asyncio.sleep(0.01)
+            if taken:  # the kernel has given the port to somebody else meanwhile, who lets go of it soon
+                self._launch()
+        self.port = int(found["nats"][0].rpartition(":")[2])
+
+    def _launch(self) -> None:
         executable = program()
         assert executable is not None, "nats-server is not installed: the extra `test` has it"
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([executable, "--config", str(config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + START
-        while (found := ports(self._process.pid, self.directory)) is None:
-            late = self._process.poll() is not None or time.monotonic() > deadline
-            assert not late, (self.directory / "log").read_text()
-            await asyncio.sleep(0.01)
-        self.port = int(found["nats"][0].rpartition(":")[2])
+            command = [executable, "--config", str(self.directory / "nats.conf")]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     async def restart(self, config: str | None = None) -> None:
         """End it, if it still runs, and start it again, with another configuration if there is one."""
