@@ -146,6 +146,7 @@ class Distant:
         "taken",
     )
 
+    elsewhere: Final = True
     crowded: Final = False
     unheeding: Final = False
     flowing: Final = True
