@@ -25,6 +25,7 @@ from gateway.cluster.replica import Replica, StrangeError, sealed
 from gateway.cluster.stream import Done, Listener, Position, position_of, unavailable
 from gateway.config import ConfigError
 from gateway.rpc.method import Refusal, not_run
+from gateway.rpc.replies import SMALL
 from gateway.telemetry.lines import CLUSTER_DEFECT, EVENT_REFUSED, EVENTS_JOINED, EVENTS_LOST, Line, Lines
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ WINDOW: Final = 4096
 WINDOW_BYTES: Final = 16 << 20
 """How many messages, and bytes of them, may be on their way to NATS without being acknowledged.
 
-A single message may be larger. NATS itself drops what is published too fast.
+A single message may be larger. A small one may go beyond these bytes, which at most doubles them: otherwise those who
+publish much would leave no room to the others. NATS itself drops what is published too fast.
 """
 
 EARLY_BYTES: Final = 16 << 20
@@ -196,7 +198,7 @@ class NatsStream:
         if not self._known or self._nats.info is None:
             raise unavailable("there is no connection to it")
         size, waiting = len(data), self._unacknowledged
-        if waiting and (waiting >= WINDOW or self._unacknowledged_bytes + size > WINDOW_BYTES):
+        if waiting and (waiting >= WINDOW or (size > SMALL and self._unacknowledged_bytes + size > WINDOW_BYTES)):
             detail = "NATS has yet to acknowledge what was published before"
             raise not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
         sent = _Sent(self, self._replica.epoch, size, done)

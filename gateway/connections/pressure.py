@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from gateway.connections.session import Session
 from gateway.events.delivery import Subscriber
@@ -22,6 +23,8 @@ class Pressed:
     """
 
     __slots__ = ("_held_bytes", "_held_up", "_patience", "_waits", "account", "link", "pool", "subscriber")
+
+    elsewhere: Final = False
 
     link: Link
     session: Session | None

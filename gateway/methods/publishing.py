@@ -15,6 +15,7 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.cluster.jetstream import ACK_TIMEOUT
+from gateway.cluster.natsstream import WINDOW_BYTES
 from gateway.cluster.stream import Position
 from gateway.connections.connection import Connection
 from gateway.deadlines import Sweep
@@ -23,11 +24,14 @@ from gateway.events.shared import SharedEvents
 from gateway.methods.event import EventMethods, Published, PublishParams, forbidden, too_large
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, Refusal, method
-from gateway.rpc.replies import Batch, failure
+from gateway.rpc.replies import SMALL, Batch, failure
 from gateway.rpc.requests import Peer
 from gateway.rpc.steps import Steps
 from gateway.telemetry.counts import CALLER_LOST, OK, Tally
 from gateway.telemetry.lines import Lines
+
+SHARE: Final = WINDOW_BYTES // 4
+"""Bytes of one connection's messages on their way to NATS beyond which no more is read from it."""
 
 TOPICS: Final = 1000
 """The room of how many topics is remembered."""
@@ -59,6 +63,8 @@ class SharedEventMethods(EventMethods):
         self.timeout: Final = call_timeout
         self.sweep: Final[Sweep[Publishing] | None] = Sweep(_late) if call_timeout < ACK_TIMEOUT else None
         """The deadlines of publishes, unless NATS's own come before them."""
+        self.shares: Final[dict[Peer, Share]] = {}
+        """What counts of those who have such messages on their way."""
         self._rooms: dict[str, int] = {}
 
     @method("event.publish", scope=AUTHENTICATED, forwards=True, result=Published)
@@ -81,6 +87,35 @@ class SharedEventMethods(EventMethods):
         return room
 
 
+class Share:
+    """The bytes that one connection has on their way to NATS, as far as they count.
+
+    Those of large messages do, and a part for each message that it does not wait for any more. All others are few,
+    because no more requests of one connection may be in flight. If it has more than `SHARE` it is read no more.
+    """
+
+    __slots__ = ("_caller", "_waits", "octets")
+
+    def __init__(self, caller: Peer) -> None:
+        self._caller = caller
+        self._waits = False
+        self.octets = 0
+
+    def take(self, octets: int) -> None:
+        """Count so many bytes more."""
+        self.octets += octets
+        if self.octets > SHARE and not self._waits:
+            self._waits = True
+            self._caller.wait()
+
+    def give_back(self, octets: int) -> None:
+        """Count so many bytes no longer."""
+        self.octets -= octets
+        if self.octets <= SHARE and self._waits:
+            self._waits = False
+            self._caller.go_on()
+
+
 class Publishing(msgspec.Struct, eq=False, gc=False):
     """A message that is to be published: a `requests.Forward`, and once that is done a `requests.Request`.
 
@@ -98,17 +133,21 @@ class Publishing(msgspec.Struct, eq=False, gc=False):
     begun: float = 0.0
     holds_up: bool = False
     """Whether no more is read from the caller until it is over."""
+    counted: tuple[Peer, int] | None = None
+    """In whose share it counts until it is acknowledged, and for how much."""
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
         """Publish it. Raises Refusal if it is not published, and never will be.
 
         What is published is not refused any more. So if too many requests are in flight, the caller is read no more.
         """
-        methods = self.methods
+        methods, data = self.methods, self.data
         send, clock = methods.send, methods.clock  # read before they are called, as in `Router.send`
-        send(self.topic, self.data, caller.principal.name, self.done)
+        send(self.topic, data, caller.principal.name, self.done)
         self.caller, self.request_id, self.batch, self.tally = caller, request_id, batch, tally
         self.data = b""
+        if len(data) > SMALL:
+            self._count(caller, len(data))
         running = caller.running
         if len(running) >= methods.max_in_flight:
             self.holds_up = True
@@ -122,6 +161,8 @@ class Publishing(msgspec.Struct, eq=False, gc=False):
 
     def done(self, result: Position | Refusal) -> None:
         """Answer the request, unless it is over: the message is published, or may not be."""
+        if self.counted is not None:
+            self._count_no_longer(*self.counted)
         caller = self.caller
         if caller is None:
             return
@@ -135,6 +176,8 @@ class Publishing(msgspec.Struct, eq=False, gc=False):
 
     def cancel(self, verdict: RpcError) -> None:
         """Wait for the acknowledgement no more. The message may be published nonetheless."""
+        if self.caller is not None and self.counted is None:
+            self._count(self.caller, max(1, SHARE // self.methods.max_in_flight))
         self._end(verdict, verdict.name)
 
     def abandon(self) -> None:
@@ -147,6 +190,19 @@ class Publishing(msgspec.Struct, eq=False, gc=False):
 
     def drained(self) -> None:
         """Do nothing: it has sent nothing yet."""
+
+    def _count(self, caller: Peer, octets: int) -> None:
+        """Count it in its caller's share."""
+        shares = self.methods.shares
+        self.counted = caller, octets
+        shares.setdefault(caller, Share(caller)).take(octets)
+
+    def _count_no_longer(self, caller: Peer, octets: int) -> None:
+        shares = self.methods.shares
+        share = shares[caller]
+        share.give_back(octets)
+        if not share.octets:
+            del shares[caller]
 
     def _end(self, verdict: RpcError, outcome: str) -> None:
         if self.caller is not None:

@@ -31,6 +31,10 @@ def pool_of(peer: Party) -> Pool:
     return peer.pool
 
 
+RENEWALS: Final = 64
+"""How often another gateway is told within a deadline that a stream lives, if it is told nothing else of a grant."""
+
+
 class Direction(Flow):
     """A flow between two peers. The sender is told of what the receiver has granted, by the notification ``method``.
 
@@ -55,12 +59,15 @@ class Direction(Flow):
         """Return the credit and the bytes of which the sender may be told now."""
         return self.offer(self._receiver.room, self._receiver.flowing)
 
-    def granted(self, credit: int, octets: int) -> None:
-        """Take a grant of the receiver's, and tell the sender. A grant of 0 is told too, because it renews."""
-        if self.grant(credit, octets):
-            self.tell()
-        elif not (credit or octets):
-            self._renewed = True
+    @property
+    def from_elsewhere(self) -> bool:
+        """Whether its sender is at another gateway."""
+        return self._sender.elsewhere
+
+    def granted(self, credit: int, octets: int, renews: bool) -> None:
+        """Take a grant of the receiver's, and tell the sender: if it ``renews``, even if nothing of it can be told."""
+        self._renewed |= renews
+        if self.grant(credit, octets) or renews:
             self.tell()
 
     def tell(self) -> bool:
@@ -105,13 +112,15 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
     """A stream in flight: a `requests.Stream`.
 
     Its deadline counts from ``last``, the event loop's time of its last value or grant. ``finished`` is whether the
-    caller pushes nothing more.
+    caller pushes nothing more. ``told`` is when the other gateway of the stream, if it has one, was last told that it
+    lives, whatever else it was told.
     """
 
     down: Direction
     up: Direction
     last: float
     finished: bool = False
+    told: float = 0.0
 
     @property
     def stream(self) -> StreamCall:
@@ -122,15 +131,30 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
         """Return the seconds until its deadline."""
         return self.timeout - (self.router.calls.time() - self.last)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Let its deadline count from now."""
         self.last = self.router.calls.time()
+
+    def _renews_there(self, flow: Direction) -> bool:
+        """Return whether the other gateway is to be told that the stream lives, because the flow comes from there.
+
+        Otherwise it would know nothing of a grant that is cut to nothing, or waits for room.
+        """
+        if not flow.from_elsewhere or self.last - self.told < self.timeout / RENEWALS:
+            return False
+        self.told = self.last
+        return True
+
+    def _grant(self, flow: Direction, credit: int, octets: int) -> None:
+        """Take a grant for one direction. One of nothing is always told, because it renews."""
+        flow.granted(credit, octets, self._renews_there(flow) or not (credit or octets))
 
     # Down
 
     def granted(self, grant: Grant) -> bool:
         """Take a grant of the caller's. Returns True."""
-        self._renew()
-        self.down.granted(grant.credit, grant.octets)
+        self.renew()
+        self._grant(self.down, grant.credit, grant.octets)
         return True
 
     def reported(self, value: bytes) -> None:
@@ -146,9 +170,11 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
 
     def demanded(self, grant: Grant) -> None:
         """Take a grant of the node's."""
-        self._renew()
+        self.renew()
         if not self.finished:
-            self.up.granted(grant.credit, grant.octets)
+            self._grant(self.up, grant.credit, grant.octets)
+        elif self._renews_there(self.up):
+            self.up.granted(0, 0, True)
 
     def pushed(self, value: bytes) -> bool:
         """Pass a value of the caller's on to the node. One beyond the credit ends the stream. Returns True."""
@@ -164,7 +190,7 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
         if self.finished:
             return False
         self.finished = True
-        self._renew()
+        self.renew()
         self.up.close()
         self.callee.pass_on(b'{"jsonrpc":"2.0","method":"rpc.push","params":{"id":%b,"end":true}}' % self.call_id)
         return True
@@ -177,7 +203,7 @@ class StreamCall(RoutedCall, eq=False, gc=False, kw_only=True):
         if self.router.overflows(parts):
             self.cancel(errors.VALUE_TOO_LARGE)
             return False
-        self._renew()
+        self.renew()
         return True
 
     def over(self, outcome: str, reply: bytes) -> None:

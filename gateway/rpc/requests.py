@@ -26,6 +26,10 @@ class Party(Callee, Protocol):
     """What its streams have in common; None as long as it has had none."""
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether it is at another gateway, or is one. That gateway has deadlines of its own for the same streams."""
+
+    @property
     def is_open(self) -> bool:
         """Whether it is open, and has not begun to end. It may be held."""
 

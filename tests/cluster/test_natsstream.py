@@ -17,6 +17,7 @@ from gateway.cluster.replica import sealed
 from gateway.cluster.stream import Position
 from gateway.config import ConfigError
 from gateway.rpc.method import Refusal
+from gateway.rpc.replies import SMALL
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.listening import data_of
@@ -429,10 +430,26 @@ async def test_a_window_bounds_what_is_not_acknowledged(server: NatsServer, monk
         full = refused(lambda: one.stream.publish("a", b"4"))
         assert why(full) == ("overloaded", "not_delivered", True)
         assert [(await publishing).offset for publishing in first] == [1, 2, 3]
-        large = one.stream.publish("a", bytes(1000))
-        assert refused(lambda: one.stream.publish("a", b"")).error.name == "overloaded", "one alone may be larger"
+        large = one.stream.publish("a", bytes(SMALL + 1))
+        again = refused(lambda: one.stream.publish("a", bytes(SMALL + 1)))
+        assert again.error.name == "overloaded", "one alone may be larger"
         assert (await large).offset == 4
         await one.publish("a", b"5")
+
+
+async def test_small_messages_have_room_beyond_the_bytes_of_the_window(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise those who publish much would leave nothing to the others."""
+    monkeypatch.setattr(natsstream, "WINDOW", 3)
+    monkeypatch.setattr(natsstream, "WINDOW_BYTES", 2 * SMALL)
+    async with Station(server.url) as one:
+        publishing = [one.stream.publish("a", b"x" * 2 * SMALL)]
+        full = refused(lambda: one.stream.publish("a", b"x" * (SMALL + 1)))
+        assert why(full) == ("overloaded", "not_delivered", True)
+        publishing += [one.stream.publish("a", b"x" * SMALL) for _ in range(2)]
+        assert refused(lambda: one.stream.publish("a", b"1")).error.name == "overloaded", "these are too many"
+        assert [(await position).offset for position in publishing] == [1, 2, 3]
 
 
 async def test_who_does_not_wait_for_a_publish_any_more_costs_nothing(

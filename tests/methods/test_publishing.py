@@ -38,26 +38,26 @@ class Hearing(Listing):
 class Office:
     """The methods over a shared stream, and a peer."""
 
-    def __init__(self, call_timeout: float = 30.0) -> None:
+    def __init__(self, call_timeout: float = 30.0, max_in_flight: int = 2) -> None:
         self.hall = SharedHall()
         self.stream = self.hall.stream
         status = Status("instance", lambda: 0.0)
         status.ready()
         nowhere = cast(Route, None)
         self.dispatcher = Dispatcher(
-            status, Calls(), nowhere, max_in_flight=2, max_batch=10, call_timeout=30.0, lines=Lines()
+            status, Calls(), nowhere, max_in_flight=max_in_flight, max_batch=10, call_timeout=30.0, lines=Lines()
         )
         self.lines, self.now = Lines(), 0.0
-        methods = SharedEventMethods(
+        self.methods = SharedEventMethods(
             self.hall.events,
             Steps(),
             4096,
-            max_in_flight=2,
+            max_in_flight=max_in_flight,
             call_timeout=call_timeout,
             lines=self.lines,
             clock=lambda: self.now,
         )
-        self.dispatcher.add(methods, own=True)
+        self.dispatcher.add(self.methods, own=True)
         self.peer = Hearing()
 
     async def tell(self, *messages: str) -> list[Any]:
@@ -167,6 +167,67 @@ async def test_a_caller_that_is_gone_waits_for_nothing(office: Office) -> None:
         waiting.pop()()
     assert await office.tell() == []
     assert outcomes(office) == {"caller_lost": 4}
+
+
+def large(number: int, size: int = 1000) -> str:
+    return request("event.publish", {"topic": "a", "data": "x" * size}, number)
+
+
+@pytest.fixture
+def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds of the window, by the thousand."""
+    monkeypatch.setattr(publishing, "SMALL", 500)
+    monkeypatch.setattr(publishing, "SHARE", 2500)
+
+
+@pytest.mark.usefixtures("bounds")
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_caller_with_its_share_on_the_way_is_read_no_more_until_it_has_less(
+    cancelled: bool,
+) -> None:
+    """Whether it still waits for its publishes or not: NATS has to acknowledge them all the same."""
+    office = Office(max_in_flight=9)
+    await office.hall.events.start()
+    waiting, other = office.stream.hold_acknowledgements(), Hearing()
+    for number in range(4):
+        await office.tell(large(number))
+        if cancelled:
+            assert office.dispatcher.cancel(office.peer, b"%d" % number)
+        assert office.peer.link.waits == (number > 1)
+    office.dispatcher.dispatch(other, large(9).encode())
+    assert (office.peer.link.waits, other.link.waits) == (1, 0)
+    waiting.pop(0)()
+    assert office.peer.link.waits == 1
+    waiting.pop(0)()
+    assert office.peer.link.waits == 0
+    while waiting:
+        waiting.pop()()
+    methods = office.methods
+    assert (office.peer.running, office.peer.link.waits, methods.shares) == ({}, 0, {})
+
+
+@pytest.mark.usefixtures("bounds")
+async def test_small_publishes_that_are_cancelled_count_too(office: Office) -> None:
+    """Otherwise one caller alone could have any number of them on the way."""
+    waiting = office.stream.hold_acknowledgements()
+    for number in range(3):
+        await office.tell(publish(number))
+        assert office.peer.link.waits == 0
+        office.dispatcher.cancel(office.peer, b"%d" % number)
+    assert office.peer.link.waits == 1
+    while waiting:
+        waiting.pop()()
+    assert (office.peer.link.waits, office.methods.shares) == (0, {})
+
+
+@pytest.mark.usefixtures("bounds")
+async def test_a_caller_that_is_gone_has_no_share_when_all_is_acknowledged(office: Office) -> None:
+    waiting = office.stream.hold_acknowledgements()
+    await office.tell(*map(large, range(3)))
+    office.dispatcher.lost(office.peer)
+    while waiting:
+        waiting.pop()()
+    assert (office.peer.link.waits, office.methods.shares) == (0, {})
 
 
 async def test_in_a_batch_a_publish_is_answered_with_the_others(office: Office) -> None:

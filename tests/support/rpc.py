@@ -188,6 +188,7 @@ class Listing:
         self.held_up: list[Link] = []
         self.pool: Pool | None = None
         self.flowing = True
+        self.elsewhere = False
 
     def hold(self, octets: int) -> bool:
         """Take so many bytes of its room, if it has them."""

@@ -23,6 +23,7 @@ from gateway.cluster.natslink import NatsError
 from gateway.errors import UNKNOWN, Disconnect
 from gateway.limits import Bucket
 from gateway.nodes.elsewhere.mail import CALL, NOTE, REQUEST, RESULT, SAID, SEPARATOR, answered, cut, ends, verdict
+from gateway.nodes.elsewhere.road import Road
 from gateway.rpc import jsonrpc
 from gateway.rpc.calls import Call, Link
 from gateway.rpc.requests import Party, Request
@@ -93,29 +94,6 @@ class Paused(Protocol):
         """Read it again."""
 
 
-class Road:
-    """What a link is for a connection: whether another gateway takes what is sent to it. A `calls.Link`."""
-
-    __slots__ = ("pressed",)
-
-    def __init__(self) -> None:
-        self.pressed = False
-
-    @property
-    def barred(self) -> bool:
-        """Whether others may send nothing more to it."""
-        return self.pressed
-
-    def wait(self) -> None:
-        """Do nothing: nobody is kept from reading another gateway's mail."""
-
-    def go_on(self) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing: mail leaves at the end of the event-loop iteration."""
-
-
 class Distant:
     """One member. It is a `requests.Peer` whose calls are run by nodes here, and has the nodes there that are called.
 
@@ -168,6 +146,7 @@ class Distant:
         "taken",
     )
 
+    elsewhere: Final = True
     crowded: Final = False
     unheeding: Final = False
     flowing: Final = True

@@ -245,7 +245,7 @@ class Incoming:
     def _finish(self, distant: Distant, token: bytes, said: bytes) -> None:
         unwritten = self._unwritten(distant, token)
         if unwritten is not None:
-            unwritten.finished = True
+            unwritten.finish()
         else:
             self._streams.push(distant, token, None)
 

@@ -75,6 +75,7 @@ class RemotePeer:
         "remote",
     )
 
+    elsewhere: Final = True
     flowing: Final = True
     room: Final = UNBOUNDED
 

@@ -15,7 +15,7 @@ from gateway import errors
 from gateway.nodes.elsewhere.distant import Distant
 from gateway.nodes.registry import NodePeer
 from gateway.nodes.routed import RoutedCall
-from gateway.nodes.streams import pool_of
+from gateway.nodes.streams import StreamCall, pool_of
 from gateway.rpc.streams import Grant
 
 SLICE: Final = 16 * 1024
@@ -113,8 +113,18 @@ class Unwritten:
 
     def granted(self, more: Grant) -> None:
         """Keep what the caller grants until the node knows of the stream."""
+        self._renew()
         grant = self.grant or Grant()
         self.grant = Grant(grant.credit + more.credit, grant.octets + more.octets)
+
+    def finish(self) -> None:
+        """Keep it that the caller pushes nothing more."""
+        self._renew()
+        self.finished = True
+
+    def _renew(self) -> None:
+        if isinstance(self.call, StreamCall):
+            self.call.renew()
 
     def tell_rest(self) -> None:
         """Tell the node what the caller of a stream has said since, because it knows of the stream now."""

@@ -496,6 +496,71 @@ async def test_grants_come_after_the_stream_that_they_are_for() -> None:
     assert end["params"] == {"id": FIRST_ID, "end": True}
 
 
+@pytest.mark.parametrize("how", ["cut", "waits", "nothing", "demand", "after the end", "nothing after the end"])
+async def test_whatever_renews_a_stream_renews_it_at_both_gateways(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left of a grant: otherwise the other gateway's deadline would end the stream."""
+    play, now = Play(), 1000.0
+    for side in (play.it.a, play.it.b):
+        monkeypatch.setattr(side.calls, "time", lambda: now)
+    play.ask(STREAM)
+    full = Grant(1024, 1 << 20)
+    play.do(lambda: play.stream().granted(full))
+    play.demand(full.credit, full.octets)
+    if "end" in how:
+        play.do(lambda: play.stream().finish())
+    if how == "waits":
+        play.report('"used"')
+        play.caller.room = 0
+        play.caller.flowing = False
+    acts: dict[str, Callable[[], object]] = {
+        "cut": lambda: play.stream().granted(Grant(1)),
+        "waits": lambda: play.stream().granted(Grant(0, 5)),
+        "nothing": lambda: play.stream().granted(Grant()),
+        "demand": lambda: play.demand(1, 1),
+        "after the end": lambda: play.demand(1, 1),
+        "nothing after the end": lambda: play.demand(0, 0),
+    }
+    (there,) = play.node.calls.values()
+    for _ in range(9):
+        now += 20.0
+        play.do(acts[how])
+        assert play.stream().left() == 30.0
+        assert there.left() == 31.0
+    play.answer('"result":1')
+    assert not any(play.left())
+
+
+async def test_a_flood_of_grants_that_grant_nothing_stays_at_its_own_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    play, now = Play(), 1000.0
+    for side in (play.it.a, play.it.b):
+        monkeypatch.setattr(side.calls, "time", lambda: now)
+    play.ask(STREAM)
+    play.do(lambda: play.stream().granted(Grant(1024, 1 << 20)))
+    play.demand(1024, 1 << 20)
+    now += 20.0
+    sides = play.it.a.link, play.it.b.link
+    before = [link.sent[b"said"] for link in sides]
+    for _ in range(99):
+        play.do(lambda: play.stream().granted(Grant(1)))
+        play.demand(1, 0)
+    assert [link.sent[b"said"] for link in sides] == [count + 1 for count in before]
+
+
+async def test_what_is_said_of_a_stream_that_waits_for_its_node_renews_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    play, now = Play(), 1000.0
+    for side in (play.it.a, play.it.b):
+        monkeypatch.setattr(side.calls, "time", lambda: now)
+    play.node.flowing = False
+    play.ask(STREAM)
+    (there,) = play.node.calls.values()
+    for act in (lambda: play.stream().granted(Grant()), lambda: play.stream().finish()):
+        now += 20.0
+        play.do(act)
+        assert (play.stream().left(), there.left()) == (30.0, 31.0)
+    play.cancel()
+    assert not any(play.left())
+
+
 # Gateways that come and go
 
 
