@@ -96,7 +96,7 @@ class Asking:
         """
         if member is None:
             return sorted({*(other.name for other in untold), *self._away()})
-        _, meant = self._meant(member)
+        _, meant = self.meant(member)
         return sorted({other.name for other in untold if other in meant})
 
     def register(self, question: str, function: Answer) -> None:
@@ -117,7 +117,7 @@ class Asking:
         Returns when all have answered, when one answer is ``enough``, or after ``timeout`` seconds. Our own answer
         comes first. Raises Refusal if nobody is called so, or if too many questions wait for answers.
         """
-        here, others = self._meant(member)
+        here, others = self.meant(member)
         answers = [(self.name, self._functions[question.encode()](params))] if here else []
         if any(enough(answer) for _, answer in answers):
             return Told(answers, [])
@@ -125,8 +125,8 @@ class Asking:
         away = self._away() if member is None else []
         return Told([*answers, *told.answers], sorted({*told.missing, *away}))
 
-    def _meant(self, name: str | None) -> tuple[bool, list[Member]]:
-        """Return whether this gateway is meant, and which others are."""
+    def meant(self, name: str | None) -> tuple[bool, list[Member]]:
+        """Return whether this gateway is meant, and which others are. Raises Refusal if nobody is called so."""
         members = self._members
         if name is None:
             return True, list(members.others.values())

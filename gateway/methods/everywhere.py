@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -13,6 +15,9 @@ from gateway.rpc.method import Refusal
 
 if TYPE_CHECKING:  # a gateway alone does not load it
     from gateway.cluster.asking import Answer, Told
+
+SHARED: Final = 1.0
+"""Seconds from one question that is asked on behalf of all callers to the next of its kind."""
 
 Params = TypeVar("Params")
 Answered = TypeVar("Answered")
@@ -45,6 +50,25 @@ def each(told: Told, kind: type[Answered]) -> tuple[list[tuple[str, Answered]], 
         except msgspec.MsgspecError:
             missing.append(name)
     return found, missing
+
+
+class Shared(Generic[Answered]):
+    """Questions that are asked on behalf of all callers: one of a kind in `SHARED` seconds, however many want to know.
+
+    ``clock`` returns monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock: Final = clock
+        self._asked: dict[Hashable, tuple[float, asyncio.Task[Answered]]] = {}
+
+    async def of(self, kind: Hashable, ask: Callable[[], Coroutine[Any, Any, Answered]]) -> Answered:
+        """Return what the question of this kind has come to, or raise what it has raised. Ask if that is too old."""
+        now = self._clock()
+        if kind not in self._asked or now >= self._asked[kind][0]:
+            self._asked = {known: asked for known, asked in self._asked.items() if now < asked[0]}
+            self._asked[kind] = now + SHARED, asyncio.create_task(ask())
+        return await asyncio.shield(self._asked[kind][1])  # the others still wait if this caller does not
 
 
 def alone(member: str | None) -> None:

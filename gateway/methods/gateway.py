@@ -20,7 +20,7 @@ from gateway.connections.registry import Connections
 from gateway.handshake.admission import Admission
 from gateway.handshake.preauth import AuthenticateParams
 from gateway.limits import Rate
-from gateway.methods.everywhere import alone, answering, each, unanswered
+from gateway.methods.everywhere import Shared, alone, answering, each, unanswered
 from gateway.rpc import jsonrpc
 from gateway.rpc.method import AUTHENTICATED, Continue, Refusal, method
 from gateway.rpc.steps import Steps
@@ -34,9 +34,6 @@ if TYPE_CHECKING:  # a gateway alone does not load it
 
 PROTOCOL: Final = 1
 """The version of the protocol, as it is in `gateway.welcome`."""
-
-SHARED: Final = 1.0
-"""Seconds from one question to all gateways, on behalf of all callers of `gateway.info`, to the next."""
 
 _INFO: Final = "gateway.info"
 
@@ -133,6 +130,9 @@ class Info(msgspec.Struct, rename="camel"):
 Fleet = tuple[list[MemberInfo], list[str]]
 """All gateways of a cluster, and the names of those that have not answered."""
 
+Answers = tuple[list[tuple[str, Info]], list[str]]
+"""What gateways have said of themselves, with their names, and the names of those that have not answered."""
+
 
 class GatewayMethods:
     """The methods of `gateway.*`, and the welcome, which has much of the same content.
@@ -174,8 +174,8 @@ class GatewayMethods:
         self._asking = asking
         self._nodes = nodes
         self._state = state
-        self._fleet: asyncio.Task[Fleet] | None = None
-        self._fleet_until = 0.0
+        self._fleet: Shared[Fleet] = Shared()
+        self._told: Shared[Answers] = Shared()
         if asking is not None:
             asking.register(_INFO, answering(InfoParams, lambda params: self._own()))
 
@@ -226,22 +226,18 @@ class GatewayMethods:
 
     async def _of_all(self, asking: Asking, member: str | None) -> Info:
         if member is None:
-            members, missing = await asyncio.shield(self._all_members(asking))
+            members, missing = await self._fleet.of(None, lambda: _members(asking))
             info = self._own()
             info.members, info.missing = members, missing
             return info
-        found, missing = each(await asking.ask(_INFO, b"{}", member=member), Info)
+        here, others = asking.meant(member)
+        if here:
+            return self._own()
+        # By the members, not by what they are called here: so there are no more questions than members.
+        found, missing = await self._told.of(tuple(others), lambda: _answers(asking, member))
         for _, info in found:
             return info
         raise unanswered(missing)
-
-    def _all_members(self, asking: Asking) -> asyncio.Task[Fleet]:
-        """Return what all members say. However many callers ask, they are asked once in `SHARED` seconds."""
-        now = asyncio.get_running_loop().time()
-        if self._fleet is None or now >= self._fleet_until:
-            self._fleet = asyncio.create_task(_members(asking))
-            self._fleet_until = now + SHARED
-        return self._fleet
 
     def welcome(self, connection: Connection) -> bytes:
         """Return the first frame that a connection is sent."""
@@ -270,8 +266,12 @@ class GatewayMethods:
         return head, middle, tail
 
 
+async def _answers(asking: Asking, member: str | None = None) -> Answers:
+    return each(await asking.ask(_INFO, b"{}", member=member), Info)
+
+
 async def _members(asking: Asking) -> Fleet:
-    found, missing = each(await asking.ask(_INFO, b"{}"), Info)
+    found, missing = await _answers(asking)
     now = time.time()
     members = [
         MemberInfo(

@@ -314,7 +314,7 @@ class NodeMethods:
         try:
             return self._router.by_node(peer, *where, timeout=timeout, held=held, stream=stream)
         except Refusal as refusal:
-            if not wait or refusal.error not in _MAY_COME:
+            if not wait or refusal.error not in _MAY_COME or not _may_be(params.node, params.method):
                 raise
             return WaitingCall(self._waiting, refusal, *where, timeout=timeout, held=held, wait=wait, grant=stream)
 
@@ -323,6 +323,11 @@ class NodeMethods:
         if seconds > self._max_call_timeout:
             raise BadParams(f"{name}: at most {int(self._max_call_timeout * 1000)}, see limits.max_call_timeout")
         return seconds
+
+
+def _may_be(node: str, method: str) -> bool:
+    """Return whether there may ever be a node of this name with a method of this name."""
+    return is_peer_name(node) and is_dotted_name(method)
 
 
 def _registration(peer: Connection, name: str | None) -> Registration:

@@ -26,7 +26,8 @@ class WaitingCall:
 
     ``wait`` is how long it waits and ``timeout`` how long the call may take from then on, both in seconds; None stands
     for the default. ``params`` is JSON. With ``grant`` it becomes a stream, of which it takes what the caller says
-    meanwhile: it is a `requests.Stream`.
+    meanwhile: it is a `requests.Stream`. ``octets`` is how many bytes are held for it. The names are not in that:
+    they are no longer than names may be.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class WaitingCall:
         "key",
         "method",
         "node",
+        "octets",
         "params",
         "refusal",
         "request_id",
@@ -63,7 +65,7 @@ class WaitingCall:
         grant: Grant | None = None,
     ) -> None:
         self._waiting = waiting
-        self.refusal = refusal
+        self.refusal = refusal.with_traceback(None)  # whose frames would keep the whole request
         """How it is refused if the node has not come in time."""
         self.node = node
         self.method = method
@@ -73,13 +75,15 @@ class WaitingCall:
         self.wait = wait
         self.grant = grant
         self._finished = False
+        self.octets = 0
         self.begun = 0.0
 
     def send(self, caller: Peer, request_id: bytes, traceparent: Raw, batch: Batch | None, tally: Tally) -> None:
         """Begin to wait. Raises Refusal if there is no room."""
         self.caller = caller
         self.request_id = request_id
-        self.traceparent = Raw(bytes(traceparent)) if traceparent else traceparent
+        self.traceparent = traceparent.copy()
+        self.octets = len(self.params) + len(self.traceparent)
         self.batch = batch
         self.tally = tally
         self.key: object = request_id or object()
@@ -161,7 +165,7 @@ class Waiting:
             raise self._router.overloaded(f"{self._max_in_flight} requests are in flight")
         if len(calls) >= self._max_waiting:
             raise self._router.overloaded(f"{self._max_waiting} calls wait for {call.node[: jsonrpc.MAX_DETAIL]}")
-        if not caller.hold(len(call.params)):
+        if not caller.hold(call.octets):
             raise self._router.overloaded("there is no room for what waits")
         call.begun = self._clock()
         self._calls.setdefault(call.node, calls)[call] = None
@@ -217,7 +221,7 @@ class Waiting:
         if not calls:
             del self._calls[call.node]
         del call.caller.running[call.key]
-        call.caller.let_go(len(call.params))
+        call.caller.let_go(call.octets)
 
     def _reply(self, call: WaitingCall, refusal: Refusal, outcome: str) -> None:
         call.tally.ended(outcome, self._clock() - call.begun)

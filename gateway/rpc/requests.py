@@ -12,7 +12,7 @@ from gateway.auth.scopes import Principal
 from gateway.errors import Disconnect, RpcError
 from gateway.limits import Bucket
 from gateway.rpc.calls import Callee, Link
-from gateway.rpc.jsonrpc import Message
+from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Method
 from gateway.rpc.replies import Batch, Caller
 from gateway.rpc.streams import Grant, Pool
@@ -143,7 +143,8 @@ class Running:
         self.method = method
         self.request_id = b"" + message.id
         self.key: object = self.request_id or object()
-        self.traceparent = message.traceparent
+        # A copy, because it would keep the whole message. Only a request that is sent on needs it.
+        self.traceparent = message.traceparent.copy() if method.forwards else ABSENT
         self.batch = batch
         self.begun = begun
         self.abandoned = False

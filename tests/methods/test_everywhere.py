@@ -11,7 +11,7 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import STATUS
 from gateway.cluster.asking import Told
-from gateway.methods.everywhere import answering, each
+from gateway.methods.everywhere import SHARED, Shared, answering, each
 from tests.support.clustered import callers, cluster_of, nats_for_gateways
 from tests.support.fleet import until
 from tests.support.meta_schema import result_problems
@@ -201,6 +201,54 @@ async def test_many_who_ask_for_info_are_one_question(cluster: Cluster) -> None:
     replies = [json.loads(await cluster.a.receive()) for _ in range(19)]
     assert {reply["result"]["missing"][0] for reply in replies} == {"b"}
     assert asked == [b"gateway.info\n{}"]
+
+
+async def test_many_who_ask_for_info_of_one_gateway_are_one_question(cluster: Cluster) -> None:
+    """By its name or its instance. Otherwise everybody could take all places that there are for questions."""
+    a, b = cluster.a, cluster.b
+    asked: list[bytes] = []
+    cluster_of(b).members.on(b"ask", lambda member, token, headers, payload: asked.append(payload))
+    for number in range(20):
+        member = "b" if number % 2 else b.app[STATUS].instance
+        await a.send(request("gateway.info", {"member": member}, number))
+    replies = [json.loads(await a.receive()) for _ in range(20)]
+    assert [reply["error"]["data"]["missing"] for reply in replies] == [["b"]] * 20
+    assert asked == [b"gateway.info\n{}"]
+    assert (await a.result("gateway.info", {"member": "a"}))["member"] == "a", "which nobody is asked for"
+    assert asked == [b"gateway.info\n{}"]
+    assert (await a.call("gateway.info", {"member": "c"}))["error"]["code"] == -32004
+
+
+async def test_a_shared_question_is_asked_again_when_its_answer_is_too_old() -> None:
+    now, asked = 10.0, []
+    shared: Shared[int] = Shared(lambda: now)
+
+    async def ask() -> int:
+        asked.append(now)
+        return len(asked)
+
+    assert [await shared.of("x", ask), await shared.of("y", ask), await shared.of("x", ask)] == [1, 2, 1]
+    now += SHARED - 0.1
+    assert (await shared.of("x", ask), len(asked)) == (1, 2)
+    now += 0.1
+    assert [await shared.of("x", ask), await shared.of("x", ask)] == [3, 3]
+    assert list(shared._asked) == ["x"], "what is too old is not kept"
+
+
+async def test_who_waits_no_more_takes_the_answer_from_nobody() -> None:
+    shared: Shared[str] = Shared(lambda: 0.0)
+    gate = asyncio.Event()
+
+    async def ask() -> str:
+        await gate.wait()
+        return "told"
+
+    first, second = (asyncio.create_task(shared.of(None, ask)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    assert await second == "told"
+    assert first.cancelled()
 
 
 # node.*

@@ -9,6 +9,8 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.app import CONNECTIONS, GATEWAY, STATUS
 from gateway.config import Server
+from gateway.names import MAX_NAME
+from gateway.nodes.waiting import WaitingCall
 from tests.support.apart import each
 from tests.support.kept import Client, gateway_for, until
 from tests.support.rpc import Caller, connect
@@ -145,6 +147,48 @@ async def test_so_many_wait_for_one_node_and_so_many_are_in_flight(aiohttp_clien
     await waiting(caller, 3)
     await send(caller, call(4, node="a third"))
     assert await failure(caller) == (4, -32009, "not_delivered")
+
+
+@pytest.mark.parametrize(
+    ("node", "method", "code"),
+    [("x" * (MAX_NAME + 1), "m.one", -32004), ("attic\n", "m.one", -32004), ("pi", "m." + "x" * MAX_NAME, -32601)],
+)
+async def test_what_no_node_can_register_is_not_waited_for(client: Client, node: str, method: str, code: int) -> None:
+    caller, pi = await connect(client), await connect(client)
+    await register(pi, "m.zero")
+    await send(caller, call(1, method, node))
+    assert await failure(caller) == (1, code, "not_delivered")
+    assert not caller.connection.running
+
+
+@pytest.mark.parametrize("where", ["params", "traceparent"])
+async def test_what_they_hold_is_counted_until_their_end(aiohttp_client: AiohttpClient, where: str) -> None:
+    client = await gateway_for(aiohttp_client, limits={"max_message_bytes": 32_768, "max_outbox_bytes": 65_536})
+    caller = await connect(client)
+    text = "x" * 30_000
+
+    def large(id: int) -> dict[str, Any]:
+        return call(id, params=[text]) if where == "params" else {**call(id), where: text}
+
+    for number in range(3):
+        await send(caller, large(number))
+    assert await failure(caller) == (2, -32009, "not_delivered")
+    await send(caller, {"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": 0}})
+    assert await failure(caller) == (0, -32800, "not_delivered")
+    await send(caller, large(3))
+    await waiting(caller, 2)
+    await send(caller, large(4))
+    assert await failure(caller) == (4, -32009, "not_delivered")
+
+
+async def test_the_request_itself_is_not_kept_beside_what_is_counted(client: Client) -> None:
+    """The frames of a traceback would keep it."""
+    caller = await connect(client)
+    await send(caller, call(1, params=["x"]))
+    await waiting(caller, 1)
+    (it,) = caller.connection.running.values()
+    assert isinstance(it, WaitingCall)
+    assert (it.refusal.__traceback__, it.refusal.__context__) == (None, None)
 
 
 async def test_the_longest_wait_is_that_of_a_call(client: Client) -> None:
