@@ -127,11 +127,9 @@ class EventMethods:
         self, peer: Connection, params: SubscribeParams, since: Mapping[str, Position]
     ) -> Then[Subscribed]:
         async with self._turn(peer):
+            checked = await self._check_in_steps(peer, params.topics, None)  # nothing waits for what it may not have
             await self._events.reach(since.values())
-            checked: Principal | None = None
-            while checked is not peer.principal:  # another credential may come meanwhile
-                checked = peer.principal
-                await self._steps.take(_check(peer, params.topics))
+            await self._check_in_steps(peer, params.topics, checked)
             try:
                 done = await self._steps.take(self._events.subscribe(peer, params.topics, since))
             except asyncio.CancelledError:
@@ -139,6 +137,13 @@ class EventMethods:
                     _release(peer, peer.subscriber)
                 raise
             return _subscribed(peer, done)
+
+    async def _check_in_steps(self, peer: Connection, patterns: Sequence[str], checked: Principal | None) -> Principal:
+        """Check what has not been checked for the peer's present principal, and return that."""
+        while checked is not peer.principal:  # another credential may come meanwhile
+            checked = peer.principal
+            await self._steps.take(_check(peer, patterns))
+        return checked
 
     @method("event.unsubscribe", scope=AUTHENTICATED)
     def unsubscribe(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:

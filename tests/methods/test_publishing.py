@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from gateway import errors
+from gateway.auth.scopes import Principal
 from gateway.cluster.replica import sealed
 from gateway.cluster.stream import unavailable
 from gateway.methods import publishing
@@ -134,6 +135,26 @@ async def test_a_since_that_another_gateway_has_told_waits_until_it_is_known_her
     (reply,) = await office.tell(request("event.subscribe", since))
     assert reply["result"] == {"topics": {"a": {"epoch": "e1", "offset": 1, "recovered": True}}}
     assert office.peer.frames == []
+
+
+async def test_a_since_that_is_ahead_is_not_waited_for_on_behalf_of_who_may_not_subscribe(office: Office) -> None:
+    since = {"a": {"epoch": "e1", "offset": 1}}
+    office.peer.principal = Principal("pi", "node", ("subscribe:b",))
+    wrong = request("event.subscribe", {"topics": ["a..b"], "since": since}, 1)
+    (malformed,) = await office.tell(wrong)
+    (forbidden,) = await office.tell(request("event.subscribe", {"topics": ["a"], "since": since}, 2))
+    assert [reply["error"]["code"] for reply in (malformed, forbidden)] == [-32602, -32003]
+    assert office.stream.asked == []
+
+
+async def test_another_credential_that_comes_while_a_since_is_waited_for_is_heeded(office: Office) -> None:
+    def narrow() -> None:
+        office.peer.principal = Principal("pi", "node", ("subscribe:b",))
+
+    office.stream.meanwhile = narrow
+    since = {"topics": ["a"], "since": {"a": {"epoch": "e1", "offset": 1}}}
+    (reply,) = await office.tell(request("event.subscribe", since))
+    assert reply["error"]["data"]["code"] == "forbidden"
 
 
 def outcomes(office: Office) -> dict[str, int]:
