@@ -185,12 +185,14 @@ class Subscriber:
         self.review()
 
     def release(self) -> None:
-        """End one `hold`. After the last one `feed` is to be called."""
+        """End one `hold`. After the last one `feed` is to be called. Raises RuntimeError if there is none to end."""
+        if not self._holds:
+            raise RuntimeError("a subscriber is released that is not held")
         self._holds -= 1
         self.review()
 
     def go_on(self) -> None:
-        """End one `hold`, and feed."""
+        """End one `hold`, and send what has waited for that: some of it now, the rest in later iterations."""
         self.release()
         self._recipient.feed()
 

@@ -171,6 +171,17 @@ def test_who_is_lost_while_its_reply_is_awaited_is_forgotten() -> None:
 # Conflation, without sockets
 
 
+def test_who_is_not_held_cannot_be_released() -> None:
+    """It would never be sent anything again."""
+    here, ear = hall(), Ear()
+    join(here.events, ear, "a")
+    assert ear.subscriber is not None
+    with pytest.raises(RuntimeError):
+        ear.subscriber.release()
+    here.events.publish("a", b"1")
+    assert ear.take() == [("a", 1)]
+
+
 def test_who_does_not_read_has_the_latest_of_a_conflated_topic() -> None:
     events, ear = hall(conflate=("pos.*",)).events, Ear()
     join(events, ear, ">")
