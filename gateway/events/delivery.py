@@ -243,7 +243,9 @@ class Subscriber:
             if not conflated or position.offset >= now.offset:
                 recipient.send_frame(frames.text_frame(gap(name, position)))
                 self._delivery.gaps += 1
-        elif conflated and found:
+        elif not found:
+            position = now  # which may be further: a topic without messages is where the stream is
+        elif conflated:
             position = Position(now.epoch, found[-1][0])
             found = found[-1:] if position.offset >= now.offset else ()
         for offset, message in found:

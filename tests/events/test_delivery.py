@@ -412,6 +412,22 @@ async def test_a_connection_that_is_lost_in_a_pause_is_sent_nothing() -> None:
     assert (gone.take(), ear.take()) == ([("a", 2)], [("a", 2)])
 
 
+@pytest.mark.parametrize("pattern", ["new", "*", ">"])
+async def test_who_was_before_the_place_of_a_topic_without_messages_has_missed_nothing(pattern: str) -> None:
+    """It was told that place by another gateway, when the stream was not as far."""
+    here, ear = SharedHall(), Ear()
+    await here.events.start()
+    for _ in range(5):
+        await here.events.publish("b", b"0")
+    met, subscriber = at_once(here.events.subscribe(ear, [pattern], {"new": Position("e1", 3)}))
+    assert met["new"] == (Position("e1", 5), True)
+    subscriber.release()
+    assert not subscriber.feed()
+    assert (subscriber.behind, here.delivery.aside, ear.frames) == ({}, set(), [])
+    await here.events.publish("new", b"0")
+    assert ear.take() == [("new", 6)]
+
+
 async def test_who_was_further_than_a_topic_is_has_missed_nothing() -> None:
     """Another gateway, which did not know the topic, has told it where the stream was."""
     here, ear = SharedHall(), Ear()
