@@ -5,8 +5,9 @@ import weakref
 
 import pytest
 
-from gateway.cluster.stream import Position
+from gateway.cluster.stream import Lapse, Position
 from gateway.events.delivery import AT_ONCE, BYTES_AT_ONCE
+from gateway.events.pauses import FED_AT_ONCE
 from gateway.rpc.work import at_once
 from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
 from tests.support.shared import SharedHall
@@ -382,6 +383,31 @@ async def test_a_lapse_is_told_of_each_topic_that_is_heard_and_of_each_pattern()
     by_patterns = [("event.gap", ">", 5), *mine, ("event.gap", "a.*", 5), ("event.gap", "b", 4)]
     assert [by_topic(ear) for ear in ears] == [[*mine, ("event.gap", "not.begun", 4)], by_patterns]
     assert here.delivery.gaps == 6
+
+
+async def test_after_a_lapse_gaps_and_topics_without_news_count_for_what_is_done_at_once() -> None:
+    """Otherwise two hundred subscribers would be told of five hundred gaps each in one event-loop iteration."""
+    for lost in (True, False):
+        here = SharedHall(max_topics=1000)
+        await here.events.start()
+        names = [f"a.{number}" for number in range(FED_AT_ONCE)]
+        for name in names:
+            await here.events.publish(name, b"0")
+        ears = [here.ear(">"), here.ear("a.*"), here.ear(*names)]
+        here.delivery.pause()
+        here.stream.replica.catch_up()
+        at = Position("e1", 0 if lost else here.stream.replica.head)
+        here.stream.replica.head += 1
+        lapse = Lapse(dict.fromkeys(names, at), at)
+        if lost:
+            here.stream.replica.caught_up(here.stream.replica.head + 1, 10)
+        here.delivery.resume(lapse)
+        went = []
+        while here.way.turn():
+            went.append(sum(ear.subscriber not in here.delivery.aside for ear in ears))
+        assert went == [1, 2, 3]
+        assert here.delivery.delivered == 0
+        assert (here.delivery.gaps >= 3 * FED_AT_ONCE) is lost
 
 
 async def test_a_peer_that_does_not_read_learns_of_a_lapse_when_it_reads() -> None:
