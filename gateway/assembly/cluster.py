@@ -112,7 +112,7 @@ class Cluster:
 
     def events(self, topics: Topics, delivery: Delivery) -> SharedEvents:
         """Return what publishes to the stream, and subscribes to it."""
-        self._events = SharedEvents(topics, self.stream, delivery, self.name)
+        self._events = SharedEvents(topics, self.stream, delivery, self.name, _later)
         return self._events
 
     def event_methods(self, steps: Steps) -> SharedEventMethods:
@@ -321,6 +321,10 @@ def _stream(config: Config, nats: Nats, lines: Lines) -> NatsStream:
     replica = Replica(time.monotonic, count=count, age=age, octets=octets)
     stamp, clock = Stamps().format, time.time
     return NatsStream(nats, jetstream, replica, lines, now=lambda: stamp(clock()), clock=clock)
+
+
+def _later(seconds: float, act: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, act)
 
 
 def member_name(config: Config) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import insort
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -118,6 +120,7 @@ class NatsStream:
         self._early: deque[tuple[int, str, bytes]] = deque()
         self._early_bytes = 0
         self._goals: list[tuple[int, asyncio.Future[None]]] = []
+        """The numbers that are waited for, the lowest first, each until it is met or waited for no more."""
         self._unacknowledged = 0
         self._unacknowledged_bytes = 0
 
@@ -405,20 +408,21 @@ class NatsStream:
     async def _is_there(self, number: int) -> bool:
         """Return whether the message with this number has come, or all before it has been caught up with, soon."""
         if self._replica.head < number:
-            goal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._goals.append((number, goal))
-            self._goals.sort(key=lambda one: one[0])
-            await asyncio.wait({goal}, timeout=SOON)
-            goal.cancel()
-            self._goals = [one for one in self._goals if one[1] is not goal]
+            reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            goal = number, reached
+            insort(self._goals, goal, key=itemgetter(0))
+            try:
+                await asyncio.wait({reached}, timeout=SOON)
+            finally:  # whoever waits may be cancelled
+                if not reached.done():
+                    self._goals.remove(goal)
         return self._replica.head >= number
 
     def _meet(self, number: int) -> None:
         """End the waits for messages up to this number."""
         while self._goals and self._goals[0][0] <= number:
-            _, goal = self._goals.pop(0)
-            if not goal.done():
-                goal.set_result(None)
+            _, reached = self._goals.pop(0)
+            reached.set_result(None)
 
     def _log(self, line: Line, message: str, fields: dict[str, object]) -> None:
         self._lines.log(logger, line, "", "%s", message, fields=fields)

@@ -185,19 +185,21 @@ class Subscriber:
         self.review()
 
     def release(self) -> None:
-        """End one `hold`. After the last one `feed` is to be called."""
+        """End one `hold`. After the last one `feed` is to be called. Raises RuntimeError if there is none to end."""
+        if not self._holds:
+            raise RuntimeError("a subscriber is released that is not held")
         self._holds -= 1
         self.review()
 
     def go_on(self) -> None:
-        """End one `hold`, and feed."""
+        """End one `hold`, and send what has waited for that: some of it now, the rest in later iterations."""
         self.release()
         self._recipient.feed()
 
-    def lapsed(self, lapse: Lapse) -> None:
+    def lapsed(self, lapse: Lapse) -> int:
         """Be behind on all that a lapse says may be lost: on topics, and on patterns that met no topic known by then.
 
-        Only between `hold` and `release`.
+        Only between `hold` and `release`. Returns how many topics and patterns were looked at.
         """
         for name in chain([topic.name for topic in self.topics], self.patterns):
             since = lapse.rest if is_wild(name) else lapse.topics.get(name)
@@ -205,6 +207,7 @@ class Subscriber:
                 at = self.behind.get(name)
                 if at is None or at.epoch != since.epoch or since.offset < at.offset:
                     self.behind[name] = since
+        return len(self.topics) + len(self.patterns)
 
     def missed(self, name: str, position: Position) -> None:
         """Have all messages of a topic sent that come after a position. Only between `hold` and `release`."""
@@ -222,6 +225,7 @@ class Subscriber:
         left = SENT_AT_ONCE
         while self.behind and left > 0 and recipient.is_linked and not recipient.stalled:
             left -= self._feed_topic(*next(iter(self.behind.items())), min(left, OF_ONE_TOPIC))
+        self._delivery.fed += SENT_AT_ONCE - left
         self.review()
         return bool(self.behind) and recipient.is_linked and not recipient.stalled
 
@@ -241,7 +245,9 @@ class Subscriber:
             if not conflated or position.offset >= now.offset:
                 recipient.send_frame(frames.text_frame(gap(name, position)))
                 self._delivery.gaps += 1
-        elif conflated and found:
+        elif not found:
+            position = now  # which may be further: a topic without messages is where the stream is
+        elif conflated:
             position = Position(now.epoch, found[-1][0])
             found = found[-1:] if position.offset >= now.offset else ()
         for offset, message in found:
@@ -300,6 +306,7 @@ class Delivery:
     """Hands messages to the subscribers in this process. ``stream`` is where those are fed from that are behind.
 
     ``delivered`` counts each message once for each subscriber, ``gaps`` each time that a subscriber was told of one.
+    ``fed`` counts what feeding those that were behind has taken, in messages.
     """
 
     def __init__(self, topics: Topics, stream: Stream[Any], cork: Cork) -> None:
@@ -309,11 +316,12 @@ class Delivery:
         """Has a topic, because a message of it comes next."""
         self._cork = cork
         self.aside: Final[set[Subscriber]] = set()
-        self._pauses = Pauses(cork.later, lambda: self.delivered)
+        self._pauses = Pauses(cork.later, lambda: self.fed)
         self._rests: dict[Topic, _Rest] = {}
         self._goes_on = False
         self.delivered = 0
         self.gaps = 0
+        self.fed = 0
 
     def deliver(self, name: str, before: Position, message: bytes) -> None:
         """Deliver a message of a topic, as JSON text. Never blocks. Does nothing if the topic has no subscriber.

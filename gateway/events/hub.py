@@ -109,8 +109,8 @@ class Events(Generic[Published_co]):
         """Subscribe a connection to topics and patterns, in steps. The caller has checked that it may.
 
         ``since`` has, by topic, the position of the last message that the connection got. Returns the topics that are
-        met now, and the subscriber. Its `release` is to be called once, after the reply has been sent or if not all
-        steps are taken: it sends the messages that were missed and all that have come meanwhile.
+        met now, and the subscriber. Its `go_on` is to be called once, after the reply has been sent: it sends the
+        messages that were missed and all that have come meanwhile. Work that is closed before its end does that itself.
 
         Raises Refusal in the first step, and then the connection's subscriptions are as they were.
         """
@@ -119,9 +119,13 @@ class Events(Generic[Published_co]):
         _check(subscriber, patterns)
         subscriber.hold()
         met: Met = {}
-        yield from self._join(recipient, subscriber, patterns, met)
-        if since:
-            yield from self._catch_up(subscriber, patterns, since, met)
+        try:
+            yield from self._join(recipient, subscriber, patterns, met)
+            if since:
+                yield from self._catch_up(subscriber, patterns, since, met)
+        except BaseException:  # also if the steps that are left are not taken: then there is no reply to wait for
+            subscriber.go_on()
+            raise
         return met, subscriber
 
     def _join(self, recipient: Recipient, subscriber: Subscriber, patterns: Sequence[str], met: Met) -> Work[None]:

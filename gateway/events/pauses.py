@@ -14,8 +14,11 @@ from gateway.cluster.stream import Lapse
 AT_ONCE: Final = 200
 """The most subscribers that are let go on in one event-loop iteration."""
 
-SENT_AT_ONCE: Final = 500
-"""How many messages are sent in one event-loop iteration to those that go on, or those to one subscriber more."""
+FED_AT_ONCE: Final = 500
+"""How much those that go on are fed in one event-loop iteration, in messages, or what one subscriber more is fed."""
+
+LOOKED_AT_AT_ONCE: Final = 10_000
+"""How many topics are looked at in one event-loop iteration because of lapses, or those of one subscriber more."""
 
 
 class Held(Hashable, Protocol):
@@ -24,8 +27,11 @@ class Held(Hashable, Protocol):
     def hold(self) -> None:
         """Send nothing until `go_on`, but note what is to be sent."""
 
-    def lapsed(self, lapse: Lapse) -> None:
-        """Be behind on all that a lapse says may be lost. Only between `hold` and `go_on`."""
+    def lapsed(self, lapse: Lapse) -> int:
+        """Be behind on all that a lapse says may be lost. Only between `hold` and `go_on`.
+
+        Returns how many topics and patterns were looked at.
+        """
 
     def go_on(self) -> None:
         """End one `hold`, and send what was missed."""
@@ -34,12 +40,13 @@ class Held(Hashable, Protocol):
 class Pauses:
     """The subscribers, and which of them are held.
 
-    ``later`` does something in the next event-loop iteration. ``sent`` returns how many messages have been sent so far.
+    ``later`` does something in the next event-loop iteration. ``fed`` returns how much subscribers that were
+    behind have been fed so far: messages, gaps, and topics without either.
     """
 
-    def __init__(self, later: Callable[[Callable[[], None]], None], sent: Callable[[], int]) -> None:
+    def __init__(self, later: Callable[[Callable[[], None]], None], fed: Callable[[], int]) -> None:
         self._later = later
-        self._sent = sent
+        self._fed = fed
         self._subscribers: set[Held] = set()
         self._paused = False
         self._held: dict[Held, tuple[Lapse, ...]] = {}
@@ -83,12 +90,12 @@ class Pauses:
 
     def _go_on(self) -> None:
         self._goes_on = False
-        until = self._sent() + SENT_AT_ONCE
+        until, looked_at = self._fed() + FED_AT_ONCE, 0
         for subscriber, lapses in list(islice(self._held.items(), AT_ONCE)):
-            if self._paused or self._sent() >= until:
+            if self._paused or self._fed() >= until or looked_at >= LOOKED_AT_AT_ONCE:
                 break
             del self._held[subscriber]
             for lapse in lapses:
-                subscriber.lapsed(lapse)
+                looked_at += subscriber.lapsed(lapse)
             subscriber.go_on()
         self._go_on_later()

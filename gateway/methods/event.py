@@ -121,24 +121,30 @@ class EventMethods:
         if not self._is_small(peer, params.topics, since.values()):
             raise Continue(lambda: self._subscribe_in_steps(peer, params, since))
         at_once(_check(peer, params.topics))
-        return _subscribed(peer, at_once(self._events.subscribe(peer, params.topics, since)))
+        return _subscribed(at_once(self._events.subscribe(peer, params.topics, since)))
 
     async def _subscribe_in_steps(
         self, peer: Connection, params: SubscribeParams, since: Mapping[str, Position]
     ) -> Then[Subscribed]:
         async with self._turn(peer):
-            await self._events.reach(since.values())
             checked: Principal | None = None
-            while checked is not peer.principal:  # another credential may come meanwhile
+            if since:  # it may wait for them, but not on behalf of a peer that may not subscribe
                 checked = peer.principal
                 await self._steps.take(_check(peer, params.topics))
-            try:
-                done = await self._steps.take(self._events.subscribe(peer, params.topics, since))
-            except asyncio.CancelledError:
-                if peer.subscriber is not None:
-                    _release(peer, peer.subscriber)
-                raise
-            return _subscribed(peer, done)
+                await self._events.reach(since.values())
+            return _subscribed(await self._steps.take(self._subscribing(peer, params, since, checked)))
+
+    def _subscribing(
+        self, peer: Connection, params: SubscribeParams, since: Mapping[str, Position], checked: Principal | None
+    ) -> Work[tuple[Met, Subscriber]]:
+        """Subscribe a connection, unless it may not. The subscription begins in the step in which the check ends.
+
+        ``checked`` is the principal for which that has been checked already. Another one may come between two steps.
+        """
+        while checked is not peer.principal:
+            checked = peer.principal
+            yield from _check(peer, params.topics)
+        return (yield from self._events.subscribe(peer, params.topics, since))
 
     @method("event.unsubscribe", scope=AUTHENTICATED)
     def unsubscribe(self, peer: Connection, params: UnsubscribeParams) -> Subscriptions:
@@ -198,13 +204,7 @@ def _positions(params: SubscribeParams) -> dict[str, Position]:
     return {name: Position(last.epoch, last.offset) for name, last in params.since.items()}
 
 
-def _subscribed(peer: Connection, done: tuple[Met, Subscriber]) -> Then[Subscribed]:
+def _subscribed(done: tuple[Met, Subscriber]) -> Then[Subscribed]:
     met, subscriber = done
     states = {name: TopicState(at.epoch, at.offset, recovered) for name, (at, recovered) in met.items()}
-    return Then(Subscribed(states), lambda: _release(peer, subscriber))
-
-
-def _release(peer: Connection, subscriber: Subscriber) -> None:
-    """Send what has waited for the reply: some of it now, the rest in later event-loop iterations."""
-    subscriber.release()
-    peer.feed()
+    return Then(Subscribed(states), subscriber.go_on)

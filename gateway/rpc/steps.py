@@ -40,14 +40,19 @@ class Steps:
         return task
 
     async def take(self, work: Work[Result]) -> Result:
-        """Take all steps of this work, and return its result. Raises what the work raises."""
-        while True:
-            await self._turn()
-            try:
+        """Take all steps of this work, and return its result. Raises what the work raises.
+
+        If this is cancelled the work is closed: it can undo in a ``finally`` what it has done, and only that.
+        """
+        try:
+            while True:
+                await self._turn()
                 next(work)
-            except StopIteration as done:
-                result: Result = done.value
-                return result
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+        finally:
+            work.close()
 
     async def _turn(self) -> None:
         """Wait until no other work has taken a step in this iteration."""

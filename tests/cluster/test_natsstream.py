@@ -23,6 +23,7 @@ from tests.support.fleet import until
 from tests.support.listening import data_of
 from tests.support.nats import NatsServer
 from tests.support.nats_peer import NatsPeer
+from tests.support.rpc import passes
 from tests.support.stations import NAME, Auditorium, Station, heard, numbered, refused
 
 ODD = ("küche.licht", "$JS.API", "日本.電車", "a" * 200, "😀" * 200, "x.$.-_/\\\"'", "{[(<|;,!?#%&=~^`", "P-0.Ω.ß")
@@ -695,6 +696,23 @@ async def test_a_position_that_nobody_has_told_is_not_waited_for_long(
     monkeypatch.setattr(natsstream, "SOON", 0.05)
     async with Station(server.url) as one:
         await one.stream.reach(Position(one.replica.epoch, 1 << 60))
+        assert one.stream._goals == []
+
+
+async def test_a_position_that_is_waited_for_no_more_is_forgotten(server: NatsServer) -> None:
+    async with Station(server.url) as one:
+        epoch = one.replica.epoch
+        waiting = [asyncio.create_task(one.stream.reach(Position(epoch, offset))) for offset in (1 << 60, 1, 1 << 60)]
+        await passes()
+        assert [number for number, _ in one.stream._goals] == [1, 1 << 60, 1 << 60]
+        for wait in waiting[:2]:
+            wait.cancel()
+        await passes()
+        assert [number for number, _ in one.stream._goals] == [1 << 60]
+        waiting[2].cancel()
+        assert [type(end) for end in await asyncio.gather(*waiting, return_exceptions=True)] == [
+            asyncio.CancelledError
+        ] * 3
         assert one.stream._goals == []
 
 

@@ -5,8 +5,9 @@ import weakref
 
 import pytest
 
-from gateway.cluster.stream import Position
+from gateway.cluster.stream import Lapse, Position
 from gateway.events.delivery import AT_ONCE, BYTES_AT_ONCE
+from gateway.events.pauses import FED_AT_ONCE
 from gateway.rpc.work import at_once
 from tests.support.ears import Ear, Way, hall, join, notification_in, size, subscribe, unsubscribe
 from tests.support.shared import SharedHall
@@ -169,6 +170,17 @@ def test_who_is_lost_while_its_reply_is_awaited_is_forgotten() -> None:
 
 
 # Conflation, without sockets
+
+
+def test_who_is_not_held_cannot_be_released() -> None:
+    """It would never be sent anything again."""
+    here, ear = hall(), Ear()
+    join(here.events, ear, "a")
+    assert ear.subscriber is not None
+    with pytest.raises(RuntimeError):
+        ear.subscriber.release()
+    here.events.publish("a", b"1")
+    assert ear.take() == [("a", 1)]
 
 
 def test_who_does_not_read_has_the_latest_of_a_conflated_topic() -> None:
@@ -373,6 +385,31 @@ async def test_a_lapse_is_told_of_each_topic_that_is_heard_and_of_each_pattern()
     assert here.delivery.gaps == 6
 
 
+async def test_after_a_lapse_gaps_and_topics_without_news_count_for_what_is_done_at_once() -> None:
+    """Otherwise two hundred subscribers would be told of five hundred gaps each in one event-loop iteration."""
+    for lost in (True, False):
+        here = SharedHall(max_topics=1000)
+        await here.events.start()
+        names = [f"a.{number}" for number in range(FED_AT_ONCE)]
+        for name in names:
+            await here.events.publish(name, b"0")
+        ears = [here.ear(">"), here.ear("a.*"), here.ear(*names)]
+        here.delivery.pause()
+        here.stream.replica.catch_up()
+        at = Position("e1", 0 if lost else here.stream.replica.head)
+        here.stream.replica.head += 1
+        lapse = Lapse(dict.fromkeys(names, at), at)
+        if lost:
+            here.stream.replica.caught_up(here.stream.replica.head + 1, 10)
+        here.delivery.resume(lapse)
+        went = []
+        while here.way.turn():
+            went.append(sum(ear.subscriber not in here.delivery.aside for ear in ears))
+        assert went == [1, 2, 3]
+        assert here.delivery.delivered == 0
+        assert (here.delivery.gaps >= 3 * FED_AT_ONCE) is lost
+
+
 async def test_a_peer_that_does_not_read_learns_of_a_lapse_when_it_reads() -> None:
     ear = Ear()
     here = await missed_by(ear, first=5)
@@ -399,6 +436,22 @@ async def test_a_connection_that_is_lost_in_a_pause_is_sent_nothing() -> None:
     assert (gone.frames, ear.take()) == ([], [("a", 1)])
     await here.events.publish("a", b"0")
     assert (gone.take(), ear.take()) == ([("a", 2)], [("a", 2)])
+
+
+@pytest.mark.parametrize("pattern", ["new", "*", ">"])
+async def test_who_was_before_the_place_of_a_topic_without_messages_has_missed_nothing(pattern: str) -> None:
+    """It was told that place by another gateway, when the stream was not as far."""
+    here, ear = SharedHall(), Ear()
+    await here.events.start()
+    for _ in range(5):
+        await here.events.publish("b", b"0")
+    met, subscriber = at_once(here.events.subscribe(ear, [pattern], {"new": Position("e1", 3)}))
+    assert met["new"] == (Position("e1", 5), True)
+    subscriber.release()
+    assert not subscriber.feed()
+    assert (subscriber.behind, here.delivery.aside, ear.frames) == ({}, set(), [])
+    await here.events.publish("new", b"0")
+    assert ear.take() == [("new", 6)]
 
 
 async def test_who_was_further_than_a_topic_is_has_missed_nothing() -> None:

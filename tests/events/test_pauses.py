@@ -1,7 +1,7 @@
 """All subscribers are held while the stream is caught up with, and go on a few at a time, in the order of things."""
 
 from gateway.cluster.stream import Lapse, Position
-from gateway.events.pauses import AT_ONCE, SENT_AT_ONCE, Pauses
+from gateway.events.pauses import AT_ONCE, FED_AT_ONCE, LOOKED_AT_AT_ONCE, Pauses
 from tests.support.ears import Way
 
 LAPSE = Lapse({"a": Position("e1", 1)}, Position("e1", 2))
@@ -9,25 +9,27 @@ OTHER = Lapse({}, Position("e1", 3))
 
 
 class Someone:
-    """A subscriber that notes what is done with it. It sends so many messages when it goes on."""
+    """A subscriber that notes what is done with it. It hears so many topics, and is fed so much when it goes on."""
 
-    def __init__(self, desk: "Desk", sends: int = 0) -> None:
+    def __init__(self, desk: "Desk", fed: int = 0, topics: int = 1) -> None:
         self.desk = desk
-        self.sends = sends
+        self.fed = fed
+        self.topics = topics
         self.done: list[object] = []
 
     def hold(self) -> None:
         """Note it."""
         self.done.append("hold")
 
-    def lapsed(self, lapse: Lapse) -> None:
+    def lapsed(self, lapse: Lapse) -> int:
         """Note it."""
         self.done.append(lapse)
+        return self.topics
 
     def go_on(self) -> None:
-        """Note it, and send."""
+        """Note it, and be fed."""
         self.done.append("go on")
-        self.desk.sent += self.sends
+        self.desk.fed += self.fed
 
 
 class Desk:
@@ -35,12 +37,12 @@ class Desk:
 
     def __init__(self) -> None:
         self.way = Way(True)
-        self.sent = 0
-        self.pauses = Pauses(self.way.later, lambda: self.sent)
+        self.fed = 0
+        self.pauses = Pauses(self.way.later, lambda: self.fed)
 
-    def someone(self, sends: int = 0) -> Someone:
+    def someone(self, fed: int = 0, topics: int = 1) -> Someone:
         """A subscriber that has entered."""
-        someone = Someone(self, sends)
+        someone = Someone(self, fed, topics)
         self.pauses.enter(someone)
         return someone
 
@@ -84,16 +86,19 @@ def test_a_pause_in_which_nothing_was_lost_only_ends() -> None:
     assert one.done == ["hold", "go on"]
 
 
-def test_very_many_go_on_bit_by_bit_and_so_do_those_who_have_missed_much() -> None:
-    for many, sends, wanted in (
-        (AT_ONCE + 5, 0, [AT_ONCE, AT_ONCE + 5]),
-        (5, SENT_AT_ONCE // 2, [2, 4, 5]),
-        (3, 9 * SENT_AT_ONCE, [1, 2, 3]),
+def test_very_many_go_on_bit_by_bit_and_so_do_those_who_have_missed_much_or_hear_many_topics() -> None:
+    for many, fed, topics, lapse, wanted in (
+        (AT_ONCE + 5, 0, 1, LAPSE, [AT_ONCE, AT_ONCE + 5]),
+        (5, FED_AT_ONCE // 2, 1, None, [2, 4, 5]),
+        (3, 9 * FED_AT_ONCE, 1, LAPSE, [1, 2, 3]),
+        (5, 0, LOOKED_AT_AT_ONCE // 2, LAPSE, [2, 4, 5]),
+        (5, 0, LOOKED_AT_AT_ONCE // 2, None, [5]),
+        (3, 0, 9 * LOOKED_AT_AT_ONCE, LAPSE, [1, 2, 3]),
     ):
         desk = Desk()
-        crowd = [desk.someone(sends) for _ in range(many)]
+        crowd = [desk.someone(fed, topics) for _ in range(many)]
         desk.pauses.pause()
-        desk.pauses.resume(None)
+        desk.pauses.resume(lapse)
         went = []
         while desk.way.turn():
             went.append(sum("go on" in one.done for one in crowd))

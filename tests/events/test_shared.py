@@ -106,3 +106,38 @@ async def test_a_gap_that_could_not_be_told_is_told_the_next_time(hall: SharedHa
     hall.stream.refusal = None
     hall.stream.be(True)
     assert [(kind, topic) for kind, topic, _ in heard(ear)] == [("event.gap", "gateway.draining")]
+
+
+async def test_what_could_not_be_told_while_the_stream_is_there_is_told_soon_to_be_missing(hall: SharedHall) -> None:
+    """NATS may be reached for days, and the window was full for a moment."""
+    ear = hall.ear("gateway.node.>")
+    for late in (False, True):
+        hall.stream.refusal, hall.stream.is_full = unavailable("late"), not late
+        for topic in ("gateway.node.online", "gateway.node.online", "gateway.node.offline"):
+            hall.events.own(topic, {})
+            await passes()
+        assert len(hall.timers) == 1
+        for _ in range(3):
+            assert 0 < await hall.wait() <= 5
+            assert ear.frames == [], "not yet"
+            assert len(hall.timers) == 1
+        hall.stream.refusal, hall.stream.is_full = None, False
+        await hall.wait()
+        told = [("event.gap", "gateway.node.offline"), ("event.gap", "gateway.node.online")]
+        assert sorted((kind, topic) for kind, topic, _ in heard(ear)) == told
+        ear.frames.clear()
+        assert hall.timers == [], "once"
+
+
+async def test_while_the_stream_is_out_of_reach_no_timer_is_set(hall: SharedHall) -> None:
+    ear = hall.ear("gateway.draining")
+    hall.stream.is_full = True
+    hall.events.own("gateway.draining", {})
+    hall.stream.be(False)
+    hall.stream.is_full = False
+    hall.events.own("gateway.draining", {})
+    await hall.wait()
+    hall.events.own("gateway.draining", {})
+    assert (ear.frames, hall.timers) == ([], [])
+    hall.stream.be(True)
+    assert [kind for kind, *_ in heard(ear)] == ["event.gap"]

@@ -6,8 +6,10 @@ from typing import Any, cast
 import pytest
 
 from gateway import errors
+from gateway.auth.scopes import Principal
 from gateway.cluster.replica import sealed
 from gateway.cluster.stream import unavailable
+from gateway.events.delivery import Subscriber
 from gateway.methods import publishing
 from gateway.methods.publishing import SharedEventMethods
 from gateway.rpc.calls import Calls
@@ -15,6 +17,7 @@ from gateway.rpc.dispatcher import Dispatcher
 from gateway.rpc.method import Refusal
 from gateway.rpc.requests import Route
 from gateway.rpc.steps import Steps
+from gateway.rpc.work import at_once
 from gateway.status import Status
 from gateway.telemetry.lines import Lines
 from tests.support.ears import Ear
@@ -29,6 +32,15 @@ class Hearing(Listing):
     def __init__(self) -> None:
         super().__init__()
         self.ear = Ear()
+
+    @property
+    def subscriber(self) -> Subscriber | None:
+        """The ear's."""
+        return self.ear.subscriber
+
+    @subscriber.setter
+    def subscriber(self, subscriber: Subscriber | None) -> None:
+        self.ear.subscriber = subscriber
 
     def __getattr__(self, name: str) -> Any:
         """What an ear has, and a peer has not."""
@@ -134,6 +146,69 @@ async def test_a_since_that_another_gateway_has_told_waits_until_it_is_known_her
     (reply,) = await office.tell(request("event.subscribe", since))
     assert reply["result"] == {"topics": {"a": {"epoch": "e1", "offset": 1, "recovered": True}}}
     assert office.peer.frames == []
+
+
+async def test_a_since_that_is_ahead_is_not_waited_for_on_behalf_of_who_may_not_subscribe(office: Office) -> None:
+    since = {"a": {"epoch": "e1", "offset": 1}}
+    office.peer.principal = Principal("pi", "node", ("subscribe:b",))
+    wrong = request("event.subscribe", {"topics": ["a..b"], "since": since}, 1)
+    (malformed,) = await office.tell(wrong)
+    (forbidden,) = await office.tell(request("event.subscribe", {"topics": ["a"], "since": since}, 2))
+    assert [reply["error"]["code"] for reply in (malformed, forbidden)] == [-32602, -32003]
+    assert office.stream.asked == []
+
+
+async def test_another_credential_that_comes_while_a_since_is_waited_for_is_heeded(office: Office) -> None:
+    def narrow() -> None:
+        office.peer.principal = Principal("pi", "node", ("subscribe:b",))
+
+    office.stream.meanwhile = narrow
+    since = {"topics": ["a"], "since": {"a": {"epoch": "e1", "offset": 1}}}
+    (reply,) = await office.tell(request("event.subscribe", since))
+    assert reply["error"]["data"]["code"] == "forbidden"
+
+
+async def test_a_subscription_that_is_cancelled_at_any_moment_keeps_nothing_back(office: Office) -> None:
+    """Also while it waits for its first turn, because others have much to do as well."""
+    stream, peer = office.stream, office.peer
+    patterns = [f"{number}.*" for number in range(900)]
+    stream.replica.take("x", 1, 0.0, sealed(TIME, "", b"1"))
+    await office.tell(request("event.subscribe", {"topics": ["x"]}))
+    moment, cancelled = 0, True
+    while cancelled:
+        for number, other in enumerate((Hearing(), Hearing(), peer)):
+            message = request("event.subscribe", {"topics": patterns}, number)
+            office.dispatcher.dispatch(other, message.encode())
+        await passes(moment)
+        office.dispatcher.cancel(peer, b"2")
+        await passes(40)
+        (reply,) = map(json.loads, peer.take())
+        cancelled = "error" in reply
+        stream.replica.take("x", stream.replica.head + 1, 0.0, sealed(TIME, "", b"1"))
+        assert peer.ear.take() == [("x", stream.replica.head)], moment
+        unsubscribed = request("event.unsubscribe", {"topics": patterns})
+        assert [reply["result"] for reply in await office.tell(unsubscribed)] == [{"topics": ["x"]}]
+        moment += 1
+    assert moment > 5
+
+
+async def test_another_credential_that_comes_before_the_first_step_is_heeded(office: Office) -> None:
+    """What is checked is checked in the same step in which the subscription begins."""
+    stream, patterns = office.stream, [f"{number}.*" for number in range(900)]
+    stream.replica.take("x", 1, 0.0, sealed(TIME, "", b"1"))
+    moment, narrowed = 0, True
+    while narrowed:
+        office.peer = peer = Hearing()
+        for number, other in enumerate((Hearing(), Hearing(), peer)):
+            office.dispatcher.dispatch(other, request("event.subscribe", {"topics": patterns}, number).encode())
+        await passes(moment)
+        narrowed = bool(peer.running)
+        peer.principal = Principal("pi", "node", ("subscribe:x",))
+        at_once(office.hall.events.rescoped(peer))
+        await passes(40)
+        assert peer.subscriber is None or not peer.subscriber.patterns, moment
+        moment += 1
+    assert moment > 5
 
 
 def outcomes(office: Office) -> dict[str, int]:

@@ -59,6 +59,27 @@ async def test_work_that_is_cancelled_in_its_turn_leaves_it_to_the_next() -> Non
     assert [done[0], done[2]] == ["a", "c"]
 
 
+async def test_work_that_is_cancelled_undoes_what_it_has_begun_at_once() -> None:
+    steps, done = Steps(), list[str]()
+
+    def careful(name: str) -> Work[None]:
+        done.append(f"{name} begins")
+        try:
+            while True:
+                yield
+        finally:
+            done.append(f"{name} ends")
+
+    works = {name: careful(name) for name in "ab"}
+    tasks = [asyncio.create_task(steps.take(work)) for work in works.values()]
+    await asyncio.sleep(0)
+    assert done == ["a begins"]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert done == ["a begins", "a ends"], "and what has not begun does not end"
+
+
 async def test_what_work_raises_comes_through_and_the_next_goes_on() -> None:
     steps, clock, taken = Steps(), Clock(), list[tuple[int, str]]()
 

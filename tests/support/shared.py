@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Callable
 
+from gateway import errors
 from gateway.cluster.replica import Replica, sealed
 from gateway.cluster.stream import Done, Listener, Position, unavailable
 from gateway.events.delivery import Delivery
 from gateway.events.shared import SharedEvents
 from gateway.events.topics import Topics
-from gateway.rpc.method import Refusal
+from gateway.rpc.method import Refusal, not_run
 from tests.support.ears import Ear, Way, subscribe
+from tests.support.rpc import passes
 
 TIME = "1970-01-01T00:00:01.999Z"
 
@@ -30,6 +32,8 @@ class Shared:
         self.available = True
         self.refusal: Refusal | None = None
         """What becomes of messages that were sent."""
+        self.is_full = False
+        """Whether none is taken, because too many are on their way."""
         self.asked: list[Position] = []
         self.meanwhile: Callable[[], None] = lambda: None
         """What happens while a position is waited for."""
@@ -71,6 +75,8 @@ class Shared:
         """Take it, or not."""
         if not self.available:
             raise unavailable("away")
+        if self.is_full:
+            raise not_run(errors.OVERLOADED)
         soon = asyncio.get_running_loop().call_soon
         if self.refusal is not None:
             soon(done, self.refusal)
@@ -100,7 +106,19 @@ class SharedHall:
         self.topics = Topics(self.stream.forget, max_topics=max_topics)
         self.way = Way(True)
         self.delivery = Delivery(self.topics, self.stream, self.way)
-        self.events = SharedEvents(self.topics, self.stream, self.delivery, "attic:8765")
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.events = SharedEvents(self.topics, self.stream, self.delivery, "attic:8765", self._later)
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        self.timers.append((seconds, act))
+
+    async def wait(self) -> float:
+        """Let the time of all timers that are set pass. Returns the seconds of the longest."""
+        timers, self.timers = self.timers, []
+        for _, act in timers:
+            act()
+        await passes()
+        return max((seconds for seconds, _ in timers), default=0.0)
 
     def ear(self, *patterns: str, since: dict[str, Position] | None = None) -> Ear:
         """A connection that has subscribed."""

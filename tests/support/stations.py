@@ -1,5 +1,6 @@
 """Gateways at a shared stream, as far as events are concerned: a client of NATS, the stream, and who listens."""
 
+import asyncio
 import itertools
 import json
 import secrets
@@ -131,7 +132,7 @@ class Auditorium(Station):
         self.way = way or Way(True)
         self.topics = Topics(stream.forget, max_topics=max_topics)
         self.delivery = Delivery(self.topics, stream, self.way)
-        self.events = SharedEvents(self.topics, stream, self.delivery, member)
+        self.events = SharedEvents(self.topics, stream, self.delivery, member, _later)
 
     async def connect(self) -> None:
         """Connect the stream, as the gateway does."""
@@ -168,6 +169,10 @@ def refused(attempt: Callable[[], object]) -> Refusal:
 def numbered(count: int) -> list[bytes]:
     """So many different messages, in order."""
     return [b"%d" % number for number in itertools.islice(itertools.count(), count)]
+
+
+def _later(seconds: float, act: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, act)
 
 
 def _ignore(what: object) -> None:
