@@ -19,13 +19,17 @@ PATIENCE: Final = 20
 
 
 class _Late:
-    """What waits for a peer's turn: the rest of a message, and those that came behind it in the same read."""
+    """What waits for a peer's turn: the rest of a message, and those that came behind it in the same read.
 
-    __slots__ = ("batch", "texts", "work")
+    ``held`` are the bytes that the peer's account holds for the message.
+    """
+
+    __slots__ = ("batch", "held", "texts", "work")
 
     def __init__(self) -> None:
         self.work: Callable[[], None] | None = None
         self.batch: Batch | None = None
+        self.held = 0
         self.texts: deque[Payload] = deque()
 
 
@@ -43,7 +47,8 @@ class Deferred:
     seconds, ``spent`` those that the processor has spent on this thread: a process that had to wait for the processor
     has not worked for so long. ``busy`` returns whether a message has left work for later iterations: more of its kind
     would have to do that first, so turns wait. ``failed`` is called with a peer and what its work has raised: a defect
-    of ours. Nothing waits for that peer any more then.
+    of ours. Nothing waits for that peer any more then. ``overtakes`` returns whether a message may be dispatched before
+    those that came before it.
     """
 
     def __init__(
@@ -52,13 +57,16 @@ class Deferred:
         clock: Callable[[], float],
         spent: Callable[[], float],
         busy: Callable[[], bool],
+        *,
         failed: Callable[[Peer, Exception], None],
+        overtakes: Callable[[Payload], bool],
     ) -> None:
         self._dispatch = dispatch
         self._clock = clock
         self._spent = spent
         self._busy = busy
         self._failed = failed
+        self._overtakes = overtakes
         self._waited = 0
         self._until = 0.0, 0.0
         self._receiver: Receiver | None = None
@@ -91,10 +99,18 @@ class Deferred:
     def _take(self, peer: Peer, text: Payload) -> None:
         """Dispatch a message, or keep it if it comes behind one that waits."""
         late = self.late.get(peer)
-        if late is None:
+        if late is None or self._overtakes(text):
             self._dispatch(peer, text)
         else:
             late.texts.append(text)
+
+    def defer_large(self, peer: Peer, work: Callable[[], None], octets: int) -> bool:
+        """Let a message of so many bytes be handled in a turn. Returns False if its peer has no room for them."""
+        if not peer.hold(octets):
+            return False
+        self.defer(peer, work)
+        self.late[peer].held += octets
+        return True
 
     def defer(self, peer: Peer, work: Callable[[], None], batch: Batch | None = None) -> None:
         """Let the rest of the message that is being handled be done in a turn. ``batch`` is the one that it is of."""
@@ -114,6 +130,7 @@ class Deferred:
             asyncio.get_running_loop().call_soon(self._next)
             return
         peer, late = next(iter(self.late.items()))
+        batch = late.batch
         self.begin()
         try:
             self._go_on(peer, late)
@@ -121,6 +138,11 @@ class Deferred:
             late.work = late.batch = None
             late.texts.clear()
             self._failed(peer, error)
+            if batch is not None:
+                batch.done(b"", None)
+        if late.work is None:
+            peer.let_go(late.held)
+            late.held = 0
         del self.late[peer]
         if late.work is not None or late.texts:
             self.late[peer] = late
@@ -134,15 +156,15 @@ class Deferred:
 
     def _go_on(self, peer: Peer, late: _Late) -> None:
         work, batch, late.work, late.batch = late.work, late.batch, None, None
-        if not peer.is_open:
+        if peer.is_open:
+            if work is not None:
+                work()
+            while late.texts and late.work is None and peer.is_open and not self.over:
+                self._dispatch(peer, late.texts.popleft())
+        elif batch is not None:
+            batch.done(b"", None)
+        if not peer.is_open:  # the work may have ended it: nothing is done for one that is over
             late.texts.clear()
-            if batch is not None:
-                batch.done(b"", None)
-            return
-        if work is not None:
-            work()
-        while late.texts and late.work is None and not self.over:
-            self._dispatch(peer, late.texts.popleft())
 
     def _is_too_early(self) -> bool:
         """Return whether turns wait for what a message has left behind. They do in the iteration of its end, too."""

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from gateway.rpc.calls import Calls
 from gateway.rpc.deferred import Deferred
 from gateway.rpc.jsonrpc import LARGE, MAX_ID, NO_METHOD, STRUCTURED, Invalid, Message, decode
 from gateway.rpc.method import AUTHENTICATED, Continue, Method, Refusal, Then, collect, not_run
-from gateway.rpc.replies import ANSWERED, Batch, failure, fitting, outcome_of, send_then, success
+from gateway.rpc.replies import ANSWERED, SMALL, Batch, failure, fitting, outcome_of, send_then, success
 from gateway.rpc.requests import Peer, Route, Running
 from gateway.status import Phase, Status
 from gateway.telemetry.counts import CALLER_LOST, OK, ROUTED, Tally
@@ -33,6 +34,15 @@ from gateway.telemetry.lines import DEFECT, Lines
 from gateway.websocket.frames import Payload
 
 logger = logging.getLogger(__name__)
+
+NO_ROOM: Final = "the connection has no room for so much at once"
+"""What is added to `OVERLOADED`'s own sentence if what is kept of requests is too much."""
+
+SHORT: Final = 256
+"""The most bytes of a message that is looked at for whether it may overtake others."""
+
+_CALL: Final = re.compile(rb'\{"jsonrpc":"2\.0","id":([0-9]+),"method":')
+"""What each call of the gateway's begins with: as the gateway has made it, nothing else has to be decoded."""
 
 _NULL: Final = b"null"
 _DRAINING: Final = Phase.DRAINING
@@ -70,7 +80,7 @@ class Dispatcher:
         self._lines = lines
         self._rate = rate
         self._clock = clock
-        self._deferred = Deferred(self.dispatch, clock, spent, busy, self._failed)
+        self._deferred = Deferred(self.dispatch, clock, spent, busy, failed=self._failed, overtakes=self._overtakes)
         self.attach: Final = self._deferred.attach
         self._methods: dict[str, Method] = {}
         self._in_turn: Message | None = None  # no parameter of _handle(): a keyword-only one would slow every call down
@@ -130,7 +140,9 @@ class Dispatcher:
 
     def _dispatch_other(self, peer: Peer, data: Payload, error: Exception) -> None:
         if len(data) > LARGE:
-            self._deferred.defer(peer, functools.partial(self._decode_other, peer, data, error))
+            work = functools.partial(self._decode_other, peer, data, error)
+            if not self._deferred.defer_large(peer, work, len(data)):
+                peer.send(self._invalid(peer, Invalid(errors.OVERLOADED, NO_ROOM)))
             return
         if peer not in self._deferred.late:
             self._deferred.begin()
@@ -194,6 +206,15 @@ class Dispatcher:
                 peer.end(errors.FLOOD)
             raise not_run(errors.RATE_LIMITED, retryAfterMs=math.ceil(wait * 1000))
 
+    def _overtakes(self, text: Payload) -> bool:
+        """Return whether a message is a notification of the connection itself, which says nothing of any request.
+
+        What it says must not come later than what has been read by then, because that is counted at once.
+        """
+        message = jsonrpc.decoded(bytes(text)) if len(text) <= SHORT else None
+        method = None if message is None else self._methods.get(message.method)
+        return method is not None and method.alone == "notification"
+
     def _handled(self, peer: Peer, message: Message, batch: Batch) -> bytes | None:
         """Handle an element of a batch. Returns the reply, or None if there is none, or none yet."""
         if message.method is not NO_METHOD:
@@ -224,7 +245,7 @@ class Dispatcher:
                 raise Refusal(errors.FORBIDDEN, method.scope or "no scope allows this method")
             params = data if method.decode is None else method.decode(data)
             if method.is_async:
-                self._make_room(peer)
+                self._make_room(peer, message)
                 work = method.handler(peer) if method.params is None else method.handler(peer, params)
                 self._start(peer, method, work, message, batch)
                 return None
@@ -259,8 +280,11 @@ class Dispatcher:
             return None
         if message is self._in_turn:
             return None
-        self._deferred.defer(peer, functools.partial(self._take_large, peer, message))
-        return b""
+        if self._deferred.defer_large(peer, functools.partial(self._take_large, peer, message), len(data)):
+            return b""
+        refusal = not_run(errors.OVERLOADED, NO_ROOM, retryAfterMs=errors.RETRY_BUSY_MS)
+        method.tally.count(outcome_of(refusal))
+        return failure(peer, method.name, request_id, refusal, self._lines) or b""
 
     def _admit(self, peer: Peer, method: Method | None) -> None:
         """Raise Refusal for a request that exceeds the rate, or comes while the gateway shuts down."""
@@ -289,17 +313,24 @@ class Dispatcher:
     ) -> bytes | None:
         """Have a plain method's coroutine answer. Returns the reply if that is refused, otherwise None."""
         try:
-            self._make_room(peer)
+            self._make_room(peer, message)
         except Refusal as refusal:
             method.tally.count(outcome_of(refusal))
             return failure(peer, method.name, b"" + message.id, refusal, self._lines)
         self._start(peer, method, more.work(), message, batch)
         return None
 
-    def _make_room(self, peer: Peer) -> None:
-        """Raise Refusal if as many requests are in flight for this peer as may be."""
+    def _make_room(self, peer: Peer, message: Message) -> None:
+        """Have room for a request that takes its time. Raises Refusal if too much is in flight for this peer.
+
+        What is large of it is held by the peer's account until `_finished`.
+        """
+        detail = ""
         if len(peer.running) >= self._max_in_flight:
             detail = f"{self._max_in_flight} requests are in flight"
+        elif len(message.params) > SMALL and not peer.hold(len(message.params)):
+            detail = NO_ROOM
+        if detail:
             raise not_run(errors.OVERLOADED, detail, retryAfterMs=errors.RETRY_BUSY_MS)
 
     def _start(
@@ -316,6 +347,7 @@ class Dispatcher:
 
     def _finished(self, running: Running, task: asyncio.Task[Any]) -> None:
         peer, batch = running.peer, running.batch
+        peer.let_go(running.held)
         self._sweep.done(running)
         peer.running.pop(running.key, None)
         reply, outcome, after = _outcome(running, task, self._lines)
@@ -349,7 +381,7 @@ class Dispatcher:
         """
         for running in list(peer.running.values()):
             running.abandon()
-        self._calls.lost(peer, {b"" + message.id for message in map(jsonrpc.decoded, unwritten) if message is not None})
+        self._calls.lost(peer, {found[1] for found in map(_CALL.match, unwritten) if found})
 
 
 def _malformed(request_id: bytes, data: bytes, method: Method | None, batch: Batch | None) -> Invalid | None:

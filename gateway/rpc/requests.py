@@ -14,7 +14,7 @@ from gateway.limits import Bucket
 from gateway.rpc.calls import Callee, Link
 from gateway.rpc.jsonrpc import ABSENT, Message
 from gateway.rpc.method import Method
-from gateway.rpc.replies import Batch, Caller
+from gateway.rpc.replies import SMALL, Batch, Caller
 from gateway.rpc.streams import Grant, Pool
 from gateway.telemetry.counts import Tally
 
@@ -129,6 +129,7 @@ class Running:
         "abandoned",
         "batch",
         "begun",
+        "held",
         "key",
         "method",
         "peer",
@@ -147,6 +148,8 @@ class Running:
         self.traceparent = message.traceparent.copy() if method.forwards else ABSENT
         self.batch = batch
         self.begun = begun
+        # What the peer's account holds for it: see Dispatcher._make_room().
+        self.held = len(message.params) if len(message.params) > SMALL else 0
         self.abandoned = False
         self.task: asyncio.Task[Any] | None = None
         self.verdict: RpcError | None = None

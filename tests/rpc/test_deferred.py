@@ -7,6 +7,7 @@ import pytest
 
 from gateway.rpc import deferred
 from gateway.rpc.deferred import TURN, Deferred
+from gateway.rpc.replies import Batch
 from gateway.websocket.frames import Payload
 from tests.support.rpc import Listing, passes
 
@@ -25,7 +26,8 @@ class Play:
             lambda: self.now,
             lambda: self.now,
             lambda: self.busy,
-            lambda peer, error: self.failed.append((peer, error)),
+            failed=lambda peer, error: self.failed.append((peer, error)),
+            overtakes=lambda text: text == b"overtakes",
         )
         self.deferred.attach(self)
 
@@ -86,6 +88,54 @@ async def test_nothing_is_done_for_a_peer_that_is_gone(play: Play) -> None:
     peer.is_open = False
     await passes()
     assert (play.done, peer.running, peer.link.waits) == ([], {}, 0)
+
+
+async def test_what_comes_behind_is_not_done_for_a_peer_that_the_work_has_ended(play: Play) -> None:
+    peer = Listing()
+
+    def ends() -> None:
+        peer.is_open = False
+
+    play.deferred.defer(peer, ends)
+    play.text(peer, b"behind")
+    await passes()
+    assert (play.done, peer.running, play.deferred.late) == ([], {}, {})
+
+
+async def test_what_overtakes_others_is_done_at_once(play: Play) -> None:
+    peer = Listing()
+    play.deferred.defer(peer, play.work(peer, "work", 1))
+    play.text(peer, b"behind")
+    play.text(peer, b"overtakes")
+    assert play.done == [b"overtakes"]
+    await passes()
+    assert play.done == [b"overtakes", "work", b"behind"]
+
+
+async def test_a_large_message_is_held_by_its_peer_until_its_work_is_done(play: Play) -> None:
+    peer = Listing()
+    peer.room = 100
+    assert play.deferred.defer_large(peer, play.work(peer, "work", 2), 80)
+    assert not play.deferred.defer_large(peer, play.work(peer, "other", 1), 80)
+    assert peer.room == 20
+    await asyncio.sleep(0)
+    assert (play.done, peer.room) == (["work"], 20)
+    await passes()
+    assert (play.done, peer.room, play.deferred.late) == (["work", "work"], 100, {})
+
+
+async def test_a_batch_with_a_defect_lets_go_of_what_it_holds(play: Play) -> None:
+    peer = Listing()
+    room = peer.room
+    batch = Batch(peer)
+    batch.add(b"1", b"x" * 100)
+
+    def fails() -> None:
+        raise ValueError("a defect")
+
+    play.deferred.defer(peer, fails, batch)
+    await passes()
+    assert (len(play.failed), peer.room) == (1, room)
 
 
 async def test_a_defect_of_one_is_told_and_leaves_the_others_their_turns(play: Play) -> None:

@@ -841,6 +841,41 @@ async def test_a_large_message_is_decoded_again_in_a_turn_of_its_own(bench: Benc
     assert bench.peer.link.waits == 0
 
 
+async def test_what_is_large_is_held_while_its_request_takes_its_time(bench: Bench) -> None:
+    bench.peer.room = 10_000
+    assert bench.tell(work("a" * 9_000, 1)) == []
+    assert bench.peer.room < 1_000
+    (refusal,) = bench.tell(work("b" * 9_000, 2))
+    assert json.loads(refusal)["error"]["data"]["outcome"] == "not_delivered"
+    assert bench.tell(work("c", 3)) == [], "there is always room for what is small"
+    bench.tell(cancel(1), cancel(3))
+    assert len(await bench.replies(2)) == 2
+    assert (bench.peer.room, bench.peer.running) == (10_000, {})
+
+
+@pytest.mark.parametrize("text", [request("typed", {"name": "x" * LARGE}, 1), f'["{"x" * LARGE}"]'])
+async def test_a_large_message_for_which_there_is_no_room_is_refused(bench: Bench, text: str) -> None:
+    bench.peer.room = LARGE // 2
+    (refusal,) = bench.tell(text)
+    assert json.loads(refusal)["error"]["code"] == -32009
+    assert (bench.peer.room, bench.peer.running, bench.dispatcher._deferred.late) == (LARGE // 2, {}, {})
+
+
+async def test_a_notification_of_the_connection_itself_overtakes_what_waits(bench: Bench) -> None:
+    told: list[int] = []
+
+    @method("told", scope="call:told", alone="notification")
+    def acknowledge(peer: object) -> None:
+        """Note how many large messages have been handled."""
+        told.append(len(bench.peer.sent))
+
+    bench.dispatcher.add(acknowledge)
+    large = request("typed", {"name": "x" * LARGE}, 1)
+    assert bench.tell(large, notification("told"), request("plain", id=2)) == []
+    assert told == [0]
+    assert [json.loads(reply)["id"] for reply in await bench.replies(2)] == [1, 2]
+
+
 async def test_a_defect_in_a_turn_ends_the_connection(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
