@@ -714,9 +714,10 @@ class Subscription {
       if (recovered) continue;
       const position = this.#positions.get(topic);
       if (position?.epoch === epoch && position.offset === offset) continue;
-      this.#move(topic, epoch, offset);
-      if (position || (this.#began && this.#forgot)) this.#gap(topic);
-      else if (this.#began && offset > 0) begun[topic] = { epoch, offset: 0 };
+      const isNew = !position && this.#began && !this.#forgot && offset > 0;
+      this.#move(topic, epoch, isNew ? 0 : offset); // a loss before the second reply must not skip what it would bring
+      if (isNew) begun[topic] = { epoch, offset: 0 };
+      else if (position || (this.#began && this.#forgot)) this.#gap(topic);
     }
     for (const topic of [...this.#positions.keys()]) {
       if (Object.hasOwn(topics, topic)) continue;

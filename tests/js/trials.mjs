@@ -528,6 +528,39 @@ const HOSTILITIES = {
     return { seen, asked };
   },
 
+  /** A topic began while the client was away, and the link is lost again before the client has caught up with it. */
+  async isLostAgainInTheMiddle({ connect }) {
+    const found = {};
+    for (const recovered of [true, false]) {
+      const asked = [];
+      const script = ({ socket, welcome, tell }) => {
+        const link = server.count.all;
+        const place = { epoch: "e", offset: 5 };
+        welcome();
+        socket.on("message", (data) => {
+          const { id, method, params } = JSON.parse(data);
+          if (method !== "event.subscribe") return;
+          asked.push(params.since);
+          if (link === 2 && asked.length === 3) return socket.close(4001);
+          const topics = { 1: {}, 2: { "a.new": place }, 3: { "a.new": { ...place, recovered } } }[link];
+          socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: { topics } }));
+          if (link === 1) return socket.close(4001);
+          const first = link === 3 && recovered ? params.since["a.new"].offset + 1 : 6;
+          for (const offset of numbers(7).slice(first)) tell("event.message", { topic: "a.new", epoch: "e", offset });
+        });
+      };
+      const server = await served(script);
+      const gateway = connect(UNKEPT, server.url);
+      gateway.open().catch(() => {});
+      const seen = [];
+      for await (const { gap, offset } of gateway.subscribe("a.*")) if (seen.push(gap ? "gap" : offset) && offset === 6) break;
+      await gateway.close();
+      server.stop();
+      found[recovered ? "kept" : "gone"] = { seen, asked: asked.at(-1) };
+    }
+    return found;
+  },
+
   async isNoGateway({ connect }) {
     const found = [];
     for (const text of ["hello", '{"jsonrpc":"2.0","method":"hello"}', "null"]) {
