@@ -947,7 +947,7 @@ export class GatewayClient extends EventTarget {
   #welcome = null;
   #limits = LIMITS;
   #principal = null;
-  #running = null; // the promise of #run
+  #running = null; // resolves when #run is over
   #closing = false;
   #why = "open() comes first";
   #wake = () => {}; // ends what #run waits for
@@ -982,7 +982,7 @@ export class GatewayClient extends EventTarget {
 
   open({ timeout = TIMEOUT, signal } = {}) {
     if (this.#closing) return Promise.reject(closed("it is being closed"));
-    this.#running ??= this.#run();
+    if (this.#running === null) this.#start();
     if (this.#state === "waiting" || this.#state === "away") this.#wake();
     const answer = deferred();
     const look = () => {
@@ -1007,6 +1007,13 @@ export class GatewayClient extends EventTarget {
     clearTimeout(late);
   }
 
+  /** Run, and say so before the first listener is called: it may call open() and close(). */
+  #start() {
+    const over = deferred();
+    this.#running = over.promise;
+    this.#run().finally(over.resolve);
+  }
+
   async #run() {
     this.#failures = 0;
     this.#why = "no attempt has ended yet";
@@ -1017,16 +1024,30 @@ export class GatewayClient extends EventTarget {
       const { code, reason } = end;
       if (this.#closing || end.final || isFinal(code) || !this.#options.reconnect) return this.#finish(code, reason);
       const pause = this.#pauseAfter(end);
+      const rested = this.#rest(pause);
       this.#become("waiting", { code, reason, pause });
-      await new Promise((resolve) => {
-        const ready = timer(resolve, pause);
-        this.#wake = () => {
-          clearTimeout(ready);
-          resolve();
-        };
-      });
+      await rested;
       if (this.#closing) return this.#finish(code, reason);
     }
+  }
+
+  /** Wait for so long, or until #wake is called: by a listener to the state `waiting` too, because it is there at once. */
+  #rest(pause) {
+    const { promise, resolve } = deferred();
+    const ready = timer(resolve, pause);
+    this.#wake = () => {
+      clearTimeout(ready);
+      resolve();
+    };
+    return promise;
+  }
+
+  /** Wait for a part of an attempt. If the client is being closed, or will be, this rejects at once. */
+  #unlessClosed(work, time) {
+    const [promise, stop] = limited(work, time);
+    this.#wake = () => this.#closing && stop(closed("close() was called"));
+    this.#wake();
+    return promise;
   }
 
   /** How long to rest after the end of a link or of an attempt: whatever the gateway asks for, never without a floor. */
@@ -1070,6 +1091,7 @@ export class GatewayClient extends EventTarget {
 
   async #once() {
     let token;
+    if (this.#closing) return { code: 1000, reason: "" }; // by a listener
     try {
       await this.#apart();
       token = await this.#token();
@@ -1085,9 +1107,7 @@ export class GatewayClient extends EventTarget {
   /** Wait for the last socket, so that there is one connection at a time. A WebSocket without terminate() takes long. */
   #apart() {
     if (this.#held) return undefined; // the gateway cuts the last one itself
-    const [gone, stop] = limited(this.#gone, LINGER);
-    this.#wake = () => this.#closing && stop(closed("close() was called"));
-    return gone.catch((error) => {
+    return this.#unlessClosed(this.#gone, LINGER).catch((error) => {
       if (this.#closing) throw error;
     });
   }
@@ -1095,9 +1115,7 @@ export class GatewayClient extends EventTarget {
   async #token() {
     const { token } = this.#options;
     if (typeof token !== "function") return token;
-    const [promise, stop] = limited(Promise.resolve().then(token), TIMEOUT);
-    this.#wake = () => this.#closing && stop(closed("close() was called"));
-    return bare(await promise);
+    return bare(await this.#unlessClosed(Promise.resolve().then(token), TIMEOUT));
   }
 
   #connect(token, ended) {

@@ -244,6 +244,18 @@ async def test_nothing_is_lost_untold_if_a_second_loss_comes_while_a_topic_is_ca
     }
 
 
+async def test_a_listener_to_the_state_can_close_the_client_and_wake_it(hostile: Found) -> None:
+    assert hostile["isToldByItsListeners"] == {
+        "connecting": "closed",
+        "withoutToken": "closed",
+        "waiting": "closed",
+        "woken": "closed",
+        "wokenWithoutToken": "closed",
+        "opened": ["connecting", "closed"],
+        "asked": 1,
+    }
+
+
 async def test_what_is_no_gateway_is_told_as_that(hostile: Found) -> None:
     text, stranger, null = (one["message"] for one in hostile["isNoGateway"])
     assert "what came is not JSON" in text
