@@ -549,6 +549,7 @@ class Session {
   maxBytes = KEPT_BYTES;
   attempt = 0;
   late = null; // the timer that ends it while it is held
+  losses = 0; // of links
   sent = 0; // numbers: of our last message, of the last that was acknowledged, of the last that came, and was told
   acked = 0;
   received = 0;
@@ -637,6 +638,7 @@ class Session {
   detach() {
     this.tell(); // by the resume
     this.link = null;
+    this.losses++;
   }
 
   /** Take it that the link is lost. Returns for how long the gateway has then had nothing new, though it was sent. */
@@ -860,18 +862,26 @@ class Stream {
   /** Take it that the call has been sent. From now on the gateway counts its time, which is renewed if nothing moves. */
   sent() {
     const { exchange, outflow } = this;
+    const { session } = exchange;
     const { credit, bytes, timeout } = this.#shape;
     const limits = this.#port.limits();
     const isNamed = exchange.requests[0].node !== undefined;
     const third = (isNamed ? timeoutMs(timeout, limits) : limits.callTimeoutMs) / 3;
+    let losses; // of links, when it was last renewed: what is said without a link waits for the next one
     const renew = () => {
-      if (now() - this.#moved >= third) this.#grant({ credit: 0, bytes: 0 });
-      this.#late = timer(renew, this.#moved + third - now());
+      const isWaiting = session.link === null && losses === session.losses;
+      if (!isWaiting && now() - this.#moved >= third) {
+        losses = session.losses;
+        this.#grant({ credit: 0, bytes: 0 });
+      }
+      if (exchange.left === 0) return; // that was more than may be kept, and so the end
+      const rest = this.#moved + third - now();
+      this.#late = timer(renew, rest > 0 ? rest : third);
     };
     clearTimeout(this.#late);
     this.#moved = now();
     this.#inflow.open(credit, grantable(bytes, limits));
-    exchange.session.outflows.add(outflow);
+    session.outflows.add(outflow);
     renew();
     outflow.flush();
   }
