@@ -99,11 +99,13 @@ export interface ClientEvents {
 export interface WebSocketLike {
   readonly readyState: number;
   readonly bufferedAmount: number;
-  addEventListener(type: "message" | "close" | "error", listener: (event: any) => void): void;
+  addEventListener(type: "open" | "message" | "close" | "error", listener: (event: any) => void): void;
   send(text: string): void;
   close(code?: number): void;
   /** Ends it at once, whatever the other side does. Without it the next link waits, up to 35 s, until it is closed. */
   terminate?(): void;
+  /** As in the package ws: tells of an answer with an HTTP status that is no upgrade. Without it any refusal is 1006. */
+  on?(type: "unexpected-response", listener: (request: any, response: any) => void): unknown;
 }
 
 export interface ClientOptions {

@@ -549,6 +549,7 @@ class Session {
   maxBytes = KEPT_BYTES;
   attempt = 0;
   late = null; // the timer that ends it while it is held
+  losses = 0; // of links
   sent = 0; // numbers: of our last message, of the last that was acknowledged, of the last that came, and was told
   acked = 0;
   received = 0;
@@ -637,6 +638,7 @@ class Session {
   detach() {
     this.tell(); // by the resume
     this.link = null;
+    this.losses++;
   }
 
   /** Take it that the link is lost. Returns for how long the gateway has then had nothing new, though it was sent. */
@@ -714,9 +716,10 @@ class Subscription {
       if (recovered) continue;
       const position = this.#positions.get(topic);
       if (position?.epoch === epoch && position.offset === offset) continue;
-      this.#move(topic, epoch, offset);
-      if (position || (this.#began && this.#forgot)) this.#gap(topic);
-      else if (this.#began && offset > 0) begun[topic] = { epoch, offset: 0 };
+      const isNew = !position && this.#began && !this.#forgot && offset > 0;
+      this.#move(topic, epoch, isNew ? 0 : offset); // a loss before the second reply must not skip what it would bring
+      if (isNew) begun[topic] = { epoch, offset: 0 };
+      else if (position || (this.#began && this.#forgot)) this.#gap(topic);
     }
     for (const topic of [...this.#positions.keys()]) {
       if (Object.hasOwn(topics, topic)) continue;
@@ -859,18 +862,26 @@ class Stream {
   /** Take it that the call has been sent. From now on the gateway counts its time, which is renewed if nothing moves. */
   sent() {
     const { exchange, outflow } = this;
+    const { session } = exchange;
     const { credit, bytes, timeout } = this.#shape;
     const limits = this.#port.limits();
     const isNamed = exchange.requests[0].node !== undefined;
     const third = (isNamed ? timeoutMs(timeout, limits) : limits.callTimeoutMs) / 3;
+    let losses; // of links, when it was last renewed: what is said without a link waits for the next one
     const renew = () => {
-      if (now() - this.#moved >= third) this.#grant({ credit: 0, bytes: 0 });
-      this.#late = timer(renew, this.#moved + third - now());
+      const isWaiting = session.link === null && losses === session.losses;
+      if (!isWaiting && now() - this.#moved >= third) {
+        losses = session.losses;
+        this.#grant({ credit: 0, bytes: 0 });
+      }
+      if (exchange.left === 0) return; // that was more than may be kept, and so the end
+      const rest = this.#moved + third - now();
+      this.#late = timer(renew, rest > 0 ? rest : third);
     };
     clearTimeout(this.#late);
     this.#moved = now();
     this.#inflow.open(credit, grantable(bytes, limits));
-    exchange.session.outflows.add(outflow);
+    session.outflows.add(outflow);
     renew();
     outflow.flush();
   }
@@ -946,7 +957,7 @@ export class GatewayClient extends EventTarget {
   #welcome = null;
   #limits = LIMITS;
   #principal = null;
-  #running = null; // the promise of #run
+  #running = null; // resolves when #run is over
   #closing = false;
   #why = "open() comes first";
   #wake = () => {}; // ends what #run waits for
@@ -981,7 +992,7 @@ export class GatewayClient extends EventTarget {
 
   open({ timeout = TIMEOUT, signal } = {}) {
     if (this.#closing) return Promise.reject(closed("it is being closed"));
-    this.#running ??= this.#run();
+    if (this.#running === null) this.#start();
     if (this.#state === "waiting" || this.#state === "away") this.#wake();
     const answer = deferred();
     const look = () => {
@@ -1006,6 +1017,13 @@ export class GatewayClient extends EventTarget {
     clearTimeout(late);
   }
 
+  /** Run, and say so before the first listener is called: it may call open() and close(). */
+  #start() {
+    const over = deferred();
+    this.#running = over.promise;
+    this.#run().finally(over.resolve);
+  }
+
   async #run() {
     this.#failures = 0;
     this.#why = "no attempt has ended yet";
@@ -1016,16 +1034,30 @@ export class GatewayClient extends EventTarget {
       const { code, reason } = end;
       if (this.#closing || end.final || isFinal(code) || !this.#options.reconnect) return this.#finish(code, reason);
       const pause = this.#pauseAfter(end);
+      const rested = this.#rest(pause);
       this.#become("waiting", { code, reason, pause });
-      await new Promise((resolve) => {
-        const ready = timer(resolve, pause);
-        this.#wake = () => {
-          clearTimeout(ready);
-          resolve();
-        };
-      });
+      await rested;
       if (this.#closing) return this.#finish(code, reason);
     }
+  }
+
+  /** Wait for so long, or until #wake is called: by a listener to the state `waiting` too, because it is there at once. */
+  #rest(pause) {
+    const { promise, resolve } = deferred();
+    const ready = timer(resolve, pause);
+    this.#wake = () => {
+      clearTimeout(ready);
+      resolve();
+    };
+    return promise;
+  }
+
+  /** Wait for a part of an attempt. If the client is being closed, or will be, this rejects at once. */
+  #unlessClosed(work, time) {
+    const [promise, stop] = limited(work, time);
+    this.#wake = () => this.#closing && stop(closed("close() was called"));
+    this.#wake();
+    return promise;
   }
 
   /** How long to rest after the end of a link or of an attempt: whatever the gateway asks for, never without a floor. */
@@ -1069,6 +1101,7 @@ export class GatewayClient extends EventTarget {
 
   async #once() {
     let token;
+    if (this.#closing) return { code: 1000, reason: "" }; // by a listener
     try {
       await this.#apart();
       token = await this.#token();
@@ -1084,9 +1117,7 @@ export class GatewayClient extends EventTarget {
   /** Wait for the last socket, so that there is one connection at a time. A WebSocket without terminate() takes long. */
   #apart() {
     if (this.#held) return undefined; // the gateway cuts the last one itself
-    const [gone, stop] = limited(this.#gone, LINGER);
-    this.#wake = () => this.#closing && stop(closed("close() was called"));
-    return gone.catch((error) => {
+    return this.#unlessClosed(this.#gone, LINGER).catch((error) => {
       if (this.#closing) throw error;
     });
   }
@@ -1094,9 +1125,7 @@ export class GatewayClient extends EventTarget {
   async #token() {
     const { token } = this.#options;
     if (typeof token !== "function") return token;
-    const [promise, stop] = limited(Promise.resolve().then(token), TIMEOUT);
-    this.#wake = () => this.#closing && stop(closed("close() was called"));
-    return bare(await promise);
+    return bare(await this.#unlessClosed(Promise.resolve().then(token), TIMEOUT));
   }
 
   #connect(token, ended) {

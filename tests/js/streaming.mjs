@@ -399,6 +399,36 @@ const FLOODS = {
     return { begin: begin.stream, grants: grants().slice(0, 4).map(({ params }) => [params.id === begin.id, params.credit, params.bytes]) };
   },
 
+  /** The same, while the connection is away for long, twice. Returns how many renewals were made meanwhile. */
+  async renewsFromAfar(given) {
+    const answers = ({ method }) => (method === "connection.resume" ? { connId: "1", received: 0 } : undefined);
+    const server = await keeper(() => {}, answers, undefined, { limits: { callTimeoutMs: 300 } });
+    const one = client(given, {}, server.url);
+    const grants = () => one.harm.sent.filter(({ method }) => method === "rpc.credit").length;
+    await one.gateway.open();
+    while (!one.harm.sent.some(({ method }) => method === "connection.ack")) await sleep(2);
+    const stream = one.gateway.stream("quiet.run");
+    const found = [];
+    for (const _ of numbers(2)) {
+      while (grants() < 2) await sleep(5);
+      const away = until(one.gateway, "away");
+      one.harm.isAway = true;
+      const before = grants();
+      one.cut();
+      await away;
+      await sleep(600);
+      const back = until(one.gateway, "open");
+      one.harm.isAway = false;
+      await back;
+      found.push(grants() - before); // all that came before is sent again
+    }
+    while (grants() < 10) await sleep(5); // it goes on
+    stream.cancel();
+    await one.gateway.close();
+    server.stop();
+    return found;
+  },
+
   /** Values that come in a batch, with blanks that are none of theirs. */
   async inABatch(given) {
     const server = await keeper(({ message: { id, stream }, socket }) => {
@@ -450,6 +480,22 @@ const FLOODS = {
     return found;
   },
 };
+
+/** A stream that ends by its own renewal, which is more than may be kept. A timer that is left would keep Node running. */
+export async function endsByItsRenewal(given) {
+  const server = await keeper(() => {}, () => undefined, { session: "s", holdMs: 30_000, maxBytes: 150 }, { limits: { callTimeoutMs: 900 } });
+  const one = client(given, {}, server.url);
+  await one.gateway.open();
+  while (!one.harm.sent.some(({ method }) => method === "connection.ack")) await sleep(2);
+  const stream = one.gateway.stream("quiet.run");
+  one.harm.isAway = true;
+  one.cut();
+  const result = await nameOf(stream.result());
+  const states = one.names();
+  await one.gateway.close();
+  server.stop();
+  return { result, states };
+}
 
 /** Echo until both sides have come back so often. Values, order and ends are what there would be without a cut. */
 export async function streamThroughCuts(given) {

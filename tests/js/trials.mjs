@@ -528,6 +528,89 @@ const HOSTILITIES = {
     return { seen, asked };
   },
 
+  /** A topic began while the client was away, and the link is lost again before the client has caught up with it. */
+  async isLostAgainInTheMiddle({ connect }) {
+    const found = {};
+    for (const recovered of [true, false]) {
+      const asked = [];
+      const script = ({ socket, welcome, tell }) => {
+        const link = server.count.all;
+        const place = { epoch: "e", offset: 5 };
+        welcome();
+        socket.on("message", (data) => {
+          const { id, method, params } = JSON.parse(data);
+          if (method !== "event.subscribe") return;
+          asked.push(params.since);
+          if (link === 2 && asked.length === 3) return socket.close(4001);
+          const topics = { 1: {}, 2: { "a.new": place }, 3: { "a.new": { ...place, recovered } } }[link];
+          socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: { topics } }));
+          if (link === 1) return socket.close(4001);
+          const first = link === 3 && recovered ? params.since["a.new"].offset + 1 : 6;
+          for (const offset of numbers(7).slice(first)) tell("event.message", { topic: "a.new", epoch: "e", offset });
+        });
+      };
+      const server = await served(script);
+      const gateway = connect(UNKEPT, server.url);
+      gateway.open().catch(() => {});
+      const seen = [];
+      for await (const { gap, offset } of gateway.subscribe("a.*")) if (seen.push(gap ? "gap" : offset) && offset === 6) break;
+      await gateway.close();
+      server.stop();
+      found[recovered ? "kept" : "gone"] = { seen, asked: asked.at(-1) };
+    }
+    return found;
+  },
+
+  /** Clients whose listeners to `state` close them, or have them try at once, while they would wait for very long. */
+  async isToldByItsListeners({ connect }) {
+    const verifyClient = (_, answer) => answer(false, 503, "no", { "Retry-After": "300" });
+    const server = await served(() => {}, { verifyClient });
+    const never = () => new Promise(() => {});
+    const after = (state, act, token) => {
+      const gateway = connect({ token }, server.url);
+      const seen = states(gateway);
+      const acting = new Promise((resolve) => {
+        const look = ({ detail }) => {
+          if (detail.state !== state) return;
+          gateway.removeEventListener("state", look);
+          resolve(act(gateway, seen));
+        };
+        gateway.addEventListener("state", look);
+      });
+      gateway.open().catch(() => {});
+      return Promise.race([acting, sleep(10_000).then(() => "it hangs")]);
+    };
+    const close = (gateway) => gateway.close().then(() => gateway.state);
+    let asked = 0;
+    const laterNever = () => (asked++ === 0 ? "secret" : never());
+    /** Have it try at once, and close it in the midst of that. */
+    const wake = async (gateway) => {
+      gateway.open().catch(() => {});
+      await until(gateway, "connecting");
+      return close(gateway);
+    };
+    const wakeThenClose = (gateway) => {
+      gateway.open().catch(() => {});
+      return new Promise((resolve) =>
+        gateway.addEventListener("state", ({ detail }) => detail.state === "connecting" && resolve(close(gateway))),
+      );
+    };
+    const openAgain = (gateway, seen) => {
+      gateway.open().catch(() => {});
+      return close(gateway).then(() => seen.map(({ state }) => state));
+    };
+    const found = {
+      connecting: await after("connecting", close),
+      withoutToken: await after("connecting", close, never),
+      waiting: await after("waiting", close),
+      woken: await after("waiting", wake),
+      wokenWithoutToken: await after("waiting", wakeThenClose, laterNever),
+      opened: await after("connecting", openAgain),
+    };
+    server.stop();
+    return { ...found, asked };
+  },
+
   async isNoGateway({ connect }) {
     const found = [];
     for (const text of ["hello", '{"jsonrpc":"2.0","method":"hello"}', "null"]) {

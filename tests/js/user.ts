@@ -1,7 +1,7 @@
 // A program of somebody who uses the client, for the type checker: `tsc` says whether gateway-client.d.ts allows it.
 
 import { CallError, GatewayClient } from "../../gateway/javascript/gateway-client.js";
-import type { Gap, GatewayEvent, Stream, Welcome } from "../../gateway/javascript/gateway-client.js";
+import type { Gap, GatewayEvent, Stream, WebSocketLike, Welcome } from "../../gateway/javascript/gateway-client.js";
 
 interface Picture {
   size: number;
@@ -53,7 +53,14 @@ async function main(signal: AbortSignal): Promise<void> {
   // @ts-expect-error nobody but the client sets it
   gateway.principal = null;
   await gateway.close();
+  watched(new WebSocket("ws://127.0.0.1:8765/ws"));
 }
+
+/** A WebSocket of the user's own, which is told what the client listens to. */
+const watched = (socket: WebSocketLike): void => {
+  for (const type of ["open", "message", "close", "error"] as const) socket.addEventListener(type, () => console.log(type));
+  socket.on?.("unexpected-response", (_request, { statusCode, headers }) => console.log(statusCode, headers["retry-after"]));
+};
 
 const told = async (value: number, missed: number): Promise<void> => console.log(value + 1, missed > 0);
 const gone = ({ topic }: Gap): string => topic;

@@ -236,6 +236,26 @@ async def test_a_gap_in_a_pattern_is_passed_on_and_is_no_position_to_come_back_f
     assert hostile["losesItKnowsNotWhat"] == {"seen": [{"gap": True, "topic": "a.*"}] * 4, "asked": [{}, {}]}
 
 
+async def test_nothing_is_lost_untold_if_a_second_loss_comes_while_a_topic_is_caught_up_with(hostile: Found) -> None:
+    asked = {"a.new": {"epoch": "e", "offset": 0}}
+    assert hostile["isLostAgainInTheMiddle"] == {
+        "kept": {"seen": [1, 2, 3, 4, 5, 6], "asked": asked},
+        "gone": {"seen": ["gap", 6], "asked": asked},
+    }
+
+
+async def test_a_listener_to_the_state_can_close_the_client_and_wake_it(hostile: Found) -> None:
+    assert hostile["isToldByItsListeners"] == {
+        "connecting": "closed",
+        "withoutToken": "closed",
+        "waiting": "closed",
+        "woken": "closed",
+        "wokenWithoutToken": "closed",
+        "opened": ["connecting", "closed"],
+        "asked": 1,
+    }
+
+
 async def test_what_is_no_gateway_is_told_as_that(hostile: Found) -> None:
     text, stranger, null = (one["message"] for one in hostile["isNoGateway"])
     assert "what came is not JSON" in text

@@ -145,6 +145,16 @@ async def test_a_quiet_stream_is_renewed(floods: Found) -> None:
     assert floods["renews"] == {"begin": {"credit": 16, "bytes": 2**20}, "grants": [[True, 0, 0]] * 4}
 
 
+async def test_a_quiet_stream_is_renewed_once_while_the_connection_is_away(floods: Found) -> None:
+    assert floods["renewsFromAfar"] == [1, 1]
+
+
+async def test_a_stream_that_its_own_renewal_ends_leaves_no_timer() -> None:
+    trial = await _trials("endsByItsRenewal", START)  # that Node ends is what is looked at
+    assert trial["result"] == "connection_lost"
+    assert trial["states"][:3] == ["connecting", "open", "away"]
+
+
 async def test_more_than_was_granted_ends_the_connection(floods: Found) -> None:
     assert floods["overruns"] == {"progress": 1002, "push": 1002}
 
