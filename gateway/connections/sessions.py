@@ -187,7 +187,8 @@ class Sessions:
     def find(self, secret: str, principal: Principal, received: int, attempt: int) -> Connection:
         """Return the connection of a session. Raises Refusal if it cannot go on.
 
-        ``received`` is the number of the last message that the client has had, ``attempt`` grows with each try.
+        ``received`` is the number of the last message that the client has had, and acknowledges that one, because the
+        first acknowledgement may have been lost with the link. ``attempt`` grows with each try.
         """
         digest = _digest(secret)
         connection = self._kept.get(digest)  # a digest cannot be guessed byte by byte, so this tells no time
@@ -202,6 +203,9 @@ class Sessions:
             right = f"received: must be from {session.acked} to {session.sent}"
             raise Refusal(errors.INVALID_PARAMS, right)
         session.attempt = attempt
+        session.acknowledged(received)
+        if not connection.outlives_link:
+            raise self._gone(digest, principal)
         return connection
 
     def _gone(self, digest: bytes, principal: Principal) -> Refusal:

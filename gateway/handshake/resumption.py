@@ -34,13 +34,12 @@ class Resumption:
             right = "it must be the first message of a link, or the first after gateway.authenticate"
             raise Refusal(errors.CONFLICT, right)
         connection = self._sessions.find(secret, newcomer.principal, received, attempt)
-        return connection, partial(self._go_on, connection, newcomer, received)
+        return connection, partial(self._go_on, connection, newcomer)
 
-    def _go_on(self, connection: Connection, newcomer: Connection, received: int) -> None:
+    def _go_on(self, connection: Connection, newcomer: Connection) -> None:
         session = connection.session
         if session is None or not newcomer.is_linked or not connection.lose_link():
             return
-        session.acknowledged(received)
         waited = session.hold - (self._sessions.left(connection) or 0.0)
         remote, credential = connection.remote, newcomer.credential
         connection.take(newcomer, round(waited, 3))
