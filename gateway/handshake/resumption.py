@@ -44,7 +44,7 @@ class Resumption:
         remote, credential = connection.remote, newcomer.credential
         connection.take(newcomer, round(waited, 3))
         self._sessions.back(connection)
-        self._admission.moved(connection, remote)
+        self._admission.places.move(connection, remote)
         self._admission.adopted(connection, credential)
         connection.rewrite()
         self._back(connection)
