@@ -334,17 +334,28 @@ class Admission:
                 await asyncio.sleep(0)
             if not connection.is_open:
                 continue
-            renewed = authenticator.renewed(connection.credential)
-            if renewed is None:
-                connection.end(errors.CREDENTIAL_REVOKED)
+            before = connection.principal
+            if not self.renewed(connection):
                 revoked += 1
-            elif renewed is not connection.credential:
-                before = connection.principal
-                connection.adopt(renewed)
-                if renewed.principal != before:
-                    self._changed(connection)
-                    await self._rescope(connection)
+            elif connection.principal != before:
+                await self._rescope(connection)
         return revoked
+
+    def renewed(self, connection: Connection) -> bool:
+        """Give a connection its credential as it is under the tokens or keys that were read last.
+
+        Returns False if it is gone; that ends the connection. `renew` asks for each connection that has entered. For a
+        guest, or to hand the credential on, this is asked anew: a reload may have come meanwhile, or be at work.
+        """
+        before, renewed = connection.principal, self._authenticator.renewed(connection.credential)
+        if renewed is None:
+            connection.end(errors.CREDENTIAL_REVOKED)
+            return False
+        if renewed is not connection.credential:
+            connection.adopt(renewed)
+            if renewed.principal != before and connection in self.places:
+                self._changed(connection)
+        return True
 
     async def _rescope(self, connection: Connection) -> None:
         if self.refreshes_at_once(connection):

@@ -49,6 +49,10 @@ class Places:
         self._entered: set[Connection] = set()
         self._admins: set[Connection] = set()
 
+    def __contains__(self, connection: Connection) -> bool:
+        """Return whether a connection has entered."""
+        return connection in self._entered
+
     # Those that are in
 
     def enter(self, connection: Connection) -> None:

@@ -27,12 +27,14 @@ class Resumption:
         """Return the connection that goes on, and what makes it do so: call that once the reply has been sent.
 
         ``received`` is the number of the last message that the client has had; ``attempt`` grows with each try. Raises
-        Refusal, and then the new connection is an ordinary one.
+        Refusal, and then the new connection is an ordinary one, unless its credential is gone.
         """
         if not newcomer.is_fresh:
             self._sessions.resumes["conflict"] += 1
             right = "it must be the first message of a link, or the first after gateway.authenticate"
             raise Refusal(errors.CONFLICT, right)
+        if not self._admission.renewed(newcomer):
+            raise Refusal(errors.UNAUTHENTICATED, "the credential was revoked")
         connection = self._sessions.find(secret, newcomer.principal, received, attempt)
         return connection, partial(self._go_on, connection, newcomer)
 

@@ -7,7 +7,9 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from pytest_aiohttp import AiohttpClient
 
-from gateway.app import CONNECTIONS
+from gateway.app import CONNECTIONS, GATEWAY
+from gateway.auth.authenticators import load
+from gateway.config import parse
 from tests.support.credentials import OP, PAGE, PI, TokensFile
 from tests.support.kept import Client, Kept, code_of, gateway_for, held, until
 
@@ -172,3 +174,36 @@ async def turned_away(client: Client, token: str, by: str) -> bool:
     reply = await newcomer.raw("gateway.authenticate", {"token": token})
     assert "result" in reply or code_of(reply) == -32009
     return "error" in reply
+
+
+@pytest.mark.parametrize("first", ["gateway.ping", "connection.resume"])
+async def test_a_credential_that_is_revoked_before_the_message_of_a_guest(
+    aiohttp_client: AiohttpClient, tokens: TokensFile, first: str
+) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits={"max_connections_per_principal": 1})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    guest = Kept(client, tokens.of(PI))
+    guest.session = kept.session
+    await guest.link()
+    tokens.drop(PI)
+    await client.app[GATEWAY].renew(load(parse({"auth": tokens.auth}).auth))
+    await until(lambda: not client.app[CONNECTIONS])
+    await guest.ws.send_json({"jsonrpc": "2.0", "id": 1, "method": first, "params": {}})
+    await guest.ws.receive()
+    assert guest.ws.close_code == 4503
+    assert not client.app[CONNECTIONS]
+    await until(lambda: not client.app[CONNECTIONS].owing)
+
+
+async def test_a_credential_that_is_narrowed_before_the_resume_of_a_guest(
+    aiohttp_client: AiohttpClient, tokens: TokensFile
+) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits={"max_connections_per_principal": 1})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    await kept.link()
+    tokens.put(PI._replace(scopes=("serve:m.one",)))
+    await client.app[GATEWAY].renew(load(parse({"auth": tokens.auth}).auth))
+    assert "result" in await kept.resume()
+    assert kept.connection.principal.scopes == ("serve:m.one",)

@@ -72,7 +72,7 @@ def test_the_longest_held_goes_for_a_newcomer() -> None:
     first, second = (house.enter(PI, held=True) for _ in range(2))
     house.enter(PI)
     assert house.comes(PAGE) == ""
-    assert first not in house.places._entered and house.order == [second]
+    assert first not in house.places and house.order == [second]
     assert house.comes(PAGE) == ""
     assert house.comes(PAGE) in NO_PLACES
 
@@ -81,10 +81,10 @@ def test_no_admin_goes_for_others_if_that_leaves_a_reserved_place() -> None:
     house = House(max_connections=4, reserved_for_admin=2)
     admin, pi, _ = house.enter(OP, held=True), house.enter(PI), house.enter(PI)
     assert house.comes(PAGE).endswith("limits.reserved_for_admin")
-    assert admin in house.places._entered
+    assert admin in house.places
     house.order.append(pi)
     assert house.comes(PAGE) == ""
-    assert pi not in house.places._entered and house.order == [admin]
+    assert pi not in house.places and house.order == [admin]
 
 
 def test_nor_if_the_gateway_is_full() -> None:
@@ -129,7 +129,7 @@ def test_but_its_own_does(bound: str) -> None:
     house = House(**{"max_connections": 2, bound: 1})
     other, own = house.enter(PAGE, THERE, held=True), house.enter(PI, held=True)
     assert house.comes(PI) == ""
-    assert house.order == [other] and own not in house.places._entered
+    assert house.order == [other] and own not in house.places
 
 
 def test_what_leaves_or_moves_is_counted_no_more() -> None:

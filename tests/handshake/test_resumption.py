@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 import pytest
 from pytest_aiohttp import AiohttpClient
@@ -11,6 +12,8 @@ from gateway.auth.authenticators import load
 from gateway.config import parse
 from tests.support.credentials import OP, PAGE, PI, TokensFile
 from tests.support.kept import Client, Kept, code_of, gateway_for, held, until
+
+RESUME: Final = {"session": "x" * 43, "received": 0, "attempt": 1}
 
 
 @pytest.fixture
@@ -188,6 +191,30 @@ async def test_a_narrower_credential_takes_away_what_it_does_not_allow(
     assert node is not None
     await until(lambda: list(node.methods) == ["m.one"])
     assert not kept.connection.principal.allows("serve:m.two")
+
+
+@pytest.mark.parametrize("change", ["narrowed", "revoked"])
+async def test_a_resume_during_a_reload_that_has_not_come_to_the_newcomer_yet(
+    aiohttp_client: AiohttpClient, tokens: TokensFile, change: str
+) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth)
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    await kept.link()
+    if change == "narrowed":
+        tokens.put(PI._replace(scopes=("serve:m.one",)))
+    else:
+        tokens.drop(PI)
+    authenticator = load(parse({"auth": tokens.auth}).auth)
+    await client.app[GATEWAY].admission.renew(authenticator, [kept.connection])  # as if very many came in between
+    if change == "narrowed":
+        assert "result" in await kept.resume()
+        assert kept.connection.principal.scopes == ("serve:m.one",)
+        assert kept.connection.is_linked
+        return
+    await kept.ws.send_json({"jsonrpc": "2.0", "id": 1, "method": "connection.resume", "params": RESUME})
+    await kept.ws.receive()
+    assert kept.ws.close_code == 4503
 
 
 @pytest.mark.parametrize("cause", ["credential_revoked", "credential_expired"])
