@@ -140,7 +140,7 @@ class Gateway:
         self.text: Callable[[Connection, Payload], None]  # on the hot path: no call in between
         self.dispatcher.attach(self)
         self.sessions: Final = parts.sessions(config, self.held)
-        self.admission.held = self.sessions
+        self.admission.places.held = self.sessions
         own = self._own(config, status)
         self._welcome = own.welcome
         for source in (own, *self._methods(config)):

@@ -170,9 +170,12 @@ class Connection(Identity):
     @property
     def is_open(self) -> bool:
         """Whether the connection is open, and not on its way out. It may be held."""
-        if self._over:
-            return False
-        return self.link.state is State.OPEN or self.held is not None or self._may_be_held(self.link.ended)
+        return not self._over and (self.link.state is State.OPEN or self.outlives_link)
+
+    @property
+    def outlives_link(self) -> bool:
+        """Whether the connection is held, or would be if its link were lost now."""
+        return self.held is not None or self._may_be_held(self.link.ended)
 
     @property
     def is_over(self) -> bool:

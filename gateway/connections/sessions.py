@@ -144,18 +144,18 @@ class Sessions:
     def hold(self, connection: Connection, seconds: float) -> None:
         """Hold a connection whose link is lost, for so many seconds. If there are too many, the oldest goes."""
         if len(self._held) >= self._max_held:
-            self.make_room()
+            _too_late(next(iter(self._held)))
         self._held[connection] = None
         self._held_of[connection.principal.name] += 1
         self._ends.begin(connection, seconds)
         self._tell_held(connection)
 
-    def make_room(self) -> bool:
-        """End the connection that is held longest. Returns whether there was one."""
-        if not self._held:
-            return False
-        _too_late(next(iter(self._held)))
-        return True
+    def make_room(self, fits: Callable[[Connection], bool]) -> bool:
+        """End the connection that is held longest of those that fit. Returns whether there was one."""
+        chosen = next(filter(fits, self._held), None)
+        if chosen is not None:
+            _too_late(chosen)
+        return chosen is not None
 
     def _hold_no_more(self, connection: Connection) -> None:
         if connection in self._held:
@@ -187,7 +187,8 @@ class Sessions:
     def find(self, secret: str, principal: Principal, received: int, attempt: int) -> Connection:
         """Return the connection of a session. Raises Refusal if it cannot go on.
 
-        ``received`` is the number of the last message that the client has had, ``attempt`` grows with each try.
+        ``received`` is the number of the last message that the client has had, and acknowledges that one, because the
+        first acknowledgement may have been lost with the link. ``attempt`` grows with each try.
         """
         digest = _digest(secret)
         connection = self._kept.get(digest)  # a digest cannot be guessed byte by byte, so this tells no time
@@ -202,6 +203,9 @@ class Sessions:
             right = f"received: must be from {session.acked} to {session.sent}"
             raise Refusal(errors.INVALID_PARAMS, right)
         session.attempt = attempt
+        session.acknowledged(received)
+        if not connection.outlives_link:
+            raise self._gone(digest, principal)
         return connection
 
     def _gone(self, digest: bytes, principal: Principal) -> Refusal:

@@ -1,6 +1,7 @@
-"""Which connections come in, how many of them, and until when: credentials, and the bounds on connections.
+"""Which connections come in, and until when: their credentials, and whether there is a place.
 
-`upgrade.Gatekeeper` checks the request before. What a principal may do is in `auth.scopes`.
+`upgrade.Gatekeeper` checks the request before. `places.Places` counts those that are in. What a principal may do is in
+`auth.scopes`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from aiohttp import hdrs
 
@@ -25,9 +26,10 @@ from gateway.auth.credentials import (
     is_too_long,
 )
 from gateway.auth.expiry import Expiries
-from gateway.auth.scopes import ADMIN, origin
+from gateway.auth.scopes import origin
 from gateway.config import Config
 from gateway.connections.connection import Connection
+from gateway.handshake.places import NO_PLACES, Places
 from gateway.handshake.rejections import Stage
 from gateway.handshake.upgrade import RETRY_AFTER, RefusedError
 from gateway.limits import Counts, Failures, address_key
@@ -44,8 +46,6 @@ _CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="aisop
 _TOO_LONG: Final = f"a credential has at most {MAX_CREDENTIAL} bytes"
 _AT_ONCE: Final = 2
 """How many credentials of one connection are verified in one event-loop iteration."""
-_FULL: Final = "the gateway is full; see limits.max_connections"
-_RESERVED: Final = "the places that are left are kept for admins; see limits.reserved_for_admin"
 _SLICE: Final = 200
 """How many connections a reload checks in one event-loop iteration."""
 
@@ -69,20 +69,6 @@ class GuestError(Exception):
         self.credential = credential
 
 
-class Held(Protocol):
-    """The connections that have lost their link, and have a place each (`connections.sessions.Sessions`)."""
-
-    @property
-    def held(self) -> int:
-        """How many there are."""
-
-    def held_of(self, principal: str) -> int:
-        """How many are of the principal with this name."""
-
-    def make_room(self) -> bool:
-        """End the one that is held longest. Returns whether there was one."""
-
-
 class Admission:
     """The bounds and the credentials. Every call but ``renew`` is plain, and each is made once for an event.
 
@@ -102,8 +88,6 @@ class Admission:
         at_once: Callable[[Connection], bool],
         steps: Steps,
     ) -> None:
-        self.held: Held | None = None
-        """The connections that are held, once there can be any."""
         self._guests = Counts()
         self._lines = lines
         self._status = status
@@ -116,10 +100,7 @@ class Admission:
         self._failures = Failures(time.monotonic)
         self._verifying: dict[Connection, int] = {}
         self._expiries = Expiries(config.auth.expiry_notice)
-        self._of_address = Counts()
-        self._of_principal = Counts()
-        self._entered: set[Connection] = set()
-        self._admins: set[Connection] = set()
+        self.places: Final = Places(config.limits, principals=authenticator.asks)
         self._owing = Counts()
         self._owing_in_all = 0
 
@@ -140,16 +121,20 @@ class Admission:
         """
         if self._status.phase is not Phase.READY:
             raise _unavailable(f"the gateway is {self._status.phase}")
-        if not self._authenticator.asks and not self._limits.max_connections_per_address and not self._is_full():
+        if (
+            not self._authenticator.asks
+            and not self._limits.max_connections_per_address
+            and not self.places.are_taken()
+        ):
             return ANYBODY
         address = address_key(remote)
-        no_room = self._no_room(address)
-        if no_room is not None and not self._any_held:
-            raise no_room
+        why = self.places.why_nobody(address)
+        if why and not self.places.any_held:
+            raise _no_room(why)
         if not self._authenticator.asks:
-            return self._placed(ANYBODY, no_room)
+            return self._placed(ANYBODY, address)
         if authorization:
-            return self._bearer(authorization, address, no_room)
+            return self._bearer(authorization, address)
         if self._owing_in_all >= self._limits.max_unauthenticated:
             raise _unavailable("too many connections owe their credential; see limits.max_unauthenticated")
         if address and self._owing.of(address) >= self._limits.max_unauthenticated_per_address:
@@ -157,40 +142,22 @@ class Admission:
             raise _too_many(f"{why}; see limits.max_unauthenticated_per_address")
         return NO_CREDENTIAL
 
-    def _no_room(self, address: str) -> RefusedError | None:
-        """Return why there is no place for a connection from this address, whoever it is."""
-        if self._is_full():
-            return _unavailable(_FULL)
-        most = self._limits.max_connections_per_address
-        if most and address and self._of_address.of(address) >= most:
-            return _too_many("too many connections from this address; see limits.max_connections_per_address")
-        return None
-
-    def _placed(self, credential: Credential, no_room: RefusedError | None) -> Credential:
+    def _placed(self, credential: Credential, address: str) -> Credential:
         """Return a credential for which there is a place. If there is none, a connection that is held may go for it.
 
         Raises GuestError if the principal has some that are held, otherwise RefusedError.
         """
-        if no_room is None and self._is_reserved_from(credential):
-            no_room = _unavailable(_RESERVED)
-        if no_room is None and self._is_crowded(credential):
-            no_room = _too_many("too many connections of this principal; see limits.max_connections_per_principal")
-        if no_room is None:
-            return credential
-        if self.may_return(credential):
+        why = self.places.why_not(credential.principal, address)
+        if why and self.may_return(credential):
             raise GuestError(credential)
-        if no_room.status != 503 or self.held is None or not self.held.make_room():
-            raise no_room
+        if why and not self.places.make_room(why, credential.principal, address):
+            raise _no_room(why)
         return credential
-
-    @property
-    def _any_held(self) -> bool:
-        return self.held is not None and self.held.held > 0
 
     def may_return(self, credential: Credential) -> bool:
         """Return whether a principal has more connections that are held than it has guests."""
         name = credential.principal.name
-        return self.held is not None and self.held.held_of(name) > self._guests.of(name)
+        return self.places.held_of(name) > self._guests.of(name)
 
     def invited(self, connection: Connection) -> None:
         """Count a guest."""
@@ -200,7 +167,7 @@ class Admission:
         """Stop counting a guest."""
         self._guests.leave(connection.principal.name)
 
-    def _bearer(self, authorization: Sequence[str], address: str, no_room: RefusedError | None) -> Credential:
+    def _bearer(self, authorization: Sequence[str], address: str) -> Credential:
         scheme, _, token = authorization[0].strip().partition(" ")
         token = token.strip()
         if len(authorization) > 1 or scheme.lower() != "bearer" or not token:
@@ -213,7 +180,7 @@ class Admission:
             raise _too_many(str(error), math.ceil(error.seconds), stage="authenticate") from None
         except CredentialError as error:
             raise _unauthenticated(str(error)) from None
-        return self._placed(credential, no_room)
+        return self._placed(credential, address)
 
     # By a message
 
@@ -258,40 +225,19 @@ class Admission:
 
     def _check_room(self, credential: Credential) -> None:
         """Look for a place for a connection that has owed its credential. Raises Refusal or GuestError."""
-        if self._why_not(credential) and self.may_return(credential):
+        if self.places.why_not(credential.principal) and self.may_return(credential):
             raise GuestError(credential)
         self.check_room(credential)
 
     def check_room(self, credential: Credential, remote: str = "") -> None:
-        """Look for a place for a connection that has none yet. If all are taken, the one that is held longest goes.
+        """Look for a place for a connection that has none yet. If all are taken, one that is held may go for it.
 
         Its address counts if ``remote`` is given. Raises Refusal if there is no place.
         """
-        why = self._why_not(credential, address_key(remote))
-        if why and (why not in (_FULL, _RESERVED) or self.held is None or not self.held.make_room()):
+        address = address_key(remote)
+        why = self.places.why_not(credential.principal, address)
+        if why and not self.places.make_room(why, credential.principal, address):
             raise not_run(errors.OVERLOADED, why, retryAfterMs=errors.RETRY_FULL_MS)
-
-    def _why_not(self, credential: Credential, address: str = "") -> str:
-        """Return why there is no place for a connection that has none yet; empty if there is one."""
-        most = self._limits.max_connections_per_address
-        if self._is_full():
-            return _FULL
-        if self._is_reserved_from(credential):
-            return _RESERVED
-        if self._is_crowded(credential):
-            return "too many connections of this principal"
-        if most and address and self._of_address.of(address) >= most:
-            return "too many connections from this address"
-        return ""
-
-    def _is_full(self) -> bool:
-        return len(self._entered) >= self._limits.max_connections
-
-    def _is_reserved_from(self, credential: Credential) -> bool:
-        """Return whether all places that are left are kept for admins, and the credential is not an admin's."""
-        others = len(self._entered) - len(self._admins)
-        most = self._limits.max_connections - self._limits.reserved_for_admin
-        return others >= most and not credential.principal.allows(ADMIN)
 
     def _verified(self, token: str, address: str, connection: Connection | None = None) -> Credential:
         """Return what a credential gives. Raises CredentialError, or _WaitError if it has not been looked at.
@@ -323,41 +269,27 @@ class Admission:
         if count > _AT_ONCE:
             raise _WaitError("too many credentials at once", errors.RETRY_BUSY_MS / 1000)
 
-    def _is_crowded(self, credential: Credential) -> bool:
-        most = self._limits.max_connections_per_principal
-        return bool(most) and self._of_principal.of(credential.principal.name) >= most
-
     # The life of a connection
 
     def owes(self, connection: Connection) -> None:
         """Count a connection that is open, and owes its credential."""
         address = address_key(connection.remote)
-        self._of_address.enter(address)
+        self.places.of_address.enter(address)
         self._owing.enter(address)
         self._owing_in_all += 1
 
     def owes_no_more(self, connection: Connection) -> None:
         """Stop counting a connection as owing: it has brought its credential, or is over."""
         address = address_key(connection.remote)
-        self._of_address.leave(address)
+        self.places.of_address.leave(address)
         self._owing.leave(address)
         self._owing_in_all -= 1
 
     def entered(self, connection: Connection) -> None:
         """Count a connection that is open, with the credential that it has."""
-        self._entered.add(connection)
-        if self._limits.max_connections_per_address:
-            self._of_address.enter(address_key(connection.remote))
+        self.places.enter(connection)
         if self._authenticator.asks:
-            self._of_principal.enter(connection.principal.name)
-            self._count_admin(connection)
             self._expiries.watch(connection)
-
-    def moved(self, connection: Connection, before: str) -> None:
-        """Count a connection at another address than ``before``, because it goes on by another link."""
-        if self._limits.max_connections_per_address:
-            self._of_address.leave(address_key(before))
-            self._of_address.enter(address_key(connection.remote))
 
     def adopted(self, connection: Connection, credential: Credential) -> None:
         """Give a connection the credential of the link by which it goes on. What that does not allow ends in steps."""
@@ -385,12 +317,8 @@ class Admission:
 
     def left(self, connection: Connection) -> None:
         """Stop counting a connection that has entered, and is over."""
-        self._entered.discard(connection)
-        self._admins.discard(connection)
-        if self._limits.max_connections_per_address:
-            self._of_address.leave(address_key(connection.remote))
+        self.places.leave(connection)
         if self._authenticator.asks:
-            self._of_principal.leave(connection.principal.name)
             self._expiries.forget(connection)
 
     async def renew(self, authenticator: Authenticator, connections: Iterable[Connection]) -> int:
@@ -406,17 +334,28 @@ class Admission:
                 await asyncio.sleep(0)
             if not connection.is_open:
                 continue
-            renewed = authenticator.renewed(connection.credential)
-            if renewed is None:
-                connection.end(errors.CREDENTIAL_REVOKED)
+            before = connection.principal
+            if not self.renewed(connection):
                 revoked += 1
-            elif renewed is not connection.credential:
-                before = connection.principal
-                connection.adopt(renewed)
-                if renewed.principal != before:
-                    self._changed(connection)
-                    await self._rescope(connection)
+            elif connection.principal != before:
+                await self._rescope(connection)
         return revoked
+
+    def renewed(self, connection: Connection) -> bool:
+        """Give a connection its credential as it is under the tokens or keys that were read last.
+
+        Returns False if it is gone; that ends the connection. `renew` asks for each connection that has entered. For a
+        guest, or to hand the credential on, this is asked anew: a reload may have come meanwhile, or be at work.
+        """
+        before, renewed = connection.principal, self._authenticator.renewed(connection.credential)
+        if renewed is None:
+            connection.end(errors.CREDENTIAL_REVOKED)
+            return False
+        if renewed is not connection.credential:
+            connection.adopt(renewed)
+            if renewed.principal != before and connection in self.places:
+                self._changed(connection)
+        return True
 
     async def _rescope(self, connection: Connection) -> None:
         if self.refreshes_at_once(connection):
@@ -426,14 +365,12 @@ class Admission:
 
     def _changed(self, connection: Connection) -> None:
         """Count a connection as what its other credential makes it."""
-        self._count_admin(connection)
+        self.places.review(connection)
         self._expiries.watch(connection)
 
-    def _count_admin(self, connection: Connection) -> None:
-        if connection.principal.allows(ADMIN):
-            self._admins.add(connection)
-        else:
-            self._admins.discard(connection)
+
+def _no_room(why: str) -> RefusedError:
+    return _unavailable(why) if why in NO_PLACES else _too_many(why)
 
 
 def _unavailable(why: str) -> RefusedError:

@@ -72,6 +72,8 @@ class Guests:
         message = jsonrpc.decoded(bytes(data))
         resumes = message is not None and message.method == RESUME
         self._leave(connection)
+        if not self._admission.renewed(connection):
+            return
         if resumes:
             self._inside.text(connection, data)
             if connection.is_over:

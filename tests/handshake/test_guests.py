@@ -7,7 +7,9 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from pytest_aiohttp import AiohttpClient
 
-from gateway.app import CONNECTIONS
+from gateway.app import CONNECTIONS, GATEWAY
+from gateway.auth.authenticators import load
+from gateway.config import parse
 from tests.support.credentials import OP, PAGE, PI, TokensFile
 from tests.support.kept import Client, Kept, code_of, gateway_for, held, until
 
@@ -127,3 +129,81 @@ async def test_all_places_are_held_and_a_stranger_comes(aiohttp_client: AiohttpC
     await kept[1].back()
     await kept[0].link()
     assert code_of(await kept[0].resume()) == -32004
+
+
+@pytest.mark.parametrize("by", ["header", "message"])
+async def test_admins_that_are_held_leave_no_reserved_place_to_others(
+    aiohttp_client: AiohttpClient, tokens: TokensFile, by: str
+) -> None:
+    limits = {"max_connections": 4, "reserved_for_admin": 2}
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits)
+    admin = await Kept.open(client, tokens.of(OP))
+    await admin.cut()
+    others = [await Kept.open(client, tokens.of(PI)) for _ in range(2)]
+    assert await turned_away(client, tokens.of(PAGE), by)
+    assert admin.connection.held is not None
+    await others[1].cut()
+    assert not await turned_away(client, tokens.of(PAGE), by)
+    assert others[1].conn_id not in client.app[CONNECTIONS]
+    await admin.back()
+
+
+async def test_a_full_gateway_ends_none_that_is_held_for_one_too_many_of_a_principal(
+    aiohttp_client: AiohttpClient, tokens: TokensFile
+) -> None:
+    limits = {"max_connections": 2, "reserved_for_admin": 0, "max_connections_per_principal": 1}
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits)
+    held_one = await Kept.open(client, tokens.of(PAGE))
+    await held_one.cut()
+    await Kept.open(client, tokens.of(PI))
+    for by in ("header", "message"):
+        assert await turned_away(client, tokens.of(PI), by)
+    await held_one.back()
+
+
+async def turned_away(client: Client, token: str, by: str) -> bool:
+    """Whether there is no place for a newcomer, who stays otherwise."""
+    if by == "header":
+        try:
+            await Kept(client, token).link()
+        except WSServerHandshakeError as refusal:
+            return refusal.status == 503
+        return False
+    newcomer = Kept(client)
+    await newcomer.link()
+    reply = await newcomer.raw("gateway.authenticate", {"token": token})
+    assert "result" in reply or code_of(reply) == -32009
+    return "error" in reply
+
+
+@pytest.mark.parametrize("first", ["gateway.ping", "connection.resume"])
+async def test_a_credential_that_is_revoked_before_the_message_of_a_guest(
+    aiohttp_client: AiohttpClient, tokens: TokensFile, first: str
+) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits={"max_connections_per_principal": 1})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    guest = Kept(client, tokens.of(PI))
+    guest.session = kept.session
+    await guest.link()
+    tokens.drop(PI)
+    await client.app[GATEWAY].renew(load(parse({"auth": tokens.auth}).auth))
+    await until(lambda: not client.app[CONNECTIONS])
+    await guest.ws.send_json({"jsonrpc": "2.0", "id": 1, "method": first, "params": {}})
+    await guest.ws.receive()
+    assert guest.ws.close_code == 4503
+    assert not client.app[CONNECTIONS]
+    await until(lambda: not client.app[CONNECTIONS].owing)
+
+
+async def test_a_credential_that_is_narrowed_before_the_resume_of_a_guest(
+    aiohttp_client: AiohttpClient, tokens: TokensFile
+) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits={"max_connections_per_principal": 1})
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    await kept.link()
+    tokens.put(PI._replace(scopes=("serve:m.one",)))
+    await client.app[GATEWAY].renew(load(parse({"auth": tokens.auth}).auth))
+    assert "result" in await kept.resume()
+    assert kept.connection.principal.scopes == ("serve:m.one",)

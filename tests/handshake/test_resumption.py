@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 import pytest
 from pytest_aiohttp import AiohttpClient
@@ -11,6 +12,8 @@ from gateway.auth.authenticators import load
 from gateway.config import parse
 from tests.support.credentials import OP, PAGE, PI, TokensFile
 from tests.support.kept import Client, Kept, code_of, gateway_for, held, until
+
+RESUME: Final = {"session": "x" * 43, "received": 0, "attempt": 1}
 
 
 @pytest.fixture
@@ -49,6 +52,45 @@ async def test_over_a_link_that_still_seems_to_live(kept: Kept, client: Client) 
     assert kept.connection.link is not link
     assert await kept.result("gateway.ping", {"n": 1}) == {"n": 1}
     assert len(client.app[CONNECTIONS]) == 1
+
+
+async def test_over_a_link_that_still_seems_to_live_and_has_not_brought_the_first_acknowledgement(
+    client: Client,
+) -> None:
+    kept = Kept(client)
+    await kept.link()
+    await kept.keep()
+    link = kept.connection.link
+    await kept.back()  # whoever names the session knows of it
+    assert kept.connection.link is not link
+    assert await kept.result("gateway.ping", {"n": 1}) == {"n": 1}
+    await kept.cut()
+    assert held(client) == 1
+
+
+async def test_one_that_is_not_to_be_held_is_gone_for_a_newcomer(client: Client) -> None:
+    kept = await Kept.open(client, holdMs=0)
+    await refused_as_gone(kept)
+
+
+async def test_one_of_which_too_much_was_dropped_is_gone_for_a_newcomer(aiohttp_client: AiohttpClient) -> None:
+    limits = {"max_held_bytes": 100_000, "max_outbox_bytes": 100_000, "max_message_bytes": 50_000}
+    kept = await Kept.open(await gateway_for(aiohttp_client, limits=limits))
+    for number in range(4):
+        await kept.result("gateway.ping", {"x": "x" * 40_000, "n": number})
+    await refused_as_gone(kept, received=0)
+
+
+async def refused_as_gone(kept: Kept, received: int | None = None) -> None:
+    """Come by a new link while the old one is open: that stays as it is, and the new one is an ordinary connection."""
+    connection, link = kept.connection, kept.connection.link
+    await kept.link()
+    assert code_of(await kept.resume(received)) == -32004
+    assert connection.is_linked and connection.link is link
+    assert "result" in await kept.raw("connection.keep", {})
+    assert len(kept.client.app[CONNECTIONS]) == 2
+    resumes = kept.client.app[GATEWAY].sessions.resumes
+    assert (resumes["resumed"], resumes["unknown"]) == (0, 1)
 
 
 async def test_a_late_attempt_of_an_older_link_is_a_conflict(kept: Kept) -> None:
@@ -149,6 +191,30 @@ async def test_a_narrower_credential_takes_away_what_it_does_not_allow(
     assert node is not None
     await until(lambda: list(node.methods) == ["m.one"])
     assert not kept.connection.principal.allows("serve:m.two")
+
+
+@pytest.mark.parametrize("change", ["narrowed", "revoked"])
+async def test_a_resume_during_a_reload_that_has_not_come_to_the_newcomer_yet(
+    aiohttp_client: AiohttpClient, tokens: TokensFile, change: str
+) -> None:
+    client = await gateway_for(aiohttp_client, auth=tokens.auth)
+    kept = await Kept.open(client, tokens.of(PI))
+    await kept.cut()
+    await kept.link()
+    if change == "narrowed":
+        tokens.put(PI._replace(scopes=("serve:m.one",)))
+    else:
+        tokens.drop(PI)
+    authenticator = load(parse({"auth": tokens.auth}).auth)
+    await client.app[GATEWAY].admission.renew(authenticator, [kept.connection])  # as if very many came in between
+    if change == "narrowed":
+        assert "result" in await kept.resume()
+        assert kept.connection.principal.scopes == ("serve:m.one",)
+        assert kept.connection.is_linked
+        return
+    await kept.ws.send_json({"jsonrpc": "2.0", "id": 1, "method": "connection.resume", "params": RESUME})
+    await kept.ws.receive()
+    assert kept.ws.close_code == 4503
 
 
 @pytest.mark.parametrize("cause", ["credential_revoked", "credential_expired"])
