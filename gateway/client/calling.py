@@ -251,10 +251,14 @@ def _to_node(session: Session, to: ToNode, method: str, params: Raw | None, time
     if params is not None:
         request["params"] = params
     if to.wait > 0:
-        request["waitMs"] = min(int(to.wait * 1000), most)
+        request["waitMs"] = _milliseconds(to.wait, most)
     if not to.held:
         request["held"] = False
-    return request | {"timeoutMs": max(1, min(int(timeout * 1000), most))}
+    return request | {"timeoutMs": max(1, _milliseconds(timeout, most))}
+
+
+def _milliseconds(seconds: float, most: int) -> int:
+    return int(min(seconds * 1000, most))  # a time without end has no whole number
 
 
 def _notification(method: str, params: Raw | None) -> bytes:
