@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from msgspec import Raw
 
 from gateway.client.backoff import Backoff
+from gateway.client.connection import Connection
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost, failure
 from gateway.client.sending.encoding import encode
 from gateway.client.sending.outbox import Outgoing
@@ -58,8 +59,9 @@ def to_node(node: str | None, wait: float, held: bool) -> ToNode | None:
 class Caller:
     """Makes calls. ``usable`` waits for a connection, or raises `ConnectionLost` if there will be none."""
 
-    def __init__(self, usable: Callable[[], Awaitable[Session]]) -> None:
-        self._usable = usable
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._usable = connection.usable
 
     async def call(
         self,
@@ -91,10 +93,10 @@ class Caller:
                     try:
                         return await self._sent(message, ask)
                     except CallError as error:
-                        if not (retry and error.may_be_sent_again):
+                        if not (retry and error.may_be_sent_again) or self._connection.is_over:
                             raise
                         last, message = error, Outgoing()
-                    await asyncio.sleep(backoff.pause(last.retry_after or 0.0))
+                    await self._connection.over_within(backoff.pause(last.retry_after or 0.0))
         except TimeoutError:
             if last is not None and not message.left:
                 raise last from None  # it says more

@@ -55,7 +55,7 @@ class Client:
         self._token = token
         self._open_timeout = open_timeout
         self._connection = Connection(options, token, reconnect=reconnect, keep=keep, backoff=backoff, endpoint=self)
-        self._caller = Caller(self._connection.usable)
+        self._caller = Caller(self._connection)
         self._serving = Serving(max_calls)
         self._subscriptions = Subscriptions()
         self._run: asyncio.Task[None] | None = None

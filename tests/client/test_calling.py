@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from gateway import errors
-from gateway.client import Backoff, CallError, Client, Missed, ServedCall, connect
+from gateway.client import Backoff, CallError, Client, ConnectionLost, Missed, ServedCall, connect
 from gateway.client.calling import encode_params
 from tests.support.fleet import until
 from tests.support.patience import WAIT
@@ -416,3 +416,41 @@ async def test_what_a_node_says_of_the_outcome_is_not_believed(outcome: str) -> 
     async with scripted(script) as gateway, connect(gateway.url) as client:
         error = await failing(client, retry=True)
         assert (error.name, error.outcome) == ("overloaded", "unknown")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_nothing_is_sent_again_once_the_client_is_closed(refused: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        request = await peer.request()
+        if refused:
+            await peer.refuse(request, -32009, "overloaded", retryAfterMs=60_000, outcome="not_delivered")
+        await peer.stay()
+
+    async with scripted(script) as gateway:
+        client = connect(gateway.url, close_timeout=WAIT)
+        await client.__aenter__()
+        answered = client.start("x.y", timeout=120.0, retry=True)
+        await asyncio.sleep(0.05)
+        waiting = client.start("x.y", timeout=120.0, retry=True)
+        async with asyncio.timeout(WAIT):
+            await client.close()
+            for running in (answered, waiting):
+                with pytest.raises(ConnectionLost):
+                    await running
+
+
+async def test_nothing_is_sent_again_if_there_will_be_no_other_link() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome(maxInFlight=1)
+        await peer.request()
+        await peer.cut()
+
+    async with scripted(script) as gateway, connect(gateway.url, reconnect=False) as client:
+        first = client.start("x.y")
+        await asyncio.sleep(0)
+        async with asyncio.timeout(WAIT):
+            lost = await failing(client, timeout=120.0, retry=True)
+            assert (lost.name, lost.outcome) == ("connection_lost", "not_delivered")
+            with pytest.raises(ConnectionLost):
+                await first
