@@ -9,7 +9,7 @@ import asyncio
 import copy
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import Raw
@@ -57,7 +57,7 @@ def to_node(node: str | None, wait: float, held: bool) -> ToNode | None:
 
 
 class Caller:
-    """Makes calls. ``usable`` waits for a connection, or raises `ConnectionLost` if there will be none."""
+    """Makes calls over a connection, and over later ones as long as it is not over."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -200,7 +200,15 @@ async def restore(session: Session, steps: Iterable[Step], timeout: float) -> No
                 await asyncio.sleep(backoff.pause(error.retry_after or 0.0))
 
 
-async def ended(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
+def cancelled(tasks: Iterable[asyncio.Task[Any]], *, but: Container[object]) -> list[asyncio.Task[Any]]:
+    """Cancel the tasks, except for those in ``but``; return those that have yet to end."""
+    ending = [task for task in tasks if task not in but]
+    for task in ending:
+        task.cancel()
+    return ending
+
+
+async def ended(tasks: Collection[asyncio.Task[Any]], timeout: float) -> None:
     """Wait for the tasks up to ``timeout`` seconds, then cancel the rest."""
     if tasks:
         _, left = await asyncio.wait(tasks, timeout=timeout)
