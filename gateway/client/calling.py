@@ -9,12 +9,13 @@ import asyncio
 import copy
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import Raw
 
 from gateway.client.backoff import Backoff
+from gateway.client.connection import Connection
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionLost, failure
 from gateway.client.sending.encoding import encode
 from gateway.client.sending.outbox import Outgoing
@@ -56,10 +57,11 @@ def to_node(node: str | None, wait: float, held: bool) -> ToNode | None:
 
 
 class Caller:
-    """Makes calls. ``usable`` waits for a connection, or raises `ConnectionLost` if there will be none."""
+    """Makes calls over a connection, and over later ones as long as it is not over."""
 
-    def __init__(self, usable: Callable[[], Awaitable[Session]]) -> None:
-        self._usable = usable
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._usable = connection.usable
 
     async def call(
         self,
@@ -91,10 +93,10 @@ class Caller:
                     try:
                         return await self._sent(message, ask)
                     except CallError as error:
-                        if not (retry and error.may_be_sent_again):
+                        if not (retry and error.may_be_sent_again) or self._connection.is_over:
                             raise
                         last, message = error, Outgoing()
-                    await asyncio.sleep(backoff.pause(last.retry_after or 0.0))
+                    await self._connection.over_within(backoff.pause(last.retry_after or 0.0))
         except TimeoutError:
             if last is not None and not message.left:
                 raise last from None  # it says more
@@ -198,7 +200,15 @@ async def restore(session: Session, steps: Iterable[Step], timeout: float) -> No
                 await asyncio.sleep(backoff.pause(error.retry_after or 0.0))
 
 
-async def ended(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
+def cancelled(tasks: Iterable[asyncio.Task[Any]], *, but: Container[object]) -> list[asyncio.Task[Any]]:
+    """Cancel the tasks, except for those in ``but``; return those that have yet to end."""
+    ending = [task for task in tasks if task not in but]
+    for task in ending:
+        task.cancel()
+    return ending
+
+
+async def ended(tasks: Collection[asyncio.Task[Any]], timeout: float) -> None:
     """Wait for the tasks up to ``timeout`` seconds, then cancel the rest."""
     if tasks:
         _, left = await asyncio.wait(tasks, timeout=timeout)
@@ -251,10 +261,14 @@ def _to_node(session: Session, to: ToNode, method: str, params: Raw | None, time
     if params is not None:
         request["params"] = params
     if to.wait > 0:
-        request["waitMs"] = min(int(to.wait * 1000), most)
+        request["waitMs"] = _milliseconds(to.wait, most)
     if not to.held:
         request["held"] = False
-    return request | {"timeoutMs": max(1, min(int(timeout * 1000), most))}
+    return request | {"timeoutMs": max(1, _milliseconds(timeout, most))}
+
+
+def _milliseconds(seconds: float, most: int) -> int:
+    return int(min(seconds * 1000, most))  # a time without end has no whole number
 
 
 def _notification(method: str, params: Raw | None) -> bytes:

@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.client.address import DEFAULT_URL, address, credential, line, proxy_for, trust
 from gateway.client.backoff import Backoff
-from gateway.client.calling import Caller, Step, encode_params, ended, restore, timed_out, to_node
+from gateway.client.calling import Caller, Step, cancelled, encode_params, ended, restore, timed_out, to_node
 from gateway.client.connection import Connection, State, TokenSource
 from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost
 from gateway.client.link import Incoming, Options
@@ -55,13 +55,14 @@ class Client:
         self._token = token
         self._open_timeout = open_timeout
         self._connection = Connection(options, token, reconnect=reconnect, keep=keep, backoff=backoff, endpoint=self)
-        self._caller = Caller(self._connection.usable)
+        self._caller = Caller(self._connection)
         self._serving = Serving(max_calls)
         self._subscriptions = Subscriptions()
         self._run: asyncio.Task[None] | None = None
         self._session_tasks: set[asyncio.Task[Any]] = set()
         self._link_tasks: set[asyncio.Task[Any]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[Any] | None] = set()
         self.welcome: dict[str, Any] = {}
         """The params of the latest `gateway.welcome`; empty before the first."""
         self.principal: dict[str, Any] = {}
@@ -100,20 +101,23 @@ class Client:
     async def close(self) -> None:
         """Close the connection and release everything, within twice ``close_timeout``. Calling it again is harmless.
 
-        Calls that are not answered fail with `ConnectionLost`; methods that run are cancelled; subscriptions end.
+        Calls that are not answered fail with `ConnectionLost`; methods that run are cancelled; subscriptions end. A
+        method that is served may call this: it goes on, but its answer is not sent any more.
         """
         if self._run is None:
             return
-        ending = [*self._link_tasks, *self._session_tasks, *self._serving.cancel_all()]
-        for task in (*self._link_tasks, *self._session_tasks):
-            task.cancel()
+        self._closing.add(caller := asyncio.current_task())
+        ending = cancelled([*self._link_tasks, *self._session_tasks], but=self._closing)
+        ending += self._serving.cancel_all(but=self._closing)
         open_before = self._connection.session is not None and not self._connection.is_held
         try:
             await self._connection.leave()
         finally:
             if not open_before:
                 self._run.cancel()
-            await ended([self._run, *ending, *self._calls], self._options.close_timeout)
+            left = {self._run, *ending, *self._calls} - self._closing
+            await ended(left, self._options.close_timeout)
+            self._closing.discard(caller)
 
     @property
     def state(self) -> State:
@@ -357,15 +361,13 @@ class Client:
     def suspended(self) -> None:
         """Suspend the subscriptions, and cancel what only this link could use."""
         self._subscriptions.suspend()
-        for task in self._link_tasks:
-            task.cancel()
+        cancelled(self._link_tasks, but=self._closing)
 
     def lost(self) -> None:
         """Cancel what only this connection could use."""
         self.suspended()
-        self._serving.cancel_all()
-        for task in self._session_tasks:
-            task.cancel()
+        self._serving.cancel_all(but=self._closing)
+        cancelled(self._session_tasks, but=self._closing)
 
     def closed(self, error: ConnectionLost | None) -> None:
         """End the subscriptions, because there will be no further link."""

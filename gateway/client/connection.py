@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import inspect
 import itertools
@@ -129,11 +130,24 @@ class Connection:
         One that is held takes them: they leave by the next link, in their order.
         """
         while self.session is None or not self.session.usable:
-            if self._leaving or self.state is State.CLOSED:
+            if self.is_over:
                 raise ConnectionLost(self.end or CLOSED, NOT_DELIVERED)
             self._changed.clear()
             await self._changed.wait()
         return self.session
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there will be no connection any more."""
+        return self._leaving or self.state is State.CLOSED
+
+    async def over_within(self, delay: float) -> None:
+        """Wait ``delay`` seconds, but no longer than until it `is_over`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                while not self.is_over:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def states(self) -> AsyncIterator[State]:
         """Yield the state now, and then each new one; ends after CLOSED."""

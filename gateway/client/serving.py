@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -252,12 +252,16 @@ class Serving:
         elif (overrun := call.flows.put(push.value)) is not None:
             call.flows.inflow.end(overrun, drop=True)
 
-    def cancel_all(self) -> list[asyncio.Task[None]]:
-        """Cancel all calls, because the connection is lost; return their tasks, which have yet to end."""
+    def cancel_all(self, *, but: Container[object] = ()) -> list[asyncio.Task[None]]:
+        """Cancel all calls, because the connection is lost; return their tasks, which have yet to end.
+
+        The tasks in ``but`` go on.
+        """
         for task, call in self._running.items():
             call.withdraw(failure(CANCELLED, "the connection is lost", outcome=UNKNOWN))
-            task.cancel()
-        return list(self._running)
+            if task not in but:
+                task.cancel()
+        return [task for task in self._running if task not in but]
 
 
 async def _reply(method: Method, params: Any, call: ServedCall, fits: replies.Fits) -> bytes:

@@ -124,10 +124,10 @@ def _stream(given: argparse.Namespace, params: Raw | None) -> int:
             showing = asyncio.create_task(_show_all(stream, given))
             pushing = asyncio.create_task(_push_all(stream, descriptor))
             try:
-                await asyncio.wait({showing, pushing}, return_when=asyncio.FIRST_EXCEPTION)
+                await asyncio.wait({showing, pushing}, return_when=asyncio.FIRST_COMPLETED)
                 if pushing.done() and (wrong := pushing.exception()) is not None:
                     given.fail(f"--input: {wrong}")
-                showing.result()
+                await showing  # what is not pushed by now is for nothing
             finally:
                 showing.cancel()
                 pushing.cancel()

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.client import CallError, Client, ServedCall
+from gateway.client.address import line
 from gateway.rpc import jsonrpc
 from gateway.rpc.jsonrpc import UNDECODABLE
 from gateway.terminal import programs, remote
@@ -46,7 +47,9 @@ def add_to(commands: Any) -> None:
         " command gets what the caller pushes on standard input, a line each, after the parameters if there are any;"
         " each line that it prints is sent at once, and it runs until it ends or its caller has gone.",
     )
-    parser.add_argument("--name", metavar="NAME", help="the node's name; with a token, the name of that token")
+    parser.add_argument(
+        "--name", type=_name, metavar="NAME", help="the node's name; with a token, the name of that token"
+    )
     parser.add_argument(
         "served",
         nargs="+",
@@ -209,6 +212,14 @@ def _served(text: str) -> tuple[str, str, str]:
     if form not in _FORMS or bool(colon) != bool(form):
         raise argparse.ArgumentTypeError(f'"{named}": only :json may follow the name of a method')
     return method, form, command
+
+
+def _name(text: str) -> str:
+    """Type of an argument: a name in one line."""
+    try:
+        return line(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _jobs(text: str) -> int:

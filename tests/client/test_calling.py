@@ -1,6 +1,7 @@
 """Calls within their time: waiting, sending again what is safe, and what is known when the time is over."""
 
 import asyncio
+import math
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import aiohttp
 import pytest
 
 from gateway import errors
-from gateway.client import Backoff, CallError, Client, Missed, ServedCall, connect
+from gateway.client import Backoff, CallError, Client, ConnectionLost, Missed, ServedCall, connect
 from gateway.client.calling import encode_params
 from tests.support.fleet import until
 from tests.support.patience import WAIT
@@ -137,6 +138,32 @@ async def test_the_deadline_goes_to_the_node_and_stays_within_what_the_gateway_b
     assert 0 < first.pop("timeoutMs") <= 4000
     assert first == {"node": "pi", "method": "x.y", "params": {"a": 1}}
     assert second == {"node": "pi", "method": "x.y", "timeoutMs": 5000}
+
+
+@pytest.mark.parametrize("times", [{"timeout": math.inf}, {"timeout": 1e306}, {"timeout": 1.0, "wait": 1e306}])
+@pytest.mark.parametrize("queued", [False, True])
+async def test_times_without_end_are_the_longest_that_the_gateway_bears(times: dict[str, float], queued: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome(maxCallTimeoutMs=5000, maxInFlight=1)
+        if queued:
+            first = await peer.request()
+            await waiting.wait()
+            await peer.answer(first, "first")
+        request = await peer.request()
+        await peer.answer(request, request["params"])
+        await peer.stay()
+
+    waiting = asyncio.Event()
+    async with scripted(script) as gateway, connect(gateway.url) as client:
+        first = client.start("x.y") if queued else None
+        await asyncio.sleep(0)
+        running = client.start("x.y", node="pi", **times)  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        waiting.set()
+        async with asyncio.timeout(WAIT):
+            sent = await running
+            assert first is None or await first == "first"
+    assert sent["timeoutMs"] == 5000 if "wait" not in times else sent["waitMs"] == 5000
 
 
 async def test_a_batch_has_an_end_for_each() -> None:
@@ -389,3 +416,41 @@ async def test_what_a_node_says_of_the_outcome_is_not_believed(outcome: str) -> 
     async with scripted(script) as gateway, connect(gateway.url) as client:
         error = await failing(client, retry=True)
         assert (error.name, error.outcome) == ("overloaded", "unknown")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_nothing_is_sent_again_once_the_client_is_closed(refused: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        request = await peer.request()
+        if refused:
+            await peer.refuse(request, -32009, "overloaded", retryAfterMs=60_000, outcome="not_delivered")
+        await peer.stay()
+
+    async with scripted(script) as gateway:
+        client = connect(gateway.url, close_timeout=WAIT)
+        await client.__aenter__()
+        answered = client.start("x.y", timeout=120.0, retry=True)
+        await asyncio.sleep(0.05)
+        waiting = client.start("x.y", timeout=120.0, retry=True)
+        async with asyncio.timeout(WAIT):
+            await client.close()
+            for running in (answered, waiting):
+                with pytest.raises(ConnectionLost):
+                    await running
+
+
+async def test_nothing_is_sent_again_if_there_will_be_no_other_link() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome(maxInFlight=1)
+        await peer.request()
+        await peer.cut()
+
+    async with scripted(script) as gateway, connect(gateway.url, reconnect=False) as client:
+        first = client.start("x.y")
+        await asyncio.sleep(0)
+        async with asyncio.timeout(WAIT):
+            lost = await failing(client, timeout=120.0, retry=True)
+            assert (lost.name, lost.outcome) == ("connection_lost", "not_delivered")
+            with pytest.raises(ConnectionLost):
+                await first

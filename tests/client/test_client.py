@@ -170,6 +170,45 @@ async def test_a_gateway_that_does_not_answer_the_close_is_left() -> None:
         assert loop.time() - begun < SLACK
 
 
+async def test_a_method_that_is_served_may_close_the_client() -> None:
+    ended: list[str] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.answer(await peer.request(), {"name": "pi", "methods": ["x.other", "x.close"]})
+        for request_id, method in enumerate(("x.other", "x.close")):
+            await peer.ws.send_json({"jsonrpc": "2.0", "id": request_id, "method": method})
+        await peer.stay()
+
+    async with scripted(script) as gateway:
+        client = connect(gateway.url, close_timeout=WAIT)
+
+        @client.method("x.other")
+        async def other(params: Any, call: Any) -> None:
+            try:
+                await asyncio.sleep(WAIT)
+            finally:
+                ended.append("other")
+
+        @client.method("x.close")
+        async def close(params: Any, call: Any) -> None:
+            try:
+                await client.close()
+                await asyncio.sleep(0)
+            except BaseException as error:
+                ended.append(repr(error))
+                raise
+            ended.append("closed")
+
+        await client.__aenter__()
+        await client.serve("pi")
+        await until(lambda: len(ended) == 2, "it does not close")
+        await client.close()
+    assert ended == ["other", "closed"]
+    assert client.state is State.CLOSED
+    assert client.serving_calls == 0
+
+
 async def test_closing_while_it_waits_to_come_back() -> None:
     async with scripted(serve_nothing) as gateway:
         client = connect(gateway.url)

@@ -224,6 +224,32 @@ async def test_lines_are_pushed_and_answered_one_by_one(gateway: StartGateway, t
             assert await call.end(signal.SIGINT) == Ended(130, "one\ntwo\n", "")
 
 
+async def test_a_stream_that_is_answered_ends_even_if_its_input_does_not(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "head=head -n 1", "three=exit 3", "--shell"):
+        async with Command("call", "head", "--input", "-", "--raw", where=where, endless=True) as call:
+            assert isinstance(call.process, asyncio.subprocess.Process) and call.process.stdin is not None
+            call.process.stdin.write(b"one\n")
+            assert await call.end() == Ended(0, "one\n", "")
+        async with Command("call", "three", "--input", "-", where=where, endless=True) as call:
+            ended = await call.end()
+            assert (ended.status, ended.stdout) == (1, "")
+
+
+async def test_a_stream_of_a_method_that_is_not_utf8_is_wrong_usage(gateway: StartGateway) -> None:
+    ended = await run(await gateway(), "call", "a\udcff", "--stream")
+    assert (ended.status, ended.stdout) == (2, "")
+    assert "an argument is not UTF-8" in ended.stderr
+
+
+async def test_a_timeout_of_any_length_is_one(gateway: StartGateway) -> None:
+    where = await gateway()
+    async with serving(where, "cat=cat"):
+        for option in ("--timeout", "--wait"):
+            called = await run(where, "call", "cat", "[1]", "--node", "kitchen-pi", option, "1e306", "--raw")
+            assert called == Ended(0, "[1]\n", "")
+
+
 async def test_what_cannot_be_pushed_is_told(gateway: StartGateway, tmp_path: Path) -> None:
     where = await gateway()
     (tmp_path / "long").write_bytes(b"x" * 600_000)

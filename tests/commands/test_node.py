@@ -41,6 +41,14 @@ async def test_commands_are_methods(gateway: StartGateway) -> None:
     assert node.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\udcffb"])
+async def test_a_name_that_no_node_may_have_is_told_before_it_connects(name: str) -> None:
+    ended = await run(None, "node", "--name", name, "cat=cat", "--url", "ws://127.0.0.1:9/ws")
+    assert (ended.status, ended.stdout) == (2, "")
+    assert "argument --name: it " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 async def test_with_a_shell(gateway: StartGateway) -> None:
     where = await gateway()
     async with serving(where, "--shell", "sum=echo $((1 + 2)) | cat"):

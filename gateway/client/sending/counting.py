@@ -64,7 +64,7 @@ class Counting:
     # Whether there are numbers
 
     def begin(self) -> None:
-        """Number our messages from now on: the next thing that leaves is the request to keep the connection."""
+        """Number our messages from now on, because the request to keep the connection is leaving."""
         self.counts = True
 
     def established(self, kept: Kept) -> None:

@@ -74,7 +74,7 @@ class Inflow:
         self._due = 0
         self._taken = (0, 0)
         self._ended = False
-        self._reason: CallError | None = None
+        self._reason: Exception | None = None
 
     def __len__(self) -> int:
         """Return how many values wait to be read."""
@@ -102,7 +102,7 @@ class Inflow:
         self._news.set()
         return True
 
-    def end(self, reason: CallError | None, *, drop: bool = False) -> None:
+    def end(self, reason: Exception | None, *, drop: bool = False) -> None:
         """Take no more. What has come can still be read, unless it is to be dropped. Only the first call has an effect.
 
         Then the iteration stops, or raises the reason.
@@ -121,7 +121,7 @@ class Inflow:
         while not self._values:
             if self._ended:
                 if self._reason is not None:
-                    raise copy.copy(self._reason)
+                    raise copy.copy(self._reason) if isinstance(self._reason, CallError) else self._reason
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()

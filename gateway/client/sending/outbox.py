@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from gateway.client.endings import End
 from gateway.client.errors import NOT_DELIVERED, UNKNOWN, ConnectionLost, failure
@@ -31,6 +31,8 @@ class Outgoing:
 
     __slots__ = ("_ended", "counted", "data", "left", "posted")
 
+    begins_counting: ClassVar[bool] = False
+
     def __init__(self, data: bytes = b"", *, posted: bool = False, counted: bool = True) -> None:
         self.data = data
         self.posted = posted
@@ -49,6 +51,17 @@ class Outgoing:
         """Say what became of the message."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(error)
+
+
+class KeepRequest(Outgoing):
+    """The request to keep the connection: what leaves after it has a number, and what leaves before it has none."""
+
+    __slots__ = ()
+
+    begins_counting: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__(counted=False)
 
 
 class Outbox:
@@ -137,8 +150,11 @@ class Outbox:
                     message = next(iter(self._waiting))
                     self._take(message)
                     message.left = True
-                    if message.counted and self.counting.counts:
-                        self.counting.keep(message.data)
+                    if message.counted:
+                        if self.counting.counts:
+                            self.counting.keep(message.data)
+                    elif message.begins_counting:
+                        self.counting.begin()
                     await self._written(write, message.data, message)
                 else:
                     break

@@ -70,7 +70,7 @@ class Pending:
             return
         self.answer.set_result(value)
 
-    def fail(self, error: CallError) -> None:
+    def fail(self, error: Exception) -> None:
         """Set the answer to the error. Does nothing if there is an answer already."""
         if not self.answer.done():
             self.answer.set_exception(error)
@@ -128,6 +128,10 @@ class PendingTable:
             self._outbox.put(exchange.message)
         except CallError as error:
             exchange.fail(error)
+        except Exception as error:
+            # It is for the caller, even if this runs because another request has been answered.
+            for pending in exchange.requests.values():
+                pending.fail(error)
         else:
             for request_id, pending in exchange.requests.items():
                 self._sent[request_id] = pending, exchange.message

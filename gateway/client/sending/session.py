@@ -18,7 +18,7 @@ from gateway.client.errors import NOT_DELIVERED, CallError, ConnectionLost, fail
 from gateway.client.link import Frame, Link
 from gateway.client.sending.counting import ACK_WITHIN, Kept, is_counted
 from gateway.client.sending.flows import Grant
-from gateway.client.sending.outbox import Outbox, Outgoing
+from gateway.client.sending.outbox import KeepRequest, Outbox, Outgoing
 from gateway.client.sending.pending import Exchange, OnReply, Pending, PendingTable, Progress
 from gateway.client.sending.streams import Opening
 from gateway.errors import INVALID_REQUEST, METHOD_NOT_FOUND
@@ -240,7 +240,7 @@ class Session:
     # Kept
 
     def keep(self) -> None:
-        """Ask the gateway to keep the connection. What is sent after this has a number.
+        """Ask the gateway to keep the connection. What leaves after that request has a number.
 
         A gateway that does not keep connections refuses that, and all is as without it.
         """
@@ -248,9 +248,8 @@ class Session:
             return
         pending = Pending(self._kept)
         encode = partial(jsonrpc.request, request_id := self._id(), "connection.keep", Raw(b"{}"))
-        self.pending.send(Exchange({request_id: pending}, Outgoing(counted=False), encode))
+        self.pending.send(Exchange({request_id: pending}, KeepRequest(), encode))
         pending.answer.add_done_callback(self._not_kept)
-        self._counting.begin()
 
     def _kept(self, result: Any) -> None:
         """All that comes after the reply has a number. A loss is held from the acknowledgement on."""

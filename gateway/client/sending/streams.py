@@ -70,6 +70,10 @@ class Stream:
         except CallError as error:
             self._flows.end(error)
             raise
+        except Exception as error:  # what the caller has given is no JSON
+            self._flows.inflow.end(error)
+            self._flows.end(_cancelled())
+            raise
         except BaseException:
             self._flows.end(_cancelled(), drop=True)
             raise

@@ -141,6 +141,21 @@ async def test_what_is_too_large_fails_alone() -> None:
     assert list(small.requests) == [b"3"]
 
 
+async def test_what_cannot_be_encoded_fails_alone_even_if_that_comes_out_later() -> None:
+    desk = Desk(most=1)
+
+    def encode() -> bytes:
+        raise OverflowError("too much")
+
+    wrong = Exchange({b"2": Pending()}, Outgoing(), encode)
+    await desk.queued(desk.exchange(b"1"), wrong, desk.exchange(b"3"))
+    assert desk.answer(b"1")
+    with pytest.raises(OverflowError, match="too much"):
+        await asyncio.wait_for(wrong.requests[b"2"].answer, WAIT)
+    await desk.outbox.flush()
+    assert desk.sent == [b"1", b"3"]
+
+
 async def test_the_reply_is_seen_before_anything_else() -> None:
     seen: list[Any] = []
     pending = Pending(on_reply=seen.append)

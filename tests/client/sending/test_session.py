@@ -12,14 +12,24 @@ from gateway.client.errors import NOT_DELIVERED, UNKNOWN, CallError, ConnectionL
 from gateway.client.link import Options, open_link, open_session
 from gateway.client.sending.outbox import MAX_POSTED, Outgoing
 from gateway.client.sending.session import Session
+from tests.support.fleet import until
 from tests.support.patience import SLACK, WAIT
 from tests.support.scripted_gateway import Peer, ScriptedGateway, scripted
 
 
 async def opened(gateway: ScriptedGateway, http: aiohttp.ClientSession) -> Session:
     """A connection that is not kept."""
-    link = await open_link(http, None, Options(gateway.url, True, 30.0, 1.0, 0.5, 1 << 20))
-    return Session(link, itertools.count(1))
+    return Session(await open_link(http, None, options(gateway)), itertools.count(1))
+
+
+def options(gateway: ScriptedGateway) -> Options:
+    """How it connects."""
+    return Options(gateway.url, True, 30.0, 1.0, 0.5, 1 << 20)
+
+
+def notification(method: str) -> bytes:
+    """A message that has a number once the connection is kept."""
+    return b'{"jsonrpc":"2.0","method":"%b"}' % method.encode()
 
 
 async def test_the_limits_are_those_of_the_welcome() -> None:
@@ -68,6 +78,45 @@ async def test_what_the_gateway_would_not_take_is_not_sent() -> None:
             assert (failed.value.name, failed.value.outcome) == ("invalid_request", NOT_DELIVERED)
         assert len(session.pending) == 0
         await session.close()
+
+
+async def test_what_was_to_leave_before_the_request_to_keep_has_no_number() -> None:
+    """The gateway counts from that request on: with a number it would be sent again after each loss."""
+    again: list[str] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        assert (await peer.message())["method"] == "before"
+        asked = await peer.message()
+        assert (await peer.message())["method"] == "after"
+        await peer.answer(asked, {"session": "the secret", "holdMs": 30_000, "maxBytes": 1000})
+        await peer.cut()
+
+    async def second(peer: Peer) -> None:
+        await peer.resume(received=0)
+        while "last" not in again:
+            again.append((await peer.message())["method"])
+        await peer.stay()
+
+    async with scripted(first, second) as gateway, open_session() as http:
+        session = await opened(gateway, http)
+        assert session.link is not None
+        link = session.link
+        session.post(notification("before"))
+        session.keep()
+        session.post(notification("after"))
+        while (frame := await link.receive()) is not None:
+            session.heard(frame)
+            for message in frame.messages:
+                session.pending.answered(bytes(message.id), message.result, message.error)
+        assert session.outlives(link.end)
+        session.detach(link.end)
+        await link.close()
+        assert await session.resume(await open_link(http, None, options(gateway))) == ([], None)
+        session.post(notification("last"))
+        await until(lambda: "last" in again, "it does not go on")
+        await session.close()
+    assert again == ["after", "last"]
 
 
 async def test_one_who_does_not_read_is_given_up_and_the_close_has_its_deadline() -> None:

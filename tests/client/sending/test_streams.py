@@ -13,7 +13,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.fleet import until
 from tests.support.patience import WAIT
 from tests.support.process import GatewayProcess, StartGateway
-from tests.support.scripted_gateway import Peer, scripted
+from tests.support.scripted_gateway import Peer, scripted, serve_nothing
 
 pytestmark = pytest.mark.apart
 
@@ -446,3 +446,18 @@ async def test_a_stream_that_is_not_sent_in_time_is_told_so_and_one_that_was_goe
 async def test_what_a_stream_cannot_have(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"credit|nbytes|wait"):
         connect("ws://127.0.0.1:1/ws").stream("x.y", **options)
+
+
+async def test_a_stream_of_what_cannot_be_sent_says_so_to_its_reader() -> None:
+    async with (
+        scripted(serve_nothing) as gateway,
+        connect(gateway.url) as client,
+        client.stream("a\udcff") as stream,
+    ):
+        with pytest.raises(UnicodeEncodeError):
+            async for _ in stream:
+                pass
+        with pytest.raises(UnicodeEncodeError):
+            await stream.result()
+        with pytest.raises(CallError):
+            await stream.send(1)
