@@ -139,7 +139,7 @@ class Gateway:
         self.documents: Final = Documents(self.dispatcher, self.nodes, config.limits.max_outbox_bytes // 4)
         self.text: Callable[[Connection, Payload], None]  # on the hot path: no call in between
         self.dispatcher.attach(self)
-        self.sessions: Final = parts.sessions(config, self.held)
+        self.sessions: Final = parts.sessions(config, self.held, self.dispatcher.behind)
         self.admission.places.held = self.sessions
         own = self._own(config, status)
         self._welcome = own.welcome

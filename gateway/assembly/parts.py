@@ -61,11 +61,12 @@ def dispatcher(config: Config, status: Status, router: Router, delivery: Deliver
     )
 
 
-def sessions(config: Config, held: Callable[[Connection], None]) -> Sessions:
-    """Return what keeps connections that have lost their link. ``held`` is told of each."""
+def sessions(config: Config, held: Callable[[Connection], None], behind: Callable[[Connection], int]) -> Sessions:
+    """Return what keeps connections that have lost their link. ``held`` is told of each. For ``behind`` see there."""
     limits = config.limits
     most = limits.max_held_bytes or 2 * limits.max_outbox_bytes
-    return Sessions(hold_timeout=config.server.hold_timeout, max_held=limits.max_held, max_bytes=most, held=held)
+    hold, most_held = config.server.hold_timeout, limits.max_held
+    return Sessions(hold_timeout=hold, max_held=most_held, max_bytes=most, held=held, behind=behind)
 
 
 def stream(config: Config) -> MemoryStream:

@@ -98,7 +98,9 @@ class Session:
     """The numbers of one connection, and what is kept for its peer. Every call is plain.
 
     ``digest`` is that of the secret, ``hold`` the seconds for which the connection is held, and ``max_bytes`` what may
-    be kept. It is charged to ``account``. ``overrun`` is called if a message is lost that has not been written yet.
+    be kept. It is charged to ``account``. ``behind`` is how many messages the link has counted already that have a
+    number, because they came behind the request. ``overrun`` is called if a message is lost that has not been written
+    yet.
 
     ``told`` is the number of the peer's message that was acknowledged last, ``acked`` that of our own which the peer
     has acknowledged last. ``attempt`` is the greatest that a resume had. While it is
@@ -139,6 +141,7 @@ class Session:
         account: Account,
         *,
         hold: float,
+        behind: int = 0,
         max_bytes: int,
         overrun: Callable[[Session], object],
     ) -> None:
@@ -160,7 +163,7 @@ class Session:
         """The link, if its state is such that short messages are just corked, if others are: nothing waits there."""
         self._grain = 0
         self.acked = self._rewritten = 0
-        self._skipped = link.messages_in
+        self._skipped = link.messages_in - behind
         """How many of the link's messages have no number, less those that came by the links before."""
         self.clocked = False
         self.owes = False

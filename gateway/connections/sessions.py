@@ -42,7 +42,8 @@ class Sessions:
     """All sessions. ``hold_timeout`` is in seconds, ``max_bytes`` is what may be kept for one connection.
 
     At most ``max_held`` connections are held; the one that is held longest goes first. ``held`` is called with each
-    connection whose link is lost. ``resumes`` counts how attempts to come back have ended.
+    connection whose link is lost. ``behind`` returns how many of a connection's messages its link has counted that are
+    not handled yet. ``resumes`` counts how attempts to come back have ended.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Sessions:
         max_held: int,
         max_bytes: int,
         held: Callable[[Connection], None],
+        behind: Callable[[Connection], int],
     ) -> None:
         self.hold_timeout: Final = hold_timeout
         self.resumes: Final = Counter(dict.fromkeys(("resumed", "unknown", "ended", "conflict", "invalid"), 0))
         self._max_held = max_held
         self._max_bytes = max_bytes
         self._tell_held = held
+        self._behind = behind
         self._kept: dict[bytes, Connection] = {}
         self._held: OrderedDict[Connection, None] = OrderedDict()
         self._held_of: Counter[str] = Counter()
@@ -96,11 +99,14 @@ class Sessions:
             connection.link,
             connection.account,
             hold=hold,
+            behind=self._behind(connection),
             max_bytes=self._max_bytes,
             overrun=self._tell_overrun,
         )
         self._kept[session.digest] = connection
         connection.keep(session, self)
+        if session.received:  # with the link's next read it might be too late
+            self.after_read(connection)
 
     def _overrun(self, session: Session) -> None:
         """End a connection soon for which more was kept than may be, before it was written."""

@@ -112,6 +112,11 @@ class Deferred:
         self.late[peer].held += octets
         return True
 
+    def behind(self, peer: Peer) -> int:
+        """Return how many messages of a peer have come behind one that waits, and are not handled yet."""
+        late = self.late.get(peer)
+        return 0 if late is None else len(late.texts)
+
     def defer(self, peer: Peer, work: Callable[[], None], batch: Batch | None = None) -> None:
         """Let the rest of the message that is being handled be done in a turn. ``batch`` is the one that it is of."""
         late = self.late.get(peer)

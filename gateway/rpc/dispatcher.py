@@ -82,6 +82,7 @@ class Dispatcher:
         self._clock = clock
         self._deferred = Deferred(self.dispatch, clock, spent, busy, failed=self._failed, overtakes=self._overtakes)
         self.attach: Final = self._deferred.attach
+        self.behind: Final = self._deferred.behind
         self._methods: dict[str, Method] = {}
         self._in_turn: Message | None = None  # no parameter of _handle(): a keyword-only one would slow every call down
         self._sweep: Sweep[Running] = Sweep(_late)

@@ -47,6 +47,20 @@ async def one_of(kept: Kept) -> Message:
 # Keep
 
 
+async def test_what_came_behind_a_keep_that_had_to_wait_has_a_number(client: Client) -> None:
+    kept = Kept(client)
+    await kept.link()
+    large = {"jsonrpc": "2.0", "id": 1, "method": "gateway.ping", "params": {"x": "x" * 270_000}}
+    await kept.ws.send_json([large])  # has an event-loop iteration of its own
+    await kept.ws.send_json({"jsonrpc": "2.0", "id": 2, "method": "connection.keep", "params": {}})
+    await kept.ws.send_json({"jsonrpc": "2.0", "id": 3, "method": "gateway.ping", "params": {}})
+    for _ in range(3):
+        await kept.ws.receive_json(timeout=WAIT)
+    session = kept.connection.session
+    assert session is not None and session.received == 1
+    assert session.clocked, "it is acknowledged in time"
+
+
 async def test_keep_tells_a_secret_and_the_bounds(client: Client) -> None:
     kept = Kept(client)
     await kept.link()

@@ -233,7 +233,7 @@ async def test_a_page_of_very_many_looks_at_each_a_few_times(limit: int) -> None
     for number in range(MANY):
         connection = Connection(f"127.0.0.1:{number}", Script(), regime)
         registry[Compared(connection.conn_id)] = connection
-    sessions = Sessions(hold_timeout=30.0, max_held=1, max_bytes=1, held=lambda connection: None)
+    sessions = Sessions(hold_timeout=30.0, max_held=1, max_bytes=1, held=lambda connection: None, behind=lambda _: 0)
     listing = ConnectionMethods(registry, sessions)
     found: list[str] = []
     after: str | None = ""
