@@ -74,15 +74,26 @@ async def test_it_may_do_nothing_else_unless_a_held_one_goes_for_it(
     await pair[0].back()
 
 
-async def test_one_that_says_nothing_has_the_time_of_a_handshake(
-    aiohttp_client: AiohttpClient, tokens: TokensFile
-) -> None:
+async def one_held_and_a_guest(aiohttp_client: AiohttpClient, tokens: TokensFile, timeout: float) -> tuple[Kept, Kept]:
+    """A connection that is held, and a guest of its principal, which has so many seconds."""
     limits = {"max_connections_per_principal": 1}
-    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": 2.0})
+    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": timeout})
     kept = await Kept.open(client, tokens.of(PI))
     await kept.cut()
     guest = Kept(client, tokens.of(PI))
     await guest.link()
+    return kept, guest
+
+
+def stand_still(seconds: float) -> None:
+    """Block the gateway, which is in this process."""
+    time.sleep(seconds)
+
+
+async def test_one_that_says_nothing_has_the_time_of_a_handshake(
+    aiohttp_client: AiohttpClient, tokens: TokensFile
+) -> None:
+    kept, guest = await one_held_and_a_guest(aiohttp_client, tokens, 2.0)
     await guest.ws.receive()
     assert guest.ws.close_code == 4001
     await kept.back()
@@ -91,13 +102,8 @@ async def test_one_that_says_nothing_has_the_time_of_a_handshake(
 async def test_a_gateway_that_stood_still_ends_no_guest_for_that(
     aiohttp_client: AiohttpClient, tokens: TokensFile
 ) -> None:
-    limits = {"max_connections_per_principal": 1}
-    client = await gateway_for(aiohttp_client, auth=tokens.auth, limits=limits, server={"handshake_timeout": 1.0})
-    kept = await Kept.open(client, tokens.of(PI))
-    await kept.cut()
-    guest = Kept(client, tokens.of(PI))
-    await guest.link()
-    time.sleep(1.5)  # noqa: ASYNC251 — blocks the gateway, whose loop this is
+    kept, guest = await one_held_and_a_guest(aiohttp_client, tokens, 1.0)
+    stand_still(1.5)
     assert code_of(await guest.raw("gateway.ping", {"n": 1})) == -32009
     await kept.back()
 

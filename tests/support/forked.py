@@ -5,6 +5,7 @@ A process that begins anew for each of them would import the gateway each time, 
 """
 
 import asyncio
+import importlib
 import json
 import os
 import signal
@@ -62,11 +63,9 @@ async def run_all(
 
 
 def _main(folder: str, given: str) -> None:
-    import gateway.app  # noqa: PLC0415 - here, and in no test
-    import gateway.cli  # noqa: PLC0415
-    import gateway.server  # noqa: F401, PLC0415
-    from gateway import __main__  # noqa: PLC0415
-
+    for module in ("app", "cli", "server"):  # here, and in no test
+        importlib.import_module(f"gateway.{module}")
+    program = importlib.import_module("gateway.__main__")
     commands, broken = json.loads(given)
     children = []
     for index, arguments in enumerate(commands):
@@ -76,7 +75,7 @@ def _main(folder: str, given: str) -> None:
             for number in (1, 2):
                 _redirect(number, f"{folder}/{index}.{number}", broken.get(str(number)))
             sys.argv = ["gateway", *arguments]
-            sys.exit(__main__.main())
+            sys.exit(program.main())
         children.append(child)
     if os.read(0, 1):
         for child in children:
