@@ -23,6 +23,7 @@ from gateway.systemd import Notifier, Watchdog, listen_fds, watchdog_interval
 from tests.support.patience import START
 from tests.support.peers import RawPeer, Target
 from tests.support.process import ROOT, EventLoopName, StartGateway, clean_environment, free_port, to_toml
+from tests.support.units import analyze
 
 UNITS = ROOT / "systemd"
 SERVICE, SOCKET = UNITS / "gateway.service", UNITS / "gateway.socket"
@@ -526,18 +527,6 @@ def test_malformed_variables_are_refused_and_removed(environ: dict[str, str], re
 
 
 # Units
-
-
-def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["systemd-analyze", "--no-pager", *map(str, arguments)],
-        env=os.environ | {"LC_ALL": "C.UTF-8"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=START,
-        check=False,
-    )
 
 
 def settings(unit: Path) -> dict[str, list[str]]:
